@@ -1,0 +1,3808 @@
+#!/usr/bin/env python3
+"""Run a custom-runtime bootstrap of Alibaba FC, Tencent SCF or Huawei FunctionGraph.
+
+This file is the platform's side of the three protocols: it starts the program that a
+user brings along (the bootstrap), hands it events, and tells what became of each.
+
+    python3 emulator.py scf ./my-function --event '{"key": "value"}'
+    python3 emulator.py fg ./my-function --serve 8080      # then POST /-/invoke
+    python3 emulator.py fc ./my-function --event @event.json -- python3 server.py
+
+It is a library as well; a unit test can start a platform:
+
+    with Platform("scf", code="examples/bash/scf", timeout_s=3) as platform:
+        outcome = platform.invoke(b'{"key": "value"}')
+        assert outcome.kind == "ok" and not outcome.violations
+
+What the protocols demand stands in SPEC.md; a comment such as [scf.next.blocks] names
+the rule that its line obeys. Read the tables first, then the two session classes: they
+hold the rules and touch no socket, thread or clock. What follows is plumbing.
+
+It does not isolate the bootstrap, bill, or imitate consoles and accounts. Standard
+library only, CPython 3.8 or later, Linux (macOS without memory figures).
+"""
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import collections
+import datetime
+import errno
+import heapq
+import http
+import json
+import math
+import os
+import re
+import select
+import selectors
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+import zipfile
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple,
+                    Optional, Sequence, TextIO, Tuple, Union)
+
+__version__ = "0.1.0"
+SPEC_VERSION = "0.1"  # of SPEC.md; `__spec__` itself belongs to the import system
+__all__ = ["Function", "HttpRequest", "Outcome", "Platform", "Violation"]
+
+Pairs = Tuple[Tuple[str, str], ...]
+
+
+# ---- model ----
+
+class Violation(NamedTuple):
+    """A rule of SPEC.md that the bootstrap broke, and what was seen."""
+
+    rule: str
+    seen: str
+
+
+class Outcome(NamedTuple):
+    """What became of one invocation.
+
+    `kind` is one of KINDS. `body` is what the cloud shows its caller: the result, or
+    the vendor's error document. `message` says the same to a person. `status` and
+    `headers` are those of the vendor's answer. `log` is the last 4 KB of output.
+    """
+
+    kind: str
+    body: bytes
+    request_id: str
+    duration_ms: float
+    violations: Tuple[Violation, ...] = ()
+    message: str = ""
+    status: int = 200
+    headers: Pairs = ()
+    log: bytes = b""
+
+
+class HttpRequest(NamedTuple):
+    """A caller's request to an HTTP function (fc). `target` is path and query."""
+
+    method: str
+    target: str
+    headers: Pairs = ()
+
+
+class StartError(Exception):
+    """The bootstrap cannot be started. `reason` is a key of START_ERRORS."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BadMessage(Exception):
+    """The peer sent something that is not HTTP as SPEC.md allows it."""
+
+    def __init__(self, rule: str, seen: str, status: int = 400) -> None:
+        super().__init__("%s: %s" % (rule, seen))
+        self.violation = Violation(rule, seen)
+        self.status = status
+
+
+class BodyTooLarge(Exception):
+    """The announced or received body exceeds the limit; `size` bytes or more."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__("%d bytes exceed the limit of %d" % (size, limit))
+        self.size = size
+        self.limit = limit
+
+
+# ---- tables: protocols ----
+
+MIB = 1048576  # [any.size.unit]
+
+PROTOCOLS = ("fc", "scf", "fg")
+LONG_NAMES = {"functiongraph": "fg"}
+
+KINDS = ("ok", "function-error", "timeout", "not-fetched", "init-timeout", "init-error",
+         "start-error", "exit", "bad-response", "response-too-large",
+         "request-too-large", "out-of-memory", "throttled", "cancelled")
+
+# (method, path) -> call; a path that ends in "/" is followed by the request id.
+ENDPOINTS: Dict[str, Dict[Tuple[str, str], str]] = {
+    "scf": {
+        ("POST", "/runtime/init/ready"): "ready",
+        ("GET", "/runtime/invocation/next"): "next",
+        ("POST", "/runtime/invocation/response"): "response",
+        ("POST", "/runtime/invocation/error"): "error",
+    },
+    "fg": {
+        ("GET", "/v1/runtime/invocation/request"): "request",
+        ("POST", "/v1/runtime/invocation/response/"): "response",
+        ("POST", "/v1/runtime/invocation/error/"): "error",
+    },
+    "fc": {  # here the platform asks and the bootstrap answers
+        ("POST", "/invoke"): "invoke",
+        ("POST", "/initialize"): "initialize",
+        ("GET", "/pre-freeze"): "pre-freeze",
+        ("GET", "/pre-stop"): "pre-stop",
+    },
+}
+
+
+class Row(NamedTuple):
+    """One line of a states table: what is done, the next state, the rule."""
+
+    action: str
+    state: str
+    rule: str
+
+
+States = Dict[Tuple[str, str], Row]
+
+
+def _rows(text: str) -> States:
+    """Read lines `state call|call action next-state rule` into a states table."""
+    table: States = {}
+    for line in text.strip().splitlines():
+        state, calls, action, after, rule = line.split()
+        for call in calls.split("|"):
+            table[state, call] = Row(action, after, rule)
+    return table
+
+
+STATES: Dict[str, States] = {
+    "scf": _rows("""
+        starting ready                   accept   idle     scf.ready.first
+        starting next                    hold     starting scf.next.before-ready
+        starting response|error|oversize ignore   starting scf.result.unfetched
+        idle     ready                   accept   idle     scf.ready.repeat
+        idle     next                    hold     idle     scf.next.blocks
+        idle     response|error|oversize ignore   idle     scf.result.locked
+        idle     issue                   accept   issued   scf.event.issue
+        issued   ready                   accept   issued   scf.ready.repeat
+        issued   next                    deliver  running  scf.next.event
+        issued   response|error|oversize ignore   issued   scf.result.unfetched
+        running  ready                   accept   running  scf.ready.repeat
+        running  next                    deliver  running  scf.next.same-event
+        running  response                finish   idle     scf.response.result
+        running  error                   fail     idle     scf.error.result
+        running  oversize                overflow idle     scf.result.size
+        stopping ready                   accept   stopping scf.ready.repeat
+        stopping next                    hold     stopping scf.next.stopping
+        stopping response|error|oversize ignore   stopping scf.result.locked
+        """),
+    "fg": _rows("""
+        starting request                       hold     idle     fg.request.first
+        starting response|error|oversize|stray refuse   starting fg.result.unknown-id
+        idle     request                       hold     idle     fg.request.blocks
+        idle     response|error|oversize|stray refuse   idle     fg.result.unknown-id
+        idle     issue                         accept   issued   fg.event.issue
+        issued   request                       deliver  running  fg.request.event
+        issued   response|error|oversize|stray refuse   issued   fg.result.unknown-id
+        running  request                       hold     running  fg.request.outstanding
+        running  response                      finish   idle     fg.response.result
+        running  error                         fail     idle     fg.error.result
+        running  oversize                      overflow idle     fg.result.size
+        running  stray                         refuse   running  fg.result.unknown-id
+        stopping request                       hold     stopping fg.request.stopping
+        stopping response|error|oversize|stray refuse   stopping fg.result.unknown-id
+        """),
+    "fc": _rows("""
+        starting     connect     initialize initializing fc.start.probe
+        initializing initialized ready      idle         fc.initialize.once
+        initializing refused     discard    stopping     fc.initialize.failed
+        idle         invoke      send       busy         fc.invoke.send
+        busy         invoke      send       busy         fc.concurrency.limit
+        busy         settled     settle     idle         fc.invoke.answer
+        idle         quiet       freeze     frozen       fc.freeze.idle
+        frozen       invoke      thaw       busy         fc.freeze.thaw
+        idle         stop        pre-stop   stopping     fc.stop.order
+        frozen       stop        pre-stop   stopping     fc.stop.order
+        busy         stop        pre-stop   stopping     fc.stop.drain
+        starting     stop        discard    stopping     fc.stop.order
+        initializing stop        discard    stopping     fc.stop.order
+        """),
+}
+
+# What a parked poll gets when an event is issued: scf answers every poll inside an
+# invocation with the same event [scf.next.same-event], fg only one [fg.request.one].
+POLLS_SHARE_EVENT = {"scf": True, "fg": False}
+
+# (state) -> outcome when the clock of that state runs out, or when the process ends.
+ON_TIME = {"starting": "init-timeout", "initializing": "init-timeout",
+           "issued": "not-fetched", "running": "timeout", "busy": "timeout"}
+ON_EXIT = {"starting": "init-error", "initializing": "init-error",
+           "issued": "exit", "running": "exit", "busy": "exit"}
+
+
+class Field(NamedTuple):
+    """A header field or environment variable; `optional` = left out when empty."""
+
+    name: str
+    value: str
+    optional: bool = False
+
+
+def _fields(*rows: str) -> Tuple[Field, ...]:
+    """Read `Name value` rows; a name that begins with `?` is optional."""
+    split = (row.partition(" ") for row in rows)
+    return tuple(Field(name.lstrip("?"), value, name[0] == "?")
+                 for name, _, value in split)
+
+
+# Fields that accompany an event. Values name entries of Function.facts() and of the
+# invocation.
+HEADERS: Dict[str, Tuple[Field, ...]] = {
+    "scf": _fields(  # [scf.next.headers]
+        "Request_Id {request_id}",
+        "Memory_Limit_In_Mb {memory_mb}",
+        "Time_Limit_In_Ms {timeout_ms}"),
+    "fg": _fields(  # [fg.request.headers] [fg.request.credentials]
+        "X-Cff-Request-Id {request_id}",
+        "X-CFF-Invoke-Type sync",
+        "?X-CFF-Access-Key {access_key_id}",
+        "?X-CFF-Secret-Key {access_key_secret}",
+        "?X-CFF-Security-Token {security_token}",
+        "?X-CFF-Auth-Token {auth_token}"),
+    "fc": _fields(  # [fc.headers.common] [fc.headers.empty]
+        "X-Fc-Request-Id {request_id}",
+        "X-Fc-Control-Path {control_path}",
+        "X-Fc-Base-Path {base_path}",
+        "X-Fc-Function-Name {name}",
+        "X-Fc-Function-Handler {handler}",
+        "X-Fc-Function-Memory {memory_mb}",
+        "X-Fc-Function-Timeout {timeout_whole_s}",
+        "X-Fc-Region {region}",
+        "X-Fc-Account-Id {account_id}",
+        "X-Fc-Qualifier {version}",
+        "X-Fc-Version-Id ",
+        "X-Fc-Service-Name ",
+        "X-Fc-Service-Logproject ",
+        "X-Fc-Service-Logstore ",
+        "X-Fc-Access-Key-Id {access_key_id}",
+        "X-Fc-Access-Key-Secret {access_key_secret}",
+        "X-Fc-Security-Token {security_token}",
+        "X-Fc-Client-Ip ",
+        "X-Fc-Retry-Count 0"),
+}
+
+ENVIRONMENT: Dict[str, Tuple[Field, ...]] = {
+    "scf": _fields(  # [scf.env.api] [scf.env.handler] [scf.env.documented]
+        "SCF_RUNTIME_API {api_host}",
+        "SCF_RUNTIME_API_PORT {api_port}",
+        "_HANDLER {handler}",
+        "USER_CODE_ROOT {code_root}/",
+        "SCF_RUNTIME CustomRuntime",
+        "SCF_FUNCTIONNAME {name}",
+        "SCF_FUNCTIONVERSION {version}",
+        "SCF_NAMESPACE default",
+        "TENCENTCLOUD_RUNENV SCF",
+        "TENCENTCLOUD_REGION {region}",
+        "TENCENTCLOUD_APPID {account_id}",
+        "TENCENTCLOUD_UIN {account_id}",
+        "TENCENTCLOUD_TZ UTC",
+        "?TENCENTCLOUD_SECRETID {access_key_id}",
+        "?TENCENTCLOUD_SECRETKEY {access_key_secret}",
+        "?TENCENTCLOUD_SESSIONTOKEN {security_token}"),
+    "fg": _fields(  # [fg.env.table]
+        "RUNTIME_API_ADDR {api_host}:{api_port}",
+        "RUNTIME_PROJECT_ID {project_id}",
+        "RUNTIME_FUNC_NAME {name}",
+        "RUNTIME_FUNC_VERSION {version}",
+        "RUNTIME_PACKAGE {package}",
+        "RUNTIME_HANDLER {handler}",
+        "RUNTIME_TIMEOUT {timeout_whole_s}",
+        "RUNTIME_USERDATA {user_data}",
+        "RUNTIME_CPU {cpu}",
+        "RUNTIME_MEMORY {memory_mb}",
+        "RUNTIME_CODE_ROOT {code_root}",
+        "RUNTIME_MAX_RESP_BODY_SIZE {result_bytes}"),
+    "fc": _fields(  # [fc.env.table] [fc.env.port]
+        "FC_SERVER_PORT {port}",
+        "FC_CUSTOM_LISTEN_PORT {port}",
+        "FC_FUNC_CODE_PATH {code_root}",
+        "FC_FUNCTION_NAME {name}",
+        "FC_FUNCTION_HANDLER {handler}",
+        "FC_FUNCTION_MEMORY_SIZE {memory_mb}",
+        "FC_FUNCTION_VERSION {version}",
+        "FC_INSTANCE_ID {instance_id}",
+        "FC_REGION {region}",
+        "FC_ACCOUNT_ID {account_id}",
+        "?ALIBABA_CLOUD_ACCESS_KEY_ID {access_key_id}",
+        "?ALIBABA_CLOUD_ACCESS_KEY_SECRET {access_key_secret}",
+        "?ALIBABA_CLOUD_SECURITY_TOKEN {security_token}"),
+}
+
+# The only variables that a bootstrap inherits [any.env.inherited], and their values
+# where the emulator's own environment has none.
+INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+
+# [scf.env.handler-default]; for the others chosen
+DEFAULT_HANDLER = {"scf": "index.main_handler", "fg": "index.handler",
+                   "fc": "index.handler"}
+
+# Names that a user may not set [any.env.reserved].
+RESERVED_ENV = {"scf": ("SCF_", "QCLOUD_", "TENCENTCLOUD_", "_HANDLER"),
+                "fg": ("RUNTIME_",), "fc": ("FC_",)}
+
+
+class Limit(NamedTuple):
+    """A setting: its default, the option that sets it; 0 < value unless `zero`."""
+
+    default: float
+    option: str
+    zero: bool = False
+
+
+_COMMON_LIMITS = {
+    "max_instances": Limit(8, "--max-instances", True),  # 0: disabled
+    "concurrency": Limit(1, ""),
+    "queue": Limit(1000, "--queue", True),
+    "queue_timeout_s": Limit(60, "--queue-timeout"),
+    "idle_s": Limit(60, "--idle"),
+    "grace_s": Limit(2, "--grace", True),
+}
+LIMITS: Dict[str, Dict[str, Limit]] = {
+    "scf": dict(_COMMON_LIMITS,
+                timeout_s=Limit(3, "--timeout"),
+                init_timeout_s=Limit(65, "--init-timeout"),
+                memory_mb=Limit(128, "--memory"),
+                event_bytes=Limit(6 * MIB, "--max-event"),
+                result_bytes=Limit(6 * MIB, "--max-result")),
+    "fg": dict(_COMMON_LIMITS,
+               timeout_s=Limit(3, "--timeout"),
+               init_timeout_s=Limit(0, "--init-timeout", True),  # 0: timeout_s
+               memory_mb=Limit(128, "--memory"),
+               event_bytes=Limit(6 * MIB, "--max-event"),
+               result_bytes=Limit(6 * MIB, "--max-result")),
+    "fc": dict(_COMMON_LIMITS,
+               concurrency=Limit(1, "--concurrency"),
+               timeout_s=Limit(60, "--timeout"),
+               start_timeout_s=Limit(120, "--start-timeout"),
+               initializer_timeout_s=Limit(3, "--init-timeout"),
+               pre_freeze_timeout_s=Limit(3, "--pre-freeze-timeout"),
+               pre_stop_timeout_s=Limit(3, "--pre-stop-timeout"),
+               memory_mb=Limit(512, "--memory"),
+               event_bytes=Limit(32 * MIB, "--max-event"),
+               result_bytes=Limit(32 * MIB, "--max-result")),
+}
+
+# Limits of every server of ours [any.limits.head]
+HEAD_BYTES = 65536
+HEAD_FIELDS = 100
+HEAD_TIMEOUT_S = 10.0
+SILENCE_S = 30.0         # within a body, either way
+KEEP_ALIVE_S = 75.0      # a caller's connection that asks nothing
+MAX_CONNECTIONS = 2048   # per listener; each costs a thread
+CHUNK_BYTES = 262144     # of a body passed on
+SKIP_BYTES = 64 * MIB    # of an oversized body read, to get an answer through
+FC_HEAD_BYTES = 8192     # names and values, either way [fc.limits.headers]
+FC_TARGET_BYTES = 4096   # [fc.limits.path]
+LOG_TAIL_BYTES = 4096    # [any.log.tail]
+MAX_ENV_BYTES = 4096     # [any.env.size]
+ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
+ZIP_ENTRIES = 50000
+
+
+# ---- tables: what callers see ----
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class Facts(Dict[str, str]):
+    """Values for the templates of the tables."""
+
+
+# kind -> (errorCode, errorMessage, statusCode) [scf.outcome.document]
+SCF_ERRORS: Dict[str, Tuple[int, str, int]] = {
+    "function-error": (1, "user code exception caught", 430),
+    "timeout": (-1, "Invoking task timed out after {timeout} seconds", 433),
+    "not-fetched": (-1, "Waiting for event timed out after {timeout} seconds", 433),
+    "init-timeout": (-1, "Initializing task timed out after {init_timeout} seconds",
+                     450),
+    "init-error": (-1, "User process exit when initializing", 445),
+    "start-error": (1, "ReloadFail: {start_error}\n", 443),
+    "exit": (-1, "User process exit when running", 439),
+    "out-of-memory": (-1, "Memory limit exceeded", 434),
+    "response-too-large": (-1, "The size of response exceeds the upper limit (6MB)",
+                           407),
+    "request-too-large": (-1, "The size of request exceeds the upper limit (6MB)", 406),
+    "throttled": (-1, "Resource limit reached", 432),
+    "cancelled": (-1, "Request canceled", 499),
+}
+
+# kind -> (HTTP status, code, error_msg) [fg.outcome.document]
+FG_ERRORS: Dict[str, Tuple[int, str, str]] = {
+    "function-error": (200, "4002", ""),
+    "timeout": (200, "4010", "call invoke timeout {timeout}s"),
+    "not-fetched": (200, "4010", "call invoke timeout {timeout}s"),
+    "init-timeout": (200, "4211",
+                     "runtime initialization timed out after {init_timeout}s"),
+    "init-error": (200, "4201", "function initialization failed"),
+    "start-error": (200, "4202", "{start_error}"),
+    "exit": (200, "4204", "runtime process is exited"),
+    "out-of-memory": (200, "4205", "runtime memory limit exceeded"),
+    "response-too-large": (200, "4008",
+                           "response body size {size} exceeds the limit of {limit}"),
+    "cancelled": (200, "4208", "function invocation is canceled"),
+    "request-too-large": (413, "1201", "the size of request body is beyond "
+                                       "maximum:{limit}, body size:{size}"),
+    "throttled": (429, "0429", "too many requests"),
+}
+
+# kind -> (status of an event call, of an HTTP call, X-Fc-Error-Type, errorMessage)
+# [fc.outcome.function]
+FC_FAILURES: Dict[str, Tuple[int, int, str, str]] = {
+    "timeout": (200, 502, "InvocationError",
+                "Function timed out after {timeout} seconds "
+                "(maxMemoryUsage: {peak_mb}MB)"),
+    "exit": (200, 502, "InvocationError",
+             "Process exited unexpectedly before completing request "
+             "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)"),
+    "out-of-memory": (200, 502, "FunctionOOMError",
+                      "Process exited unexpectedly before completing request "
+                      "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)"),
+    "init-timeout": (200, 502, "InitializationError",
+                     "Initializer timed out after {init_timeout} seconds"),
+    "init-error": (200, 502, "InitializationError", "{message}"),
+}
+
+# kind -> (status, Code, Message) [fc.outcome.platform]
+FC_ERRORS: Dict[str, Tuple[int, str, str]] = {
+    "start-error": (412, "{start_error}", "The function cannot be started. {message}"),
+    "bad-response": (502, "BadResponse", "BadResponse: {message}"),
+    "response-too-large": (502, "BadResponse", "BadResponse: {message}"),
+    "request-too-large": (400, "InvalidArgument", "{message}"),
+    "throttled": (429, "ResourceExhausted", "{message}"),
+    "cancelled": (499, "ClientClosedRequest", "client Closed Request"),
+}
+
+# reason of a StartError -> the vendor's word for it
+START_ERRORS: Dict[str, Dict[str, str]] = {
+    "scf": {"missing": "Bootstrap not exist", "mode": "Bootstrap not executable",
+            "": "Bootstrap cannot be started"},
+    "fg": {"missing": "runtime bootstrap file is not found",
+           "mode": "runtime bootstrap file is not executable",
+           "": "runtime bootstrap file cannot be started"},
+    "fc": {"missing": "CAFileNotFound", "mode": "CAFilePermission",
+           "port": "FunctionNotStarted", "": "CAExited"},
+}
+
+# Platform lines around an invocation, in each vendor's form [scf.log.lines] ...
+LOG_LINES: Dict[str, Tuple[str, str]] = {
+    "scf": ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
+            "END RequestId: {request_id}\nReport RequestId: {request_id} "
+            "Duration:{duration}ms Memory:{memory_mb}MB MemUsage:{peak_mb}MB\n"),
+    "fg": ("{utc} Start invoke request '{request_id}', version: {version}\n",
+           "{utc} Finish invoke request '{request_id}', duration: {exact}ms, "
+           "billing duration: {billed}ms, memory used: {peak_mb}MB, "
+           "billing memory: {memory_mb}MB\n"),
+    "fc": ("FC Invoke Start RequestId: {request_id}\n",
+           "FC Invoke End RequestId: {request_id}{error}\n"),
+}
+
+# Fields that do not cross the platform [fc.headers.reserved-request]
+# [fc.headers.reserved-response]; framing belongs to each connection.
+DROPPED_REQUEST = frozenset(("connection", "keep-alive", "content-length",
+                             "transfer-encoding", "expect"))
+DROPPED_RESPONSE = frozenset(("connection", "keep-alive", "content-length",
+                              "transfer-encoding", "date", "server"))
+
+
+def caller_answer(protocol: str, kind: str, body: bytes, facts: Facts,
+                  is_http: bool) -> Tuple[int, Pairs, bytes]:
+    """Return (status, headers, body) that the cloud shows its caller."""
+    if protocol == "scf":
+        return _scf_answer(kind, body, facts)
+    if protocol == "fg":
+        return _fg_answer(kind, body, facts)
+    return _fc_answer(kind, body, facts, is_http)
+
+
+def _scf_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, bytes]:
+    if kind == "ok":
+        return 200, (), body
+    code, message, status = SCF_ERRORS[kind]
+    document: Dict[str, object] = {"errorCode": code,
+                                   "errorMessage": message.format_map(facts),
+                                   "requestId": facts["request_id"]}
+    if kind == "function-error":
+        document["stackTrace"] = body.decode("utf-8", "replace")
+    document["statusCode"] = status
+    return 200, (), _json(document)
+
+
+def _fg_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, bytes]:
+    status, code, message = (200, "0", "") if kind == "ok" else FG_ERRORS[kind]
+    headers = (("X-Cff-Request-Id", facts["request_id"]), ("X-Func-Err-Code", code),
+               ("X-Is-Func-Err", "false" if kind == "ok" else "true"))
+    if kind not in ("ok", "function-error"):
+        body = _json({"error_code": "FSS." + code,
+                      "error_msg": message.format_map(facts)})
+    return status, headers, body
+
+
+def _fc_answer(kind: str, body: bytes, facts: Facts,
+               is_http: bool) -> Tuple[int, Pairs, bytes]:
+    request_id = ("X-Fc-Request-Id", facts["request_id"])
+    if kind == "ok":
+        return 200, (request_id,), body
+    if kind == "function-error":
+        return 200, (request_id, ("X-Fc-Error-Type", "InvocationError")), body
+    if kind in FC_FAILURES:
+        event_status, http_status, error_type, message = FC_FAILURES[kind]
+        document = {"errorMessage": message.format_map(facts)}
+        headers = (request_id, ("X-Fc-Error-Type", error_type),
+                   ("Content-Type", "application/json"))
+        return http_status if is_http else event_status, headers, _json(document)
+    status, code, message = FC_ERRORS[kind]
+    code, message = code.format_map(facts), message.format_map(facts)
+    return status, (request_id, ("Content-Type", "application/json")), _json(
+        {"RequestId": facts["request_id"], "Code": code, "Message": message,
+         "ErrorCode": code, "ErrorMessage": message})
+
+
+# ---- rules without I/O: the function's configuration ----
+
+class Function:
+    """The configuration of a function: fields of LIMITS and the words below.
+
+    Raises ValueError that names the setting, when one is unknown or out of range.
+    """
+
+    max_instances: int
+    concurrency: int
+    queue: int
+    queue_timeout_s: float
+    idle_s: float
+    grace_s: float
+    timeout_s: float
+    init_timeout_s: float = 0
+    start_timeout_s: float = 0
+    initializer_timeout_s: float = 0
+    pre_freeze_timeout_s: float = 0
+    pre_stop_timeout_s: float = 0
+    memory_mb: int
+    event_bytes: int
+    result_bytes: int
+
+    _WHOLE = ("max_instances", "concurrency", "queue", "memory_mb", "event_bytes",
+              "result_bytes")
+
+    def __init__(self, protocol: str, *, command: Sequence[str] = (), handler: str = "",
+                 env: Optional[Dict[str, str]] = None, name: str = "function",
+                 version: str = "", region: str = "local", port: int = 9000,
+                 initializer: bool = False, pre_freeze: bool = False,
+                 pre_stop: bool = False, freeze: bool = True,
+                 credentials: Optional[Dict[str, str]] = None,
+                 **limits: float) -> None:
+        if protocol not in PROTOCOLS:
+            raise ValueError("protocol %r is not one of %s"
+                             % (protocol, ", ".join(PROTOCOLS)))
+        self.protocol = protocol
+        self.command = tuple(command)
+        self.handler = handler or DEFAULT_HANDLER[protocol]
+        self.env = check_env(protocol, env or {})
+        self.name = name
+        self.version = version or {"scf": "$LATEST", "fg": "latest"}.get(protocol,
+                                                                         "LATEST")
+        self.region = region
+        self.port = port
+        self.initializer = initializer
+        self.pre_freeze = pre_freeze
+        self.pre_stop = pre_stop
+        self.freeze = freeze
+        self.credentials = credentials or {}
+        self._set_limits(limits)
+
+    def _set_limits(self, given: Dict[str, float]) -> None:
+        table = LIMITS[self.protocol]
+        for name in given:
+            if name not in table:
+                raise ValueError("%s is not a setting of %s; known: %s"
+                                 % (name, self.protocol, ", ".join(sorted(table))))
+        for name, limit in table.items():
+            value = given.get(name, limit.default)
+            whole = int(value) == value if math.isfinite(value) else False
+            if value < 0 or value == 0 and not limit.zero or not math.isfinite(value):
+                raise ValueError("%s must be more than 0, not %r" % (name, value))
+            if name in self._WHOLE and not whole:
+                raise ValueError("%s must be a whole number, not %r" % (name, value))
+            setattr(self, name, int(value) if name in self._WHOLE else value)
+        if not 1 <= self.concurrency <= 200:  # [fc.concurrency.range]
+            raise ValueError("concurrency must be 1 to 200, not %d" % self.concurrency)
+        if self.protocol == "fc" and self.port:
+            self.max_instances = 1  # [fc.port.fixed] one port, one server
+        if not self.init_timeout_s:
+            self.init_timeout_s = self.timeout_s  # [fg.init.limit]
+
+    def facts(self, code_root: str) -> Facts:
+        """Return the values that the templates of ENVIRONMENT and HEADERS name."""
+        keys = ("access_key_id", "access_key_secret", "security_token", "auth_token")
+        return Facts(
+            {key: self.credentials.get(key, "") for key in keys},
+            handler=self.handler, memory_mb=str(self.memory_mb), name=self.name,
+            version=self.version, region=self.region, code_root=code_root,
+            account_id="100000000000", project_id="0" * 32, package="default",
+            timeout_ms=str(round(self.timeout_s * 1000)),
+            timeout_whole_s=str(max(1, math.ceil(self.timeout_s))),
+            result_bytes=str(self.result_bytes), user_data=json.dumps(self.env),
+            cpu=str(200 + 100 * self.memory_mb // 128))  # [fg.env.cpu]
+
+
+def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
+    """Return `env`; ValueError when the cloud would refuse it, naming the variable."""
+    for name, value in env.items():
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):  # [any.env.names]
+            raise ValueError("environment variable %r: a name is a letter, then "
+                             "letters, digits and underscores" % name)
+        if name.startswith(RESERVED_ENV[protocol]):  # [any.env.reserved]
+            raise ValueError("environment variable %s: the prefix is reserved for the "
+                             "platform" % name)
+        if "\0" in value:
+            raise ValueError("environment variable %s holds a NUL byte" % name)
+    size = sum(len(name) + len(value) for name, value in env.items())
+    if size > MAX_ENV_BYTES:
+        raise ValueError("environment variables take %d bytes; the cloud allows %d"
+                         % (size, MAX_ENV_BYTES))
+    return dict(env)
+
+
+def seconds(value: float) -> str:
+    """Write a time limit as the vendors do: `3`, not `3.0`."""
+    return "%g" % value
+
+
+# ---- rules without I/O: scf and fg ----
+
+class Move(NamedTuple):
+    """What a call means: the action of the states table, and the rule behind it."""
+
+    action: str
+    rule: str
+
+
+class PullSession:
+    """What one bootstrap of scf or fg may ask, and what the answer means.
+
+    Knows no socket, thread or clock. The caller serialises the calls. Polls are
+    opaque tokens, kept while their answer must wait.
+    """
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+        self.state = "starting"
+        self.request_id = ""
+        self.parked: List[Any] = []
+
+    def receive(self, call: str, poll: Any = None, request_id: str = "",
+                oversize: bool = False) -> Move:
+        """Take a call of the bootstrap. `poll` is kept when the action is `hold`."""
+        row = STATES[self.protocol][self.state, self._name(call, request_id, oversize)]
+        self.state = row.state
+        if row.action == "hold":
+            self.parked.append(poll)
+        if row.action in ("finish", "fail", "overflow"):
+            self.request_id = ""
+        return Move(row.action, row.rule)
+
+    def _name(self, call: str, request_id: str, oversize: bool) -> str:
+        if call in ("response", "error"):
+            if self.protocol == "fg" and (
+                    request_id != self.request_id or not request_id):
+                return "stray"  # [fg.result.unknown-id]
+            if oversize:
+                return "oversize"
+        return call
+
+    def issue(self, request_id: str) -> None:
+        """Hand the instance an event; it must be idle."""
+        self.state = STATES[self.protocol][self.state, "issue"].state
+        self.request_id = request_id
+
+    def take_polls(self) -> List[Any]:
+        """Return the parked polls that get the issued event now, if there are any."""
+        if self.state != "issued" or not self.parked:
+            return []
+        count = len(self.parked) if POLLS_SHARE_EVENT[self.protocol] else 1
+        polls, self.parked = self.parked[:count], self.parked[count:]
+        self.state = "running"
+        return polls
+
+    def undeliver(self, request_id: str) -> None:
+        """Take back: no poll could be answered with the event [any.poll.dead]."""
+        if self.state == "running" and self.request_id == request_id:
+            self.state = "issued"
+
+    def withdraw(self, poll: Any) -> bool:
+        """Forget a parked poll whose client has gone; False if it is not parked."""
+        if poll not in self.parked:
+            return False
+        self.parked.remove(poll)
+        return True
+
+    def stop(self) -> None:
+        """From here on nothing is delivered and no result counts."""
+        self.state = "stopping"
+        self.request_id = ""
+
+
+def find_call(protocol: str, method: str, target: str) -> Tuple[str, str, int]:
+    """Return (call, request id, 200), or ("", "", 404 or 405) [any.api.unknown]."""
+    path = target.partition("?")[0]
+    table = ENDPOINTS[protocol]
+    call = table.get((method, path))
+    if call:
+        return call, "", 200
+    prefix, slash, request_id = path.rpartition("/")
+    call = table.get((method, prefix + slash))
+    if call and call != "ready":
+        return call, request_id, 200
+    known = any(path == known_path for _, known_path in table)
+    return "", "", 405 if known else 404
+
+
+# ---- rules without I/O: fc ----
+
+class PushSession:
+    """The life of one fc instance, and what its server's answers mean.
+
+    Knows no socket, thread or clock; the caller serialises the calls.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self.state = "starting"
+        self.concurrency = concurrency
+        self.running = 0
+
+    def move(self, call: str) -> str:
+        """Take a call of the fc states table; return its action, "" if not allowed."""
+        row = STATES["fc"].get((self.state, call))
+        if row is None or call == "invoke" and self.running >= self.concurrency:
+            return ""  # [fc.concurrency.limit]
+        if call == "settled":
+            self.running -= 1
+            if self.running:
+                return row.action
+        self.state = row.state
+        self.running += call == "invoke"
+        return row.action
+
+
+def judge_answer(is_http: bool, status: int, fc_status: str) -> str:
+    """Return the outcome of an invocation's answer: ok or function-error."""
+    if fc_status:  # the field wins over the status line [fc.answer.field-wins]
+        return "function-error" if fc_status == "404" else "ok"
+    if status == 404 and not is_http:  # [fc.answer.status]
+        return "function-error"
+    return "ok"
+
+
+def judge_hook(status: int) -> str:
+    """Return what a hook's answer means: done, failed or broken [fc.hook.answer]."""
+    if 200 <= status < 300:
+        return "done"
+    return "broken" if status >= 500 else "failed"
+
+
+def fields_size(fields: Iterable[Tuple[str, str]]) -> int:
+    """Count a head as fc does: names and values [fc.limits.headers]."""
+    return sum(len(name) + len(value) for name, value in fields)
+
+
+def pass_fields(fields: Iterable[Tuple[str, str]],
+                dropped: Iterable[str]) -> List[Tuple[str, str]]:
+    """Return the fields that cross the platform: neither dropped nor x-fc-*."""
+    return [(name, value) for name, value in fields
+            if name.lower() not in dropped and not name.lower().startswith("x-fc-")]
+
+
+# ---- HTTP: one strict parser for both directions ----
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
+_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_REASONS = {status.value: status.phrase for status in http.HTTPStatus}
+_SEND_LIMIT = struct.pack("ll", int(SILENCE_S), 0)
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+
+class Message:
+    """The head of a request or an answer. `fields` keeps order, case, duplicates."""
+
+    __slots__ = ("words", "fields", "table")
+
+    def __init__(self, words: Tuple[str, str, str], fields: List[Tuple[str, str]],
+                 table: Dict[str, str]) -> None:
+        self.words = words      # method, target, version; or version, status, reason
+        self.fields = fields
+        self.table = table      # by lower-case name
+
+    def get(self, name: str) -> str:
+        """Return the value of a field, named in lower case; "" when it is absent."""
+        return self.table.get(name, "")
+
+    @property
+    def keep_alive(self) -> bool:
+        """Tell whether another message may follow on the connection."""
+        words = self.get("connection").lower()
+        if "HTTP/1.0" in self.words:
+            return "keep-alive" in words
+        return "close" not in words
+
+    def length(self) -> Optional[int]:
+        """Return the announced body size; -1 = chunked, None = none announced."""
+        return -1 if "transfer-encoding" in self.table else (
+            int(self.table["content-length"]) if "content-length" in self.table
+            else None)
+
+
+def parse_head(text: str) -> Message:
+    """Parse a head without its empty line. Raises BadMessage, naming the bytes."""
+    start, *lines = text.split("\r\n")
+    words = start.split(" ", 2)
+    if len(words) < 2 or _BAD_VALUE.search(start):
+        raise BadMessage("any.http.start-line", repr(start[:80]))
+    if len(lines) > HEAD_FIELDS:  # [any.limits.head]
+        raise BadMessage("any.limits.head", "%d header fields" % len(lines), 431)
+    fields = []
+    table: Dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        value = value.strip(" \t")
+        if not colon or not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
+            raise BadMessage("any.http.fields", repr(line[:80]))
+        key = name.lower()
+        if key in table:
+            if key in ("content-length", "transfer-encoding"):
+                raise BadMessage("any.http.framing", "two %s fields" % name)
+            table[key] += ", " + value
+        else:
+            table[key] = value
+        fields.append((name, value))
+    check_framing(table)
+    return Message((words[0], words[1], words[2] if len(words) > 2 else ""), fields,
+                   table)
+
+
+def check_framing(table: Dict[str, str]) -> None:
+    """Raise BadMessage unless the body's end is beyond doubt [any.http.framing]."""
+    length, coding = table.get("content-length"), table.get("transfer-encoding")
+    if coding is not None and (length is not None or coding.lower() != "chunked"):
+        raise BadMessage("any.http.framing", "Transfer-Encoding: %s, Content-Length: %s"
+                         % (coding[:40], length))
+    if length is not None and not (length.isascii() and length.isdigit()
+                                   and len(length) < 16):
+        raise BadMessage("any.http.framing", "Content-Length: " + repr(length[:40]))
+
+
+def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
+    """Write a head with its empty line. Raises ValueError for CR, LF or NUL."""
+    lines = [start]
+    for name, value in fields:
+        if _BAD_VALUE.search(value) or not _TOKEN.fullmatch(name):
+            raise ValueError("header field %s holds a control character" % name)
+        lines.append("%s: %s" % (name, value))
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("latin-1", "replace")
+
+
+def status_line(status: int) -> str:
+    """Write the first line of an answer."""
+    return "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
+
+
+EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empty]
+
+
+class Stream:
+    """A connected socket with the bytes read ahead. One thread reads it."""
+
+    __slots__ = ("socket", "rest", "idle_limit_s")
+
+    def __init__(self, connected: socket.socket, idle_limit_s: float = 0) -> None:
+        self.socket = connected
+        self.rest = b""
+        self.idle_limit_s = idle_limit_s
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_LIMIT)
+        if idle_limit_s:
+            self.limit_reads(idle_limit_s)
+
+    def limit_reads(self, timeout_s: float) -> None:
+        """Let each read block at most so long; 0 = for ever."""
+        whole = int(timeout_s)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack(
+            "ll", whole, int((timeout_s - whole) * 1e6)))
+
+    def head(self) -> Optional[Message]:
+        """Read a head; None at the end of the stream. Blocks until it begins, then
+        HEAD_TIMEOUT_S. Raises BadMessage, or OSError when the connection breaks."""
+        data = self.rest or self.socket.recv(65536)
+        while data[:2] == b"\r\n":  # empty lines before a request are legal
+            data = data[2:] or self.socket.recv(65536)
+        if not data:
+            return None
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            data, end = self._slow_head(data)
+        self.rest = data[end + 4:]
+        return parse_head(data[:end].decode("latin-1"))
+
+    def _slow_head(self, data: bytes) -> Tuple[bytes, int]:
+        deadline = time.monotonic() + HEAD_TIMEOUT_S  # [any.limits.slow]
+        self.limit_reads(HEAD_TIMEOUT_S)
+        end = -1
+        while end < 0:
+            if len(data) > HEAD_BYTES:
+                raise BadMessage("any.limits.head", "a head over 64 KiB", 431)
+            more = self._read(65536)
+            if not more:
+                raise BadMessage("any.http.complete", "end of stream after %r"
+                                 % data[-40:])
+            if time.monotonic() > deadline:
+                raise BadMessage("any.limits.slow", "a head takes too long", 408)
+            searched = max(0, len(data) - 3)
+            data += more
+            end = data.find(b"\r\n\r\n", searched)
+        self.limit_reads(self.idle_limit_s)
+        return data, end
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self.socket.recv(size)
+        except BlockingIOError:
+            raise BadMessage("any.limits.slow", "silence within a message", 408)
+
+    def chunks(self, length: Optional[int]) -> Iterator[bytes]:
+        """Yield the body as it comes, at most CHUNK_BYTES at a time. `length` as of
+        Message.length(). Raises BadMessage when it ends early [any.http.complete]."""
+        if length == -1:
+            return self._chunked()
+        return self._counted(length or 0)
+
+    def until_end(self) -> Iterator[bytes]:
+        """Yield a body that ends with the stream."""
+        while True:
+            data, self.rest = self.rest or self.socket.recv(CHUNK_BYTES), b""
+            if not data:
+                return
+            yield data
+
+    def _counted(self, length: int) -> Iterator[bytes]:
+        left = length
+        while left:
+            data = self.rest or self._read(min(left, CHUNK_BYTES))
+            if not data:
+                raise BadMessage("any.http.complete", "end of stream after %d of %d "
+                                 "body bytes" % (length - left, length))
+            data, self.rest = (data[:left], data[left:]) if self.rest else (data, b"")
+            left -= len(data)
+            yield data
+
+    def _chunked(self) -> Iterator[bytes]:
+        while True:
+            text = self._line().partition(b";")[0].strip(b" \t")
+            if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text):
+                raise BadMessage("any.http.chunked", "chunk size %r" % text[:40])
+            size = int(text, 16)
+            if not size:
+                break
+            yield from self._counted(size)
+            if self._line():
+                raise BadMessage("any.http.chunked", "no CRLF after a chunk")
+        for _ in range(HEAD_FIELDS):  # trailers
+            if not self._line():
+                return
+        raise BadMessage("any.limits.head", "too many trailers")
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self.rest:
+            more = b"" if len(self.rest) > 4096 else self._read(65536)
+            if not more:
+                raise BadMessage("any.http.chunked", "no line end after %r"
+                                 % self.rest[:40])
+            self.rest += more
+        line, _, self.rest = self.rest.partition(b"\r\n")
+        return line
+
+    def body(self, length: Optional[int], limit: int) -> bytes:
+        """Read a whole body. Raises BodyTooLarge before or while it is read."""
+        if not length:
+            return b""
+        if length > limit:
+            raise BodyTooLarge(length, limit)
+        if length > len(self.rest) + CHUNK_BYTES:
+            return self._large_body(length)
+        parts, size = [], 0
+        for part in self.chunks(length):
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise BodyTooLarge(size, limit)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _large_body(self, length: int) -> bytes:
+        whole = bytearray(length)  # the limit was checked: no more than announced
+        view = memoryview(whole)
+        done = len(self.rest)
+        view[:done] = self.rest
+        self.rest = b""
+        while done < length:
+            try:
+                count = self.socket.recv_into(view[done:])
+            except BlockingIOError:
+                raise BadMessage("any.limits.slow", "silence within a body", 408)
+            if not count:
+                raise BadMessage("any.http.complete", "end of stream after %d of %d "
+                                 "body bytes" % (done, length))
+            done += count
+        return bytes(whole)
+
+    def send(self, head: bytes, body: bytes = b"") -> None:
+        """Send in one write, or in two without joining when the body is large."""
+        if len(body) > 65536:
+            self.socket.sendall(head)
+            self.socket.sendall(body)
+        else:
+            self.socket.sendall(head + body)
+
+    def peer_gone(self) -> bool:
+        """Tell whether the peer has closed, without blocking or consuming."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def shut(self) -> None:
+        """Wake whoever reads or writes the socket; the owner closes it."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+
+
+class Connection:
+    """An accepted connection. Its own thread reads it; any thread may answer.
+
+    `app.handle(connection, message)` answers, or calls defer() and lets somebody else
+    answer later: the thread then goes on reading, so it learns at once when the peer
+    hangs up, and tells `app.gone(connection)`.
+    """
+
+    def __init__(self, accepted: socket.socket, app: "App") -> None:
+        self.stream = Stream(accepted, app.idle_limit_s)
+        self.app = app
+        self.message: Message
+        self.invocation: Optional["Invocation"] = None  # that this caller waits for
+        self.deferred = False
+        self.closing = False
+        self._answered = threading.Lock()
+
+    def run(self) -> None:
+        """Serve the connection until it ends; the body of its thread."""
+        try:
+            while self._serve_one():
+                pass
+        except BadMessage as error:
+            self._refuse(error)
+        except OSError:
+            pass  # the peer is gone, or was silent for too long
+        finally:
+            if self.deferred and not self.app.gone(self):
+                self._answered.acquire()  # somebody is writing: keep the socket open
+            self.app.closed(self)
+            self.stream.socket.close()
+
+    def _serve_one(self) -> bool:
+        message = self._next_head()
+        if message is None:
+            return False
+        if self.deferred:  # pipelined behind a request whose answer must wait
+            self._answered.acquire()
+            self._answered.release()
+        if message.words[2] not in ("HTTP/1.1", "HTTP/1.0") or not (
+                _TOKEN.fullmatch(message.words[0])
+                and _TARGET.fullmatch(message.words[1])):
+            raise BadMessage("any.http.start-line", repr(" ".join(message.words)[:80]))
+        self.message = message
+        self.closing = not message.keep_alive
+        self.app.handle(self, message)
+        return self.deferred or not self.closing
+
+    def _next_head(self) -> Optional[Message]:
+        while True:
+            try:
+                return self.stream.head()
+            except BlockingIOError:  # silent for the app's idle limit
+                if not self.deferred:
+                    return None
+
+    def read_body(self, limit: int) -> bytes:
+        """Read the request's body. Raises BodyTooLarge, BadMessage, OSError."""
+        length = self.message.length()
+        if not length:
+            return b""
+        stream = self.stream
+        if 0 < length <= min(limit, len(stream.rest)):  # it came with the head
+            body, stream.rest = stream.rest[:length], stream.rest[length:]
+            return body
+        self.before_body()
+        try:
+            return stream.body(length, limit)
+        except BodyTooLarge as error:
+            self._skip_body(length, error)
+            raise
+        finally:
+            self.after_body()
+
+    def after_body(self) -> None:
+        """Go back to waiting for the next request."""
+        self.stream.limit_reads(self.app.idle_limit_s)
+
+    def before_body(self) -> None:
+        """Ask for the body, and let it come without delay or end."""
+        if self.message.get("expect").lower() == "100-continue" and not (
+                self.stream.rest):
+            self.stream.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if _QUICKACK is not None:  # a client that sends head and body apart stalls
+            self.stream.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        self.stream.limit_reads(SILENCE_S)
+
+    def _skip_body(self, length: int, error: BodyTooLarge) -> None:
+        """Read on, within bounds, so that the client gets to see the answer."""
+        self.closing = True
+        if length > SKIP_BYTES or length == -1:
+            return
+        left = length if error.size == length else 0
+        for part in self.stream.chunks(left):
+            pass
+
+    def defer(self) -> None:
+        """Announce that another thread will answer. Call it before that can happen."""
+        self._answered.acquire()
+        self.deferred = True
+
+    def answer(self, head: bytes, body: bytes = b"") -> bool:
+        """Send the answer from this thread; False when the peer is gone. Blocks while
+        the peer does not read, SILENCE_S at most per write."""
+        try:
+            self.stream.send(head, body)
+        except OSError:
+            self.closing = True
+            self.stream.shut()
+            return False
+        finally:
+            self._release()
+        return True
+
+    def post(self, head: bytes, body: bytes = b"") -> None:
+        """Send the answer without blocking; what does not fit goes to a thread, so
+        that a slow caller never holds up an instance."""
+        if len(body) > 65536:
+            threading.Thread(target=self.answer, args=(head, body), daemon=True).start()
+            return
+        data = head + body
+        try:
+            sent = self.stream.socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(data)
+            self.closing = True
+        if sent < len(data):
+            threading.Thread(target=self.answer, args=(data[sent:],),
+                             daemon=True).start()
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        if self.deferred:
+            self.deferred = False
+            if self.closing:
+                self.stream.shut()
+            self._answered.release()
+
+    def _refuse(self, error: BadMessage) -> None:
+        self.app.refused(self, error.violation)
+        body = _json({"error": error.violation.rule, "seen": error.violation.seen})
+        head = format_head(status_line(error.status), (
+            ("Content-Type", "application/json"), ("Content-Length", str(len(body))),
+            ("Connection", "close")))
+        if not self.deferred:
+            self.answer(head, body)
+
+
+class App:
+    """What a listener serves. All methods are called from connection threads."""
+
+    idle_limit_s = 0.0
+
+    def handle(self, connection: Connection, message: Message) -> None:
+        """Answer the request, or defer."""
+        raise NotImplementedError
+
+    def gone(self, connection: Connection) -> bool:
+        """The peer left before a deferred answer. True = nobody will answer."""
+        raise NotImplementedError
+
+    def closed(self, connection: Connection) -> None:
+        """The connection has ended."""
+
+    def refused(self, connection: Connection, violation: Violation) -> None:
+        """The peer sent something that is not HTTP."""
+
+
+class Listener:
+    """A listening socket; each accepted connection gets a thread."""
+
+    def __init__(self, host: str, port: int, app: App, loop: "Loop") -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+            self._socket.listen(1024)
+        except OSError:
+            self._socket.close()
+            raise
+        self._socket.setblocking(False)
+        self.host, self.port = self._socket.getsockname()[:2]
+        self._app = app
+        self._loop = loop
+        self._lock = threading.Lock()
+        self.connections: Dict[Connection, threading.Thread] = {}
+        loop.watch(self._socket, self.accept)
+
+    def accept(self) -> None:
+        """Accept what is waiting; never blocks."""
+        while True:
+            try:
+                accepted, _ = self._socket.accept()
+            except OSError:
+                return  # nothing waits, too many files, or the listener is closed
+            if len(self.connections) >= MAX_CONNECTIONS:
+                accepted.close()
+                continue
+            accepted.setblocking(True)
+            self._start(accepted)
+
+    def _start(self, accepted: socket.socket) -> None:
+        try:
+            connection = Connection(accepted, self._app)
+        except OSError:
+            accepted.close()
+            return
+        thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
+        with self._lock:
+            self.connections[connection] = thread
+        thread.start()
+
+    def _run(self, connection: Connection) -> None:
+        try:
+            connection.run()
+        finally:
+            with self._lock:
+                self.connections.pop(connection, None)
+
+    def close(self) -> None:
+        """Stop listening; connections go on."""
+        self._loop.unwatch(self._socket)
+        self._socket.close()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until every connection has ended, at most so long."""
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            threads = list(self.connections.values())
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def shut(self) -> None:
+        """End every connection."""
+        with self._lock:
+            connections = list(self.connections)
+        for connection in connections:
+            connection.stream.shut()
+
+
+# ---- one thread that waits: deadlines, listeners, output ----
+
+class Timer:
+    """A deadline on the monotonic clock. Moving it to a later time costs nothing."""
+
+    __slots__ = ("deadline", "queued", "callback")
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.deadline = math.inf
+        self.queued = math.inf   # when the loop will look at it next
+        self.callback = callback
+
+
+class Loop:
+    """A thread that sleeps until a file is readable or a deadline passes.
+
+    Callbacks must not block. Nothing polls: without deadlines the thread sleeps.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.Lock()
+        self._heap: List[Tuple[float, int, Timer]] = []
+        self._serial = 0
+        self._next = math.inf
+        self._wake_read, self._wake_write = os.pipe()
+        for end in (self._wake_read, self._wake_write):
+            os.set_blocking(end, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._todo: List[Callable[[], None]] = []
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def watch(self, readable: Union[int, socket.socket],
+              callback: Callable[[], None]) -> None:
+        """Call back whenever the file is readable."""
+        self._do(lambda: self._selector.register(readable, selectors.EVENT_READ,
+                                                 callback) and None)
+
+    def unwatch(self, readable: Union[int, socket.socket]) -> None:
+        """Forget the file; returns when no callback can come any more."""
+        self._do(lambda: self._selector.unregister(readable) and None)
+
+    def set_timer(self, timer: Timer, deadline: float) -> None:
+        """Move the timer's deadline; math.inf switches it off."""
+        timer.deadline = deadline
+        if deadline >= timer.queued:
+            return  # the loop looks again when the queued time comes
+        with self._lock:
+            timer.queued = deadline
+            self._serial += 1
+            heapq.heappush(self._heap, (deadline, self._serial, timer))
+            wake = deadline < self._next
+        if wake:
+            self._wake()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._do(self._end)
+        self._thread.join(5)
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _end(self) -> None:
+        self._ended = True
+
+    def _do(self, action: Callable[[], None]) -> None:
+        """Run an action in the loop's thread and wait for it."""
+        if threading.current_thread() is self._thread or self._ended:
+            action()
+            return
+        done = threading.Lock()
+        done.acquire()
+
+        def run() -> None:
+            try:
+                action()
+            finally:
+                done.release()
+
+        with self._lock:
+            self._todo.append(run)
+        self._wake()
+        done.acquire()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            pass  # it is awake
+
+    def _run(self) -> None:
+        while not self._ended:
+            for key, _ in self._selector.select(self._pause()):
+                if key.data is None:
+                    self._run_todo()
+                else:
+                    key.data()
+            self._run_timers()
+
+    def _pause(self) -> Optional[float]:
+        with self._lock:
+            self._next = self._heap[0][0] if self._heap else math.inf
+        if self._next == math.inf:
+            return None
+        return max(0.0, self._next - time.monotonic())
+
+    def _run_todo(self) -> None:
+        os.read(self._wake_read, 4096)
+        with self._lock:
+            todo, self._todo = self._todo, []
+        for action in todo:
+            action()
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while True:
+            with self._lock:
+                if not self._heap or self._heap[0][0] > now:
+                    return
+                timer = heapq.heappop(self._heap)[2]
+                timer.queued = math.inf
+            if timer.deadline <= now:
+                timer.callback()  # which looks again: the deadline may have moved
+            elif timer.deadline < math.inf:
+                self.set_timer(timer, timer.deadline)
+
+
+# ---- code packages and processes ----
+
+def open_package(path: str) -> Tuple[str, Callable[[], None]]:
+    """Return (code folder, clean-up) for a folder or a ZIP. Raises ValueError."""
+    if os.path.isdir(path):
+        return os.path.abspath(path), lambda: None
+    if not os.path.exists(path):
+        raise ValueError("%s does not exist; CODE is a folder or a ZIP" % path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError("%s is neither a folder nor a ZIP" % path)
+    folder = tempfile.mkdtemp(prefix="custom-runtime-")
+    try:
+        unpack(path, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
+
+
+def unpack(path: str, folder: str) -> None:
+    """Unpack a ZIP with its modes. Raises ValueError that names a hostile entry."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            check_entries(entries)
+            left = ZIP_BYTES
+            links = [entry for entry in entries
+                     if stat.S_ISLNK(entry.external_attr >> 16)]
+            for entry in entries:
+                if entry not in links:
+                    left -= _unpack_entry(archive, entry, folder, left)
+            for entry in links:  # last, so that nothing is written through a link
+                _unpack_link(archive, entry, folder)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError,
+            OSError) as error:
+        raise ValueError("%s: %s" % (path, error))
+
+
+def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise ValueError for entries that leave the folder [any.package.zip]."""
+    if len(entries) > ZIP_ENTRIES:
+        raise ValueError("the ZIP has %d entries; at most %d are unpacked"
+                         % (len(entries), ZIP_ENTRIES))
+    for entry in entries:
+        name = entry.filename
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if name.startswith(("/", "\\")) or ":" in name[:3] or ".." in re.split(
+                r"[/\\]", name):
+            raise ValueError("the ZIP's entry %r leaves the code folder" % name)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+            raise ValueError("the ZIP's entry %r is a device or socket" % name)
+
+
+def _unpack_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: str,
+                  left: int) -> int:
+    target = os.path.join(folder, entry.filename)
+    if entry.is_dir():
+        os.makedirs(target, exist_ok=True)
+        return 0
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    size = 0
+    with archive.open(entry) as source, open(target, "wb") as copy:
+        for part in iter(lambda: source.read(CHUNK_BYTES), b""):
+            size += len(part)
+            if size > left:  # what is read counts, not what the entry announces
+                raise ValueError("the ZIP unpacks to more than %d MiB"
+                                 % (ZIP_BYTES // MIB))
+            copy.write(part)
+    mode = entry.external_attr >> 16 & 0o777
+    os.chmod(target, mode or 0o644)  # [any.package.mode]
+    return size
+
+
+def _unpack_link(archive: zipfile.ZipFile, entry: zipfile.ZipInfo,
+                 folder: str) -> None:
+    path = os.path.join(folder, entry.filename)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with archive.open(entry) as source:
+        os.symlink(os.fsdecode(source.read(4096)), path)
+    root = os.path.realpath(folder)
+    if os.path.commonpath((root, os.path.realpath(path))) != root:
+        raise ValueError("the ZIP's link %r leaves the code folder" % entry.filename)
+
+
+def check_program(protocol: str, words: Sequence[str], folder: str) -> None:
+    """Raise StartError when the start command plainly cannot run."""
+    program = words[0]
+    if "/" not in program:
+        if shutil.which(program) is None:
+            raise StartError("missing", "the command %s is not found on PATH" % program)
+        return
+    path = os.path.join(folder, program)
+    if os.path.isdir(path) or not os.path.exists(path):
+        raise StartError("missing", "%s is not there. The platform starts this file; "
+                         "it belongs at the top of the folder or ZIP, not in a "
+                         "subfolder" % path)
+    if not os.access(path, os.X_OK):
+        raise StartError("mode", "%s is not executable. Run: chmod 755 %s (ZIP tools "
+                         "on Windows drop the mode)" % (path, program))
+    with open(path, "rb") as file:
+        first = file.read(4096)
+    problem = program_problem(first)
+    if problem:
+        raise StartError("format", "%s %s" % (path, problem))
+
+
+def program_problem(first: bytes) -> str:
+    """Say why a file with these first bytes cannot run here; "" when it may."""
+    line = first.partition(b"\n")[0]
+    if first[:2] == b"#!":
+        words = line[2:].split()
+        if line.endswith(b"\r"):
+            return ("has Windows line ends (CR LF), so its interpreter is not found. "
+                    "Run: sed -i 's/\\r$//' on it")
+        if not words or not os.path.exists(words[0].decode("utf-8", "replace")):
+            return "names an interpreter that is not here: %r" % line.decode(
+                "utf-8", "replace")
+        return ""
+    if first[:4] == b"\x7fELF":
+        with open("/proc/self/exe", "rb") as file:
+            own = file.read(20)
+        if first[4:6] != own[4:6] or first[18:20] != own[18:20]:
+            return "is a program for another processor architecture than this one"
+        return ""
+    if not first:
+        return "is empty"
+    if sys.platform == "linux":
+        return ("is neither a Linux program nor a script with a first line such as "
+                "#!/bin/sh")
+    return ""
+
+
+class Process:
+    """A bootstrap and all that it forks: one session, one group, one output pipe.
+
+    `on_exit(status)` is called once from a thread of its own, after the group is
+    killed: nothing of an ended bootstrap lives on [any.process.group].
+    """
+
+    def __init__(self, words: Sequence[str], folder: str, env: Dict[str, str],
+                 output: int, on_exit: Callable[[int], None],
+                 cores: Optional[Iterable[int]] = None) -> None:
+        try:
+            self._popen = subprocess.Popen(
+                words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=output, start_new_session=True)
+        except OSError as error:
+            raise StartError("missing" if error.errno == errno.ENOENT else "format",
+                             "%s cannot be started: %s"
+                             % (words[0], error.strerror or error))
+        self.pid = self._popen.pid
+        if cores:  # the emulator itself is pinned to one core; its children are not
+            try:
+                os.sched_setaffinity(self.pid, cores)
+            except OSError:
+                pass  # it has ended
+        self._on_exit = on_exit
+        self.exited = threading.Event()
+        self._lock = threading.Lock()
+        self._reaped = False
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        # WNOWAIT: while the leader is a zombie its group id cannot be given away
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        self.signal(signal.SIGKILL)
+        with self._lock:
+            status = self._popen.wait()
+            self._reaped = True
+        self.exited.set()
+        self._on_exit(status)
+
+    def signal(self, number: int) -> None:
+        """Signal the whole group."""
+        with self._lock:
+            if not self._reaped:
+                try:
+                    os.killpg(self.pid, number)
+                except (ProcessLookupError, PermissionError):
+                    pass
+
+    def terminate(self, grace_s: float) -> None:
+        """SIGTERM, then SIGKILL after the grace [any.stop.order]. Blocks until the
+        process has ended, about `grace_s` at most."""
+        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGCONT)
+        if not self.exited.wait(grace_s):
+            self.signal(signal.SIGKILL)
+            self.exited.wait(5)
+
+    def join(self) -> None:
+        """Wait until on_exit has returned; at most 5 s."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(5)
+
+
+def describe_status(status: int) -> str:
+    """Say how a process ended: `with status 3`, `by signal 9 (Killed)`."""
+    if status >= 0:
+        return "with status %d" % status
+    return "by signal %d (%s)" % (-status, signal.strsignal(-status)
+                                  or "unknown signal")
+
+
+def peak_memory_mb(pid: int) -> float:
+    """Return the peak resident memory of a process; 0 where the system has none."""
+    try:
+        with open("/proc/%d/status" % pid, "rb") as file:
+            for line in file:
+                if line.startswith(b"VmHWM:"):
+                    return int(line.split()[1]) / 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0.0
+
+
+class Log:
+    """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
+
+    def __init__(self, loop: Loop, sink: Optional[Callable[[bytes], None]]) -> None:
+        self._read_end, self.write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        self._loop = loop
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._tail = b""
+        self._open = True
+        loop.watch(self._read_end, self.drain)
+
+    def started(self) -> None:
+        """Close our copy of the end that the bootstrap writes to."""
+        os.close(self.write_end)
+        self.write_end = -1
+
+    def drain(self) -> None:
+        """Take what is waiting, 1 MiB at most per call; never blocks on the pipe."""
+        with self._lock:
+            for _ in range(16):
+                if not self._take():
+                    return
+
+    def _take(self) -> bool:
+        if not self._open:
+            return False
+        try:
+            data = os.read(self._read_end, 65536)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._open = False
+            threading.Thread(target=self.close, daemon=True).start()
+            return False
+        self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
+        if self._sink is not None:
+            self._sink(data)
+        return True
+
+    def take_tail(self) -> bytes:
+        """Return the last output since the previous call [any.log.tail]."""
+        with self._lock:
+            tail, self._tail = self._tail, b""
+        return tail
+
+    def close(self) -> None:
+        """Take the rest and close, even if an escaped process holds the other end."""
+        self.drain()
+        with self._lock:
+            self._open = False
+            end, self._read_end = self._read_end, -1
+        if end >= 0:
+            self._loop.unwatch(end)
+            os.close(end)
+        if self.write_end >= 0:
+            self.started()
+
+
+# ---- invocations ----
+
+class Invocation:
+    """One event on its way. `outcome` is set exactly once, under the platform's lock;
+    `tell()` then passes it on, outside the lock."""
+
+    def __init__(self, request_id: str, event: bytes,
+                 http_request: Optional[HttpRequest] = None,
+                 on_done: Optional[Callable[[Outcome], None]] = None,
+                 caller: Optional[Connection] = None) -> None:
+        self.request_id = request_id
+        self.event = event
+        self.http_request = http_request
+        self.on_done = on_done
+        self.caller = caller
+        self.started = 0.0                  # monotonic; 0 = not issued yet
+        self.queued_until = math.inf
+        self.deadline = math.inf
+        self.outcome: Optional[Outcome] = None
+        self.violations: List[Violation] = []
+        self.instance: Optional["Instance"] = None
+        self.upstream: Optional[Stream] = None     # fc: the connection it runs on
+        self.gate: Optional["Gate"] = None         # fc: where its thread waits
+        self.on_end: Optional[Callable[["Invocation"], None]] = None
+
+    def tell(self) -> None:
+        """Pass the outcome on."""
+        if self.on_end is not None:
+            self.on_end(self)
+        if self.outcome is not None and self.on_done is not None:
+            self.on_done(self.outcome)
+        if self.gate is not None:
+            self.gate.open()
+
+
+class Gate:
+    """Lets one thread wait for another, and notice meanwhile that a caller leaves."""
+
+    def __init__(self) -> None:
+        self._read_end, self._write_end = os.pipe()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def open(self) -> None:
+        """Let the waiting thread go on; may be called before it waits, and again."""
+        with self._lock:
+            if not self._closed:
+                os.write(self._write_end, b"!")
+
+    def wait(self, caller: Optional[Connection]) -> bool:
+        """Block until the gate opens (True) or the caller has gone (False)."""
+        try:
+            return wait_readable(self._read_end, caller)
+        finally:
+            with self._lock:
+                self._closed = True
+                os.close(self._read_end)
+                os.close(self._write_end)
+
+
+def wait_readable(file: Union[int, socket.socket],
+                  caller: Optional[Connection]) -> bool:
+    """Block until `file` is readable (True) or the caller has gone (False)."""
+    number = file if isinstance(file, int) else file.fileno()
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    if caller is not None:
+        poll.register(caller.stream.socket, select.POLLIN)
+    while True:
+        if any(ready == number for ready, _ in poll.poll()):
+            return True
+        if caller is None or caller.stream.peer_gone():
+            return False
+        poll.unregister(caller.stream.socket)  # it pipelines; look again later
+
+
+class Issued(NamedTuple):
+    """An invocation just issued on an instance, and the polls that get it now."""
+
+    invocation: Invocation
+    polls: List[Connection]
+
+
+# ---- instances ----
+
+class Instance(App):
+    """One bootstrap: its process, its log, its clock. Subclasses speak a protocol."""
+
+    def __init__(self, platform: "Platform") -> None:
+        self.platform = platform
+        self.function = platform.function
+        self.id = "c-%s" % uuid.uuid4().hex[:12]
+        self.log = Log(platform.pump, platform.on_log)
+        self.timer = Timer(self._on_time)
+        self.process: Optional[Process] = None
+        self.violations: List[Violation] = []   # before the first invocation
+        self.served = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether it could be reclaimed."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start the bootstrap; failures become outcomes. Blocks for the start."""
+        raise NotImplementedError
+
+    def bind(self, invocation: Invocation) -> None:
+        """Take an invocation while starting (platform lock held)."""
+        raise NotImplementedError
+
+    def retire(self) -> List[Invocation]:
+        """Allow no new work; return what is running (platform lock held)."""
+        raise NotImplementedError
+
+    def before_stop(self) -> None:
+        """Do what comes before SIGTERM. May block for its limit."""
+
+    def set_deadline(self, deadline: float) -> None:
+        """Move the instance's one clock."""
+        self.platform.loop.set_timer(self.timer, deadline)
+
+    def _on_time(self) -> None:
+        raise NotImplementedError
+
+    def _spawn(self, facts: Facts) -> None:
+        """Start the process. Raises StartError."""
+        platform = self.platform
+        words = list(self.function.command) or [os.path.join(platform.folder,
+                                                             "bootstrap")]
+        check_program(platform.protocol, words, platform.folder)
+        env = platform.environment(facts)
+        self.process = Process(words, platform.folder, env, self.log.write_end,
+                               self.on_exit, platform.cores)
+        self.log.started()
+        platform.trace("process", instance=self.id, started=self.process.pid)
+
+    def on_exit(self, status: int) -> None:
+        """Clean up after the process; called from its own thread."""
+        raise NotImplementedError
+
+    def violate(self, violation: Violation, invocation: Optional[Invocation]) -> None:
+        """Note a violation with the invocation it belongs to."""
+        (invocation.violations if invocation else self.violations).append(violation)
+        self.platform.note_violation(violation)
+
+    def stop(self) -> None:
+        """End it in order: pre-stop, SIGTERM, grace, SIGKILL. Blocks for these."""
+        self.before_stop()
+        if self.process is not None:
+            self.process.terminate(self.function.grace_s)
+            self.process.join()
+        else:
+            self.cleanup()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.process is not None:
+            self.process.signal(signal.SIGKILL)
+        else:
+            threading.Thread(target=self.cleanup, daemon=True).start()
+
+    def cleanup(self) -> None:
+        """Free what the instance holds."""
+        self.set_deadline(math.inf)
+        self.log.close()
+        self.platform.forget(self)
+
+    def peak_mb(self) -> float:
+        """Return the bootstrap's peak resident memory, 0 if unknown."""
+        return peak_memory_mb(self.process.pid) if self.process is not None else 0.0
+
+
+class PullInstance(Instance):
+    """An instance of scf or fg: a runtime API of its own on a loopback port."""
+
+    def __init__(self, platform: "Platform") -> None:
+        super().__init__(platform)
+        self.session = PullSession(platform.protocol)
+        self.invocation: Optional[Invocation] = None
+        self.listener: Optional[Listener] = None
+        self._delivered = False
+        self._head = ""
+
+    @property
+    def is_idle(self) -> bool:
+        return self.session.state == "idle"
+
+    def start(self) -> None:
+        """Listen, then start the process: its first call finds the API ready."""
+        platform, function = self.platform, self.function
+        try:
+            self.listener = Listener("127.0.0.1", function.port if platform.attach
+                                     else 0, self, platform.loop)
+            facts = platform.facts(instance_id=self.id, api_host="127.0.0.1",
+                                   api_port=str(self.listener.port))
+            self._head = self._event_head(facts)
+            self.set_deadline(time.monotonic() + function.init_timeout_s)
+            if platform.attach:
+                self.set_deadline(math.inf)
+                platform.attach(platform.environment(facts))
+            else:
+                self._spawn(facts)
+        except (StartError, OSError) as error:
+            self.set_deadline(math.inf)
+            self.platform.start_failed(self, error)
+
+    def _event_head(self, facts: Facts) -> str:
+        """Write the head of an event's answer, open for the id and the length."""
+        marked = Facts(facts, request_id="%s")
+        head = format_head(status_line(200), platform_fields(
+            self.platform.protocol, marked)).decode("latin-1")
+        return head[:-2] + "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+    def bind(self, invocation: Invocation) -> None:
+        self.invocation = invocation
+
+    def take(self, invocation: Invocation) -> Issued:
+        """Issue an invocation on this idle instance (platform lock held)."""
+        self.invocation = invocation
+        return self._issue(invocation)
+
+    def _issue(self, invocation: Invocation) -> Issued:
+        self.session.issue(invocation.request_id)
+        invocation.instance = self
+        invocation.started = time.monotonic()  # [scf.event.clock] [fg.event.clock]
+        self._delivered = False
+        self.served += 1
+        self.set_deadline(invocation.started + self.function.timeout_s)
+        invocation.violations += self.violations
+        self.violations.clear()
+        return Issued(invocation, self.session.take_polls())
+
+    def hand_over(self, issued: Issued) -> None:
+        """Answer the parked polls with the event (platform lock not held)."""
+        invocation, polls = issued
+        if self.served > 1:  # drop what was printed between two invocations
+            self.log.drain()
+            self.log.take_tail()
+        self.platform.log_start(invocation)
+        self._deliver_all(invocation, polls)
+
+    def _deliver_all(self, invocation: Invocation, polls: List[Connection]) -> None:
+        while polls:
+            for poll in polls:
+                self._deliver(poll, invocation)
+            polls = self._retry_polls(invocation)
+
+    def _deliver(self, poll: Connection, invocation: Invocation) -> None:
+        # [any.poll.dead] a client that has hung up must not swallow the event
+        if poll.deferred and poll.stream.peer_gone():
+            poll.closing = True
+            poll.answer(b"")
+            return
+        head = self._head % (invocation.request_id, len(invocation.event))
+        if poll.answer(head.encode("latin-1"), invocation.event):
+            self._delivered = True
+
+    def _retry_polls(self, invocation: Invocation) -> List[Connection]:
+        if self._delivered:
+            return []
+        with self.platform.lock:
+            self.session.undeliver(invocation.request_id)
+            return self.session.take_polls()
+
+    def handle(self, connection: Connection, message: Message) -> None:
+        """Take a call of the bootstrap."""
+        method, target = message.words[:2]
+        call, request_id, status = find_call(self.platform.protocol, method, target)
+        size, body = -1, b""
+        try:
+            body = connection.read_body(self.function.result_bytes)
+        except BodyTooLarge as error:  # [any.result.size]
+            size = error.size
+        if not call:
+            self._unknown(connection, "%s %s" % (method, target[:80]), status)
+            return
+        if call in ("response", "error"):
+            self.log.drain()  # so that the log holds what was printed before
+        self._receive(connection, call, request_id, body, size)
+
+    def _unknown(self, connection: Connection, seen: str, status: int) -> None:
+        with self.platform.lock:
+            self.violate(Violation("any.api.unknown", seen), self.invocation)
+        self._refuse(connection, status, "no such call: " + seen)
+
+    def _refuse(self, connection: Connection, status: int, message: str) -> None:
+        # [fg.result.unknown-id] the error document of fg's own API
+        body = _json({"error_code": "FSS.0%d" % status, "error_msg": message})
+        connection.answer(format_head(status_line(status), (
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))))), body)
+
+    def _receive(self, connection: Connection, call: str, request_id: str, body: bytes,
+                 size: int) -> None:
+        platform, session = self.platform, self.session
+        settled: Optional[Invocation] = None
+        issued: Optional[Issued] = None
+        with platform.lock:
+            before = session.state
+            move = session.receive(call, connection, request_id, size >= 0)
+            invocation = self.invocation
+            if move.action == "hold":
+                connection.defer()
+            elif move.action in ("ignore", "refuse"):
+                self.violate(Violation(move.rule, "%s in state %s%s" % (
+                    call, before, ", id %r" % request_id if request_id else "")),
+                    invocation)
+            elif move.action in RESULTS and invocation is not None:
+                settled = self._result(invocation, move.action, body, size)
+            if session.state == "idle" and before != "idle":
+                issued = self._became_idle()
+        if platform.tracing:
+            platform.trace("call", instance=self.id, call=call, state=before,
+                           action=move.action, next=session.state, rule=move.rule,
+                           request_id=invocation.request_id if invocation else "",
+                           bytes=max(size, len(body)))
+        self._answer(connection, move.action, size, invocation)
+        if settled is not None:
+            settled.tell()
+        if issued is not None:
+            self.hand_over(issued)
+
+    def _answer(self, connection: Connection, action: str, size: int,
+                invocation: Optional[Invocation]) -> None:
+        if action == "hold":
+            return  # [scf.next.blocks] [fg.request.blocks]: whoever has the event
+        if action == "refuse":
+            self._refuse(connection, 404, "no outstanding invocation has this id")
+        elif action == "deliver" and invocation is not None:
+            self._deliver(connection, invocation)
+            if not self._delivered:
+                self._deliver_all(invocation, self._retry_polls(invocation))
+        elif size >= 0:
+            self._refuse(connection, 413, "the result has %d bytes; the limit is %d"
+                         % (size, self.function.result_bytes))
+        else:
+            connection.answer(EMPTY_ANSWER)
+
+    def _result(self, invocation: Invocation, action: str, body: bytes,
+                size: int) -> Optional[Invocation]:
+        self.invocation = None
+        return self.platform.settle(
+            invocation, RESULTS[action], body=body if size < 0 else b"", size=size,
+            message="" if action == "finish" else
+            "the bootstrap reported an error" if action == "fail" else
+            "the result has %d bytes; the limit is %d"
+            % (size, self.function.result_bytes))
+
+    def _became_idle(self) -> Optional[Issued]:
+        """Go on with the bound or next invocation, or join the idle instances."""
+        if self.invocation is None:
+            self.invocation = self.platform.next_waiting()
+        if self.invocation is not None:
+            return self._issue(self.invocation)
+        self.platform.idle.append(self)  # the last one used is the first one taken
+        self.set_deadline(time.monotonic() + self.function.idle_s)
+        return None
+
+    def gone(self, connection: Connection) -> bool:
+        """A poll's client has hung up: it gets no event [any.poll.dead]."""
+        with self.platform.lock:
+            return self.session.withdraw(connection)
+
+    def refused(self, connection: Connection, violation: Violation) -> None:
+        """Something came that is not HTTP: no effect but a violation."""
+        with self.platform.lock:
+            self.violate(violation, self.invocation)
+
+    def retire(self) -> List[Invocation]:
+        running = [self.invocation] if self.invocation else []
+        self.invocation = None
+        self.session.stop()
+        return running
+
+    def _on_time(self) -> None:
+        """The clock of the session's state ran out."""
+        platform = self.platform
+        with platform.lock:
+            state = self.session.state
+            if time.monotonic() < self.timer.deadline or state == "stopping":
+                return
+            if state == "idle":
+                platform.reclaim(self)
+                return
+            invocation = self.invocation
+            kind = ON_TIME[state]
+            limit = (self.function.init_timeout_s if state == "starting"
+                     else self.function.timeout_s)
+            platform.discard(self)
+            settled = invocation and platform.settle(
+                invocation, kind, message="%s within %s s" % (NO_ANSWER[state],
+                                                              seconds(limit)))
+        self.kill()  # [any.time.kill]
+        if settled:
+            settled.tell()
+
+    def on_exit(self, status: int) -> None:
+        """The process has ended; what it sent before counts [any.process.last-words].
+        """
+        if self.listener is not None:
+            self.listener.accept()
+            self.listener.join(1.0)
+        self.log.close()
+        platform = self.platform
+        with platform.lock:
+            state = self.session.state
+            invocation = self.invocation
+            ended = "the bootstrap ended " + describe_status(status)
+            platform.trace("process", instance=self.id, ended=describe_status(status),
+                           state=state)
+            platform.discard(self)
+            settled = invocation and platform.settle(
+                invocation, ON_EXIT.get(state, "exit"), message="%s %s" % (
+                    ended, DURING.get(state, "")))
+        if not invocation and state != "stopping":
+            platform.note(ended + " while it had no event; the next one starts another")
+        if settled:
+            settled.tell()
+        self.cleanup()
+        platform.refill()
+
+    def cleanup(self) -> None:
+        if self.listener is not None:
+            self.listener.close()
+            self.listener.shut()
+            self.listener.join(2.0)
+        super().cleanup()
+
+
+RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
+NO_ANSWER = {"starting": "the bootstrap did not ask for an event or report ready",
+             "issued": "the bootstrap did not fetch the event",
+             "running": "the bootstrap fetched the event and posted no result",
+             "busy": "the function did not answer"}
+DURING = {"starting": "before it was ready", "initializing": "during initialisation",
+          "issued": "before it fetched the event", "running": "while it had the event",
+          "busy": "during the request"}
+
+
+def platform_fields(protocol: str, facts: Facts) -> List[Tuple[str, str]]:
+    """Return the fields of HEADERS with their values."""
+    fields = [(field.name, field.value.format_map(facts), field.optional)
+              for field in HEADERS[protocol]]
+    return [(name, value) for name, value, optional in fields if value or not optional]
+
+
+class CallerGone(Exception):
+    """The caller of an HTTP function has hung up."""
+
+
+class Answer:
+    """Where the answer of an fc function goes: kept, for an event's outcome."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.begun = False
+        self.status = 0
+        self.fields: List[Tuple[str, str]] = []
+        self.parts: List[bytes] = []
+        self.size = 0
+
+    def begin(self, status: int, fields: List[Tuple[str, str]],
+              length: Optional[int]) -> None:
+        """Take the head. `length`: -1 = unknown, None = there is no body."""
+        self.status, self.fields = status, fields
+
+    def write(self, data: bytes) -> None:
+        """Take a part of the body."""
+        self.size += len(data)
+        if self.size > self.limit:
+            raise BodyTooLarge(self.size, self.limit)
+        self.parts.append(data)
+
+    def end(self) -> None:
+        """The answer is complete."""
+
+
+class PushInstance(Instance):
+    """An instance of fc: an HTTP server to which requests are sent."""
+
+    def __init__(self, platform: "Platform") -> None:
+        super().__init__(platform)
+        self.session = PushSession(self.function.concurrency)
+        self.bound: List[Invocation] = []
+        self.running: Dict[Invocation, None] = {}   # in the order of their deadlines
+        self.pool: List[Stream] = []
+        self.port = self.function.port
+        self.init_kind = "init-error"
+        self._retired = False
+
+    @property
+    def is_idle(self) -> bool:
+        return self.session.state in ("idle", "frozen")
+
+    def has_room(self) -> bool:
+        """Tell whether one more request may be sent or bound."""
+        if self._retired or self.session.state == "stopping":
+            return False
+        return len(self.bound) + self.session.running < self.function.concurrency
+
+    def bind(self, invocation: Invocation) -> None:
+        invocation.instance = self
+        self.bound.append(invocation)
+
+    def start(self) -> None:
+        """Start the server in a thread of its own and wait for its port there."""
+        threading.Thread(target=self._start, daemon=True).start()
+
+    def _start(self) -> None:
+        platform = self.platform
+        try:
+            self._choose_port()
+            facts = platform.facts(instance_id=self.id, port=str(self.port))
+            if platform.attach:
+                platform.attach(platform.environment(facts))
+            else:
+                self._spawn(facts)
+            self._await_port()
+        except (StartError, OSError) as error:
+            platform.start_failed(self, error)
+            return
+        self._initialize()
+
+    def _choose_port(self) -> None:
+        """Find a free port, or raise StartError when the fixed one is taken."""
+        if self.platform.attach:
+            return
+        probe = socket.socket()
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("0.0.0.0", self.function.port))
+            self.port = probe.getsockname()[1]
+        except OSError as error:
+            raise StartError("port", "port %d is taken by another program (%s). Stop "
+                             "it, or use --port 0 with a server that reads "
+                             "FC_SERVER_PORT" % (self.port, error.strerror))
+        finally:
+            probe.close()
+
+    def _await_port(self) -> None:
+        """Dial until the server accepts [fc.start.probe]. Raises StartError."""
+        begin = time.monotonic()
+        deadline = begin + self.function.start_timeout_s
+        hinted = False
+        while True:
+            try:
+                self.pool.append(self._dial())  # kept for the first request
+                return
+            except OSError:
+                now = time.monotonic()
+            if self.process is not None and self.process.exited.wait(
+                    0.001 if now < begin + 0.05 else 0.005):
+                raise StartError("", "the start command '%s ' ended %s before it "
+                                 "listened on port %d" % (" ".join(
+                                     self.platform.words()), "early", self.port))
+            if now > deadline or self.session.state == "stopping":
+                raise StartError("port", self._port_problem())
+            if not hinted and now > begin + 0.5:
+                hinted = True
+                if self._loopback_only():
+                    self.platform.note(self._port_problem())
+            if self.process is None:
+                time.sleep(0.05)  # attached: nothing else tells when it listens
+
+    def _port_problem(self) -> str:
+        if self._loopback_only():  # [fc.start.bind]
+            return ("the server listens on 127.0.0.1:%d only, where the cloud cannot "
+                    "reach it. Bind 0.0.0.0" % self.port)
+        return ("nothing listens on port %d within %s s; the server must listen on "
+                "0.0.0.0:$FC_SERVER_PORT" % (self.port,
+                                             seconds(self.function.start_timeout_s)))
+
+    def _loopback_only(self) -> bool:
+        if self.platform.fc_host == "127.0.0.1":
+            return False
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+        except OSError:
+            return False
+        return True
+
+    def _dial(self) -> Stream:
+        return Stream(socket.create_connection((self.platform.fc_host, self.port)))
+
+    def _initialize(self) -> None:
+        """Run the initializer, once, and let the bound requests go."""
+        platform, function = self.platform, self.function
+        with platform.lock:
+            if self.session.move("connect") != "initialize":
+                return  # stopped meanwhile
+        verdict = "done"
+        if function.initializer:  # [fc.initialize.once]
+            verdict = self._hook("initialize", function.initializer_timeout_s)
+        with platform.lock:
+            if verdict == "done":
+                if not self.session.move("initialized"):
+                    return
+                bound, self.bound = self.bound, []
+                for invocation in bound:
+                    self.admit(invocation)
+                settled: List[Invocation] = []
+            else:
+                self.session.move("refused")
+                settled = self._init_failed(verdict)
+        if settled:
+            self.kill()
+            for invocation in settled:
+                invocation.tell()
+        else:
+            for invocation in bound:
+                if invocation.gate is not None:
+                    invocation.gate.open()
+            self.settle_down()
+
+    def _init_failed(self, verdict: str) -> List[Invocation]:
+        kind = "init-timeout" if verdict == "timeout" else "init-error"
+        bound, self.bound = self.bound, []
+        self.platform.discard(self)
+        message = "the initializer failed: " + verdict
+        return [invocation for invocation in bound
+                if self.platform.settle(invocation, kind, message=message)]
+
+    def _hook(self, call: str, timeout_s: float) -> str:
+        """Call a hook: done, failed, broken, timeout, or refused connection."""
+        stream: Optional[Stream] = None
+        name = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
+                "pre-stop": "PreStop"}[call]
+        request_id = str(uuid.uuid4())
+        method = "POST" if call == "initialize" else "GET"
+        head = self._head(method, "/" + call, request_id, "/" + call, [], 0)
+        expired = threading.Event()
+
+        def expire() -> None:
+            if time.monotonic() >= timer.deadline:
+                expired.set()
+                if stream is not None:
+                    stream.shut()
+
+        timer = Timer(expire)
+        self.platform.note_line("FC %s Start RequestId: %s\n" % (name, request_id))
+        try:
+            stream = self.pool.pop() if self.pool else self._dial()
+            self.platform.loop.set_timer(timer, time.monotonic() + timeout_s)
+            stream.send(head)
+            verdict = self._hook_answer(stream)
+        except (OSError, BadMessage) as error:
+            verdict = "timeout" if expired.is_set() else "broken (%s)" % error
+        finally:
+            self.platform.loop.set_timer(timer, math.inf)
+            if stream is not None and stream not in self.pool:
+                stream.socket.close()
+        error_text = "" if verdict == "done" else ", Error: " + verdict
+        self.platform.note_line("FC %s End RequestId: %s%s\n"
+                                % (name, request_id, error_text))
+        return verdict
+
+    def _hook_answer(self, stream: Stream) -> str:
+        message = self._answer_head(stream)
+        status = int(message.words[1])
+        for _ in self._body(stream, message, "GET"):
+            pass
+        if message.keep_alive and message.length() is not None:
+            self.pool.append(stream)
+        return judge_hook(status)
+
+    def admit(self, invocation: Invocation) -> None:
+        """Start the clock of an invocation (platform lock held)."""
+        if self.session.move("invoke") == "thaw" and self.process is not None:
+            self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
+        invocation.instance = self
+        invocation.started = time.monotonic()
+        invocation.deadline = invocation.started + self.function.timeout_s
+        invocation.violations += self.violations
+        self.violations.clear()
+        self.running[invocation] = None
+        self.served += 1
+        self._next_deadline()
+
+    def _next_deadline(self) -> None:
+        first = next(iter(self.running), None)
+        self.set_deadline(first.deadline if first is not None else
+                          time.monotonic() + self.function.idle_s)
+
+    def exchange(self, invocation: Invocation, answer: Answer,
+                 body: Union[bytes, Iterable[bytes]], length: Optional[int]) -> None:
+        """Send the request and pass the answer on; then the invocation is settled.
+        Blocks until then, the function's time limit at most."""
+        if self.served > 1 and self.session.running == 1:
+            self.log.drain()
+            self.log.take_tail()
+        self.platform.log_start(invocation)
+        kind, message = "bad-response", ""
+        try:
+            kind, message = self._ask(invocation, answer, body, length)
+        except CallerGone:
+            kind, message = "cancelled", "the caller has gone"
+        except BodyTooLarge as error:
+            kind, message = "response-too-large", "the answer: %s" % error
+        except BadMessage as error:
+            kind, message = "bad-response", str(error)
+            with self.platform.lock:
+                self.violate(error.violation, invocation)
+        except OSError as error:
+            message = "the connection broke: %s" % (error.strerror or error)
+        if kind == "bad-response" and self._has_exited():
+            kind, message = "exit", "the bootstrap ended during the request"
+        self._conclude(invocation, kind, message, answer)
+
+    def _has_exited(self) -> bool:
+        # the kernel closes a dying process's sockets a moment before it is a zombie
+        return self.process is not None and self.process.exited.wait(0.25)
+
+    def _conclude(self, invocation: Invocation, kind: str, message: str,
+                  answer: Answer) -> None:
+        if invocation.upstream is not None:
+            invocation.upstream.socket.close()
+        self.log.drain()
+        with self.platform.lock:
+            self.platform.settle(invocation, kind, body=b"".join(answer.parts),
+                                 message=message, answer=answer)
+            self.running.pop(invocation, None)
+            self.session.move("settled")
+            spent = self._retired and not self.running
+            issued = [] if self._retired else self.platform.fill(self)
+            self._next_deadline()
+        if spent:
+            self.kill()
+        for waiting in issued:
+            if waiting.gate is not None:
+                waiting.gate.open()
+
+    def settle_down(self) -> None:
+        """Freeze when nothing runs [fc.freeze.idle]; the pre-freeze hook comes first,
+        in a thread of its own."""
+        if not self.function.freeze or self.session.state != "idle":
+            return
+        if self.function.pre_freeze:
+            threading.Thread(target=self._freeze_after_hook, daemon=True).start()
+        else:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        with self.platform.lock:
+            if self.session.move("quiet") and self.process is not None:
+                self.process.signal(signal.SIGSTOP)
+
+    def _freeze_after_hook(self) -> None:
+        verdict = self._hook("pre-freeze", self.function.pre_freeze_timeout_s)
+        if verdict.startswith("broken"):  # [fc.hook.broken]
+            with self.platform.lock:
+                self.platform.discard(self)
+            self.kill()
+            return
+        self._freeze()
+
+    def before_stop(self) -> None:
+        """Thaw, and call the pre-stop hook [fc.stop.order]."""
+        if self.process is not None:
+            self.process.signal(signal.SIGCONT)
+        if self.function.pre_stop and self.served and not self.process_gone():
+            self._hook("pre-stop", self.function.pre_stop_timeout_s)
+
+    def process_gone(self) -> bool:
+        """Tell whether the process has ended."""
+        return self.process is not None and self.process.exited.is_set()
+
+    def _connect(self) -> Tuple[Stream, bool]:
+        """Return a connection, and whether it was used before."""
+        while self.pool:
+            stream = self.pool.pop()
+            if not stream.peer_gone():
+                return stream, True
+            stream.socket.close()
+        return self._dial(), False
+
+    def _head(self, method: str, target: str, request_id: str, control: str,
+              fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
+        facts = self.platform.facts(
+            request_id=request_id, control_path=control, port=str(self.port),
+            base_path=target.partition("?")[0])
+        own = platform_fields("fc", facts)
+        framing = [("Transfer-Encoding", "chunked")] if length == -1 else (
+            [("Content-Length", str(length))] if length is not None else [])
+        if not any(name.lower() == "host" for name, _ in fields):
+            fields = [("Host", "%s:%d" % (self.platform.fc_host, self.port))] + fields
+        return format_head("%s %s HTTP/1.1" % (method, target), fields + own + framing)
+
+    def _request(self, invocation: Invocation,
+                 length: Optional[int]) -> Tuple[str, bytes]:
+        """Return (method, head) of the request to the function's server."""
+        http_request = invocation.http_request
+        if http_request is None:  # [fc.invoke.event]
+            return "POST", self._head(
+                "POST", "/invoke", invocation.request_id, "/invoke",
+                [("Content-Type", "application/octet-stream")], length)
+        fields = pass_fields(http_request.headers, DROPPED_REQUEST)
+        return http_request.method, self._head(
+            http_request.method, http_request.target, invocation.request_id,
+            "/http-invoke", fields, length)
+
+    def _ask(self, invocation: Invocation, answer: Answer, body: Union[
+            bytes, Iterable[bytes]], length: Optional[int]) -> Tuple[str, str]:
+        """Return (kind, message) of the exchange. Raises OSError, BadMessage,
+        BodyTooLarge, CallerGone."""
+        method, head = self._request(invocation, length)
+        while True:
+            stream, reused = self._connect()
+            invocation.upstream = stream
+            try:
+                uploading = self._send(stream, head, body, length)
+                if not wait_readable(stream.socket, invocation.caller):
+                    raise CallerGone
+                message = self._answer_head(stream)
+                break
+            except ConnectionError:
+                # [fc.connection.retry] broken before a byte of the answer came
+                if not (reused and method in IDEMPOTENT and not length):
+                    raise
+                stream.socket.close()
+        kind, text = self._pass(invocation, stream, message, method, answer)
+        if message.keep_alive and message.words[1] != "101" and not (
+                uploading is not None and uploading.is_alive()):
+            invocation.upstream = None
+            self.pool.append(stream)
+        return kind, text
+
+    def _send(self, stream: Stream, head: bytes, body: Union[bytes, Iterable[bytes]],
+              length: Optional[int]) -> Optional[threading.Thread]:
+        """Send a request. A body that may not fit into the socket goes from a thread,
+        so that a server may answer while it reads."""
+        if not length:
+            stream.send(head)
+            return None
+        if isinstance(body, bytes) and len(body) <= 65536:
+            stream.send(head, body)
+            return None
+        stream.socket.sendall(head)
+        parts = [body] if isinstance(body, bytes) else body
+        thread = threading.Thread(target=self._upload, daemon=True,
+                                  args=(stream, parts, length == -1))
+        thread.start()
+        return thread
+
+    def _upload(self, stream: Stream, parts: Iterable[bytes], chunked: bool) -> None:
+        try:
+            for part in parts:
+                stream.socket.sendall(b"%x\r\n%s\r\n" % (len(part), part) if chunked
+                                      else part)
+            if chunked:
+                stream.socket.sendall(b"0\r\n\r\n")
+        except BadMessage:
+            stream.shut()  # the caller sent half a body: the function must notice
+        except OSError:
+            pass  # the function answers without reading, or has gone; see _ask
+
+    def _answer_head(self, stream: Stream) -> Message:
+        """Read the head of an answer, past interim ones. Raises ConnectionError when
+        there is none."""
+        while True:
+            message = stream.head()
+            if message is None:
+                raise ConnectionError(errno.ECONNRESET,
+                                      "it was closed without an answer")
+            version, status, _ = message.words
+            if not version.startswith("HTTP/1.") or not re.fullmatch(r"[1-9]\d\d",
+                                                                     status):
+                raise BadMessage("any.http.start-line", repr(" ".join(
+                    message.words)[:80]))
+            if status[0] != "1" or status == "101":
+                return message
+
+    def _body(self, stream: Stream, message: Message, method: str) -> Iterator[bytes]:
+        if method == "HEAD" or message.words[1] in ("204", "304"):
+            return iter(())
+        length = message.length()
+        return stream.until_end() if length is None else stream.chunks(length)
+
+    def _pass(self, invocation: Invocation, stream: Stream, message: Message,
+              method: str, answer: Answer) -> Tuple[str, str]:
+        """Pass an answer on; return (kind, message)."""
+        is_http = invocation.http_request is not None
+        status = int(message.words[1])
+        if fields_size(message.fields) > FC_HEAD_BYTES:  # [fc.limits.headers]
+            return "response-too-large", "the answer's header fields exceed 8 KB"
+        kind = judge_answer(is_http, status, message.get("x-fc-status"))
+        fields = pass_fields(message.fields, DROPPED_RESPONSE)
+        bodiless = method == "HEAD" or status in (204, 304)
+        length = message.length()
+        answer.begin(status, fields, None if bodiless else
+                     -1 if length is None else length)
+        for part in self._body(stream, message, method):
+            answer.write(part)
+        answer.end()
+        if not bodiless and length is None:
+            message.table["connection"] = "close"
+        return kind, "" if kind == "ok" else "the function answered with a failure"
+
+    def retire(self) -> List[Invocation]:
+        running, self.bound = self.bound, []
+        self._retired = True
+        if not self.running:
+            self.session.move("stop")
+        return running
+
+    def _on_time(self) -> None:
+        """The oldest request is over its limit, or the instance was idle for long."""
+        platform = self.platform
+        now = time.monotonic()
+        settled: List[Invocation] = []
+        with platform.lock:
+            if self.session.state == "stopping" or now < self.timer.deadline:
+                return
+            if not self.running:
+                if self.is_idle:
+                    platform.reclaim(self)
+                return
+            for invocation in list(self.running):
+                if invocation.deadline <= now and platform.settle(
+                        invocation, "timeout", message="%s within %s s" % (
+                            NO_ANSWER["busy"], seconds(self.function.timeout_s))):
+                    settled.append(invocation)
+            # [fc.time.others] the others may end within their own limits
+            alone = len(settled) == len(self.running)
+            platform.discard(self)
+            left = [one.deadline for one in self.running if one.outcome is None]
+            self.set_deadline(min(left, default=math.inf))
+        if alone:
+            self.kill()
+        for invocation in settled:
+            if invocation.upstream is not None:
+                invocation.upstream.shut()
+            invocation.tell()
+
+    def on_exit(self, status: int) -> None:
+        """The process has ended; requests in flight notice it by their connections."""
+        platform = self.platform
+        ended = "the bootstrap ended " + describe_status(status)
+        self.log.close()
+        with platform.lock:
+            state = self.session.state
+            platform.trace("process", instance=self.id, ended=describe_status(status),
+                           state=state)
+            bound, running = self.bound, list(self.running)
+            platform.discard(self)
+            kind = "start-error" if state == "starting" else "init-error"
+            settled = [one for one in bound if platform.settle(
+                one, kind, message=self._exit_text(status, state))]
+        if not bound and not running and state not in ("stopping",):
+            platform.note(ended + " while it had no request; the next one starts "
+                                  "another")
+        for invocation in settled:
+            invocation.tell()
+        for invocation in running:
+            if invocation.upstream is not None:
+                invocation.upstream.shut()
+        self.cleanup()
+        platform.refill()
+
+    def _exit_text(self, status: int, state: str) -> str:
+        code = status if status >= 0 else 128 - status
+        text = os.strerror(code)
+        known = "" if text.startswith("Unknown") else ", message:" + text.lower()
+        return ("Function instance exited unexpectedly(code %d%s) with start command "
+                "'%s '. It ended %s %s" % (code, known, " ".join(self.platform.words()),
+                                           describe_status(status), DURING[state]))
+
+    def cleanup(self) -> None:
+        while self.pool:
+            self.pool.pop().socket.close()
+        super().cleanup()
+
+
+IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "TRACE")
+
+
+# ---- the platform ----
+
+class Platform:
+    """Starts, reuses and stops instances of one function, and invokes it.
+
+    `code` is a folder or a ZIP. Settings are those of Function. `on_log` receives what
+    the function prints and the platform's log lines, as bytes; `on_note` what the
+    platform itself has to say; `on_trace` one dict per message and state change.
+    Raises ValueError for a bad setting or package. Use it with `with`, or close() it.
+    """
+
+    def __init__(self, protocol: str, code: str = ".", *,
+                 on_log: Optional[Callable[[bytes], None]] = None,
+                 on_note: Optional[Callable[[str], None]] = None,
+                 on_trace: Optional[Callable[[Dict[str, object]], None]] = None,
+                 attach: Optional[Callable[[Dict[str, str]], None]] = None,
+                 cores: Optional[Iterable[int]] = None, **settings: Any) -> None:
+        self.protocol = LONG_NAMES.get(protocol, protocol)
+        self.function = Function(self.protocol, **settings)
+        self.folder, self._remove_package = open_package(code)
+        self.on_log = on_log
+        self.attach = attach
+        self.cores = cores
+        self._on_note = on_note
+        self._on_trace = on_trace
+        self.tracing = on_trace is not None
+        self._facts = self.function.facts(self.folder)
+        self.fc_host = reachable_host()
+        self.lock = threading.Lock()
+        self.loop = Loop("deadlines")
+        self.pump = Loop("output")
+        self.instances: List[Instance] = []
+        self.idle: List[PullInstance] = []
+        self.queue: "collections.deque[Invocation]" = collections.deque()
+        self.violations: List[Violation] = []
+        self.counts: Dict[str, int] = dict.fromkeys(("accepted", "cold_starts") + KINDS,
+                                                    0)
+        self._queue_timer = Timer(self._on_queue_time)
+        self._leaving: Dict[Instance, None] = {}
+        self._left = threading.Condition(self.lock)
+        self._pending = 0
+        self._closing = False
+
+    def __enter__(self) -> "Platform":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- for callers --
+
+    def invoke(self, event: bytes, *, http: Optional[HttpRequest] = None) -> Outcome:
+        """Invoke the function and return what became of it. Blocks until then: start,
+        queue and time limits bound it. `http` makes it a call of an HTTP function."""
+        invocation = Invocation(self.new_id(), event, http)
+        if self.protocol == "fc":
+            return self.run(invocation, Answer(self.function.result_bytes), event,
+                            len(event) if event or http is None else None)
+        done = threading.Lock()
+        done.acquire()
+        invocation.on_done = lambda outcome: done.release()
+        self.submit(invocation)
+        done.acquire()
+        assert invocation.outcome is not None
+        return invocation.outcome
+
+    def submit(self, invocation: Invocation) -> None:
+        """Queue or issue an invocation of scf or fg; its `on_done` is called once."""
+        issued: Optional[Issued] = None
+        added: Optional[Instance] = None
+        instance: Optional[PullInstance] = None
+        with self.lock:
+            refused = not self._accept(invocation)
+            if not refused and self.idle:
+                instance = self.idle.pop()
+                issued = instance.take(invocation)
+            elif not refused:
+                added = self._wait(invocation)
+                refused = invocation.outcome is not None
+        if refused:
+            invocation.tell()
+        elif instance is not None and issued is not None:
+            instance.hand_over(issued)
+        elif added is not None:
+            added.start()
+
+    def run(self, invocation: Invocation, answer: Answer, body: Union[
+            bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
+        """Run an invocation of fc in this thread; `length` as of Message.length().
+        Call settle_down() when the caller has the answer."""
+        added: Optional[Instance] = None
+        with self.lock:
+            if self._accept(invocation):
+                instance = self._roomy()
+                if instance is not None and instance.session.state not in STARTING:
+                    instance.admit(invocation)
+                else:
+                    invocation.gate = Gate()
+                    added = self._wait(invocation, instance)
+        if added is not None:
+            added.start()
+        if invocation.gate is not None and not invocation.gate.wait(invocation.caller):
+            self.cancel(invocation)
+        if invocation.outcome is None and isinstance(invocation.instance, PushInstance):
+            invocation.instance.exchange(invocation, answer, body, length)
+        assert invocation.outcome is not None
+        if self.on_log is not None:
+            self.log_end(invocation)
+        if invocation.caller is None:
+            settle_down(invocation)
+        return invocation.outcome
+
+    def cancel(self, invocation: Invocation) -> bool:
+        """The caller has gone; False if there is an outcome already."""
+        with self.lock:
+            if invocation in self.queue:
+                self.queue.remove(invocation)
+            instance = invocation.instance
+            if isinstance(instance, PushInstance) and invocation in instance.bound:
+                instance.bound.remove(invocation)
+            return self.settle(invocation, "cancelled",
+                               message="the caller has gone") is not None
+
+    def drain(self, timeout_s: float = math.inf) -> None:
+        """Accept nothing new and wait until every invocation has its outcome."""
+        deadline = time.monotonic() + timeout_s
+        with self.lock:
+            self._closing = True
+            while self._pending:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._left.wait(left if left < 1e6 else None):
+                    return
+
+    def close(self) -> None:
+        """Stop everything: what still runs is cancelled, every process ends. Blocks
+        for the pre-stop hook and the grace at most."""
+        with self.lock:
+            self._closing = True
+            pending = list(self.queue)
+            self.queue.clear()
+            instances = list(self.instances)
+            for instance in instances:
+                pending += getattr(instance, "running", ())
+                pending += self.discard(instance)
+            settled = [one for one in pending if self.settle(
+                one, "cancelled", message="the platform was stopped")]
+        for invocation in settled:
+            invocation.tell()
+        threads = [threading.Thread(target=instance.stop, daemon=True)
+                   for instance in instances]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with self.lock:
+            self._left.wait_for(lambda: not self._leaving, 10)
+        self.loop.close()
+        self.pump.close()
+        self._remove_package()
+
+    def state(self) -> Dict[str, object]:
+        """Return what GET /-/state shows."""
+        with self.lock:
+            return {
+                "protocol": self.protocol,
+                "function": self.function.name,
+                "instances": [{
+                    "id": instance.id, "served": instance.served,
+                    "state": getattr(instance, "session").state,
+                    "pid": instance.process.pid if instance.process else None,
+                } for instance in self.instances],
+                "queued": len(self.queue),
+                "counts": dict(self.counts, reused=self.counts["accepted"]
+                               - self.counts["cold_starts"]),
+                "violations": len(self.violations),
+            }
+
+    def new_id(self) -> str:
+        """Return a request id in the vendor's form [any.id.form]."""
+        text = uuid.uuid4().hex
+        if self.protocol == "fc":  # [fc.id.form]
+            return "1-%08x-%s-%s" % (int(time.time()), text[:8], text[8:20])
+        return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+    # -- placing invocations; the lock is held --
+
+    def _accept(self, invocation: Invocation) -> bool:
+        """Count an invocation in, or settle it."""
+        function = self.function
+        self.counts["accepted"] += 1
+        self._pending += 1
+        if self.on_log is not None and self.protocol != "fc":
+            invocation.on_end = self.log_end
+        size = len(invocation.event)
+        if self._closing:
+            self.settle(invocation, "cancelled", message="the platform stops")
+        elif size > function.event_bytes:  # [any.event.size]
+            self.settle(invocation, "request-too-large", size=size, message=(
+                "the event has %d bytes; the limit is %d"
+                % (size, function.event_bytes)))
+        return invocation.outcome is None
+
+    def _roomy(self) -> Optional["PushInstance"]:
+        for instance in self.instances:
+            if isinstance(instance, PushInstance) and instance.has_room():
+                return instance
+        return None
+
+    def _wait(self, invocation: Invocation,
+              starting: Optional[Instance] = None) -> Optional[Instance]:
+        """Bind to an instance that starts, or queue; return an instance to start."""
+        if starting is not None:
+            starting.bind(invocation)
+        elif len(self.instances) < self.function.max_instances:
+            instance = self._add_instance()
+            instance.bind(invocation)
+            return instance
+        elif len(self.queue) >= self.function.queue:  # [any.queue.full]
+            self.settle(invocation, "throttled", message="%d instances are busy and %d "
+                        "events wait" % (len(self.instances), len(self.queue)))
+        else:
+            invocation.queued_until = time.monotonic() + self.function.queue_timeout_s
+            self.queue.append(invocation)
+            if len(self.queue) == 1:
+                self.loop.set_timer(self._queue_timer, invocation.queued_until)
+        return None
+
+    def _add_instance(self) -> Instance:
+        instance: Instance
+        instance = (PushInstance if self.protocol == "fc" else PullInstance)(self)
+        self.instances.append(instance)
+        self.counts["cold_starts"] += 1
+        return instance
+
+    def next_waiting(self) -> Optional[Invocation]:
+        """Take the first invocation from the queue [any.queue.order]."""
+        while self.queue:
+            invocation = self.queue.popleft()
+            if invocation.outcome is None:
+                return invocation
+        return None
+
+    def fill(self, instance: "PushInstance") -> List[Invocation]:
+        """Admit queued invocations to an instance with room; return them."""
+        admitted = []
+        while instance.has_room():
+            invocation = self.next_waiting()
+            if invocation is None:
+                break
+            instance.admit(invocation)
+            admitted.append(invocation)
+        return admitted
+
+    def discard(self, instance: Instance) -> List[Invocation]:
+        """Let an instance take no more work; return what it still had bound."""
+        if instance in self.instances:
+            self.instances.remove(instance)
+            self._leaving[instance] = None
+        if instance in self.idle:
+            self.idle.remove(instance)
+        return instance.retire()
+
+    def reclaim(self, instance: Instance) -> None:
+        """Stop an instance that was idle for long [any.instance.idle]."""
+        self.discard(instance)
+        threading.Thread(target=instance.stop, daemon=True).start()
+
+    def settle(self, invocation: Invocation, kind: str, *, body: bytes = b"",
+               message: str = "", size: int = 0, start_error: str = "",
+               answer: Optional[Answer] = None) -> Optional[Invocation]:
+        """Give an invocation its one outcome [any.outcome.one]; None if it had one."""
+        if invocation.outcome is not None:
+            return None
+        function, instance = self.function, invocation.instance
+        duration = time.monotonic() - invocation.started if invocation.started else 0.0
+        facts = Facts(
+            request_id=invocation.request_id, timeout=seconds(function.timeout_s),
+            init_timeout=seconds(function.initializer_timeout_s
+                                 or function.init_timeout_s),
+            size=str(size), duration="%d" % (duration * 1000), message=message,
+            limit=str(function.event_bytes if kind == "request-too-large"
+                      else function.result_bytes),
+            start_error=START_ERRORS[self.protocol].get(
+                start_error, START_ERRORS[self.protocol][""]),
+            peak_mb="0.00")
+        if instance is not None and kind in ("timeout", "exit", "out-of-memory"):
+            facts["peak_mb"] = "%.2f" % instance.peak_mb()
+        status, headers, shown = caller_answer(
+            self.protocol, kind, body, facts, invocation.http_request is not None)
+        if answer is not None and kind in ("ok", "function-error") and (
+                invocation.http_request is not None):
+            status, headers = answer.status, headers + tuple(answer.fields)
+        invocation.outcome = Outcome(
+            kind, shown, invocation.request_id, duration * 1000,
+            tuple(invocation.violations), message, status, headers,
+            instance.log.take_tail() if instance is not None else b"")
+        self.counts[kind] += 1
+        self._pending -= 1
+        if self._closing and not self._pending:
+            self._left.notify_all()
+        if self.tracing:
+            self.trace("outcome", request_id=invocation.request_id, kind=kind,
+                       message=message, duration_ms=round(duration * 1000, 3))
+        return invocation
+
+    # -- called without the lock --
+
+    def refill(self) -> None:
+        """Start an instance for the queue, where one has left."""
+        with self.lock:
+            if self._closing or len(self.instances) >= self.function.max_instances:
+                return
+            invocation = self.next_waiting()
+            if invocation is None:
+                return
+            instance = self._add_instance()
+            instance.bind(invocation)
+        instance.start()
+
+    def start_failed(self, instance: Instance, error: Exception) -> None:
+        """The instance cannot be started: tell those who wait for it."""
+        reason = error.reason if isinstance(error, StartError) else ""
+        with self.lock:
+            bound = self.discard(instance)
+            settled = [one for one in bound if self.settle(
+                one, "start-error", message=str(error), start_error=reason)]
+        for invocation in settled:
+            invocation.tell()
+        instance.kill()
+        self.refill()
+
+    def forget(self, instance: Instance) -> None:
+        """The instance has ended and holds nothing any more."""
+        with self.lock:
+            self._leaving.pop(instance, None)
+            self._left.notify_all()
+
+    def _on_queue_time(self) -> None:
+        now = time.monotonic()
+        settled = []
+        with self.lock:
+            while self.queue and self.queue[0].queued_until <= now:
+                invocation = self.queue.popleft()
+                if self.settle(invocation, "throttled", message="no instance became "
+                               "free within %s s" % seconds(
+                                   self.function.queue_timeout_s)):
+                    settled.append(invocation)
+            if self.queue:
+                self.loop.set_timer(self._queue_timer, self.queue[0].queued_until)
+        for invocation in settled:
+            invocation.tell()
+
+    def words(self) -> List[str]:
+        """Return the start command as error texts show it."""
+        return list(self.function.command) or ["/code/bootstrap"]
+
+    def facts(self, **more: str) -> Facts:
+        """Return the values for the templates of the tables."""
+        return Facts(self._facts, **more)
+
+    def environment(self, facts: Facts) -> Dict[str, str]:
+        """Return the bootstrap's whole environment [any.env.inherited]."""
+        env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
+        for field in ENVIRONMENT[self.protocol]:
+            value = field.value.format_map(facts)
+            if value or not field.optional:
+                env[field.name] = value
+        env.update(self.function.env)
+        return env
+
+    # -- what people read --
+
+    def note(self, text: str) -> None:
+        """Say something to the person at the terminal."""
+        if self._on_note is not None:
+            self._on_note(text)
+
+    def note_violation(self, violation: Violation) -> None:
+        """Keep and report a violation (lock held)."""
+        if len(self.violations) < 10000:
+            self.violations.append(violation)
+        if self.tracing:
+            self.trace("violation", rule=violation.rule, seen=violation.seen)
+        self.note("the bootstrap broke %s: %s" % violation)
+
+    def note_line(self, line: str) -> None:
+        """Print a platform line into the log."""
+        if self.on_log is not None:
+            self.on_log(line.encode())
+
+    def log_start(self, invocation: Invocation) -> None:
+        """Print the vendor's line for the start of an invocation."""
+        if self.on_log is not None:
+            self.note_line(LOG_LINES[self.protocol][0].format(
+                request_id=invocation.request_id, utc=utc_now(),
+                version=self.function.version))
+
+    def log_end(self, invocation: Invocation) -> None:
+        """Print the vendor's line for the end of an invocation that was issued."""
+        outcome = invocation.outcome
+        if outcome is None or self.on_log is None or not invocation.started:
+            return
+        peak = invocation.instance.peak_mb() if invocation.instance else 0.0
+        self.note_line(LOG_LINES[self.protocol][1].format(
+            request_id=invocation.request_id, utc=utc_now(),
+            duration=round(outcome.duration_ms), exact="%.3f" % outcome.duration_ms,
+            billed=math.ceil(outcome.duration_ms), peak_mb="%.3f" % peak,
+            memory_mb=self.function.memory_mb,
+            error="" if outcome.kind == "ok" else ", Error: " + outcome.message))
+
+    def trace(self, what: str, **facts: object) -> None:
+        """Report a message or a change of state."""
+        if self._on_trace is not None:
+            self._on_trace(dict({"ms": round(time.monotonic() * 1000, 3),
+                                 "what": what}, **facts))
+
+
+STARTING = ("starting", "initializing")
+
+
+def settle_down(invocation: Invocation) -> None:
+    """Let the instance freeze, now that the caller has the answer."""
+    if isinstance(invocation.instance, PushInstance):
+        invocation.instance.settle_down()
+
+
+def utc_now() -> str:
+    """Return the time as fg's log shows it."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def reachable_host() -> str:
+    """Return 127.0.0.2, from where a server bound to 127.0.0.1 cannot be reached
+    [fc.start.bind]; 127.0.0.1 on hosts that lack the address."""
+    probe = socket.socket()
+    try:
+        probe.bind(("127.0.0.2", 0))
+        return "127.0.0.2"
+    except OSError:
+        return "127.0.0.1"
+    finally:
+        probe.close()
+
+
+# ---- front door ----
+
+class CallerAnswer(Answer):
+    """The answer of an HTTP function, passed on to its caller as it is produced."""
+
+    def __init__(self, connection: Connection, request_id: str) -> None:
+        super().__init__(0)
+        self._connection = connection
+        self._request_id = request_id
+        self._chunked = False
+
+    def begin(self, status: int, fields: List[Tuple[str, str]],
+              length: Optional[int]) -> None:
+        super().begin(status, fields, length)
+        connection = self._connection
+        out = list(fields) + [("X-Fc-Request-Id", self._request_id)]
+        if length == -1 and connection.message.words[2] == "HTTP/1.1":
+            self._chunked = True  # [fc.answer.streamed]
+            out.append(("Transfer-Encoding", "chunked"))
+        elif length == -1:
+            connection.closing = True
+        elif length is not None:
+            out.append(("Content-Length", str(length)))
+        if connection.closing:
+            out.append(("Connection", "close"))
+        self.begun = True
+        self._send(format_head(status_line(status), out))
+
+    def write(self, data: bytes) -> None:
+        self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._connection.stream.socket.sendall(data)
+        except OSError:
+            raise CallerGone
+
+
+class FrontDoor(App):
+    """What callers of the function talk to."""
+
+    idle_limit_s = KEEP_ALIVE_S
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+
+    def handle(self, connection: Connection, message: Message) -> None:
+        """Route a request: /-/invoke, /-/health, /-/state, or the HTTP function."""
+        method, target = message.words[:2]
+        path = target.partition("?")[0]
+        if path == "/-/invoke":
+            if method == "POST":
+                self._invoke(connection)
+            else:
+                self._error(connection, 405, "POST an event to /-/invoke")
+        elif path in ("/-/health", "/-/state") and method in ("GET", "HEAD"):
+            document = (self.platform.state() if path == "/-/state"
+                        else {"status": "ok"})
+            self._json(connection, 200, document)
+        elif self.platform.protocol == "fc" and not path.startswith("/-/"):
+            self._http(connection, message)
+        else:
+            self._error(connection, 404, "there is nothing at %s; POST /-/invoke, GET "
+                        "/-/health or /-/state" % path[:80])
+
+    def _json(self, connection: Connection, status: int, document: object) -> None:
+        connection.read_body(SKIP_BYTES)
+        body = _json(document)
+        connection.answer(format_head(status_line(status), (
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))))),
+            b"" if connection.message.words[0] == "HEAD" else body)
+
+    def _error(self, connection: Connection, status: int, message: str) -> None:
+        self._json(connection, status, {"error": message})
+
+    def _invoke(self, connection: Connection) -> None:
+        platform = self.platform
+        try:
+            event = connection.read_body(platform.function.event_bytes)
+        except BodyTooLarge as error:
+            self._too_large(connection, error)
+            return
+        invocation = Invocation(platform.new_id(), event)
+        if platform.protocol == "fc":
+            invocation.caller = connection
+            outcome = platform.run(invocation, Answer(platform.function.result_bytes),
+                                   event, len(event))
+            connection.answer(*native_answer(outcome))
+            settle_down(invocation)
+            return
+        invocation.on_done = lambda outcome: connection.post(*native_answer(outcome))
+        connection.invocation = invocation
+        connection.defer()
+        platform.submit(invocation)
+
+    def _too_large(self, connection: Connection, error: BodyTooLarge,
+                   http_request: Optional[HttpRequest] = None) -> None:
+        """Give an event over the limit its outcome without having read it."""
+        platform = self.platform
+        invocation = Invocation(platform.new_id(), b"", http_request)
+        with platform.lock:
+            platform.counts["accepted"] += 1
+            platform._pending += 1
+            platform.settle(invocation, "request-too-large", size=error.size,
+                            message="the request: %s" % error)
+        assert invocation.outcome is not None
+        connection.closing = True
+        connection.answer(*native_answer(invocation.outcome))
+
+    def _http(self, connection: Connection, message: Message) -> None:
+        platform = self.platform
+        method, target, _ = message.words
+        size = fields_size(message.fields)
+        if size > FC_HEAD_BYTES or len(target) > FC_TARGET_BYTES:
+            self._too_large(connection, BodyTooLarge(max(size, len(target)),
+                                                     FC_HEAD_BYTES))
+            return
+        length = message.length()
+        if length is not None and length > platform.function.event_bytes:
+            self._too_large(connection, BodyTooLarge(
+                length, platform.function.event_bytes))
+            return
+        invocation = Invocation(platform.new_id(), b"", HttpRequest(
+            method, target, tuple(message.fields)), caller=connection)
+        answer = CallerAnswer(connection, invocation.request_id)
+        if length:
+            connection.before_body()
+        body = limited(connection.stream.chunks(length), platform.function.event_bytes)
+        outcome = platform.run(invocation, answer, body, length)
+        self._finish(connection, answer, outcome)
+        for _ in body:  # what the function did not read
+            connection.closing = True
+        if length:
+            connection.after_body()
+        settle_down(invocation)
+
+    def _finish(self, connection: Connection, answer: CallerAnswer,
+                outcome: Outcome) -> None:
+        if not answer.begun:
+            connection.answer(*native_answer(outcome))
+        elif outcome.kind not in ("ok", "function-error"):
+            connection.closing = True  # half an answer must look like half an answer
+            connection.stream.shut()
+
+    def gone(self, connection: Connection) -> bool:
+        """A caller hung up while its event runs [any.caller.gone]."""
+        invocation = connection.invocation
+        if invocation is None or not self.platform.cancel(invocation):
+            return False
+        self.platform.log_end(invocation)
+        return True
+
+
+def limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    """Pass a body on; end it as broken when it exceeds the limit."""
+    size = 0
+    for part in parts:
+        size += len(part)
+        if size > limit:
+            raise BadMessage("any.event.size", "a body over %d bytes" % limit, 413)
+        yield part
+
+
+def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
+    """Return (head, body) of an outcome as POST /-/invoke shows it."""
+    fields = [("X-Outcome", outcome.kind), ("X-Request-Id", outcome.request_id),
+              ("Content-Length", str(len(outcome.body)))]
+    fields[:0] = outcome.headers
+    return format_head(status_line(outcome.status), fields), outcome.body
+
+
+# ---- command line ----
+
+USAGE_ERROR, FAILED, BROKEN_RULE = 2, 1, 3
+
+# The vendors' CreateFunction fields that --config understands -> (option, how)
+CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
+    "scf": {"FunctionName": "name", "Handler": "handler", "Timeout": "timeout_s",
+            "InitTimeout": "init_timeout_s", "MemorySize": "memory_mb"},
+    "fg": {"func_name": "name", "handler": "handler", "timeout": "timeout_s",
+           "memory_size": "memory_mb"},
+    "fc": {"functionName": "name", "handler": "handler", "timeout": "timeout_s",
+           "memorySize": "memory_mb", "instanceConcurrency": "concurrency"},
+}
+
+
+def read_config(protocol: str, path: str) -> Dict[str, Any]:
+    """Return settings from a vendor's CreateFunction document. Raises ValueError."""
+    try:
+        with open(path, "rb") as file:
+            document = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError("--config %s: %s" % (path, error))
+    if not isinstance(document, dict):
+        raise ValueError("--config %s: the document must be a JSON object" % path)
+    settings: Dict[str, Any] = {}
+    for field, name in CONFIG_FIELDS[protocol].items():
+        if field in document:
+            settings[name] = document[field]
+    try:
+        {"scf": _scf_config, "fg": _fg_config, "fc": _fc_config}[protocol](document,
+                                                                           settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError("--config %s: unexpected shape: %r" % (path, error))
+    return settings
+
+
+def _scf_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
+    variables = document.get("Environment", {}).get("Variables", [])
+    settings["env"] = {one["Key"]: one["Value"] for one in variables}
+
+
+def _fg_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
+    settings["env"] = dict(json.loads(document.get("user_data") or "{}"))
+
+
+def _fc_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
+    runtime = document.get("customRuntimeConfig") or {}
+    settings["env"] = dict(document.get("environmentVariables") or {})
+    if runtime.get("command"):
+        settings["command"] = list(runtime["command"]) + list(runtime.get("args") or [])
+    port = runtime.get("port", document.get("caPort"))
+    if port is not None:
+        settings["port"] = int(port)
+    hooks = document.get("instanceLifecycleConfig") or {}
+    for field, name in (("initializer", "initializer"), ("preFreeze", "pre_freeze"),
+                        ("preStop", "pre_stop")):
+        hook = hooks.get(field) or {}
+        if hook.get("handler"):  # an empty handler switches the hook off
+            settings[name] = True
+            if "timeout" in hook:
+                settings[name + "_timeout_s"] = hook["timeout"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(sys.argv[0]) or "emulator.py",
+        usage="%(prog)s {fc|scf|fg} CODE [options] [-- COMMAND ARG ...]",
+        description="Run a custom-runtime bootstrap of Alibaba FC, Tencent SCF or "
+                    "Huawei FunctionGraph on this machine.",
+        epilog="Exit status: 0 ok, 1 an invocation failed, 2 usage, 3 with --strict: "
+               "the bootstrap broke a rule. What the rules are: SPEC.md.")
+    add = parser.add_argument
+    add("protocol", choices=PROTOCOLS + tuple(LONG_NAMES), metavar="PROTOCOL",
+        help="fc, scf or fg (functiongraph)")
+    add("code", metavar="CODE", help="folder or ZIP that holds the bootstrap")
+    add("--event", action="append", default=[], metavar="TEXT|@FILE|-",
+        help="invoke with this event; repeatable")
+    add("--events", metavar="FILE.jsonl", help="invoke with each line of the file")
+    add("--serve", nargs="?", const="", metavar="[HOST:]PORT",
+        help="serve callers until interrupted (default 127.0.0.1:$PORT, 0 = any)")
+    add("--jsonl", action="store_true",
+        help="one invocation per line on stdin, one outcome per line on stdout")
+    add("--parallel", type=int, default=1, metavar="N",
+        help="with --jsonl: up to N invocations at a time")
+    add("--attach", action="store_true",
+        help="start no process; print the environment for a bootstrap started by hand")
+    add("--trace", metavar="FILE|-", help="JSON lines of all messages and changes")
+    add("--strict", action="store_true", help="status 3 if a rule was broken")
+    add("--quiet", action="store_true", help="no function output, no log lines")
+    add("--config", metavar="FILE.json", help="the vendor's CreateFunction document")
+    add("--credentials", metavar="FILE.json", help="access_key_id, access_key_secret, "
+                                                   "security_token, auth_token")
+    add("--env", action="append", default=[], metavar="K=V", help="a user variable")
+    add("--handler", help="the handler's name")
+    add("--name", help="the function's name")
+    add("--port", type=int, help="fc: the server's port (9000; 0 = a free one each); "
+                                 "with --attach: the runtime API's")
+    for option, names in sorted(limit_options().items()):
+        add(option, type=float, metavar="N", dest=option,
+            help=", ".join("%s: %s, default %g" % (
+                protocol, name, LIMITS[protocol][name].default)
+                for protocol, name in names.items()))
+    for name in ("initializer", "pre-freeze", "pre-stop"):
+        add("--" + name, action="store_true", default=None,
+            help="fc: the function has this hook")
+    add("--freeze", action="store_true", default=None, dest="freeze",
+        help="fc: freeze the instance between requests (default)")
+    add("--no-freeze", action="store_false", dest="freeze")
+    add("--no-pin", action="store_true", help="use all processor cores for itself")
+    add("--version", action="version", version="emulator %s, SPEC %s"
+                                               % (__version__, SPEC_VERSION))
+    return parser
+
+
+def limit_options() -> Dict[str, Dict[str, str]]:
+    """Return option -> protocol -> setting for everything in LIMITS."""
+    options: Dict[str, Dict[str, str]] = {}
+    for protocol, table in LIMITS.items():
+        for name, limit in table.items():
+            if limit.option:
+                options.setdefault(limit.option, {})[protocol] = name
+    return options
+
+
+def split_command(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """Split the arguments at `--`: ours, and the start command."""
+    words = list(argv)
+    if "--" in words:
+        at = words.index("--")
+        return words[:at], words[at + 1:]
+    return words, []
+
+
+def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, Any]:
+    """Return the settings of Function that the command line gives. ValueError."""
+    protocol = LONG_NAMES.get(options.protocol, options.protocol)
+    settings: Dict[str, Any] = {}
+    if options.config:
+        settings.update(read_config(protocol, options.config))
+    if options.credentials:
+        settings["credentials"] = read_credentials(options.credentials)
+    given = vars(options)
+    for name in ("handler", "name", "port", "initializer", "pre_freeze", "pre_stop",
+                 "freeze"):
+        if given[name] is not None:
+            settings[name] = given[name]
+    for option, names in limit_options().items():
+        if given[option] is not None:
+            if protocol not in names:
+                raise ValueError("%s does not apply to %s" % (option, protocol))
+            settings[names[protocol]] = given[option]
+    for pair in options.env:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError("--env %s: write NAME=VALUE" % name)
+        settings.setdefault("env", {})[name] = value
+    if command and protocol != "fc":
+        raise ValueError("a start command after -- is for fc; %s starts the file "
+                         "bootstrap" % protocol)
+    if command:
+        settings["command"] = command
+    return settings
+
+
+def read_credentials(path: str) -> Dict[str, str]:
+    """Read credentials from a file, so that they are in no argument list."""
+    try:
+        with open(path, "rb") as file:
+            document = json.load(file)
+        return {str(key): str(value) for key, value in document.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError("--credentials %s: %s" % (path, error))
+
+
+def read_event(text: str) -> bytes:
+    """Return the bytes of an --event argument. Raises ValueError."""
+    if text == "-":
+        return sys.stdin.buffer.read()
+    if text.startswith("@"):
+        try:
+            with open(text[1:], "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise ValueError("--event %s: %s" % (text, error.strerror))
+    return os.fsencode(text)
+
+
+def read_events(options: argparse.Namespace) -> List[bytes]:
+    """Return all events of --event and --events. Raises ValueError."""
+    events = [read_event(text) for text in options.event]
+    if options.events:
+        try:
+            with open(options.events, "rb") as file:
+                events += [line for line in file.read().split(b"\n") if line.strip()]
+        except OSError as error:
+            raise ValueError("--events %s: %s" % (options.events, error.strerror))
+    return events
+
+
+class Talk:
+    """What goes to stderr: function output as it is, our own lines with a prefix."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._lock = threading.Lock()
+        self._quiet = quiet
+        self._at_start = True
+
+    def log(self, data: bytes) -> None:
+        """Write output of the function or a platform line."""
+        if not self._quiet:
+            self._write(data)
+
+    def note(self, text: str) -> None:
+        """Write a line of our own."""
+        self._write(b"" if self._at_start else b"\n")
+        self._write(("emulator: %s\n" % text).encode("utf-8", "backslashreplace"))
+
+    def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        with self._lock:
+            self._at_start = data.endswith(b"\n")
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(2, view):]
+            except OSError:
+                pass  # nobody reads; the invocations go on
+
+
+class Tracer:
+    """Writes --trace: JSON lines, or aligned text on a terminal."""
+
+    def __init__(self, path: str) -> None:
+        self._file: TextIO = sys.stderr if path == "-" else open(
+            path, "w", encoding="utf-8")
+        self._pretty = self._file.isatty()
+        self._lock = threading.Lock()
+
+    def write(self, facts: Dict[str, object]) -> None:
+        """Write one message or change."""
+        if self._pretty:
+            rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
+            line = "%12s %-9s %s" % (facts["ms"], facts["what"], rest)
+        else:
+            line = json.dumps(facts)
+        with self._lock:
+            self._file.write(line + "\n")
+            self._file.flush()
+
+
+def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
+    """Invoke with each event; print results to stdout. Return whether all were ok."""
+    all_ok = True
+    for event in events:
+        outcome = platform.invoke(event)
+        body = outcome.body
+        sys.stdout.buffer.write(body if body.endswith(b"\n") or not body
+                                else body + b"\n")
+        sys.stdout.buffer.flush()
+        if outcome.kind != "ok":
+            all_ok = False
+            talk.note("%s: %s" % (outcome.kind, outcome.message))
+    talk.note(summary(platform))
+    return all_ok
+
+
+def summary(platform: Platform) -> str:
+    """Say in one line what happened."""
+    counts = platform.counts
+    kinds = ", ".join("%d %s" % (counts[kind], kind) for kind in KINDS if counts[kind])
+    total = counts["accepted"]
+    text = "%d invocation%s: %s; %d cold start%s" % (
+        total, "" if total == 1 else "s", kinds or "none", counts["cold_starts"],
+        "" if counts["cold_starts"] == 1 else "s")
+    broken = len(platform.violations)
+    return text + ("; %d broken rule%s" % (broken, "" if broken == 1 else "s")
+                   if broken else "")
+
+
+def serve_address(text: str) -> Tuple[str, int]:
+    """Return (host, port) of --serve. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    port = port or os.environ.get("PORT", "8080")
+    if not port.isdigit() or int(port) > 65535:
+        raise ValueError("--serve %s: write [HOST:]PORT" % text)
+    return host.strip("[]") if colon and host else "127.0.0.1", int(port)
+
+
+def serve(platform: Platform, address: Tuple[str, int], talk: Talk) -> None:
+    """Serve callers until SIGINT or SIGTERM; SIGTERM drains first."""
+    stopping = threading.Event()
+    received: List[int] = []
+
+    def on_signal(number: int, _: object) -> None:
+        received.append(number)
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    host, port = address
+    try:
+        listener = Listener(host, port, FrontDoor(platform), platform.loop)
+    except OSError as error:
+        raise ValueError("--serve %s:%d: %s" % (host, port, error.strerror))
+    shown = "[%s]" % listener.host if ":" in listener.host else listener.host
+    talk.note("serving %s on http://%s:%d, POST events to /-/invoke"
+              % (platform.protocol, shown, listener.port))
+    stopping.wait()
+    listener.close()
+    if received[0] == signal.SIGTERM:
+        platform.drain()  # [any.stop.drain]
+        listener.join(0.5)
+    talk.note(summary(platform))
+
+
+class Adapter:
+    """The JSON-lines adapter of the conformance kit (--jsonl)."""
+
+    def __init__(self, platform: Platform, parallel: int) -> None:
+        self._platform = platform
+        self._slots = threading.Semaphore(parallel)
+        self._lock = threading.Lock()
+        self._threads: List[threading.Thread] = []
+        self.all_ok = True
+
+    def run(self, lines: Iterable[bytes]) -> None:
+        """Invoke for each line; returns when every outcome is printed."""
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                identity, event, request = parse_line(line)
+            except ValueError as error:
+                self.all_ok = False
+                self._print({"id": None, "kind": "invalid-line",
+                             "message": "line %d: %s" % (number, error)})
+                continue
+            self._slots.acquire()
+            thread = threading.Thread(target=self._one, daemon=True,
+                                      args=(identity, event, request))
+            self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+            thread.start()
+        for thread in self._threads:
+            thread.join()
+
+    def _one(self, identity: object, event: bytes,
+             request: Optional[HttpRequest]) -> None:
+        try:
+            outcome = self._platform.invoke(event, http=request)
+        finally:
+            self._slots.release()
+        self.all_ok = self.all_ok and outcome.kind == "ok"
+        document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
+        try:
+            document["body"] = outcome.body.decode("utf-8")
+        except UnicodeDecodeError:
+            document["body_base64"] = base64.b64encode(outcome.body).decode()
+        document.update(
+            request_id=outcome.request_id, duration_ms=round(outcome.duration_ms, 3),
+            violations=[one._asdict() for one in outcome.violations],
+            message=outcome.message, status=outcome.status,
+            headers=[list(pair) for pair in outcome.headers])
+        self._print(document)
+
+    def _print(self, document: Dict[str, object]) -> None:
+        with self._lock:
+            sys.stdout.write(json.dumps(document) + "\n")
+            sys.stdout.flush()
+
+
+def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
+    """Return (id, event, HTTP request) of an adapter line. Raises ValueError."""
+    document = json.loads(line)
+    if not isinstance(document, dict):
+        raise ValueError("an object is expected")
+    if "event_base64" in document:
+        try:
+            event = base64.b64decode(document["event_base64"], validate=True)
+        except (TypeError, binascii.Error) as error:
+            raise ValueError("event_base64: %s" % error)
+    elif isinstance(document.get("event", None if "method" not in document else ""),
+                    str):
+        event = document.get("event", "").encode()
+    else:
+        raise ValueError("event must be a text, or give event_base64")
+    request = None
+    if "method" in document:
+        request = HttpRequest(str(document["method"]), str(document.get("path", "/")),
+                              tuple((str(name), str(value)) for name, value
+                                    in document.get("headers", [])))
+    return document.get("id"), event, request
+
+
+def print_exports(env: Dict[str, str]) -> None:
+    """Print what a bootstrap started by hand needs (--attach)."""
+    own = [name for name in env if name not in INHERITED]
+    lines = ["export %s='%s'" % (name, env[name].replace("'", "'\\''"))
+             for name in own]
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.flush()
+
+
+def choose_core() -> Optional[List[int]]:
+    """Pin this process to one core; return all cores, for the children. A thread is
+    woken ten times faster on its own core than across cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    try:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
+    except OSError:
+        return None
+    return cores
+
+
+def run(options: argparse.Namespace, command: List[str]) -> int:
+    """Do what the command line says; return the exit status. Raises ValueError."""
+    settings = read_settings(options, command)
+    events = read_events(options)
+    address = serve_address(options.serve) if options.serve is not None else None
+    if not events and address is None and not options.jsonl:
+        raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
+    if options.parallel < 1:
+        raise ValueError("--parallel must be at least 1")
+    talk = Talk(options.quiet)
+    tracer = Tracer(options.trace) if options.trace else None
+    is_pull = LONG_NAMES.get(options.protocol, options.protocol) != "fc"
+    all_ok = True
+    with Platform(options.protocol, options.code,
+                  on_log=None if options.quiet else talk.log, on_note=talk.note,
+                  on_trace=tracer.write if tracer else None,
+                  attach=print_exports if options.attach else None,
+                  cores=choose_core() if is_pull and not options.no_pin else None,
+                  **settings) as platform:
+        if events:
+            all_ok = run_events(platform, events, talk)
+        if options.jsonl:
+            adapter = Adapter(platform, options.parallel)
+            adapter.run(iter(sys.stdin.buffer.readline, b""))
+        if address is not None:
+            serve(platform, address, talk)
+        broken = bool(platform.violations)
+    if options.strict and broken:
+        return BROKEN_RULE
+    return 0 if all_ok else FAILED
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit status."""
+    words, command = split_command(sys.argv[1:] if argv is None else argv)
+    options = make_parser().parse_args(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run(options, command)
+    except ValueError as error:
+        sys.stderr.write("emulator: %s\n" % error)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
