@@ -125,6 +125,9 @@ class BodyTooLarge(Exception):
 
 MIB = 1048576  # [any.size.unit]
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
+
 PROTOCOLS = ("fc", "scf", "fg")
 LONG_NAMES = {"functiongraph": "fg"}
 
@@ -238,6 +241,9 @@ ON_TIME = {"starting": "init-timeout", "initializing": "init-timeout",
            "issued": "not-fetched", "running": "timeout", "busy": "timeout"}
 ON_EXIT = {"starting": "init-error", "initializing": "init-error",
            "issued": "exit", "running": "exit", "busy": "exit"}
+
+
+MARK = uuid.uuid4().hex  # stands for what differs between invocations
 
 
 class Field(NamedTuple):
@@ -392,6 +398,16 @@ LIMITS: Dict[str, Dict[str, Limit]] = {
                result_bytes=Limit(32 * MIB, "--max-result")),
 }
 
+# healthCheckConfig of fc: our name -> vendor's field, lowest, highest, default
+# [fc.health.fields]
+HEALTH_FIELDS: Dict[str, Tuple[str, int, int, int]] = {
+    "initial_delay_s": ("initialDelaySeconds", 0, 120, 0),
+    "period_s": ("periodSeconds", 1, 120, 3),
+    "timeout_s": ("timeoutSeconds", 1, 3, 1),
+    "failure_threshold": ("failureThreshold", 1, 120, 3),
+    "success_threshold": ("successThreshold", 1, 120, 1),
+}
+
 # Limits of every server of ours [any.limits.head]
 HEAD_BYTES = 65536
 HEAD_FIELDS = 100
@@ -407,6 +423,7 @@ LOG_TAIL_BYTES = 4096    # [any.log.tail]
 MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
+MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
 
 
 # ---- tables: what callers see ----
@@ -599,7 +616,8 @@ class Function:
                  env: Optional[Dict[str, str]] = None, name: str = "function",
                  version: str = "", region: str = "local", port: int = 9000,
                  initializer: bool = False, pre_freeze: bool = False,
-                 pre_stop: bool = False, freeze: bool = True,
+                 pre_stop: bool = False, freeze: bool = True, image: str = "",
+                 health_check: Optional[Dict[str, Any]] = None,
                  credentials: Optional[Dict[str, str]] = None,
                  **limits: float) -> None:
         if protocol not in PROTOCOLS:
@@ -617,7 +635,9 @@ class Function:
         self.initializer = initializer
         self.pre_freeze = pre_freeze
         self.pre_stop = pre_stop
-        self.freeze = freeze
+        self.image = image
+        self.freeze = freeze and not image  # the container is not in our group
+        self.health_check = check_health_config(health_check)
         self.credentials = credentials or {}
         self._set_limits(limits)
 
@@ -672,6 +692,25 @@ def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
     return dict(env)
+
+
+def check_health_config(config: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    """Return the health check with its defaults, {} for none. Raises ValueError."""
+    if not config:
+        return {}
+    path = config.get("path", "")
+    if not isinstance(path, str) or not path.startswith("/") or len(path) > 2048 or (
+            not _TARGET.fullmatch(path)):
+        raise ValueError("health check: httpGetUrl must begin with /, not %r" % path)
+    checked: Dict[str, Any] = {"path": path}
+    for name, (field, low, high, default) in HEALTH_FIELDS.items():
+        value = config.get(name, default)
+        if not isinstance(value, (int, float)) or not 0 <= value <= high or (
+                low and not value):  # fractions below the range serve tests
+            raise ValueError("health check: %s must be %d to %d, not %r"
+                             % (field, low, high, value))
+        checked[name] = value
+    return checked
 
 
 def seconds(value: float) -> str:
@@ -825,8 +864,6 @@ def pass_fields(fields: Iterable[Tuple[str, str]],
 
 # ---- HTTP: one strict parser for both directions ----
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _SEND_LIMIT = struct.pack("ll", int(SILENCE_S), 0)
@@ -1549,7 +1586,7 @@ def _unpack_link(archive: zipfile.ZipFile, entry: zipfile.ZipInfo,
         raise ValueError("the ZIP's link %r leaves the code folder" % entry.filename)
 
 
-def check_program(protocol: str, words: Sequence[str], folder: str) -> None:
+def check_program(words: Sequence[str], folder: str) -> None:
     """Raise StartError when the start command plainly cannot run."""
     program = words[0]
     if "/" not in program:
@@ -1622,6 +1659,7 @@ class Process:
             except OSError:
                 pass  # it has ended
         self._on_exit = on_exit
+        self.peak_mb = 0.0      # of the leader, known after its end
         self.exited = threading.Event()
         self._lock = threading.Lock()
         self._reaped = False
@@ -1633,10 +1671,15 @@ class Process:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         self.signal(signal.SIGKILL)
         with self._lock:
-            status = self._popen.wait()
+            _, status, usage = os.wait4(self.pid, 0)
             self._reaped = True
+        self._popen.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(
+            status) else os.WEXITSTATUS(status)
+        # until it became another program it counted as a copy of this one
+        if sys.platform == "linux" and usage.ru_maxrss / 1024 > peak_memory_mb("self"):
+            self.peak_mb = usage.ru_maxrss / 1024
         self.exited.set()
-        self._on_exit(status)
+        self._on_exit(self._popen.returncode)
 
     def signal(self, number: int) -> None:
         """Signal the whole group."""
@@ -1646,6 +1689,14 @@ class Process:
                     os.killpg(self.pid, number)
                 except (ProcessLookupError, PermissionError):
                     pass
+
+    def has_ended(self) -> bool:
+        """Tell whether the leader has ended, even if nobody has noticed yet."""
+        try:
+            return self.exited.is_set() or os.waitid(
+                os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
 
     def terminate(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL after the grace [any.stop.order]. Blocks until the
@@ -1662,6 +1713,15 @@ class Process:
             self._thread.join(5)
 
 
+def remove_container(name: str) -> None:
+    """Remove a container that outlived its `docker run`; 10 s at most."""
+    try:
+        subprocess.run(["docker", "rm", "--force", name], stdin=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # docker itself is gone
+
+
 def describe_status(status: int) -> str:
     """Say how a process ended: `with status 3`, `by signal 9 (Killed)`."""
     if status >= 0:
@@ -1670,16 +1730,35 @@ def describe_status(status: int) -> str:
                                   or "unknown signal")
 
 
-def peak_memory_mb(pid: int) -> float:
+def peak_memory_mb(pid: Union[int, str]) -> float:
     """Return the peak resident memory of a process; 0 where the system has none."""
     try:
-        with open("/proc/%d/status" % pid, "rb") as file:
+        with open("/proc/%s/status" % pid, "rb") as file:
             for line in file:
                 if line.startswith(b"VmHWM:"):
                     return int(line.split()[1]) / 1024
     except (OSError, ValueError, IndexError):
         pass
     return 0.0
+
+
+def group_memory_mb() -> Dict[int, float]:
+    """Return the resident memory of every process group; {} without /proc."""
+    groups: Dict[int, float] = {}
+    try:
+        numbers = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return groups
+    page_mb = os.sysconf("SC_PAGE_SIZE") / MIB
+    for number in numbers:
+        try:
+            with open("/proc/%s/stat" % number, "rb") as file:
+                words = file.read().rpartition(b")")[2].split()
+            group = int(words[2])
+            groups[group] = groups.get(group, 0.0) + int(words[21]) * page_mb
+        except (OSError, ValueError, IndexError):
+            pass  # it has ended
+    return groups
 
 
 class Log:
@@ -1839,6 +1918,7 @@ class Instance(App):
         self.process: Optional[Process] = None
         self.violations: List[Violation] = []   # before the first invocation
         self.served = 0
+        self.sampled_mb = 0.0   # highest seen of the whole group
 
     @property
     def is_idle(self) -> bool:
@@ -1870,14 +1950,27 @@ class Instance(App):
     def _spawn(self, facts: Facts) -> None:
         """Start the process. Raises StartError."""
         platform = self.platform
-        words = list(self.function.command) or [os.path.join(platform.folder,
-                                                             "bootstrap")]
-        check_program(platform.protocol, words, platform.folder)
+        words = list(self.function.command) or [
+            os.path.join(platform.folder, "bootstrap")]
         env = platform.environment(facts)
+        if self.function.image:
+            words = self._docker_words(env, facts["port"])
+        check_program(words, platform.folder)
         self.process = Process(words, platform.folder, env, self.log.write_end,
                                self.on_exit, platform.cores)
         self.log.started()
         platform.trace("process", instance=self.id, started=self.process.pid)
+
+    def _docker_words(self, env: Dict[str, str], port: str) -> List[str]:
+        """Return the command for --image [fc.container.run]. Variables go by name, so
+        that no value is in an argument list."""
+        names = [name for name in env if name not in INHERITED
+                 or name in self.function.env]
+        flags = [word for name in names for word in ("--env", name)]
+        return ["docker", "run", "--rm", "--name", self.id, "--memory",
+                "%dm" % self.function.memory_mb, "--publish", "%s:%s:%s" % (
+                    self.platform.fc_host, port, port)] + flags + [
+                        self.function.image] + list(self.function.command)
 
     def on_exit(self, status: int) -> None:
         """Clean up after the process; called from its own thread."""
@@ -1907,12 +2000,24 @@ class Instance(App):
     def cleanup(self) -> None:
         """Free what the instance holds."""
         self.set_deadline(math.inf)
+        if self.function.image and self.process is not None:
+            remove_container(self.id)
         self.log.close()
         self.platform.forget(self)
 
     def peak_mb(self) -> float:
         """Return the bootstrap's peak resident memory, 0 if unknown."""
-        return peak_memory_mb(self.process.pid) if self.process is not None else 0.0
+        if self.process is None:
+            return 0.0
+        return max(self.sampled_mb, self.process.peak_mb,
+                   peak_memory_mb(self.process.pid))
+
+    def over_memory(self) -> str:
+        """Say by how much the memory limit is exceeded; "" when it is not."""
+        limit = self.function.memory_mb
+        seen = max(self.sampled_mb, self.process.peak_mb if self.process else 0.0)
+        return "" if seen <= limit else (
+            "the bootstrap took %d MB; the limit is %d MB" % (seen, limit))
 
 
 class PullInstance(Instance):
@@ -1924,7 +2029,7 @@ class PullInstance(Instance):
         self.invocation: Optional[Invocation] = None
         self.listener: Optional[Listener] = None
         self._delivered = False
-        self._head = ""
+        self._head: List[str] = []
 
     @property
     def is_idle(self) -> bool:
@@ -1949,12 +2054,12 @@ class PullInstance(Instance):
             self.set_deadline(math.inf)
             self.platform.start_failed(self, error)
 
-    def _event_head(self, facts: Facts) -> str:
-        """Write the head of an event's answer, open for the id and the length."""
-        marked = Facts(facts, request_id="%s")
-        head = format_head(status_line(200), platform_fields(
-            self.platform.protocol, marked)).decode("latin-1")
-        return head[:-2] + "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    def _event_head(self, facts: Facts) -> List[str]:
+        """Write the head of an event's answer, in pieces around the request id."""
+        fields = platform_fields(self.platform.protocol, Facts(facts, request_id=MARK))
+        head = format_head(status_line(200), fields
+                           + [("Content-Type", "application/json")])
+        return head.decode("latin-1")[:-2].split(MARK)
 
     def bind(self, invocation: Invocation) -> None:
         self.invocation = invocation
@@ -1970,6 +2075,7 @@ class PullInstance(Instance):
         invocation.started = time.monotonic()  # [scf.event.clock] [fg.event.clock]
         self._delivered = False
         self.served += 1
+        self.platform.watch_memory()
         self.set_deadline(invocation.started + self.function.timeout_s)
         invocation.violations += self.violations
         self.violations.clear()
@@ -1979,7 +2085,6 @@ class PullInstance(Instance):
         """Answer the parked polls with the event (platform lock not held)."""
         invocation, polls = issued
         if self.served > 1:  # drop what was printed between two invocations
-            self.log.drain()
             self.log.take_tail()
         self.platform.log_start(invocation)
         self._deliver_all(invocation, polls)
@@ -1996,7 +2101,8 @@ class PullInstance(Instance):
             poll.closing = True
             poll.answer(b"")
             return
-        head = self._head % (invocation.request_id, len(invocation.event))
+        head = "%s%s%sContent-Length: %d\r\n\r\n" % (
+            self._head[0], invocation.request_id, self._head[1], len(invocation.event))
         if poll.answer(head.encode("latin-1"), invocation.event):
             self._delivered = True
 
@@ -2029,8 +2135,10 @@ class PullInstance(Instance):
         self._refuse(connection, status, "no such call: " + seen)
 
     def _refuse(self, connection: Connection, status: int, message: str) -> None:
-        # [fg.result.unknown-id] the error document of fg's own API
-        body = _json({"error_code": "FSS.0%d" % status, "error_msg": message})
+        document = {"error": message}
+        if self.platform.protocol == "fg":  # [fg.api.error-document]
+            document = {"error_code": "FSS.0%d" % status, "error_msg": message}
+        body = _json(document)
         connection.answer(format_head(status_line(status), (
             ("Content-Type", "application/json"),
             ("Content-Length", str(len(body))))), body)
@@ -2075,7 +2183,7 @@ class PullInstance(Instance):
             self._deliver(connection, invocation)
             if not self._delivered:
                 self._deliver_all(invocation, self._retry_polls(invocation))
-        elif size >= 0:
+        elif action == "overflow":
             self._refuse(connection, 413, "the result has %d bytes; the limit is %d"
                          % (size, self.function.result_bytes))
         else:
@@ -2154,9 +2262,10 @@ class PullInstance(Instance):
             platform.trace("process", instance=self.id, ended=describe_status(status),
                            state=state)
             platform.discard(self)
+            over = self.over_memory()
             settled = invocation and platform.settle(
-                invocation, ON_EXIT.get(state, "exit"), message="%s %s" % (
-                    ended, DURING.get(state, "")))
+                invocation, "out-of-memory" if over else ON_EXIT.get(state, "exit"),
+                message=over or "%s %s" % (ended, DURING.get(state, "")))
         if not invocation and state != "stopping":
             platform.note(ended + " while it had no event; the next one starts another")
         if settled:
@@ -2219,6 +2328,10 @@ class Answer:
     def end(self) -> None:
         """The answer is complete."""
 
+    def tunnel(self, fields: List[Tuple[str, str]], upstream: Stream) -> None:
+        """Pass an upgraded connection through until either side ends it."""
+        raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
+
 
 class PushInstance(Instance):
     """An instance of fc: an HTTP server to which requests are sent."""
@@ -2230,7 +2343,10 @@ class PushInstance(Instance):
         self.running: Dict[Invocation, None] = {}   # in the order of their deadlines
         self.pool: List[Stream] = []
         self.port = self.function.port
-        self.init_kind = "init-error"
+        self.healthy = True
+        self._common: List[str] = []    # the common header fields, in pieces
+        self._streak = 0    # of checks that contradict `healthy`
+        self._health_timer = Timer(self._on_health_time)
         self._retired = False
 
     @property
@@ -2239,7 +2355,7 @@ class PushInstance(Instance):
 
     def has_room(self) -> bool:
         """Tell whether one more request may be sent or bound."""
-        if self._retired or self.session.state == "stopping":
+        if self._retired or not self.healthy or self.session.state == "stopping":
             return False
         return len(self.bound) + self.session.running < self.function.concurrency
 
@@ -2336,6 +2452,12 @@ class PushInstance(Instance):
         verdict = "done"
         if function.initializer:  # [fc.initialize.once]
             verdict = self._hook("initialize", function.initializer_timeout_s)
+        try:
+            if verdict == "done":
+                self._first_check()
+        except StartError as error:
+            platform.start_failed(self, error)
+            return
         with platform.lock:
             if verdict == "done":
                 if not self.session.move("initialized"):
@@ -2366,47 +2488,107 @@ class PushInstance(Instance):
                 if self.platform.settle(invocation, kind, message=message)]
 
     def _hook(self, call: str, timeout_s: float) -> str:
-        """Call a hook: done, failed, broken, timeout, or refused connection."""
-        stream: Optional[Stream] = None
-        name = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
-                "pre-stop": "PreStop"}[call]
+        """Call a hook; return done, failed, broken or timeout, with what was seen."""
         request_id = str(uuid.uuid4())
+        line = "FC %s %%s RequestId: %s%%s\n" % (HOOK_NAMES[call], request_id)
         method = "POST" if call == "initialize" else "GET"
-        head = self._head(method, "/" + call, request_id, "/" + call, [], 0)
-        expired = threading.Event()
+        self.platform.note_line(line % ("Start", ""))
+        status, error = self._call(method, self._head(
+            method, "/" + call, request_id, "/" + call, [], 0), timeout_s)
+        verdict = judge_hook(status) if status else (
+            error if error == "timeout" else "broken")
+        seen = "status %d" % status if status else error
+        self.platform.note_line(line % ("End", "" if verdict == "done" else
+                                        ", Error: %s, %s" % (verdict, seen)))
+        if self.platform.tracing:
+            self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
+                                seen=seen)
+        return verdict
+
+    def _call(self, method: str, head: bytes, timeout_s: float) -> Tuple[int, str]:
+        """Send a request of the platform's own; return (status, "") or (0, what went
+        wrong), the latter "timeout" after the limit."""
+        stream: Optional[Stream] = None
+        begin = time.monotonic()
 
         def expire() -> None:
-            if time.monotonic() >= timer.deadline:
-                expired.set()
-                if stream is not None:
-                    stream.shut()
+            if stream is not None and time.monotonic() >= timer.deadline:
+                stream.shut()
 
         timer = Timer(expire)
-        self.platform.note_line("FC %s Start RequestId: %s\n" % (name, request_id))
         try:
-            stream = self.pool.pop() if self.pool else self._dial()
-            self.platform.loop.set_timer(timer, time.monotonic() + timeout_s)
+            stream, _ = self._connect()
+            self.platform.loop.set_timer(timer, begin + timeout_s)
             stream.send(head)
-            verdict = self._hook_answer(stream)
+            message = self._answer_head(stream)
+            for _ in self._body(stream, message, method):
+                pass
+            if message.keep_alive and message.length() is not None:
+                self.pool.append(stream)
+            return int(message.words[1]), ""
         except (OSError, BadMessage) as error:
-            verdict = "timeout" if expired.is_set() else "broken (%s)" % error
+            late = time.monotonic() >= begin + timeout_s
+            return 0, "timeout" if late else str(error)
         finally:
             self.platform.loop.set_timer(timer, math.inf)
             if stream is not None and stream not in self.pool:
                 stream.socket.close()
-        error_text = "" if verdict == "done" else ", Error: " + verdict
-        self.platform.note_line("FC %s End RequestId: %s%s\n"
-                                % (name, request_id, error_text))
-        return verdict
 
-    def _hook_answer(self, stream: Stream) -> str:
-        message = self._answer_head(stream)
-        status = int(message.words[1])
-        for _ in self._body(stream, message, "GET"):
-            pass
-        if message.keep_alive and message.length() is not None:
-            self.pool.append(stream)
-        return judge_hook(status)
+    def _check_health(self) -> str:
+        """Ask for the health check's path; "" when it is healthy [fc.health.answer]."""
+        check = self.function.health_check
+        status, error = self._call("GET", format_head(
+            "GET %s HTTP/1.1" % check["path"],
+            [("Host", "%s:%d" % (self.platform.fc_host, self.port))]),
+            check["timeout_s"])
+        if 200 <= status < 400:
+            return ""
+        return "failed with status code: %d " % status if status else (
+            "failed: %s" % error)
+
+    def _first_check(self) -> None:
+        """Raise StartError unless the first health check succeeds [fc.health.first].
+        """
+        check = self.function.health_check
+        if not check:
+            return
+        if self.process is not None:
+            self.process.exited.wait(check["initial_delay_s"])
+        problem = self._check_health()
+        if problem:
+            raise StartError("port", "The function http server cannot be started, "
+                             "check function health " + problem)
+        self.platform.loop.set_timer(self._health_timer,
+                                     time.monotonic() + check["period_s"])
+
+    def _on_health_time(self) -> None:
+        if time.monotonic() >= self._health_timer.deadline:
+            threading.Thread(target=self._check_again, daemon=True).start()
+
+    def _check_again(self) -> None:
+        """Check once more; enough failures or successes in a row change the verdict
+        [fc.health.thresholds]."""
+        check = self.function.health_check
+        if self.session.state == "stopping":
+            return
+        if self.session.state != "frozen":  # [fc.health.frozen]
+            healthy = not self._check_health()
+            self._streak = self._streak + 1 if healthy != self.healthy else 0
+            limit = check["success_threshold" if healthy else "failure_threshold"]
+            if self._streak >= limit:
+                self._streak, self.healthy = 0, healthy
+                self.platform.note("the instance is %s"
+                                   % ("healthy" if healthy else "unhealthy"))
+                self._admit_waiting()
+        self.platform.loop.set_timer(self._health_timer,
+                                     time.monotonic() + check["period_s"])
+
+    def _admit_waiting(self) -> None:
+        with self.platform.lock:
+            admitted = self.platform.fill(self)
+        for invocation in admitted:
+            if invocation.gate is not None:
+                invocation.gate.open()
 
     def admit(self, invocation: Invocation) -> None:
         """Start the clock of an invocation (platform lock held)."""
@@ -2419,6 +2601,7 @@ class PushInstance(Instance):
         self.violations.clear()
         self.running[invocation] = None
         self.served += 1
+        self.platform.watch_memory()
         self._next_deadline()
 
     def _next_deadline(self) -> None:
@@ -2431,7 +2614,6 @@ class PushInstance(Instance):
         """Send the request and pass the answer on; then the invocation is settled.
         Blocks until then, the function's time limit at most."""
         if self.served > 1 and self.session.running == 1:
-            self.log.drain()
             self.log.take_tail()
         self.platform.log_start(invocation)
         kind, message = "bad-response", ""
@@ -2448,7 +2630,9 @@ class PushInstance(Instance):
         except OSError as error:
             message = "the connection broke: %s" % (error.strerror or error)
         if kind == "bad-response" and self._has_exited():
-            kind, message = "exit", "the bootstrap ended during the request"
+            over = self.over_memory()
+            kind = "out-of-memory" if over else "exit"
+            message = over or "the bootstrap ended during the request"
         self._conclude(invocation, kind, message, answer)
 
     def _has_exited(self) -> bool:
@@ -2465,14 +2649,15 @@ class PushInstance(Instance):
                                  message=message, answer=answer)
             self.running.pop(invocation, None)
             self.session.move("settled")
-            spent = self._retired and not self.running
-            issued = [] if self._retired else self.platform.fill(self)
+            if kind == "cancelled" and self.function.concurrency == 1 and not (
+                    self._retired or self.function.health_check):
+                self.platform.reclaim(self)  # [fc.caller.replace]
+            spent = self._retired and not self.running and kind != "cancelled"
             self._next_deadline()
         if spent:
             self.kill()
-        for waiting in issued:
-            if waiting.gate is not None:
-                waiting.gate.open()
+        else:
+            self._admit_waiting()
 
     def settle_down(self) -> None:
         """Freeze when nothing runs [fc.freeze.idle]; the pre-freeze hook comes first,
@@ -2491,7 +2676,7 @@ class PushInstance(Instance):
 
     def _freeze_after_hook(self) -> None:
         verdict = self._hook("pre-freeze", self.function.pre_freeze_timeout_s)
-        if verdict.startswith("broken"):  # [fc.hook.broken]
+        if verdict == "broken":  # [fc.hook.broken]
             with self.platform.lock:
                 self.platform.discard(self)
             self.kill()
@@ -2520,15 +2705,21 @@ class PushInstance(Instance):
 
     def _head(self, method: str, target: str, request_id: str, control: str,
               fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
-        facts = self.platform.facts(
-            request_id=request_id, control_path=control, port=str(self.port),
-            base_path=target.partition("?")[0])
-        own = platform_fields("fc", facts)
-        framing = [("Transfer-Encoding", "chunked")] if length == -1 else (
-            [("Content-Length", str(length))] if length is not None else [])
+        if not self._common:  # formatted once, open for what differs
+            marked = self.platform.facts(
+                request_id=MARK, control_path=MARK, base_path=MARK)
+            self._common = format_head("", platform_fields("fc", marked)).decode(
+                "latin-1")[:-2].split(MARK)
+        parts = self._common
+        own = "".join((parts[0], request_id, parts[1], control, parts[2],
+                       target.partition("?")[0], parts[3]))
+        framing = "Transfer-Encoding: chunked\r\n" if length == -1 else (
+            "Content-Length: %d\r\n" % length if length is not None else "")
+        start = "%s %s HTTP/1.1" % (method, target)
         if not any(name.lower() == "host" for name, _ in fields):
             fields = [("Host", "%s:%d" % (self.platform.fc_host, self.port))] + fields
-        return format_head("%s %s HTTP/1.1" % (method, target), fields + own + framing)
+        head = format_head(start, fields)[:-4]
+        return head + (own + framing + "\r\n").encode("latin-1")
 
     def _request(self, invocation: Invocation,
                  length: Optional[int]) -> Tuple[str, bytes]:
@@ -2539,6 +2730,8 @@ class PushInstance(Instance):
                 "POST", "/invoke", invocation.request_id, "/invoke",
                 [("Content-Type", "application/octet-stream")], length)
         fields = pass_fields(http_request.headers, DROPPED_REQUEST)
+        if any(name.lower() == "upgrade" for name, _ in fields):  # [fc.upgrade.pass]
+            fields.append(("Connection", "Upgrade"))
         return http_request.method, self._head(
             http_request.method, http_request.target, invocation.request_id,
             "/http-invoke", fields, length)
@@ -2629,6 +2822,9 @@ class PushInstance(Instance):
             return "response-too-large", "the answer's header fields exceed 8 KB"
         kind = judge_answer(is_http, status, message.get("x-fc-status"))
         fields = pass_fields(message.fields, DROPPED_RESPONSE)
+        if status == 101:
+            answer.tunnel(fields, stream)
+            return "ok", ""
         bodiless = method == "HEAD" or status in (204, 304)
         length = message.length()
         answer.begin(status, fields, None if bodiless else
@@ -2710,11 +2906,14 @@ class PushInstance(Instance):
                                            describe_status(status), DURING[state]))
 
     def cleanup(self) -> None:
+        self.platform.loop.set_timer(self._health_timer, math.inf)
         while self.pool:
             self.pool.pop().socket.close()
         super().cleanup()
 
 
+HOOK_NAMES = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
+              "pre-stop": "PreStop"}
 IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "TRACE")
 
 
@@ -2738,7 +2937,10 @@ class Platform:
         self.protocol = LONG_NAMES.get(protocol, protocol)
         self.function = Function(self.protocol, **settings)
         self.folder, self._remove_package = open_package(code)
-        self.on_log = on_log
+        self.on_log = self._write_log if on_log is not None else None
+        self._log_sink = on_log
+        self._log_lock = threading.Lock()
+        self._mid_line = False
         self.attach = attach
         self.cores = cores
         self._on_note = on_note
@@ -2756,6 +2958,7 @@ class Platform:
         self.counts: Dict[str, int] = dict.fromkeys(("accepted", "cold_starts") + KINDS,
                                                     0)
         self._queue_timer = Timer(self._on_queue_time)
+        self._memory_timer = Timer(self._on_memory_time)
         self._leaving: Dict[Instance, None] = {}
         self._left = threading.Condition(self.lock)
         self._pending = 0
@@ -2788,11 +2991,10 @@ class Platform:
         """Queue or issue an invocation of scf or fg; its `on_done` is called once."""
         issued: Optional[Issued] = None
         added: Optional[Instance] = None
-        instance: Optional[PullInstance] = None
         with self.lock:
             refused = not self._accept(invocation)
-            if not refused and self.idle:
-                instance = self.idle.pop()
+            instance = None if refused else self._take_idle()
+            if instance is not None:
                 issued = instance.take(invocation)
             elif not refused:
                 added = self._wait(invocation)
@@ -2897,10 +3099,11 @@ class Platform:
 
     def new_id(self) -> str:
         """Return a request id in the vendor's form [any.id.form]."""
-        text = uuid.uuid4().hex
+        text = os.urandom(16).hex()
         if self.protocol == "fc":  # [fc.id.form]
             return "1-%08x-%s-%s" % (int(time.time()), text[:8], text[8:20])
-        return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+        return "%s-%s-4%s-a%s-%s" % (text[:8], text[8:12], text[13:16], text[17:20],
+                                     text[20:])  # a UUID of version 4
 
     # -- placing invocations; the lock is held --
 
@@ -2920,10 +3123,24 @@ class Platform:
                 % (size, function.event_bytes)))
         return invocation.outcome is None
 
-    def _roomy(self) -> Optional["PushInstance"]:
-        for instance in self.instances:
-            if isinstance(instance, PushInstance) and instance.has_room():
+    def _take_idle(self) -> Optional[PullInstance]:
+        """Take the instance used last; one that has ended is let go
+        [any.instance.exit-idle]."""
+        while self.idle:
+            instance = self.idle.pop()
+            if instance.process is None or not instance.process.has_ended():
                 return instance
+            self.discard(instance)
+        return None
+
+    def _roomy(self) -> Optional[PushInstance]:
+        for instance in list(self.instances):
+            if not isinstance(instance, PushInstance) or not instance.has_room():
+                continue
+            if (instance.running or instance.bound or instance.process is None
+                    or not instance.process.has_ended()):
+                return instance
+            self.discard(instance)
         return None
 
     def _wait(self, invocation: Invocation,
@@ -2991,8 +3208,34 @@ class Platform:
         """Give an invocation its one outcome [any.outcome.one]; None if it had one."""
         if invocation.outcome is not None:
             return None
-        function, instance = self.function, invocation.instance
+        instance = invocation.instance
         duration = time.monotonic() - invocation.started if invocation.started else 0.0
+        tail = instance.log.take_tail() if instance is not None else b""
+        status, headers, shown = self._shown(invocation, kind, body, message, size,
+                                             start_error, duration)
+        if answer is not None and kind in ("ok", "function-error") and (
+                invocation.http_request is not None):
+            status, headers = answer.status, headers + tuple(answer.fields)
+        invocation.outcome = Outcome(
+            kind, shown, invocation.request_id, duration * 1000,
+            tuple(invocation.violations), message, status, headers, tail)
+        self.counts[kind] += 1
+        self._pending -= 1
+        if self._closing and not self._pending:
+            self._left.notify_all()
+        if self.tracing:
+            self.trace("outcome", request_id=invocation.request_id, kind=kind,
+                       message=message, duration_ms=round(duration * 1000, 3))
+        return invocation
+
+    def _shown(self, invocation: Invocation, kind: str, body: bytes, message: str,
+               size: int, start_error: str,
+               duration: float) -> Tuple[int, Pairs, bytes]:
+        """Return what the vendor's caller sees (status, headers, body)."""
+        function, instance = self.function, invocation.instance
+        if kind == "ok":  # nearly always: no document to fill in
+            return caller_answer(self.protocol, kind, body,
+                                 Facts(request_id=invocation.request_id), False)
         facts = Facts(
             request_id=invocation.request_id, timeout=seconds(function.timeout_s),
             init_timeout=seconds(function.initializer_timeout_s
@@ -3005,23 +3248,8 @@ class Platform:
             peak_mb="0.00")
         if instance is not None and kind in ("timeout", "exit", "out-of-memory"):
             facts["peak_mb"] = "%.2f" % instance.peak_mb()
-        status, headers, shown = caller_answer(
-            self.protocol, kind, body, facts, invocation.http_request is not None)
-        if answer is not None and kind in ("ok", "function-error") and (
-                invocation.http_request is not None):
-            status, headers = answer.status, headers + tuple(answer.fields)
-        invocation.outcome = Outcome(
-            kind, shown, invocation.request_id, duration * 1000,
-            tuple(invocation.violations), message, status, headers,
-            instance.log.take_tail() if instance is not None else b"")
-        self.counts[kind] += 1
-        self._pending -= 1
-        if self._closing and not self._pending:
-            self._left.notify_all()
-        if self.tracing:
-            self.trace("outcome", request_id=invocation.request_id, kind=kind,
-                       message=message, duration_ms=round(duration * 1000, 3))
-        return invocation
+        return caller_answer(self.protocol, kind, body, facts,
+                             invocation.http_request is not None)
 
     # -- called without the lock --
 
@@ -3070,6 +3298,34 @@ class Platform:
         for invocation in settled:
             invocation.tell()
 
+    def watch_memory(self) -> None:
+        """Look at the memory soon; called whenever something begins to run."""
+        if self._memory_timer.deadline == math.inf and not self.attach:
+            self.loop.set_timer(self._memory_timer, time.monotonic() + MEMORY_TICK_S)
+
+    def _on_memory_time(self) -> None:
+        """Sample the groups; end those over the limit [any.memory.limit]."""
+        groups = group_memory_mb()
+        ended: List[Tuple[Instance, List[Invocation]]] = []
+        with self.lock:
+            self._memory_timer.deadline = math.inf
+            for instance in list(self.instances):
+                process = instance.process
+                sample = groups.get(process.pid, 0.0) if process else 0.0
+                instance.sampled_mb = max(instance.sampled_mb, sample)
+                over = instance.over_memory()
+                if over and not self.function.image:
+                    running = list(getattr(instance, "running", ()))
+                    running += self.discard(instance)
+                    ended.append((instance, [one for one in running if self.settle(
+                        one, "out-of-memory", message=over)]))
+            if groups and any(not instance.is_idle for instance in self.instances):
+                self.watch_memory()
+        for instance, settled in ended:
+            instance.kill()
+            for invocation in settled:
+                invocation.tell()
+
     def words(self) -> List[str]:
         """Return the start command as error texts show it."""
         return list(self.function.command) or ["/code/bootstrap"]
@@ -3103,10 +3359,15 @@ class Platform:
             self.trace("violation", rule=violation.rule, seen=violation.seen)
         self.note("the bootstrap broke %s: %s" % violation)
 
+    def _write_log(self, data: bytes) -> None:
+        if self._log_sink is not None and data:
+            with self._log_lock:
+                self._mid_line = not data.endswith(b"\n")
+                self._log_sink(data)
+
     def note_line(self, line: str) -> None:
-        """Print a platform line into the log."""
-        if self.on_log is not None:
-            self.on_log(line.encode())
+        """Print a platform line into the log, on a line of its own."""
+        self._write_log((b"\n" if self._mid_line else b"") + line.encode())
 
     def log_start(self, invocation: Invocation) -> None:
         """Print the vendor's line for the start of an invocation."""
@@ -3198,11 +3459,33 @@ class CallerAnswer(Answer):
         if self._chunked:
             self._send(b"0\r\n\r\n")
 
+    def tunnel(self, fields: List[Tuple[str, str]], upstream: Stream) -> None:
+        caller = self._connection.stream
+        self._connection.closing = self.begun = True
+        self.status = 101
+        self._send(format_head(status_line(101), fields + [("Connection", "Upgrade")]))
+        caller.limit_reads(0)
+        thread = threading.Thread(target=copy_stream, args=(caller, upstream),
+                                  daemon=True)
+        thread.start()
+        copy_stream(upstream, caller)
+        thread.join()
+
     def _send(self, data: bytes) -> None:
         try:
             self._connection.stream.socket.sendall(data)
         except OSError:
             raise CallerGone
+
+
+def copy_stream(source: Stream, target: Stream) -> None:
+    """Copy bytes until the source ends, then end the target."""
+    try:
+        for data in source.until_end():
+            target.socket.sendall(data)
+    except OSError:
+        pass  # either side broke; both end
+    target.shut()
 
 
 class FrontDoor(App):
@@ -3333,10 +3616,12 @@ def limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
 
 def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
     """Return (head, body) of an outcome as POST /-/invoke shows it."""
-    fields = [("X-Outcome", outcome.kind), ("X-Request-Id", outcome.request_id),
-              ("Content-Length", str(len(outcome.body)))]
-    fields[:0] = outcome.headers
-    return format_head(status_line(outcome.status), fields), outcome.body
+    start = status_line(outcome.status)
+    if outcome.headers:
+        start = format_head(start, outcome.headers)[:-4].decode("latin-1")
+    return ("%s\r\nX-Outcome: %s\r\nX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n" % (
+        start, outcome.kind, outcome.request_id,
+        len(outcome.body))).encode("latin-1"), outcome.body
 
 
 # ---- command line ----
@@ -3385,13 +3670,23 @@ def _fg_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
 
 
 def _fc_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
-    runtime = document.get("customRuntimeConfig") or {}
+    container = document.get("customContainerConfig") or {}
+    runtime = document.get("customRuntimeConfig") or container
     settings["env"] = dict(document.get("environmentVariables") or {})
-    if runtime.get("command"):
-        settings["command"] = list(runtime["command"]) + list(runtime.get("args") or [])
+    words = list(runtime.get("command") or []) + list(runtime.get("args") or [])
+    if container.get("image"):
+        settings["image"] = str(container["image"])
+        words = list(container.get("entrypoint") or []) + words
+    if words:
+        settings["command"] = words
     port = runtime.get("port", document.get("caPort"))
     if port is not None:
         settings["port"] = int(port)
+    health = runtime.get("healthCheckConfig", document.get("customHealthCheckConfig"))
+    if health:
+        settings["health_check"] = dict(
+            {name: health[field] for name, (field, _, _, _) in HEALTH_FIELDS.items()
+             if field in health}, path=health.get("httpGetUrl"))
     hooks = document.get("instanceLifecycleConfig") or {}
     for field, name in (("initializer", "initializer"), ("preFreeze", "pre_freeze"),
                         ("preStop", "pre_stop")):
@@ -3414,7 +3709,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("protocol", choices=PROTOCOLS + tuple(LONG_NAMES), metavar="PROTOCOL",
         help="fc, scf or fg (functiongraph)")
-    add("code", metavar="CODE", help="folder or ZIP that holds the bootstrap")
+    add("code", metavar="CODE", nargs="?", default=".",
+        help="folder or ZIP that holds the bootstrap (default: this folder)")
     add("--event", action="append", default=[], metavar="TEXT|@FILE|-",
         help="invoke with this event; repeatable")
     add("--events", metavar="FILE.jsonl", help="invoke with each line of the file")
@@ -3432,6 +3728,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE.json", help="the vendor's CreateFunction document")
     add("--credentials", metavar="FILE.json", help="access_key_id, access_key_secret, "
                                                    "security_token, auth_token")
+    add("--image", metavar="NAME", help="fc: run this image with docker")
+    add("--health-check", metavar="PATH", help="fc: check this path (healthCheckConfig)")
     add("--env", action="append", default=[], metavar="K=V", help="a user variable")
     add("--handler", help="the handler's name")
     add("--name", help="the function's name")
@@ -3483,7 +3781,7 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
         settings["credentials"] = read_credentials(options.credentials)
     given = vars(options)
     for name in ("handler", "name", "port", "initializer", "pre_freeze", "pre_stop",
-                 "freeze"):
+                 "freeze", "image"):
         if given[name] is not None:
             settings[name] = given[name]
     for option, names in limit_options().items():
@@ -3491,6 +3789,9 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
             if protocol not in names:
                 raise ValueError("%s does not apply to %s" % (option, protocol))
             settings[names[protocol]] = given[option]
+    if options.health_check:
+        settings["health_check"] = dict(settings.get("health_check") or {},
+                                        path=options.health_check)
     for pair in options.env:
         name, equals, value = pair.partition("=")
         if not equals:
