@@ -2359,6 +2359,15 @@ class PushInstance(Instance):
             return False
         return len(self.bound) + self.session.running < self.function.concurrency
 
+    def _move(self, call: str) -> str:
+        before = self.session.state
+        action = self.session.move(call)
+        if action and self.platform.tracing:
+            self.platform.trace("move", instance=self.id, call=call, state=before,
+                                action=action, next=self.session.state,
+                                rule=STATES["fc"][before, call].rule)
+        return action
+
     def bind(self, invocation: Invocation) -> None:
         invocation.instance = self
         self.bound.append(invocation)
@@ -2447,7 +2456,7 @@ class PushInstance(Instance):
         """Run the initializer, once, and let the bound requests go."""
         platform, function = self.platform, self.function
         with platform.lock:
-            if self.session.move("connect") != "initialize":
+            if self._move("connect") != "initialize":
                 return  # stopped meanwhile
         verdict = "done"
         if function.initializer:  # [fc.initialize.once]
@@ -2460,14 +2469,14 @@ class PushInstance(Instance):
             return
         with platform.lock:
             if verdict == "done":
-                if not self.session.move("initialized"):
+                if not self._move("initialized"):
                     return
                 bound, self.bound = self.bound, []
                 for invocation in bound:
                     self.admit(invocation)
                 settled: List[Invocation] = []
             else:
-                self.session.move("refused")
+                self._move("refused")
                 settled = self._init_failed(verdict)
         if settled:
             self.kill()
@@ -2592,7 +2601,7 @@ class PushInstance(Instance):
 
     def admit(self, invocation: Invocation) -> None:
         """Start the clock of an invocation (platform lock held)."""
-        if self.session.move("invoke") == "thaw" and self.process is not None:
+        if self._move("invoke") == "thaw" and self.process is not None:
             self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
         invocation.instance = self
         invocation.started = time.monotonic()
@@ -2616,7 +2625,7 @@ class PushInstance(Instance):
         if self.served > 1 and self.session.running == 1:
             self.log.take_tail()
         self.platform.log_start(invocation)
-        kind, message = "bad-response", ""
+        broke = False
         try:
             kind, message = self._ask(invocation, answer, body, length)
         except CallerGone:
@@ -2625,11 +2634,13 @@ class PushInstance(Instance):
             kind, message = "response-too-large", "the answer: %s" % error
         except BadMessage as error:
             kind, message = "bad-response", str(error)
+            broke = error.violation.rule == "any.http.complete"
             with self.platform.lock:
                 self.violate(error.violation, invocation)
-        except OSError as error:
+        except OSError as error:  # [fc.outcome.bad-response], unless it has ended
+            broke, kind = True, "bad-response"
             message = "the connection broke: %s" % (error.strerror or error)
-        if kind == "bad-response" and self._has_exited():
+        if broke and self._has_exited():
             over = self.over_memory()
             kind = "out-of-memory" if over else "exit"
             message = over or "the bootstrap ended during the request"
@@ -2637,7 +2648,7 @@ class PushInstance(Instance):
 
     def _has_exited(self) -> bool:
         # the kernel closes a dying process's sockets a moment before it is a zombie
-        return self.process is not None and self.process.exited.wait(0.25)
+        return self.process is not None and self.process.exited.wait(0.2)
 
     def _conclude(self, invocation: Invocation, kind: str, message: str,
                   answer: Answer) -> None:
@@ -2648,7 +2659,7 @@ class PushInstance(Instance):
             self.platform.settle(invocation, kind, body=b"".join(answer.parts),
                                  message=message, answer=answer)
             self.running.pop(invocation, None)
-            self.session.move("settled")
+            self._move("settled")
             if kind == "cancelled" and self.function.concurrency == 1 and not (
                     self._retired or self.function.health_check):
                 self.platform.reclaim(self)  # [fc.caller.replace]
@@ -2671,7 +2682,7 @@ class PushInstance(Instance):
 
     def _freeze(self) -> None:
         with self.platform.lock:
-            if self.session.move("quiet") and self.process is not None:
+            if self._move("quiet") and self.process is not None:
                 self.process.signal(signal.SIGSTOP)
 
     def _freeze_after_hook(self) -> None:
@@ -2756,6 +2767,11 @@ class PushInstance(Instance):
                     raise
                 stream.socket.close()
         kind, text = self._pass(invocation, stream, message, method, answer)
+        if self.platform.tracing:
+            self.platform.trace("answer", instance=self.id, method=method,
+                                request_id=invocation.request_id, kind=kind,
+                                status=message.words[1], rule="fc.invoke.answer",
+                                fc_status=message.get("x-fc-status"))
         if message.keep_alive and message.words[1] != "101" and not (
                 uploading is not None and uploading.is_alive()):
             invocation.upstream = None
@@ -2840,7 +2856,7 @@ class PushInstance(Instance):
         running, self.bound = self.bound, []
         self._retired = True
         if not self.running:
-            self.session.move("stop")
+            self._move("stop")
         return running
 
     def _on_time(self) -> None:
@@ -2881,12 +2897,12 @@ class PushInstance(Instance):
             state = self.session.state
             platform.trace("process", instance=self.id, ended=describe_status(status),
                            state=state)
-            bound, running = self.bound, list(self.running)
+            bound, running, retired = self.bound, list(self.running), self._retired
             platform.discard(self)
             kind = "start-error" if state == "starting" else "init-error"
             settled = [one for one in bound if platform.settle(
                 one, kind, message=self._exit_text(status, state))]
-        if not bound and not running and state not in ("stopping",):
+        if not bound and not running and not retired:
             platform.note(ended + " while it had no request; the next one starts "
                                   "another")
         for invocation in settled:
@@ -2946,6 +2962,7 @@ class Platform:
         self._on_note = on_note
         self._on_trace = on_trace
         self.tracing = on_trace is not None
+        self._begun = time.monotonic()
         self._facts = self.function.facts(self.folder)
         self.fc_host = reachable_host()
         self.lock = threading.Lock()
@@ -3392,8 +3409,8 @@ class Platform:
     def trace(self, what: str, **facts: object) -> None:
         """Report a message or a change of state."""
         if self._on_trace is not None:
-            self._on_trace(dict({"ms": round(time.monotonic() * 1000, 3),
-                                 "what": what}, **facts))
+            passed = time.monotonic() - self._begun
+            self._on_trace(dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
 
 
 STARTING = ("starting", "initializing")
