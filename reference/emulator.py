@@ -395,7 +395,10 @@ LIMITS: Dict[str, Dict[str, Limit]] = {
                pre_stop_timeout_s=Limit(3, "--pre-stop-timeout"),
                memory_mb=Limit(512, "--memory"),
                event_bytes=Limit(32 * MIB, "--max-event"),
-               result_bytes=Limit(32 * MIB, "--max-result")),
+               result_bytes=Limit(32 * MIB, "--max-result"),
+               request_header_bytes=Limit(8192, "--request-header-bytes"),
+               response_header_bytes=Limit(8192, "--response-header-bytes"),
+               path_bytes=Limit(4096, "--path-bytes")),
 }
 
 # healthCheckConfig of fc: our name -> vendor's field, lowest, highest, default
@@ -417,8 +420,6 @@ KEEP_ALIVE_S = 75.0      # a caller's connection that asks nothing
 MAX_CONNECTIONS = 2048   # per listener; each costs a thread
 CHUNK_BYTES = 262144     # of a body passed on
 SKIP_BYTES = 64 * MIB    # of an oversized body read, to get an answer through
-FC_HEAD_BYTES = 8192     # names and values, either way [fc.limits.headers]
-FC_TARGET_BYTES = 4096   # [fc.limits.path]
 LOG_TAIL_BYTES = 4096    # [any.log.tail]
 MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
@@ -609,8 +610,13 @@ class Function:
     event_bytes: int
     result_bytes: int
 
+    request_header_bytes: int = 0
+    response_header_bytes: int = 0
+    path_bytes: int = 0
+
     _WHOLE = ("max_instances", "concurrency", "queue", "memory_mb", "event_bytes",
-              "result_bytes")
+              "result_bytes", "request_header_bytes", "response_header_bytes",
+              "path_bytes")
 
     def __init__(self, protocol: str, *, command: Sequence[str] = (), handler: str = "",
                  env: Optional[Dict[str, str]] = None, name: str = "function",
@@ -687,7 +693,7 @@ def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
                              "platform" % name)
         if "\0" in value:
             raise ValueError("environment variable %s holds a NUL byte" % name)
-    size = sum(len(name) + len(value) for name, value in env.items())
+    size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
@@ -803,7 +809,8 @@ def find_call(protocol: str, method: str, target: str) -> Tuple[str, str, int]:
     call = table.get((method, prefix + slash))
     if call and call != "ready":
         return call, request_id, 200
-    known = any(path == known_path for _, known_path in table)
+    known = any(known_path in (path, prefix + slash) for _, known_path in table
+                if known_path[-1] == "/" or known_path == path)
     return "", "", 405 if known else 404
 
 
@@ -850,6 +857,18 @@ def judge_hook(status: int) -> str:
     return "broken" if status >= 500 else "failed"
 
 
+def http_problem(request: HttpRequest, function: Function) -> str:
+    """Say which limit of fc a caller's request exceeds; "" for none."""
+    if len(request.target) > function.path_bytes:  # [fc.limits.path]
+        return "path and query have %d bytes; the limit is %d" % (
+            len(request.target), function.path_bytes)
+    size = fields_size(request.headers)
+    if size > function.request_header_bytes:  # [fc.limits.headers]
+        return "the header fields have %d bytes; the limit is %d" % (
+            size, function.request_header_bytes)
+    return ""
+
+
 def fields_size(fields: Iterable[Tuple[str, str]]) -> int:
     """Count a head as fc does: names and values [fc.limits.headers]."""
     return sum(len(name) + len(value) for name, value in fields)
@@ -871,33 +890,51 @@ _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Message:
-    """The head of a request or an answer. `fields` keeps order, case, duplicates."""
+    """The head of a request or an answer; never changed once it is parsed.
 
-    __slots__ = ("words", "fields", "table")
+    `words` are method, target, version; or version, status, reason. `fields` keeps
+    order, case and duplicates. `length` is the announced body size; -1 = chunked,
+    None = none announced. `keep_alive`: another message may follow.
+    """
+
+    __slots__ = ("words", "fields", "table", "length", "keep_alive", "is_request")
 
     def __init__(self, words: Tuple[str, str, str], fields: List[Tuple[str, str]],
                  table: Dict[str, str]) -> None:
-        self.words = words      # method, target, version; or version, status, reason
+        self.words = words
         self.fields = fields
         self.table = table      # by lower-case name
+        self.length: Optional[int] = None
+        if "transfer-encoding" in table:
+            self.length = -1
+        elif "content-length" in table:
+            self.length = int(table["content-length"])
+        connection = self.get("connection").lower()
+        self.keep_alive = ("keep-alive" in connection if "HTTP/1.0" in words
+                           else "close" not in connection)
+        self.is_request = bool(
+            words[2] in ("HTTP/1.1", "HTTP/1.0") and _TOKEN.fullmatch(words[0])
+            and _TARGET.fullmatch(words[1]))
 
     def get(self, name: str) -> str:
         """Return the value of a field, named in lower case; "" when it is absent."""
         return self.table.get(name, "")
 
-    @property
-    def keep_alive(self) -> bool:
-        """Tell whether another message may follow on the connection."""
-        words = self.get("connection").lower()
-        if "HTTP/1.0" in self.words:
-            return "keep-alive" in words
-        return "close" not in words
 
-    def length(self) -> Optional[int]:
-        """Return the announced body size; -1 = chunked, None = none announced."""
-        return -1 if "transfer-encoding" in self.table else (
-            int(self.table["content-length"]) if "content-length" in self.table
-            else None)
+# Peers repeat their heads to the letter, so parsing each only once saves a third.
+_PARSED: Dict[bytes, Message] = {}
+
+
+def parse_again(head: bytes) -> Message:
+    """Parse a head, or return the message that the same bytes gave before."""
+    message = _PARSED.get(head)
+    if message is None:
+        message = parse_head(head.decode("latin-1"))
+        if len(head) < 1024:
+            if len(_PARSED) >= 256:
+                _PARSED.clear()
+            _PARSED[head] = message
+    return message
 
 
 def parse_head(text: str) -> Message:
@@ -990,7 +1027,7 @@ class Stream:
         if end < 0:
             data, end = self._slow_head(data)
         self.rest = data[end + 4:]
-        return parse_head(data[:end].decode("latin-1"))
+        return parse_again(data[:end])
 
     def _slow_head(self, data: bytes) -> Tuple[bytes, int]:
         deadline = time.monotonic() + HEAD_TIMEOUT_S  # [any.limits.slow]
@@ -1019,7 +1056,7 @@ class Stream:
 
     def chunks(self, length: Optional[int]) -> Iterator[bytes]:
         """Yield the body as it comes, at most CHUNK_BYTES at a time. `length` as of
-        Message.length(). Raises BadMessage when it ends early [any.http.complete]."""
+        Message. Raises BadMessage when it ends early [any.http.complete]."""
         if length == -1:
             return self._chunked()
         return self._counted(length or 0)
@@ -1166,9 +1203,7 @@ class Connection:
         if self.deferred:  # pipelined behind a request whose answer must wait
             self._answered.acquire()
             self._answered.release()
-        if message.words[2] not in ("HTTP/1.1", "HTTP/1.0") or not (
-                _TOKEN.fullmatch(message.words[0])
-                and _TARGET.fullmatch(message.words[1])):
+        if not message.is_request:
             raise BadMessage("any.http.start-line", repr(" ".join(message.words)[:80]))
         self.message = message
         self.closing = not message.keep_alive
@@ -1185,7 +1220,7 @@ class Connection:
 
     def read_body(self, limit: int) -> bytes:
         """Read the request's body. Raises BodyTooLarge, BadMessage, OSError."""
-        length = self.message.length()
+        length = self.message.length
         if not length:
             return b""
         stream = self.stream
@@ -2291,6 +2326,11 @@ DURING = {"starting": "before it was ready", "initializing": "during initialisat
           "busy": "during the request"}
 
 
+def is_bodiless(message: Message, method: str) -> bool:
+    """Tell whether an answer has no body whatever its fields say."""
+    return method == "HEAD" or message.words[1] in ("204", "304")
+
+
 def platform_fields(protocol: str, facts: Facts) -> List[Tuple[str, str]]:
     """Return the fields of HEADERS with their values."""
     fields = [(field.name, field.value.format_map(facts), field.optional)
@@ -2532,7 +2572,7 @@ class PushInstance(Instance):
             message = self._answer_head(stream)
             for _ in self._body(stream, message, method):
                 pass
-            if message.keep_alive and message.length() is not None:
+            if message.keep_alive and message.length is not None:
                 self.pool.append(stream)
             return int(message.words[1]), ""
         except (OSError, BadMessage) as error:
@@ -2772,7 +2812,8 @@ class PushInstance(Instance):
                                 request_id=invocation.request_id, kind=kind,
                                 status=message.words[1], rule="fc.invoke.answer",
                                 fc_status=message.get("x-fc-status"))
-        if message.keep_alive and message.words[1] != "101" and not (
+        delimited = message.length is not None or is_bodiless(message, method)
+        if message.keep_alive and delimited and message.words[1] != "101" and not (
                 uploading is not None and uploading.is_alive()):
             invocation.upstream = None
             self.pool.append(stream)
@@ -2824,9 +2865,9 @@ class PushInstance(Instance):
                 return message
 
     def _body(self, stream: Stream, message: Message, method: str) -> Iterator[bytes]:
-        if method == "HEAD" or message.words[1] in ("204", "304"):
+        if is_bodiless(message, method):
             return iter(())
-        length = message.length()
+        length = message.length
         return stream.until_end() if length is None else stream.chunks(length)
 
     def _pass(self, invocation: Invocation, stream: Stream, message: Message,
@@ -2834,22 +2875,23 @@ class PushInstance(Instance):
         """Pass an answer on; return (kind, message)."""
         is_http = invocation.http_request is not None
         status = int(message.words[1])
-        if fields_size(message.fields) > FC_HEAD_BYTES:  # [fc.limits.headers]
-            return "response-too-large", "the answer's header fields exceed 8 KB"
+        size = fields_size(message.fields)
+        if size > self.function.response_header_bytes:  # [fc.limits.response-headers]
+            return "response-too-large", (
+                "the answer's header fields have %d bytes; the limit is %d"
+                % (size, self.function.response_header_bytes))
         kind = judge_answer(is_http, status, message.get("x-fc-status"))
         fields = pass_fields(message.fields, DROPPED_RESPONSE)
         if status == 101:
             answer.tunnel(fields, stream)
             return "ok", ""
-        bodiless = method == "HEAD" or status in (204, 304)
-        length = message.length()
-        answer.begin(status, fields, None if bodiless else
-                     -1 if length is None else length)
+        # [fc.headers.reserved-response] an offer to upgrade is not for the caller
+        fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
+        length = -1 if message.length is None else message.length
+        answer.begin(status, fields, None if is_bodiless(message, method) else length)
         for part in self._body(stream, message, method):
             answer.write(part)
         answer.end()
-        if not bodiless and length is None:
-            message.table["connection"] = "close"
         return kind, "" if kind == "ok" else "the function answered with a failure"
 
     def retire(self) -> List[Invocation]:
@@ -3025,7 +3067,7 @@ class Platform:
 
     def run(self, invocation: Invocation, answer: Answer, body: Union[
             bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
-        """Run an invocation of fc in this thread; `length` as of Message.length().
+        """Run an invocation of fc in this thread; `length` as of Message.
         Call settle_down() when the caller has the answer."""
         added: Optional[Instance] = None
         with self.lock:
@@ -3138,6 +3180,10 @@ class Platform:
             self.settle(invocation, "request-too-large", size=size, message=(
                 "the event has %d bytes; the limit is %d"
                 % (size, function.event_bytes)))
+        elif invocation.http_request is not None:
+            problem = http_problem(invocation.http_request, function)
+            if problem:
+                self.settle(invocation, "request-too-large", message=problem)
         return invocation.outcome is None
 
     def _take_idle(self) -> Optional[PullInstance]:
@@ -3563,11 +3609,10 @@ class FrontDoor(App):
         connection.defer()
         platform.submit(invocation)
 
-    def _too_large(self, connection: Connection, error: BodyTooLarge,
-                   http_request: Optional[HttpRequest] = None) -> None:
+    def _too_large(self, connection: Connection, error: BodyTooLarge) -> None:
         """Give an event over the limit its outcome without having read it."""
         platform = self.platform
-        invocation = Invocation(platform.new_id(), b"", http_request)
+        invocation = Invocation(platform.new_id(), b"")
         with platform.lock:
             platform.counts["accepted"] += 1
             platform._pending += 1
@@ -3580,12 +3625,7 @@ class FrontDoor(App):
     def _http(self, connection: Connection, message: Message) -> None:
         platform = self.platform
         method, target, _ = message.words
-        size = fields_size(message.fields)
-        if size > FC_HEAD_BYTES or len(target) > FC_TARGET_BYTES:
-            self._too_large(connection, BodyTooLarge(max(size, len(target)),
-                                                     FC_HEAD_BYTES))
-            return
-        length = message.length()
+        length = message.length
         if length is not None and length > platform.function.event_bytes:
             self._too_large(connection, BodyTooLarge(
                 length, platform.function.event_bytes))
@@ -3753,7 +3793,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--port", type=int, help="fc: the server's port (9000; 0 = a free one each); "
                                  "with --attach: the runtime API's")
     for option, names in sorted(limit_options().items()):
-        add(option, type=float, metavar="N", dest=option,
+        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
+        add(option, *aliases, type=float, metavar="N", dest=option,
             help=", ".join("%s: %s, default %g" % (
                 protocol, name, LIMITS[protocol][name].default)
                 for protocol, name in names.items()))
