@@ -664,7 +664,7 @@ class Function:
         if not 1 <= self.concurrency <= 200:  # [fc.concurrency.range]
             raise ValueError("concurrency must be 1 to 200, not %d" % self.concurrency)
         if self.protocol == "fc" and self.port:
-            self.max_instances = 1  # [fc.port.fixed] one port, one server
+            self.max_instances = min(1, self.max_instances)  # [fc.port.fixed]
         if not self.init_timeout_s:
             self.init_timeout_s = self.timeout_s  # [fg.init.limit]
 
@@ -998,12 +998,13 @@ EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empt
 class Stream:
     """A connected socket with the bytes read ahead. One thread reads it."""
 
-    __slots__ = ("socket", "rest", "idle_limit_s")
+    __slots__ = ("socket", "rest", "idle_limit_s", "before_read")
 
     def __init__(self, connected: socket.socket, idle_limit_s: float = 0) -> None:
         self.socket = connected
         self.rest = b""
         self.idle_limit_s = idle_limit_s
+        self.before_read: Optional[Callable[[], None]] = None  # within a body
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_LIMIT)
         if idle_limit_s:
@@ -1026,6 +1027,8 @@ class Stream:
         end = data.find(b"\r\n\r\n")
         if end < 0:
             data, end = self._slow_head(data)
+        if end > HEAD_BYTES:
+            raise BadMessage("any.limits.head", "a head over 64 KiB", 431)
         self.rest = data[end + 4:]
         return parse_again(data[:end])
 
@@ -1049,10 +1052,15 @@ class Stream:
         return data, end
 
     def _read(self, size: int) -> bytes:
+        if self.before_read is not None:
+            self.before_read()
         try:
             return self.socket.recv(size)
         except BlockingIOError:
             raise BadMessage("any.limits.slow", "silence within a message", 408)
+        except ConnectionError as error:
+            raise BadMessage("any.http.complete", "the connection broke within a "
+                             "message: %s" % error.strerror)
 
     def chunks(self, length: Optional[int]) -> Iterator[bytes]:
         """Yield the body as it comes, at most CHUNK_BYTES at a time. `length` as of
@@ -1064,7 +1072,7 @@ class Stream:
     def until_end(self) -> Iterator[bytes]:
         """Yield a body that ends with the stream."""
         while True:
-            data, self.rest = self.rest or self.socket.recv(CHUNK_BYTES), b""
+            data, self.rest = self.rest or self._read(CHUNK_BYTES), b""
             if not data:
                 return
             yield data
@@ -1155,6 +1163,16 @@ class Stream:
             return False
         except OSError:
             return True
+
+    def is_quiet(self) -> bool:
+        """Tell whether the peer is there and has sent nothing that waits."""
+        try:
+            return not self.rest and self.socket.recv(
+                1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is None
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def shut(self) -> None:
         """Wake whoever reads or writes the socket; the owner closes it."""
@@ -1374,9 +1392,9 @@ class Listener:
             accepted.close()
             return
         thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
-        with self._lock:
+        with self._lock:  # whoever finds the thread may join it
             self.connections[connection] = thread
-        thread.start()
+            thread.start()
 
     def _run(self, connection: Connection) -> None:
         try:
@@ -1807,12 +1825,17 @@ class Log:
         self._lock = threading.Lock()
         self._tail = b""
         self._open = True
-        loop.watch(self._read_end, self.drain)
+        loop.watch(self._read_end, self._on_readable)
 
     def started(self) -> None:
         """Close our copy of the end that the bootstrap writes to."""
         os.close(self.write_end)
         self.write_end = -1
+
+    def _on_readable(self) -> None:
+        self.drain()
+        if not self._open:  # every process that had the other end has closed it
+            self.close()
 
     def drain(self) -> None:
         """Take what is waiting, 1 MiB at most per call; never blocks on the pipe."""
@@ -1830,7 +1853,6 @@ class Log:
             return False
         if not data:
             self._open = False
-            threading.Thread(target=self.close, daemon=True).start()
             return False
         self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
         if self._sink is not None:
@@ -1916,6 +1938,9 @@ class Gate:
                 os.close(self._write_end)
 
 
+_HANGUP = getattr(select, "POLLRDHUP", 0)  # Linux: the peer closed, data or not
+
+
 def wait_readable(file: Union[int, socket.socket],
                   caller: Optional[Connection]) -> bool:
     """Block until `file` is readable (True) or the caller has gone (False)."""
@@ -1923,11 +1948,11 @@ def wait_readable(file: Union[int, socket.socket],
     poll = select.poll()
     poll.register(number, select.POLLIN)
     if caller is not None:
-        poll.register(caller.stream.socket, select.POLLIN)
+        poll.register(caller.stream.socket, _HANGUP or select.POLLIN)
     while True:
         if any(ready == number for ready, _ in poll.poll()):
             return True
-        if caller is None or caller.stream.peer_gone():
+        if caller is None or _HANGUP or caller.stream.peer_gone():
             return False
         poll.unregister(caller.stream.socket)  # it pipelines; look again later
 
@@ -2132,7 +2157,7 @@ class PullInstance(Instance):
 
     def _deliver(self, poll: Connection, invocation: Invocation) -> None:
         # [any.poll.dead] a client that has hung up must not swallow the event
-        if poll.deferred and poll.stream.peer_gone():
+        if poll.stream.peer_gone():
             poll.closing = True
             poll.answer(b"")
             return
@@ -2383,6 +2408,7 @@ class PushInstance(Instance):
         self.running: Dict[Invocation, None] = {}   # in the order of their deadlines
         self.pool: List[Stream] = []
         self.port = self.function.port
+        self._hook_lock = threading.Lock()
         self.healthy = True
         self._common: List[str] = []    # the common header fields, in pieces
         self._streak = 0    # of checks that contradict `healthy`
@@ -2538,6 +2564,10 @@ class PushInstance(Instance):
 
     def _hook(self, call: str, timeout_s: float) -> str:
         """Call a hook; return done, failed, broken or timeout, with what was seen."""
+        with self._hook_lock:  # one at a time [fc.stop.order]
+            return self._run_hook(call, timeout_s)
+
+    def _run_hook(self, call: str, timeout_s: float) -> str:
         request_id = str(uuid.uuid4())
         line = "FC %s %%s RequestId: %s%%s\n" % (HOOK_NAMES[call], request_id)
         method = "POST" if call == "initialize" else "GET"
@@ -2713,7 +2743,8 @@ class PushInstance(Instance):
     def settle_down(self) -> None:
         """Freeze when nothing runs [fc.freeze.idle]; the pre-freeze hook comes first,
         in a thread of its own."""
-        if not self.function.freeze or self.session.state != "idle":
+        if not self.function.freeze or self.session.state != "idle" or (
+                self._retired or self.process_gone()):
             return
         if self.function.pre_freeze:
             threading.Thread(target=self._freeze_after_hook, daemon=True).start()
@@ -2749,7 +2780,7 @@ class PushInstance(Instance):
         """Return a connection, and whether it was used before."""
         while self.pool:
             stream = self.pool.pop()
-            if not stream.peer_gone():
+            if stream.is_quiet():  # bytes beyond the last answer answer nothing
                 return stream, True
             stream.socket.close()
         return self._dial(), False
@@ -2795,11 +2826,16 @@ class PushInstance(Instance):
         while True:
             stream, reused = self._connect()
             invocation.upstream = stream
-            try:
-                uploading = self._send(stream, head, body, length)
+
+            def watch(stream: Stream = stream) -> None:
                 if not wait_readable(stream.socket, invocation.caller):
                     raise CallerGone
+
+            try:
+                uploading = self._send(stream, head, body, length)
+                watch()
                 message = self._answer_head(stream)
+                stream.before_read = watch
                 break
             except ConnectionError:
                 # [fc.connection.retry] broken before a byte of the answer came
@@ -2815,7 +2851,7 @@ class PushInstance(Instance):
         delimited = message.length is not None or is_bodiless(message, method)
         if message.keep_alive and delimited and message.words[1] != "101" and not (
                 uploading is not None and uploading.is_alive()):
-            invocation.upstream = None
+            invocation.upstream = stream.before_read = None
             self.pool.append(stream)
         return kind, text
 
@@ -2876,7 +2912,7 @@ class PushInstance(Instance):
         is_http = invocation.http_request is not None
         status = int(message.words[1])
         size = fields_size(message.fields)
-        if size > self.function.response_header_bytes:  # [fc.limits.response-headers]
+        if size > self.function.response_header_bytes:  # [fc.limits.response]
             return "response-too-large", (
                 "the answer's header fields have %d bytes; the limit is %d"
                 % (size, self.function.response_header_bytes))
@@ -2891,6 +2927,8 @@ class PushInstance(Instance):
         answer.begin(status, fields, None if is_bodiless(message, method) else length)
         for part in self._body(stream, message, method):
             answer.write(part)
+        if invocation.outcome is not None:  # cut off by the time limit
+            raise CallerGone
         answer.end()
         return kind, "" if kind == "ok" else "the function answered with a failure"
 
@@ -3078,6 +3116,8 @@ class Platform:
                 else:
                     invocation.gate = Gate()
                     added = self._wait(invocation, instance)
+            if invocation.outcome is not None and invocation.gate is not None:
+                invocation.gate.open()  # refused at once
         if added is not None:
             added.start()
         if invocation.gate is not None and not invocation.gate.wait(invocation.caller):
@@ -3647,7 +3687,9 @@ class FrontDoor(App):
     def _finish(self, connection: Connection, answer: CallerAnswer,
                 outcome: Outcome) -> None:
         if not answer.begun:
-            connection.answer(*native_answer(outcome))
+            head, body = native_answer(outcome)
+            is_head = connection.message.words[0] == "HEAD"
+            connection.answer(head, b"" if is_head else body)
         elif outcome.kind not in ("ok", "function-error"):
             connection.closing = True  # half an answer must look like half an answer
             connection.stream.shut()

@@ -1,0 +1,7 @@
+# The handler of this sample: answers with the event and says where it has been.
+main_handler() { # the event is in the file $1
+  echo "request $REQUEST_ID: $(wc -c <"$1") bytes" >&2
+  printf "Echoing request: '"
+  cat "$1"
+  printf "'\n"
+}

@@ -1,0 +1,64 @@
+"""The test handler for reference/bootstrap.py; spec_tests/README.md has its contract.
+
+Name it `test_handler.handle`. The event says what to do; see `handle`.
+"""
+import itertools
+import json
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict
+
+INSTRUCTION = b'{"do":"'  # what starts otherwise is echoed
+invocations = itertools.count(1)
+
+
+def handle(event: "Any", context: "Any") -> "Any":
+    """Do what the event says; echo it byte for byte if it says nothing."""
+    count = next(invocations)
+    if not context.event_bytes.startswith(INSTRUCTION) or not isinstance(event, dict):
+        return context.event_bytes
+    word = event["do"]
+    if word == "echo":
+        return event["text"]
+    if word == "raise":
+        raise new_error(event["type"], event["message"])
+    if word == "sleep":
+        time.sleep(event["seconds"])
+        return "slept"
+    if word == "exit":
+        leave(event["status"])
+    if word == "print":
+        print(event["text"])
+        return "printed"
+    if word == "size":
+        return b"x" * event["bytes"]
+    if word == "context":
+        return describe(context)
+    if word == "env":
+        return os.environ.get(event["name"], "")
+    if word == "count":
+        return str(count)
+    raise new_error("Unsupported", "the test handler does not know " + repr(word))
+
+
+def new_error(name: str, message: str) -> Exception:
+    """Return an error whose type has the given name."""
+    error = type(name, (Exception,), {})(message)
+    assert isinstance(error, Exception)
+    return error
+
+
+def leave(status: int) -> None:
+    """End the process at once, whatever else it is doing."""
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def describe(context: "Any") -> "Dict[str, Any]":
+    names = ("request_id", "memory_mb", "time_limit_ms", "function_name")
+    values = {name: getattr(context, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
