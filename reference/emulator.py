@@ -127,6 +127,7 @@ MIB = 1048576  # [any.size.unit]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
+_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 PROTOCOLS = ("fc", "scf", "fg")
 LONG_NAMES = {"functiongraph": "fg"}
@@ -420,6 +421,7 @@ KEEP_ALIVE_S = 75.0      # a caller's connection that asks nothing
 MAX_CONNECTIONS = 2048   # per listener; each costs a thread
 CHUNK_BYTES = 262144     # of a body passed on
 SKIP_BYTES = 64 * MIB    # of an oversized body read, to get an answer through
+LINGER_S = 2.0           # for a caller who sends on after his answer
 LOG_TAIL_BYTES = 4096    # [any.log.tail]
 MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
@@ -857,6 +859,18 @@ def judge_hook(status: int) -> str:
     return "broken" if status >= 500 else "failed"
 
 
+def check_request(request: HttpRequest) -> None:
+    """Raise ValueError unless the request can be written as HTTP."""
+    if not _TOKEN.fullmatch(request.method):
+        raise ValueError("method %r is no token" % request.method[:80])
+    if request.target[:1] != "/" or not _TARGET.fullmatch(request.target):
+        raise ValueError("path %r must begin with / and hold no blank or control "
+                         "character" % request.target[:80])
+    for name, value in request.headers:
+        if not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
+            raise ValueError("header field %r is not valid" % name[:80])
+
+
 def http_problem(request: HttpRequest, function: Function) -> str:
     """Say which limit of fc a caller's request exceeds; "" for none."""
     if len(request.target) > function.path_bytes:  # [fc.limits.path]
@@ -883,7 +897,6 @@ def pass_fields(fields: Iterable[Tuple[str, str]],
 
 # ---- HTTP: one strict parser for both directions ----
 
-_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _SEND_LIMIT = struct.pack("ll", int(SILENCE_S), 0)
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
@@ -998,12 +1011,14 @@ EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empt
 class Stream:
     """A connected socket with the bytes read ahead. One thread reads it."""
 
-    __slots__ = ("socket", "rest", "idle_limit_s", "before_read")
+    __slots__ = ("socket", "rest", "idle_limit_s", "head_limit_s", "before_read")
 
-    def __init__(self, connected: socket.socket, idle_limit_s: float = 0) -> None:
+    def __init__(self, connected: socket.socket, idle_limit_s: float = 0,
+                 head_limit_s: float = 0) -> None:
         self.socket = connected
         self.rest = b""
-        self.idle_limit_s = idle_limit_s
+        self.idle_limit_s = idle_limit_s    # between messages; 0 = for ever
+        self.head_limit_s = head_limit_s    # within a head [any.limits.slow]
         self.before_read: Optional[Callable[[], None]] = None  # within a body
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_LIMIT)
@@ -1018,13 +1033,11 @@ class Stream:
 
     def head(self) -> Optional[Message]:
         """Read a head; None at the end of the stream. Blocks until it begins, then
-        HEAD_TIMEOUT_S. Raises BadMessage, or OSError when the connection breaks."""
+        `head_limit_s`. Raises BadMessage, or OSError when the connection breaks."""
         data = self.rest or self.socket.recv(65536)
-        while data[:2] == b"\r\n":  # empty lines before a request are legal
-            data = data[2:] or self.socket.recv(65536)
         if not data:
             return None
-        end = data.find(b"\r\n\r\n")
+        end = data.find(b"\r\n\r\n") if data[0] > 13 else -1
         if end < 0:
             data, end = self._slow_head(data)
         if end > HEAD_BYTES:
@@ -1033,11 +1046,13 @@ class Stream:
         return parse_again(data[:end])
 
     def _slow_head(self, data: bytes) -> Tuple[bytes, int]:
-        deadline = time.monotonic() + HEAD_TIMEOUT_S  # [any.limits.slow]
-        self.limit_reads(HEAD_TIMEOUT_S)
-        end = -1
+        """Read on until the head is complete, past empty lines before it."""
+        deadline = time.monotonic() + (self.head_limit_s or math.inf)
+        self.limit_reads(self.head_limit_s)
+        size, data = len(data), data.lstrip(b"\r\n")
+        end = data.find(b"\r\n\r\n")
         while end < 0:
-            if len(data) > HEAD_BYTES:
+            if size > HEAD_BYTES:  # empty lines count as well
                 raise BadMessage("any.limits.head", "a head over 64 KiB", 431)
             more = self._read(65536)
             if not more:
@@ -1045,8 +1060,9 @@ class Stream:
                                  % data[-40:])
             if time.monotonic() > deadline:
                 raise BadMessage("any.limits.slow", "a head takes too long", 408)
+            size += len(more)
             searched = max(0, len(data) - 3)
-            data += more
+            data = data + more if data else more.lstrip(b"\r\n")
             end = data.find(b"\r\n\r\n", searched)
         self.limit_reads(self.idle_limit_s)
         return data, end
@@ -1191,7 +1207,7 @@ class Connection:
     """
 
     def __init__(self, accepted: socket.socket, app: "App") -> None:
-        self.stream = Stream(accepted, app.idle_limit_s)
+        self.stream = Stream(accepted, app.idle_limit_s, HEAD_TIMEOUT_S)
         self.app = app
         self.message: Message
         self.invocation: Optional["Invocation"] = None  # that this caller waits for
@@ -1245,11 +1261,14 @@ class Connection:
         if 0 < length <= min(limit, len(stream.rest)):  # it came with the head
             body, stream.rest = stream.rest[:length], stream.rest[length:]
             return body
+        if length > limit:
+            self.skip_body()
+            raise BodyTooLarge(length, limit)
         self.before_body()
         try:
             return stream.body(length, limit)
-        except BodyTooLarge as error:
-            self._skip_body(length, error)
+        except BodyTooLarge:
+            self.closing = True
             raise
         finally:
             self.after_body()
@@ -1267,13 +1286,15 @@ class Connection:
             self.stream.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         self.stream.limit_reads(SILENCE_S)
 
-    def _skip_body(self, length: int, error: BodyTooLarge) -> None:
-        """Read on, within bounds, so that the client gets to see the answer."""
+    def skip_body(self) -> None:
+        """Read the body away, within bounds, so that the client gets to see the
+        answer; the connection ends after it."""
         self.closing = True
-        if length > SKIP_BYTES or length == -1:
-            return
-        left = length if error.size == length else 0
-        for part in self.stream.chunks(left):
+        length = self.message.length or 0
+        if self.message.get("expect") or length > SKIP_BYTES:
+            return  # it waits for us, or sends too much
+        self.stream.limit_reads(LINGER_S)
+        for _ in self.stream.chunks(length):
             pass
 
     def defer(self) -> None:
@@ -1393,8 +1414,11 @@ class Listener:
             return
         thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
         with self._lock:  # whoever finds the thread may join it
-            self.connections[connection] = thread
-            thread.start()
+            try:
+                thread.start()
+                self.connections[connection] = thread
+            except RuntimeError:  # no more threads
+                accepted.close()
 
     def _run(self, connection: Connection) -> None:
         try:
@@ -1900,6 +1924,7 @@ class Invocation:
         self.violations: List[Violation] = []
         self.instance: Optional["Instance"] = None
         self.upstream: Optional[Stream] = None     # fc: the connection it runs on
+        self.upload: Optional["Upload"] = None     # fc: its large or streamed body
         self.gate: Optional["Gate"] = None         # fc: where its thread waits
         self.on_end: Optional[Callable[["Invocation"], None]] = None
 
@@ -2398,6 +2423,54 @@ class Answer:
         raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
 
 
+class Upload:
+    """Sends a request's body from a thread of its own.
+
+    `failure` is what was wrong with the body itself: BadMessage, BodyTooLarge or
+    CallerGone. When nobody wants the body any more it is read away.
+    """
+
+    def __init__(self, stream: Stream, parts: Iterable[bytes], chunked: bool) -> None:
+        self.failure: Optional[Exception] = None
+        self._unwanted = False
+        self._stream = stream
+        self._thread = threading.Thread(target=self._run, args=(parts, chunked),
+                                        daemon=True)
+        self._thread.start()
+
+    def _run(self, parts: Iterable[bytes], chunked: bool) -> None:
+        try:
+            for part in parts:
+                self._send(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
+            if chunked:
+                self._send(b"0\r\n\r\n")
+        except (BadMessage, BodyTooLarge, CallerGone) as error:
+            self.failure = error
+            self._stream.shut()  # half a request must not look like a whole one
+
+    def _send(self, data: bytes) -> None:
+        if not self._unwanted:
+            try:
+                self._stream.socket.sendall(data)
+            except OSError:
+                self._unwanted = True  # the function answers without reading it
+
+    def is_done(self) -> bool:
+        """Tell whether the whole body was sent."""
+        return not (self._unwanted or self._thread.is_alive())
+
+    def end(self, caller: Optional[Connection]) -> None:
+        """Send no more; LINGER_S for the caller to come to his end."""
+        if self._thread.is_alive():
+            self._unwanted = True
+            self._stream.shut()
+            self._thread.join(LINGER_S)
+            if caller is not None and self._thread.is_alive():
+                caller.closing = True
+                caller.stream.shut()
+            self._thread.join()
+
+
 class PushInstance(Instance):
     """An instance of fc: an HTTP server to which requests are sent."""
 
@@ -2461,6 +2534,8 @@ class PushInstance(Instance):
         """Find a free port, or raise StartError when the fixed one is taken."""
         if self.platform.attach:
             return
+        if self.port:  # our own last instance may still be ending
+            self.platform.await_leaving(self.function.start_timeout_s)
         probe = socket.socket()
         try:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -2480,7 +2555,7 @@ class PushInstance(Instance):
         hinted = False
         while True:
             try:
-                self.pool.append(self._dial())  # kept for the first request
+                self.pool.append(self._dial(1.0))  # kept for the first request
                 return
             except OSError:
                 now = time.monotonic()
@@ -2515,8 +2590,11 @@ class PushInstance(Instance):
             return False
         return True
 
-    def _dial(self) -> Stream:
-        return Stream(socket.create_connection((self.platform.fc_host, self.port)))
+    def _dial(self, timeout_s: float) -> Stream:
+        connected = socket.create_connection((self.platform.fc_host, self.port),
+                                             timeout_s)
+        connected.settimeout(None)
+        return Stream(connected)
 
     def _initialize(self) -> None:
         """Run the initializer, once, and let the bound requests go."""
@@ -2544,7 +2622,7 @@ class PushInstance(Instance):
             else:
                 self._move("refused")
                 settled = self._init_failed(verdict)
-        if settled:
+        if verdict != "done":
             self.kill()
             for invocation in settled:
                 invocation.tell()
@@ -2575,7 +2653,7 @@ class PushInstance(Instance):
         status, error = self._call(method, self._head(
             method, "/" + call, request_id, "/" + call, [], 0), timeout_s)
         verdict = judge_hook(status) if status else (
-            error if error == "timeout" else "broken")
+            error if error == "timeout" else "failed")
         seen = "status %d" % status if status else error
         self.platform.note_line(line % ("End", "" if verdict == "done" else
                                         ", Error: %s, %s" % (verdict, seen)))
@@ -2596,7 +2674,7 @@ class PushInstance(Instance):
 
         timer = Timer(expire)
         try:
-            stream, _ = self._connect()
+            stream, _ = self._connect(timeout_s)
             self.platform.loop.set_timer(timer, begin + timeout_s)
             stream.send(head)
             message = self._answer_head(stream)
@@ -2714,6 +2792,11 @@ class PushInstance(Instance):
             over = self.over_memory()
             kind = "out-of-memory" if over else "exit"
             message = over or "the bootstrap ended during the request"
+        failure = None if invocation.upload is None else invocation.upload.failure
+        if isinstance(failure, BodyTooLarge):
+            kind, message = "request-too-large", "the request: %s" % failure
+        elif failure is not None:  # [any.http.complete] not the function's fault
+            kind, message = "cancelled", "the caller broke off: %s" % failure
         self._conclude(invocation, kind, message, answer)
 
     def _has_exited(self) -> bool:
@@ -2722,6 +2805,8 @@ class PushInstance(Instance):
 
     def _conclude(self, invocation: Invocation, kind: str, message: str,
                   answer: Answer) -> None:
+        if invocation.upload is not None:
+            invocation.upload.end(invocation.caller)
         if invocation.upstream is not None:
             invocation.upstream.socket.close()
         self.log.drain()
@@ -2744,7 +2829,8 @@ class PushInstance(Instance):
         """Freeze when nothing runs [fc.freeze.idle]; the pre-freeze hook comes first,
         in a thread of its own."""
         if not self.function.freeze or self.session.state != "idle" or (
-                self._retired or self.process_gone()):
+                self._retired or self.process_gone()
+                or not self.healthy):  # only a thawed one can get well again
             return
         if self.function.pre_freeze:
             threading.Thread(target=self._freeze_after_hook, daemon=True).start()
@@ -2776,14 +2862,14 @@ class PushInstance(Instance):
         """Tell whether the process has ended."""
         return self.process is not None and self.process.exited.is_set()
 
-    def _connect(self) -> Tuple[Stream, bool]:
+    def _connect(self, timeout_s: float = 0) -> Tuple[Stream, bool]:
         """Return a connection, and whether it was used before."""
         while self.pool:
             stream = self.pool.pop()
             if stream.is_quiet():  # bytes beyond the last answer answer nothing
                 return stream, True
             stream.socket.close()
-        return self._dial(), False
+        return self._dial(timeout_s or self.function.timeout_s), False
 
     def _head(self, method: str, target: str, request_id: str, control: str,
               fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
@@ -2823,8 +2909,8 @@ class PushInstance(Instance):
         """Return (kind, message) of the exchange. Raises OSError, BadMessage,
         BodyTooLarge, CallerGone."""
         method, head = self._request(invocation, length)
+        stream, reused = self._connect()
         while True:
-            stream, reused = self._connect()
             invocation.upstream = stream
 
             def watch(stream: Stream = stream) -> None:
@@ -2832,7 +2918,7 @@ class PushInstance(Instance):
                     raise CallerGone
 
             try:
-                uploading = self._send(stream, head, body, length)
+                invocation.upload = self._send(stream, head, body, length)
                 watch()
                 message = self._answer_head(stream)
                 stream.before_read = watch
@@ -2842,6 +2928,7 @@ class PushInstance(Instance):
                 if not (reused and method in IDEMPOTENT and not length):
                     raise
                 stream.socket.close()
+                stream, reused = self._dial(self.function.timeout_s), False
         kind, text = self._pass(invocation, stream, message, method, answer)
         if self.platform.tracing:
             self.platform.trace("answer", instance=self.id, method=method,
@@ -2849,14 +2936,14 @@ class PushInstance(Instance):
                                 status=message.words[1], rule="fc.invoke.answer",
                                 fc_status=message.get("x-fc-status"))
         delimited = message.length is not None or is_bodiless(message, method)
-        if message.keep_alive and delimited and message.words[1] != "101" and not (
-                uploading is not None and uploading.is_alive()):
+        if message.keep_alive and delimited and message.words[1] != "101" and (
+                invocation.upload is None or invocation.upload.is_done()):
             invocation.upstream = stream.before_read = None
             self.pool.append(stream)
         return kind, text
 
     def _send(self, stream: Stream, head: bytes, body: Union[bytes, Iterable[bytes]],
-              length: Optional[int]) -> Optional[threading.Thread]:
+              length: Optional[int]) -> Optional["Upload"]:
         """Send a request. A body that may not fit into the socket goes from a thread,
         so that a server may answer while it reads."""
         if not length:
@@ -2866,23 +2953,7 @@ class PushInstance(Instance):
             stream.send(head, body)
             return None
         stream.socket.sendall(head)
-        parts = [body] if isinstance(body, bytes) else body
-        thread = threading.Thread(target=self._upload, daemon=True,
-                                  args=(stream, parts, length == -1))
-        thread.start()
-        return thread
-
-    def _upload(self, stream: Stream, parts: Iterable[bytes], chunked: bool) -> None:
-        try:
-            for part in parts:
-                stream.socket.sendall(b"%x\r\n%s\r\n" % (len(part), part) if chunked
-                                      else part)
-            if chunked:
-                stream.socket.sendall(b"0\r\n\r\n")
-        except BadMessage:
-            stream.shut()  # the caller sent half a body: the function must notice
-        except OSError:
-            pass  # the function answers without reading, or has gone; see _ask
+        return Upload(stream, [body] if isinstance(body, bytes) else body, length == -1)
 
     def _answer_head(self, stream: Stream) -> Message:
         """Read the head of an answer, past interim ones. Raises ConnectionError when
@@ -3059,7 +3130,7 @@ class Platform:
         self._leaving: Dict[Instance, None] = {}
         self._left = threading.Condition(self.lock)
         self._pending = 0
-        self._closing = False
+        self._closing = self._closed = False
 
     def __enter__(self) -> "Platform":
         return self
@@ -3071,7 +3142,10 @@ class Platform:
 
     def invoke(self, event: bytes, *, http: Optional[HttpRequest] = None) -> Outcome:
         """Invoke the function and return what became of it. Blocks until then: start,
-        queue and time limits bound it. `http` makes it a call of an HTTP function."""
+        queue and time limits bound it. `http` makes it a call of an HTTP function.
+        Raises ValueError for an HTTP request that cannot be written."""
+        if http is not None:
+            check_request(http)
         invocation = Invocation(self.new_id(), event, http)
         if self.protocol == "fc":
             return self.run(invocation, Answer(self.function.result_bytes), event,
@@ -3137,8 +3211,11 @@ class Platform:
             if invocation in self.queue:
                 self.queue.remove(invocation)
             instance = invocation.instance
-            if isinstance(instance, PushInstance) and invocation in instance.bound:
-                instance.bound.remove(invocation)
+            if isinstance(instance, PushInstance):
+                if invocation in instance.running:
+                    return False  # just admitted: its exchange will notice
+                if invocation in instance.bound:
+                    instance.bound.remove(invocation)
             return self.settle(invocation, "cancelled",
                                message="the caller has gone") is not None
 
@@ -3156,7 +3233,9 @@ class Platform:
         """Stop everything: what still runs is cancelled, every process ends. Blocks
         for the pre-stop hook and the grace at most."""
         with self.lock:
-            self._closing = True
+            if self._closed:
+                return
+            self._closing = self._closed = True
             pending = list(self.queue)
             self.queue.clear()
             instances = list(self.instances)
@@ -3173,8 +3252,7 @@ class Platform:
             thread.start()
         for thread in threads:
             thread.join()
-        with self.lock:
-            self._left.wait_for(lambda: not self._leaving, 10)
+        self.await_leaving(10)
         self.loop.close()
         self.pump.close()
         self._remove_package()
@@ -3386,6 +3464,11 @@ class Platform:
             self._leaving.pop(instance, None)
             self._left.notify_all()
 
+    def await_leaving(self, timeout_s: float) -> None:
+        """Block until every instance that was discarded has ended."""
+        with self.lock:
+            self._left.wait_for(lambda: not self._leaving, timeout_s)
+
     def _on_queue_time(self) -> None:
         now = time.monotonic()
         settled = []
@@ -3564,6 +3647,7 @@ class CallerAnswer(Answer):
 
     def tunnel(self, fields: List[Tuple[str, str]], upstream: Stream) -> None:
         caller = self._connection.stream
+        upstream.before_read = None  # either side may end it, that is no fault
         self._connection.closing = self.begun = True
         self.status = 101
         self._send(format_head(status_line(101), fields + [("Connection", "Upgrade")]))
@@ -3619,7 +3703,8 @@ class FrontDoor(App):
                         "/-/health or /-/state" % path[:80])
 
     def _json(self, connection: Connection, status: int, document: object) -> None:
-        connection.read_body(SKIP_BYTES)
+        if connection.message.length:
+            connection.skip_body()
         body = _json(document)
         connection.answer(format_head(status_line(status), (
             ("Content-Type", "application/json"),
@@ -3667,6 +3752,7 @@ class FrontDoor(App):
         method, target, _ = message.words
         length = message.length
         if length is not None and length > platform.function.event_bytes:
+            connection.skip_body()
             self._too_large(connection, BodyTooLarge(
                 length, platform.function.event_bytes))
             return
@@ -3677,9 +3763,12 @@ class FrontDoor(App):
             connection.before_body()
         body = limited(connection.stream.chunks(length), platform.function.event_bytes)
         outcome = platform.run(invocation, answer, body, length)
+        failure = None if invocation.upload is None else invocation.upload.failure
+        if isinstance(failure, BadMessage) and not answer.begun:
+            raise failure  # answered with 400, and the connection ends
+        if length and not (invocation.upload and invocation.upload.is_done()):
+            connection.closing = True  # some of the body may be left
         self._finish(connection, answer, outcome)
-        for _ in body:  # what the function did not read
-            connection.closing = True
         if length:
             connection.after_body()
         settle_down(invocation)
@@ -3704,13 +3793,16 @@ class FrontDoor(App):
 
 
 def limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    """Pass a body on; end it as broken when it exceeds the limit."""
+    """Pass a caller's body on. Raises BodyTooLarge past the limit, CallerGone."""
     size = 0
-    for part in parts:
-        size += len(part)
-        if size > limit:
-            raise BadMessage("any.event.size", "a body over %d bytes" % limit, 413)
-        yield part
+    try:
+        for part in parts:
+            size += len(part)
+            if size > limit:
+                raise BodyTooLarge(size, limit)
+            yield part
+    except OSError:
+        raise CallerGone
 
 
 def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
@@ -3941,12 +4033,23 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
 
 
 class Talk:
-    """What goes to stderr: function output as it is, our own lines with a prefix."""
+    """What goes to stderr: function output as it is, our own lines with a prefix.
+
+    Never waits for a reader: what he does not take is kept up to BACKLOG_BYTES, then
+    dropped, and he is told.
+    """
+
+    BACKLOG_BYTES = 4 * MIB
 
     def __init__(self, quiet: bool) -> None:
         self._lock = threading.Lock()
         self._quiet = quiet
-        self._at_start = True
+        self._backlog = bytearray()
+        self._dropped = 0
+        self._mid_line = False
+        self._thread = threading.Thread()
+        self._writable = select.poll()
+        self._writable.register(2, select.POLLOUT)
 
     def log(self, data: bytes) -> None:
         """Write output of the function or a platform line."""
@@ -3954,21 +4057,53 @@ class Talk:
             self._write(data)
 
     def note(self, text: str) -> None:
-        """Write a line of our own."""
-        self._write(b"" if self._at_start else b"\n")
-        self._write(("emulator: %s\n" % text).encode("utf-8", "backslashreplace"))
+        """Write a line of our own, on a line of its own."""
+        line = "%semulator: %s\n" % ("\n" if self._mid_line else "", text)
+        self._write(line.encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Give the reader 2 s to take what is left."""
+        with self._lock:
+            thread = self._thread if self._backlog else None
+        if thread is not None:
+            thread.join(2)
 
     def _write(self, data: bytes) -> None:
-        if not data:
-            return
         with self._lock:
-            self._at_start = data.endswith(b"\n")
-            view = memoryview(data)
-            try:
-                while view:
-                    view = view[os.write(2, view):]
-            except OSError:
-                pass  # nobody reads; the invocations go on
+            self._mid_line = data[-1:] not in (b"", b"\n")
+            if not self._backlog:
+                data = data[self._send(data):]
+            if not data:
+                return
+            if len(self._backlog) + len(data) > self.BACKLOG_BYTES:
+                self._dropped += len(data)
+                return
+            if not self._backlog:
+                self._thread = threading.Thread(target=self._catch_up, daemon=True)
+                self._thread.start()
+            self._backlog += data
+
+    def _send(self, data: bytes) -> int:
+        """Write without waiting; return how much."""
+        sent = 0
+        try:
+            while sent < len(data) and self._writable.poll(0):
+                sent += os.write(2, data[sent:sent + select.PIPE_BUF])
+        except OSError:
+            return len(data)  # nobody reads; the invocations go on
+        return sent
+
+    def _catch_up(self) -> None:
+        """Write the backlog as it is taken; ends when it is empty."""
+        while True:
+            self._writable.poll()
+            with self._lock:
+                del self._backlog[:self._send(bytes(self._backlog[:65536]))]
+                if not self._backlog:
+                    break
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self.note("%d bytes of output were dropped: nobody read them" % dropped)
 
 
 class Tracer:
@@ -4091,6 +4226,10 @@ class Adapter:
              request: Optional[HttpRequest]) -> None:
         try:
             outcome = self._platform.invoke(event, http=request)
+        except ValueError as error:
+            self.all_ok = False
+            self._print({"id": identity, "kind": "invalid-line", "message": str(error)})
+            return
         finally:
             self._slots.release()
         self.all_ok = self.all_ok and outcome.kind == "ok"
@@ -4184,6 +4323,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         if address is not None:
             serve(platform, address, talk)
         broken = bool(platform.violations)
+    talk.flush()
     if options.strict and broken:
         return BROKEN_RULE
     return 0 if all_ok else FAILED

@@ -1,0 +1,575 @@
+"""Test what is particular to reference/bootstrap.py.
+
+What any bootstrap must do is tested over the wire by the kit; here are the rules that
+this file makes for itself: how an event becomes a value and a value a result, what the
+context knows, how a handler is found, how long it pauses, what it loads, where it runs.
+"""
+import contextlib
+import http.client
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BOOTSTRAP = ROOT / "reference" / "bootstrap.py"
+TEST_HANDLER = ROOT / "spec_tests" / "handlers" / "python" / "test_handler.py"
+sys.path.insert(0, str(BOOTSTRAP.parent))
+
+import bootstrap  # noqa: E402
+
+LIMIT_S = 20.0
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+# ---- a scripted platform ----
+
+class Platform:
+    """The runtime API of fg, answering what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.listener = socket.socket()
+        self.listener.settimeout(LIMIT_S)
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(16)
+        self.sock: Optional[socket.socket] = None
+        self.process: Optional["subprocess.Popen[bytes]"] = None
+
+    def start(self, argv: List[str], **env: str) -> "subprocess.Popen[bytes]":
+        """Start a bootstrap as a child of this platform."""
+        port = self.listener.getsockname()[1]
+        env = {"PATH": os.environ["PATH"], "RUNTIME_API_ADDR": f"127.0.0.1:{port}",
+               "RUNTIME_HANDLER": "test_handler.handle", "RUNTIME_TIMEOUT": "3",
+               "LANG": "C.UTF-8", **env}
+        self.process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE)
+        return self.process
+
+    def request(self) -> Tuple[str, bytes]:
+        """Return (start line, body) of the next request, on any connection."""
+        data = b""
+        while not data:
+            if self.sock is None:
+                self.sock = self.listener.accept()[0]
+                self.sock.settimeout(LIMIT_S)
+            data = self.sock.recv(65536)
+            if not data:
+                self.hang_up()
+        while not is_whole(data):
+            data += self.sock_recv()
+        head, _, body = data.partition(b"\r\n\r\n")
+        return head.split(b"\r\n")[0].decode(), body
+
+    def sock_recv(self) -> bytes:
+        assert self.sock is not None
+        return self.sock.recv(65536)
+
+    def send(self, data: bytes) -> None:
+        assert self.sock is not None
+        self.sock.sendall(data)
+
+    def hang_up(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+        self.sock = None
+
+    def event(self, body: bytes, request_id: str = "r1") -> Tuple[str, bytes]:
+        """Answer a poll with an event and return the bootstrap's next request."""
+        head = f"HTTP/1.1 200 OK\r\nX-CFF-Request-Id: {request_id}\r\n"
+        self.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return self.request()
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+        self.hang_up()
+        self.listener.close()
+
+
+def is_whole(data: bytes) -> bool:
+    head, end, body = data.partition(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
+    return bool(end) and len(body) >= int(length or b"0")
+
+
+@pytest.fixture
+def platform() -> Iterator[Platform]:
+    found = Platform()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def package(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Return a code package: `bootstrap`, mode 755, and the test handler beside it."""
+    program = tmp_path / "bootstrap"
+    shutil.copy(str(BOOTSTRAP), str(program))
+    program.chmod(0o755)
+    shutil.copy(str(TEST_HANDLER), str(tmp_path))
+    return tmp_path
+
+
+def interpreters() -> List[str]:
+    """Return every CPython from 3.6 on that can be found without looking far."""
+    names = [f"python3.{minor}" for minor in range(6, 20)]
+    found = [shutil.which(name) for name in names]
+    installed = pathlib.Path.home() / ".pyenv" / "versions"
+    found += [str(path) for path in installed.glob("3.*/bin/python3")]
+    versions: Dict[str, str] = {}
+    for path in [sys.executable] + [path for path in found if path]:
+        code = "import sys; print('%d.%d' % sys.version_info[:2])"
+        seen = subprocess.run([path, "-c", code], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL)
+        version = seen.stdout.decode().strip()
+        if seen.returncode == 0 and int(version.partition(".")[2]) >= 6:
+            versions.setdefault(version, path)
+    return list(versions.values())
+
+
+# ---- event and result ----
+
+EVENTS: Dict[str, Tuple[bytes, Any]] = {
+    "object": (b'{"a": [1, 2.5, null, true]}', {"a": [1, 2.5, None, True]}),
+    "string": (b'"text"', "text"),
+    "surrounded": (b" \n7\n", 7),
+    "empty": (b"", ""),
+    "text": ("zürich".encode(), "zürich"),
+    "half-json": (b'{"a":', '{"a":'),
+    "nan": (b"NaN", "NaN"),
+    "infinity": (b"[-Infinity]", "[-Infinity]"),
+    "deep": (b"[" * 100000, "[" * 100000),
+    "utf-16": ('{"a": 1}'.encode("utf-16"), '{"a": 1}'.encode("utf-16")),
+    "binary": (b"\xff\x00", b"\xff\x00"),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_event_rule(name: str) -> None:
+    """An event is the JSON value, else the text, else the bytes."""
+    event, value = EVENTS[name]
+    found = bootstrap.decode_event(event)
+    assert found == value and type(found) is type(value)
+
+
+RESULTS: Dict[str, Tuple[Any, bytes]] = {
+    "bytes": (b"\xff", b"\xff"),
+    "bytearray": (bytearray(b"a"), b"a"),
+    "text": ("zürich", "zürich".encode()),
+    "none": (None, b""),
+    "zero": (0, b"0"),
+    "object": ({"ä": [1, None]}, '{"ä":[1,null]}'.encode()),
+    "surrogate": (["\udc80"], b'["\\udc80"]'),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_result_rule(name: str) -> None:
+    """A result is bytes as they are, UTF-8 text, nothing, or compact JSON."""
+    result, body = RESULTS[name]
+    assert bootstrap.encode_result(result) == body
+
+
+@pytest.mark.parametrize("result", [math.nan, object(), {1, 2}, "\udc80"],
+                         ids=["nan", "object", "set", "surrogate"])
+def test_result_refused(result: Any) -> None:
+    """What has no result fails the invocation; the bootstrap survives."""
+    ok, body = bootstrap.invoke(lambda event, context: result, context_of("fg", {}))
+    assert not ok and json.loads(body)["errorType"] in (
+        "TypeError", "ValueError", "UnicodeEncodeError")
+
+
+def fail(error: BaseException) -> Callable[[Any, Any], Any]:
+    """Return a handler that raises that error."""
+    def handler(event: Any, context: Any) -> Any:
+        raise error
+    return handler
+
+
+def test_error_document() -> None:
+    """An error is told by type, message and a trace that starts at the handler."""
+    ok, body = bootstrap.invoke(fail(KeyError("größe")), context_of("fg", {}))
+    document = json.loads(body)
+    assert not ok and document["errorType"] == "KeyError"
+    assert document["errorMessage"] == "'größe'"
+    assert "in handler" in document["stackTrace"][0]
+
+
+def test_error_exit() -> None:
+    """SystemExit of a handler is not an error of the function but an exit."""
+    with pytest.raises(SystemExit):
+        bootstrap.invoke(fail(SystemExit(3)), context_of("fg", {}))
+
+
+# ---- context ----
+
+def context_of(protocol: str, headers: Dict[str, str]) -> bootstrap.Context:
+    return bootstrap.Context(protocol, headers, b"event", time.monotonic())
+
+
+SCF = {"request_id": "i", "memory_limit_in_mb": "128", "time_limit_in_ms": "3000"}
+FG = {"x-cff-request-id": "i", "x-cff-access-key": "old", "x-cff-invoke-type": "async",
+      "x-cff-security-access-key": "ak", "x-cff-security-secret-key": "sk"}
+FC = {"x-fc-request-id": "i", "x-fc-function-memory": "128",
+      "x-fc-function-timeout": "3", "x-fc-function-name": "",
+      "x-fc-access-key-id": "ak"}
+VARIABLES = {
+    "SCF_FUNCTIONNAME": "f", "TENCENTCLOUD_SECRETID": "ak", "RUNTIME_MEMORY": "128",
+    "RUNTIME_TIMEOUT": "3", "RUNTIME_FUNC_NAME": "f", "FC_FUNCTION_NAME": "f",
+}
+
+
+@pytest.mark.parametrize("protocol, headers", [("scf", SCF), ("fg", FG), ("fc", FC)],
+                         ids=["scf", "fg", "fc"])
+def test_context(protocol: str, headers: Dict[str, str],
+                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context says the same on each platform, wherever that puts it."""
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    context = context_of(protocol, headers)
+    assert (context.request_id, context.function_name) == ("i", "f")
+    assert (context.memory_mb, context.time_limit_ms) == (128, 3000)
+    assert context.credentials["access_key_id"] == "ak"
+    assert context.invoke_type == ("async" if protocol == "fg" else None)
+    assert context.event_bytes == b"event" and context.headers is headers
+
+
+def test_context_remaining() -> None:
+    """The remaining time counts down to 0, from when the event arrived."""
+    late = bootstrap.Context("scf", SCF, b"", time.monotonic() - 1)
+    gone = bootstrap.Context("scf", SCF, b"", time.monotonic() - 9)
+    left = late.remaining_ms()
+    assert left is not None and 0 < left <= 2000
+    assert gone.remaining_ms() == 0
+
+
+def test_context_unknown() -> None:
+    """What the platform does not say, or says wrongly, is None."""
+    context = context_of("scf", {"time_limit_in_ms": "soon"})
+    assert context.time_limit_ms is None and context.remaining_ms() is None
+    assert context.memory_mb is None and context.request_id == ""
+
+
+# ---- loading the handler ----
+
+@pytest.fixture
+def code(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Return a folder with some code; imports of it are forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    source = "def run(event, context):\n    return __name__\nvalue = 1\n"
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("unit_one.py", "deep/unit_two.py", "deep/er/unit-three.py", "this.py"):
+        (tmp_path / name).write_text(source)
+    (tmp_path / "unit_bad.py").write_text("import no_such_module_at_all\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("spec, name", [
+    ("unit_one.run", "unit_one"), ("deep/unit_two.run", "deep.unit_two"),
+    ("deep.unit_two.run", "deep.unit_two"), ("deep/er/unit-three.run", None),
+], ids=["plain", "slash", "dot", "hyphen"])
+def test_load(spec: str, name: Optional[str], code: pathlib.Path) -> None:
+    """A handler is found by `file.function`, with folders after `/` or `.`."""
+    module, handler = bootstrap.load_handler(spec, ["/nowhere", str(code)])
+    assert handler(None, None) == (name or "deep.er.unit-three")
+
+
+@pytest.mark.parametrize("spec, said", [
+    ("unit_none.run", "there is no unit_none.py in"), ("unit_one.no", "does not exist"),
+    ("unit_one.value", "is not callable"), ("unit_one", "is not file.function"),
+    ("../unit_one.run", "is not file.function"), ("", "is not file.function"),
+    ("unit_bad.run", "no_such_module_at_all"), ("json.run", "there is no json.py"),
+    ("this.run", "another module"),
+])
+def test_load_refused(spec: str, said: str, code: pathlib.Path,
+                      capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be loaded is told in one message."""
+    sys.modules["this"] = sys.modules["json"]
+    with pytest.raises(bootstrap.ConfigError, match=said) as caught:
+        bootstrap.load_handler(spec, [str(code)])
+    assert caught.value.status == 1
+
+
+@pytest.mark.parametrize("env, status, said", [
+    ({}, 2, "no platform started this"),
+    ({"RUNTIME_API_ADDR": "here"}, 2, "not HOST and PORT"),
+    ({"SCF_RUNTIME_API": "h", "SCF_RUNTIME_API_PORT": "0"}, 2, "not HOST and PORT"),
+    ({"FC_SERVER_PORT": "http"}, 2, "is not a port"),
+    ({"FC_SERVER_PORT": "9", "FC_FUNCTION_HANDLER": "no.no"}, 1, "there is no no.py"),
+], ids=["nothing", "fg-address", "scf-port", "fc-port", "handler"])
+def test_start_refused(env: Dict[str, str], status: int, said: str,
+                       package: pathlib.Path) -> None:
+    """A process that cannot work ends at once, with one line on stderr."""
+    handlers = {"_HANDLER": "test_handler.handle",
+                "RUNTIME_HANDLER": "test_handler.handle",
+                "FC_FUNCTION_HANDLER": "test_handler.handle"}
+    run = subprocess.run([sys.executable, str(package / "bootstrap")],
+                         env={**handlers, **env}, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, timeout=LIMIT_S)
+    assert run.returncode == status and run.stdout == b""
+    assert said in run.stderr.decode() and run.stderr.count(b"\n") == 1
+
+
+# ---- the pull loop ----
+
+def test_pauses(platform: Platform, package: pathlib.Path) -> None:
+    """After polls without an event the pause doubles, from 50 ms."""
+    platform.start([sys.executable, str(package / "bootstrap")])
+    moments = []
+    for _ in range(4):
+        platform.request()
+        moments.append(time.monotonic())
+        platform.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+    gaps = [after - before for before, after in zip(moments, moments[1:])]
+    assert gaps[0] >= 0.045 and gaps[1] >= 0.09 and gaps[2] >= 0.18
+
+
+def test_pause_ends_on_signal(platform: Platform, package: pathlib.Path) -> None:
+    """A platform that has gone away is waited for, until a signal comes."""
+    process = platform.start([sys.executable, str(package / "bootstrap")])
+    platform.request()
+    platform.listener.close()
+    platform.hang_up()
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_S) == 0
+
+
+def test_signal_after_event(platform: Platform, package: pathlib.Path) -> None:
+    """An event that arrives together with SIGTERM is still answered."""
+    process = platform.start([sys.executable, str(package / "bootstrap")])
+    platform.request()
+    process.send_signal(signal.SIGSTOP)
+    platform.send(b"HTTP/1.1 200 OK\r\nX-Cff-Request-Id: r\r\n"
+                  b"Content-Length: 2\r\n\r\nhi")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    line, body = platform.request()
+    assert line.split()[1].endswith("/response/r") and body == b"hi"
+    platform.send(OK)
+    assert process.wait(LIMIT_S) == 0
+
+
+def test_line_feeds_in_event(platform: Platform, package: pathlib.Path) -> None:
+    """Empty lines in an event that comes with its head are no malformed head."""
+    platform.start([sys.executable, str(package / "bootstrap")])
+    platform.request()
+    assert platform.event(b"\n\n" * 9)[1] == b"\n\n" * 9
+
+
+def test_forked_process_dies(platform: Platform, package: pathlib.Path) -> None:
+    """A process that the handler forked dies of SIGTERM; the bootstrap goes on."""
+    (package / "forks.py").write_text(
+        "import os, signal, time\n"
+        "def handle(event, context):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        time.sleep(60)\n"
+        "    os.kill(child, signal.SIGTERM)\n"
+        "    return os.WTERMSIG(os.waitpid(child, 0)[1])\n")
+    platform.start([sys.executable, str(package / "bootstrap")],
+                   RUNTIME_HANDLER="forks.handle")
+    platform.request()
+    assert platform.event(b"")[1] == b"15"
+    platform.send(OK)
+    assert platform.request()[0].startswith("GET ")
+
+
+# ---- the push server ----
+
+WEB = """
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/error":
+        raise FileNotFoundError("no")
+    write = start_response("201 Created", [("X-Path", path), ("Connection", "close")])
+    if path == "/stream":
+        return (part for part in (b"one", b"", b"two"))
+    if path == "/late":
+        write(b"half")
+        raise ValueError("no")
+    return [environ["QUERY_STRING"].encode(), environ["wsgi.input"].read()]
+
+def handle(event, context):
+    if event == "exit":
+        raise SystemExit(7)
+    return context.request_id
+
+def initialize(context):
+    print("initialised")
+
+def pre_stop(context):
+    raise ValueError("never")
+
+class Application:
+    def __call__(self, environ, start_response):
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode("latin-1")]
+
+only = Application()
+"""
+
+
+class Server:
+    """bootstrap.py as fc runs it, with one connection to it."""
+
+    def __init__(self, package: pathlib.Path, handler: str) -> None:
+        (package / "web.py").write_text(WEB)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, str(package / "bootstrap")], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"FC_SERVER_PORT": str(port), "FC_FUNCTION_HANDLER": handler})
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, LIMIT_S)
+        deadline_s = time.monotonic() + LIMIT_S
+        while self.connection.sock is None and time.monotonic() < deadline_s:
+            with contextlib.suppress(ConnectionRefusedError):
+                self.connection.connect()
+
+    def ask(self, method: str, path: str, body: bytes = b"",
+            **fields: str) -> Tuple[int, Optional[str], bytes]:
+        """Return (status, x-fc-status, body)."""
+        names = {name.replace("_", "-"): value for name, value in fields.items()}
+        self.connection.request(method, path, body or None, names)
+        reply = self.connection.getresponse()
+        return reply.status, reply.headers.get("X-Fc-Status"), reply.read()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(package: pathlib.Path) -> Iterator[Server]:
+    found = Server(package, "web.handle")
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("method, path, answer", [
+    ("POST", "/invoke", (200, "200", b"id")),
+    ("GET", "/a?b=1", (201, "200", b"b=1")),
+    ("PUT", "/invoke", (201, "200", b"")),
+    ("GET", "/stream", (201, "200", b"onetwo")),
+    ("HEAD", "/stream", (201, "200", b"")),
+    ("POST", "/initialize", (200, None, b"")),
+    ("GET", "/pre-freeze", (200, None, b"")),
+    ("GET", "/initialize", (200, None, b"")),
+])
+def test_push_routes(method: str, path: str, answer: Tuple[int, Optional[str], bytes],
+                     server: Server) -> None:
+    """Without a control path, method and path tell event, hook and HTTP apart."""
+    for _ in range(2):
+        assert server.ask(method, path, x_fc_request_id="id") == answer
+
+
+def test_push_control_path(server: Server) -> None:
+    """The control path decides, whatever the path of the caller is."""
+    control = {"x_fc_control_path": "/http-invoke"}
+    assert server.ask("POST", "/invoke", b"body", **control) == (201, "200", b"body")
+    control = {"x_fc_control_path": "/invoke", "x_fc_request_id": "id"}
+    assert server.ask("POST", "/other", b"body", **control) == (200, "200", b"id")
+
+
+def test_push_failures(server: Server) -> None:
+    """A failed hook is 404; a failed application is 500 and says so to the platform."""
+    assert server.ask("GET", "/pre-stop")[0] == 404
+    status, verdict, body = server.ask("GET", "/error")
+    assert (status, verdict) == (500, "404")
+    assert json.loads(body)["errorType"] == "FileNotFoundError"
+
+
+def test_push_cut_answer(server: Server) -> None:
+    """An application that fails after it began cuts its answer short."""
+    with pytest.raises(http.client.IncompleteRead):
+        server.ask("GET", "/late")
+
+
+def test_push_exit(server: Server) -> None:
+    """SystemExit in a handler's thread ends the process with its status."""
+    server.connection.request("POST", "/invoke", b"exit")
+    assert server.process.wait(LIMIT_S) == 7
+
+
+def test_push_wsgi_handler(package: pathlib.Path) -> None:
+    """A handler that is a WSGI application gets events as requests, too."""
+    server = Server(package, "web.only")
+    assert server.ask("GET", "/%C3%A9")[2] == b"/\xc3\xa9"
+    assert server.ask("POST", "/invoke", b"event") == (200, "200", b"/invoke")
+    assert server.ask("POST", "/initialize")[0] == 200
+    server.close()
+
+
+def test_push_no_application(package: pathlib.Path) -> None:
+    """A handler for events alone refuses an HTTP invocation as an error."""
+    server = Server(package, "test_handler.handle")
+    status, verdict, body = server.ask("GET", "/")
+    assert (status, verdict) == (404, "404")
+    assert json.loads(body)["errorType"] == "NotAnHttpHandler"
+    server.close()
+
+
+# ---- what it costs and where it runs ----
+
+LIST = "import sys; print(' '.join(sys.modules))"
+ALLOWED = "import importlib, json, os, signal, socket, sys; "
+
+
+def modules_of(python: str, code: str) -> List[str]:
+    run = subprocess.check_output([python, "-c", code + LIST])
+    return run.decode().split()
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_modules_at_first_poll(python: str, platform: Platform,
+                               package: pathlib.Path) -> None:
+    """Nothing is loaded before the first poll but six modules and what they need."""
+    (package / "modules.py").write_text(
+        "import sys\nseen = ' '.join(sys.modules)\n"
+        "def handle(event, context):\n    return ' '.join(sys.modules)\n")
+    platform.start([python, str(package / "bootstrap")],
+                   RUNTIME_HANDLER="modules.handle")
+    platform.request()
+    seen = platform.event(b"")[1].decode().split()
+    assert set(seen) - set(modules_of(python, ALLOWED)) == {"modules"}
+
+
+def test_imports_at_the_top() -> None:
+    """The file imports six modules at its top and no other."""
+    lines = BOOTSTRAP.read_text(encoding="utf-8").splitlines()
+    found = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
+    assert found == ["importlib", "json", "os", "signal", "socket", "sys"]
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_interpreter(python: str, platform: Platform, package: pathlib.Path) -> None:
+    """Alone, without .py, executed as `bootstrap`, it works on each interpreter."""
+    program = package / "bootstrap"
+    lines = program.read_text(encoding="utf-8").splitlines(True)
+    assert lines[0] == "#!/usr/bin/env python3\n"
+    program.write_text("".join([f"#!{python}\n"] + lines[1:]), encoding="utf-8")
+    process = platform.start([str(program)])
+    assert platform.request()[0] == "GET /v1/runtime/invocation/request HTTP/1.1"
+    assert platform.event(b'{"do":"echo","text":"hi"}')[1] == b"hi"
+    platform.send(OK)
+    platform.request()
+    failed = json.loads(platform.event(b'{"do":"raise","type":"T","message":"M"}')[1])
+    assert (failed["errorType"], failed["errorMessage"]) == ("T", "M")
+    platform.send(OK)
+    platform.request()
+    process.terminate()
+    assert process.wait(LIMIT_S) == 0
