@@ -982,10 +982,10 @@ def find_protocol() -> "Optional[str]":
 
 def fc_port() -> int:
     # FC_SERVER_PORT is in no document but in every tool; where both are, they agree.
-    port = (os.environ.get("FC_CUSTOM_LISTEN_PORT") or os.environ.get("FC_SERVER_PORT")
+    port = (os.environ.get("FC_SERVER_PORT") or os.environ.get("FC_CUSTOM_LISTEN_PORT")
             or str(FC_DEFAULT_PORT))
     if not is_port(port):
-        raise ConfigError("FC_CUSTOM_LISTEN_PORT '{}' is not a port".format(port), 2)
+        raise ConfigError("FC_SERVER_PORT '{}' is not a port".format(port), 2)
     return int(port)
 
 

@@ -4307,13 +4307,12 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         raise ValueError("--parallel must be at least 1")
     talk = Talk(options.quiet)
     tracer = Tracer(options.trace) if options.trace else None
-    is_pull = LONG_NAMES.get(options.protocol, options.protocol) != "fc"
     all_ok = True
     with Platform(options.protocol, options.code,
                   on_log=None if options.quiet else talk.log, on_note=talk.note,
                   on_trace=tracer.write if tracer else None,
                   attach=print_exports if options.attach else None,
-                  cores=choose_core() if is_pull and not options.no_pin else None,
+                  cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
         if events:
             all_ok = run_events(platform, events, talk)
