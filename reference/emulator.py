@@ -899,6 +899,7 @@ def pass_fields(fields: Iterable[Tuple[str, str]],
 
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _SEND_LIMIT = struct.pack("ll", int(SILENCE_S), 0)
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -1154,7 +1155,7 @@ class Stream:
         self.rest = b""
         while done < length:
             try:
-                count = self.socket.recv_into(view[done:])
+                count = self.socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
             except BlockingIOError:
                 raise BadMessage("any.limits.slow", "silence within a body", 408)
             if not count:
@@ -1174,7 +1175,7 @@ class Stream:
     def peer_gone(self) -> bool:
         """Tell whether the peer has closed, without blocking or consuming."""
         try:
-            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self.socket.recv(1, _PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -1183,8 +1184,7 @@ class Stream:
     def is_quiet(self) -> bool:
         """Tell whether the peer is there and has sent nothing that waits."""
         try:
-            return not self.rest and self.socket.recv(
-                1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is None
+            return not self.rest and self.socket.recv(1, _PEEK) is None
         except BlockingIOError:
             return True
         except OSError:
@@ -2883,10 +2883,9 @@ class PushInstance(Instance):
                        target.partition("?")[0], parts[3]))
         framing = "Transfer-Encoding: chunked\r\n" if length == -1 else (
             "Content-Length: %d\r\n" % length if length is not None else "")
-        start = "%s %s HTTP/1.1" % (method, target)
         if not any(name.lower() == "host" for name, _ in fields):
             fields = [("Host", "%s:%d" % (self.platform.fc_host, self.port))] + fields
-        head = format_head(start, fields)[:-4]
+        head = format_head("%s %s HTTP/1.1" % (method, target), fields)[:-4]
         return head + (own + framing + "\r\n").encode("latin-1")
 
     def _request(self, invocation: Invocation,
@@ -3807,9 +3806,8 @@ def limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
 
 def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
     """Return (head, body) of an outcome as POST /-/invoke shows it."""
-    start = status_line(outcome.status)
-    if outcome.headers:
-        start = format_head(start, outcome.headers)[:-4].decode("latin-1")
+    start = status_line(outcome.status) + "".join(
+        "\r\n%s: %s" % pair for pair in outcome.headers)  # ours, so they are clean
     return ("%s\r\nX-Outcome: %s\r\nX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n" % (
         start, outcome.kind, outcome.request_id,
         len(outcome.body))).encode("latin-1"), outcome.body
