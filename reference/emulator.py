@@ -657,11 +657,13 @@ class Function:
                                  % (name, self.protocol, ", ".join(sorted(table))))
         for name, limit in table.items():
             value = given.get(name, limit.default)
-            whole = int(value) == value if math.isfinite(value) else False
+            known = "%s (%s)" % (name, limit.option) if limit.option else name
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError("%s must be a number, not %r" % (known, value))
             if value < 0 or value == 0 and not limit.zero or not math.isfinite(value):
-                raise ValueError("%s must be more than 0, not %r" % (name, value))
-            if name in self._WHOLE and not whole:
-                raise ValueError("%s must be a whole number, not %r" % (name, value))
+                raise ValueError("%s must be more than 0, not %g" % (known, value))
+            if name in self._WHOLE and int(value) != value:
+                raise ValueError("%s must be a whole number, not %g" % (known, value))
             setattr(self, name, int(value) if name in self._WHOLE else value)
         if not 1 <= self.concurrency <= 200:  # [fc.concurrency.range]
             raise ValueError("concurrency must be 1 to 200, not %d" % self.concurrency)
@@ -687,6 +689,9 @@ class Function:
 def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
     """Return `env`; ValueError when the cloud would refuse it, naming the variable."""
     for name, value in env.items():
+        if not isinstance(value, str):
+            raise ValueError("environment variable %s must be a text, not %r"
+                             % (name, value))
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):  # [any.env.names]
             raise ValueError("environment variable %r: a name is a letter, then "
                              "letters, digits and underscores" % name)
@@ -1545,11 +1550,14 @@ class Loop:
     def _run(self) -> None:
         while not self._ended:
             for key, _ in self._selector.select(self._pause()):
-                if key.data is None:
-                    self._run_todo()
-                else:
-                    key.data()
+                self._call(key.data or self._run_todo)
             self._run_timers()
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:  # a mistake in one must not stop every clock
+            sys.excepthook(*sys.exc_info())
 
     def _pause(self) -> Optional[float]:
         with self._lock:
@@ -1574,7 +1582,7 @@ class Loop:
                 timer = heapq.heappop(self._heap)[2]
                 timer.queued = math.inf
             if timer.deadline <= now:
-                timer.callback()  # which looks again: the deadline may have moved
+                self._call(timer.callback)  # which looks again: the deadline may have moved
             elif timer.deadline < math.inf:
                 self.set_timer(timer, timer.deadline)
 
@@ -1853,8 +1861,10 @@ class Log:
 
     def started(self) -> None:
         """Close our copy of the end that the bootstrap writes to."""
-        os.close(self.write_end)
-        self.write_end = -1
+        with self._lock:
+            end, self.write_end = self.write_end, -1
+        if end >= 0:
+            os.close(end)
 
     def _on_readable(self) -> None:
         self.drain()
@@ -1898,8 +1908,7 @@ class Log:
         if end >= 0:
             self._loop.unwatch(end)
             os.close(end)
-        if self.write_end >= 0:
-            self.started()
+        self.started()
 
 
 # ---- invocations ----
@@ -2170,6 +2179,7 @@ class PullInstance(Instance):
         """Answer the parked polls with the event (platform lock not held)."""
         invocation, polls = issued
         if self.served > 1:  # drop what was printed between two invocations
+            self.log.drain()
             self.log.take_tail()
         self.platform.log_start(invocation)
         self._deliver_all(invocation, polls)
@@ -2532,8 +2542,8 @@ class PushInstance(Instance):
 
     def _choose_port(self) -> None:
         """Find a free port, or raise StartError when the fixed one is taken."""
-        if self.platform.attach:
-            return
+        if self.platform.attach and self.port:
+            return  # the server may be there already
         if self.port:  # our own last instance may still be ending
             self.platform.await_leaving(self.function.start_timeout_s)
         probe = socket.socket()
@@ -2771,6 +2781,7 @@ class PushInstance(Instance):
         """Send the request and pass the answer on; then the invocation is settled.
         Blocks until then, the function's time limit at most."""
         if self.served > 1 and self.session.running == 1:
+            self.log.drain()
             self.log.take_tail()
         self.platform.log_start(invocation)
         broke = False
@@ -3691,10 +3702,12 @@ class FrontDoor(App):
                 self._invoke(connection)
             else:
                 self._error(connection, 405, "POST an event to /-/invoke")
-        elif path in ("/-/health", "/-/state") and method in ("GET", "HEAD"):
-            document = (self.platform.state() if path == "/-/state"
-                        else {"status": "ok"})
-            self._json(connection, 200, document)
+        elif path in ("/-/health", "/-/state"):
+            if method not in ("GET", "HEAD"):
+                self._error(connection, 405, "GET %s" % path)
+            else:
+                self._json(connection, 200, self.platform.state()
+                           if path == "/-/state" else {"status": "ok"})
         elif self.platform.protocol == "fc" and not path.startswith("/-/"):
             self._http(connection, message)
         else:
@@ -3898,8 +3911,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("protocol", choices=PROTOCOLS + tuple(LONG_NAMES), metavar="PROTOCOL",
         help="fc, scf or fg (functiongraph)")
-    add("code", metavar="CODE", nargs="?", default=".",
-        help="folder or ZIP that holds the bootstrap (default: this folder)")
+    add("code", metavar="CODE", nargs="?",
+        help="folder or ZIP that holds the bootstrap (not needed with --image)")
     add("--event", action="append", default=[], metavar="TEXT|@FILE|-",
         help="invoke with this event; repeatable")
     add("--events", metavar="FILE.jsonl", help="invoke with each line of the file")
@@ -3974,6 +3987,14 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
                  "freeze", "image"):
         if given[name] is not None:
             settings[name] = given[name]
+    if protocol != "fc":
+        for name in ("initializer", "pre_freeze", "pre_stop", "freeze", "image",
+                     "health_check"):
+            if given[name] is not None:
+                raise ValueError("--%s does not apply to %s"
+                                 % (name.replace("_", "-"), protocol))
+        if options.port is not None and not options.attach:
+            raise ValueError("--port without --attach does not apply to %s" % protocol)
     for option, names in limit_options().items():
         if given[option] is not None:
             if protocol not in names:
@@ -4108,8 +4129,11 @@ class Tracer:
     """Writes --trace: JSON lines, or aligned text on a terminal."""
 
     def __init__(self, path: str) -> None:
-        self._file: TextIO = sys.stderr if path == "-" else open(
-            path, "w", encoding="utf-8")
+        try:
+            self._file: TextIO = sys.stderr if path == "-" else open(
+                path, "w", encoding="utf-8")
+        except OSError as error:
+            raise ValueError("--trace %s: %s" % (path, error.strerror))
         self._pretty = self._file.isatty()
         self._lock = threading.Lock()
 
@@ -4165,15 +4189,12 @@ def serve_address(text: str) -> Tuple[str, int]:
 
 def serve(platform: Platform, address: Tuple[str, int], talk: Talk) -> None:
     """Serve callers until SIGINT or SIGTERM; SIGTERM drains first."""
-    stopping = threading.Event()
     received: List[int] = []
-
-    def on_signal(number: int, _: object) -> None:
-        received.append(number)
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    wake_read, wake_write = os.pipe()  # a signal may come just before any wait
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: received.append(number))
     host, port = address
     try:
         listener = Listener(host, port, FrontDoor(platform), platform.loop)
@@ -4182,7 +4203,8 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk) -> None:
     shown = "[%s]" % listener.host if ":" in listener.host else listener.host
     talk.note("serving %s on http://%s:%d, POST events to /-/invoke"
               % (platform.protocol, shown, listener.port))
-    stopping.wait()
+    while not received:
+        os.read(wake_read, 1)
     listener.close()
     if received[0] == signal.SIGTERM:
         platform.drain()  # [any.stop.drain]
@@ -4207,7 +4229,7 @@ class Adapter:
                 continue
             try:
                 identity, event, request = parse_line(line)
-            except ValueError as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 self.all_ok = False
                 self._print({"id": None, "kind": "invalid-line",
                              "message": "line %d: %s" % (number, error)})
@@ -4297,6 +4319,8 @@ def choose_core() -> Optional[List[int]]:
 def run(options: argparse.Namespace, command: List[str]) -> int:
     """Do what the command line says; return the exit status. Raises ValueError."""
     settings = read_settings(options, command)
+    if options.code is None and not settings.get("image"):
+        raise ValueError("CODE is missing: the folder or ZIP that holds the bootstrap")
     events = read_events(options)
     address = serve_address(options.serve) if options.serve is not None else None
     if not events and address is None and not options.jsonl:
@@ -4306,7 +4330,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     talk = Talk(options.quiet)
     tracer = Tracer(options.trace) if options.trace else None
     all_ok = True
-    with Platform(options.protocol, options.code,
+    with Platform(options.protocol, options.code or ".",
                   on_log=None if options.quiet else talk.log, on_note=talk.note,
                   on_trace=tracer.write if tracer else None,
                   attach=print_exports if options.attach else None,
@@ -4317,6 +4341,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         if options.jsonl:
             adapter = Adapter(platform, options.parallel)
             adapter.run(iter(sys.stdin.buffer.readline, b""))
+            all_ok = all_ok and adapter.all_ok
         if address is not None:
             serve(platform, address, talk)
         broken = bool(platform.violations)
