@@ -34,6 +34,7 @@ import http
 import json
 import math
 import os
+import random
 import re
 import select
 import selectors
@@ -647,6 +648,11 @@ class Function:
         self.freeze = freeze and not image  # the container is not in our group
         self.health_check = check_health_config(health_check)
         self.credentials = credentials or {}
+        for what, text in dict(self.credentials, handler=self.handler, name=name,
+                               version=self.version, region=region,
+                               image=image).items():
+            if not isinstance(text, str) or _BAD_VALUE.search(text):
+                raise ValueError("%s must be a text without control characters" % what)
         self._set_limits(limits)
 
     def _set_limits(self, given: Dict[str, float]) -> None:
@@ -962,8 +968,6 @@ def parse_head(text: str) -> Message:
     words = start.split(" ", 2)
     if len(words) < 2 or _BAD_VALUE.search(start):
         raise BadMessage("any.http.start-line", repr(start[:80]))
-    if len(lines) > HEAD_FIELDS:  # [any.limits.head]
-        raise BadMessage("any.limits.head", "%d header fields" % len(lines), 431)
     fields = []
     table: Dict[str, str] = {}
     for line in lines:
@@ -1242,6 +1246,9 @@ class Connection:
         if self.deferred:  # pipelined behind a request whose answer must wait
             self._answered.acquire()
             self._answered.release()
+        if len(message.fields) > HEAD_FIELDS:  # [any.limits.head]
+            raise BadMessage("any.limits.head", "%d header fields"
+                             % len(message.fields), 431)
         if not message.is_request:
             raise BadMessage("any.http.start-line", repr(" ".join(message.words)[:80]))
         self.message = message
@@ -1582,7 +1589,7 @@ class Loop:
                 timer = heapq.heappop(self._heap)[2]
                 timer.queued = math.inf
             if timer.deadline <= now:
-                self._call(timer.callback)  # which looks again: the deadline may have moved
+                self._call(timer.callback)  # it looks again: the time may have moved
             elif timer.deadline < math.inf:
                 self.set_timer(timer, timer.deadline)
 
@@ -2215,8 +2222,11 @@ class PullInstance(Instance):
         size, body = -1, b""
         try:
             body = connection.read_body(self.function.result_bytes)
-        except BodyTooLarge as error:  # [any.result.size]
+        except BodyTooLarge as error:
             size = error.size
+            if call not in ("response", "error"):  # no call has such a body
+                self._refuse(connection, 413, str(error))
+                return
         if not call:
             self._unknown(connection, "%s %s" % (method, target[:80]), status)
             return
@@ -2386,9 +2396,35 @@ DURING = {"starting": "before it was ready", "initializing": "during initialisat
           "busy": "during the request"}
 
 
+def wants_upgrade(request: Optional[HttpRequest]) -> bool:
+    """Tell whether a caller asked to go on with another protocol."""
+    return request is not None and any(name.lower() == "upgrade"
+                                       for name, _ in request.headers)
+
+
 def is_bodiless(message: Message, method: str) -> bool:
     """Tell whether an answer has no body whatever its fields say."""
     return method == "HEAD" or message.words[1] in ("204", "304")
+
+
+def try_port(port: int) -> None:
+    """Raise OSError unless a server could listen on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("0.0.0.0", port))
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, below those that the system hands out to
+    clients: until the server binds it, it must not become somebody's own port."""
+    for _ in range(100):
+        port = random.randrange(10000, 30000)
+        try:
+            try_port(port)
+            return port
+        except OSError:
+            pass
+    raise StartError("port", "no free port was found")
 
 
 def platform_fields(protocol: str, facts: Facts) -> List[Tuple[str, str]]:
@@ -2544,19 +2580,17 @@ class PushInstance(Instance):
         """Find a free port, or raise StartError when the fixed one is taken."""
         if self.platform.attach and self.port:
             return  # the server may be there already
-        if self.port:  # our own last instance may still be ending
-            self.platform.await_leaving(self.function.start_timeout_s)
-        probe = socket.socket()
+        if not self.port:
+            self.port = free_port()
+            return
+        # our own last instance may still be ending
+        self.platform.await_leaving(self.function.start_timeout_s)
         try:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("0.0.0.0", self.function.port))
-            self.port = probe.getsockname()[1]
+            try_port(self.port)
         except OSError as error:
             raise StartError("port", "port %d is taken by another program (%s). Stop "
                              "it, or use --port 0 with a server that reads "
                              "FC_SERVER_PORT" % (self.port, error.strerror))
-        finally:
-            probe.close()
 
     def _await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises StartError."""
@@ -2908,7 +2942,7 @@ class PushInstance(Instance):
                 "POST", "/invoke", invocation.request_id, "/invoke",
                 [("Content-Type", "application/octet-stream")], length)
         fields = pass_fields(http_request.headers, DROPPED_REQUEST)
-        if any(name.lower() == "upgrade" for name, _ in fields):  # [fc.upgrade.pass]
+        if wants_upgrade(http_request):
             fields.append(("Connection", "Upgrade"))
         return http_request.method, self._head(
             http_request.method, http_request.target, invocation.request_id,
@@ -2948,8 +2982,8 @@ class PushInstance(Instance):
         delimited = message.length is not None or is_bodiless(message, method)
         if message.keep_alive and delimited and message.words[1] != "101" and (
                 invocation.upload is None or invocation.upload.is_done()):
-            invocation.upstream = stream.before_read = None
-            self.pool.append(stream)
+            stream.before_read = None
+            self._keep(invocation, stream)
         return kind, text
 
     def _send(self, stream: Stream, head: bytes, body: Union[bytes, Iterable[bytes]],
@@ -2969,7 +3003,12 @@ class PushInstance(Instance):
         """Read the head of an answer, past interim ones. Raises ConnectionError when
         there is none."""
         while True:
-            message = stream.head()
+            try:
+                message = stream.head()
+            except BadMessage as error:
+                if error.status == 431:  # [fc.limits.response]
+                    raise BodyTooLarge(HEAD_BYTES, self.function.response_header_bytes)
+                raise
             if message is None:
                 raise ConnectionError(errno.ECONNRESET,
                                       "it was closed without an answer")
@@ -2987,6 +3026,12 @@ class PushInstance(Instance):
         length = message.length
         return stream.until_end() if length is None else stream.chunks(length)
 
+    def _keep(self, invocation: Invocation, stream: Stream) -> None:
+        with self.platform.lock:  # cleanup() closes what is in the pool by then
+            if not self._retired:
+                self.pool.append(stream)
+                invocation.upstream = None
+
     def _pass(self, invocation: Invocation, stream: Stream, message: Message,
               method: str, answer: Answer) -> Tuple[str, str]:
         """Pass an answer on; return (kind, message)."""
@@ -2999,7 +3044,10 @@ class PushInstance(Instance):
                 % (size, self.function.response_header_bytes))
         kind = judge_answer(is_http, status, message.get("x-fc-status"))
         fields = pass_fields(message.fields, DROPPED_RESPONSE)
-        if status == 101:
+        if status == 101:  # [fc.upgrade.pass]
+            if not wants_upgrade(invocation.http_request):
+                raise BadMessage("fc.upgrade.pass", "status 101 for a request that did "
+                                 "not ask to upgrade")
             answer.tunnel(fields, stream)
             return "ok", ""
         # [fc.headers.reserved-response] an offer to upgrade is not for the caller
@@ -3191,6 +3239,12 @@ class Platform:
             bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
         """Run an invocation of fc in this thread; `length` as of Message.
         Call settle_down() when the caller has the answer."""
+        self.enter(invocation)
+        return self.carry(invocation, answer, body, length)
+
+    def enter(self, invocation: Invocation) -> None:
+        """Place an invocation of fc, in the order of the calls; never blocks for long.
+        carry() must follow."""
         added: Optional[Instance] = None
         with self.lock:
             if self._accept(invocation):
@@ -3204,6 +3258,10 @@ class Platform:
                 invocation.gate.open()  # refused at once
         if added is not None:
             added.start()
+
+    def carry(self, invocation: Invocation, answer: Answer, body: Union[
+            bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
+        """Wait for the instance, send the request, return the outcome."""
         if invocation.gate is not None and not invocation.gate.wait(invocation.caller):
             self.cancel(invocation)
         if invocation.outcome is None and isinstance(invocation.instance, PushInstance):
@@ -3908,11 +3966,20 @@ def make_parser() -> argparse.ArgumentParser:
                     "Huawei FunctionGraph on this machine.",
         epilog="Exit status: 0 ok, 1 an invocation failed, 2 usage, 3 with --strict: "
                "the bootstrap broke a rule. What the rules are: SPEC.md.")
-    add = parser.add_argument
-    add("protocol", choices=PROTOCOLS + tuple(LONG_NAMES), metavar="PROTOCOL",
-        help="fc, scf or fg (functiongraph)")
-    add("code", metavar="CODE", nargs="?",
-        help="folder or ZIP that holds the bootstrap (not needed with --image)")
+    parser.add_argument("protocol", choices=PROTOCOLS + tuple(LONG_NAMES),
+                        metavar="PROTOCOL", help="fc, scf or fg (functiongraph)")
+    parser.add_argument("code", metavar="CODE", nargs="?", help="folder or ZIP that "
+                        "holds the bootstrap (not needed with --image)")
+    parser.add_argument("--version", action="version", version="emulator %s, SPEC %s"
+                        % (__version__, SPEC_VERSION))
+    _add_tasks(parser.add_argument_group("what to do").add_argument)
+    _add_function(parser.add_argument_group("the function").add_argument)
+    _add_fc(parser.add_argument_group("fc alone").add_argument)
+    _add_limits(parser.add_argument_group("limits and life").add_argument)
+    return parser
+
+
+def _add_tasks(add: Callable[..., object]) -> None:
     add("--event", action="append", default=[], metavar="TEXT|@FILE|-",
         help="invoke with this event; repeatable")
     add("--events", metavar="FILE.jsonl", help="invoke with each line of the file")
@@ -3927,32 +3994,41 @@ def make_parser() -> argparse.ArgumentParser:
     add("--trace", metavar="FILE|-", help="JSON lines of all messages and changes")
     add("--strict", action="store_true", help="status 3 if a rule was broken")
     add("--quiet", action="store_true", help="no function output, no log lines")
+    add("--no-pin", action="store_true",
+        help="use all processor cores for itself; one is faster from 2 callers on")
+
+
+def _add_function(add: Callable[..., object]) -> None:
     add("--config", metavar="FILE.json", help="the vendor's CreateFunction document")
-    add("--credentials", metavar="FILE.json", help="access_key_id, access_key_secret, "
-                                                   "security_token, auth_token")
-    add("--image", metavar="NAME", help="fc: run this image with docker")
-    add("--health-check", metavar="PATH", help="fc: check this path (healthCheckConfig)")
+    add("--credentials", metavar="FILE.json",
+        help="access_key_id, access_key_secret, security_token, auth_token")
     add("--env", action="append", default=[], metavar="K=V", help="a user variable")
     add("--handler", help="the handler's name")
     add("--name", help="the function's name")
-    add("--port", type=int, help="fc: the server's port (9000; 0 = a free one each); "
-                                 "with --attach: the runtime API's")
-    for option, names in sorted(limit_options().items()):
-        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
-        add(option, *aliases, type=float, metavar="N", dest=option,
-            help=", ".join("%s: %s, default %g" % (
-                protocol, name, LIMITS[protocol][name].default)
-                for protocol, name in names.items()))
+    add("--port", type=int, help="fc: the server's port (9000; 0 = a free one for each "
+                                 "instance); with --attach: the runtime API's")
+
+
+def _add_fc(add: Callable[..., object]) -> None:
     for name in ("initializer", "pre-freeze", "pre-stop"):
         add("--" + name, action="store_true", default=None,
-            help="fc: the function has this hook")
+            help="the function has this hook")
     add("--freeze", action="store_true", default=None, dest="freeze",
-        help="fc: freeze the instance between requests (default)")
-    add("--no-freeze", action="store_false", dest="freeze")
-    add("--no-pin", action="store_true", help="use all processor cores for itself")
-    add("--version", action="version", version="emulator %s, SPEC %s"
-                                               % (__version__, SPEC_VERSION))
-    return parser
+        help="freeze the instance between requests (default)")
+    add("--no-freeze", action="store_false", dest="freeze", help="do not")
+    add("--health-check", metavar="PATH", help="check this path (healthCheckConfig)")
+    add("--image", metavar="NAME", help="run this image with docker")
+
+
+def _add_limits(add: Callable[..., object]) -> None:
+    for option, names in sorted(limit_options().items()):
+        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
+        defaults = {protocol: "%s %d" % (name, LIMITS[protocol][name].default)
+                    for protocol, name in names.items()}
+        same = len(names) == len(PROTOCOLS) and len(set(defaults.values())) == 1
+        add(option, *aliases, type=float, metavar="N", dest=option, help=(
+            defaults["fc"] if same else "; ".join(
+                "%s: %s" % pair for pair in defaults.items())))
 
 
 def limit_options() -> Dict[str, Dict[str, str]]:
@@ -4217,6 +4293,7 @@ class Adapter:
 
     def __init__(self, platform: Platform, parallel: int) -> None:
         self._platform = platform
+        self._parallel = parallel
         self._slots = threading.Semaphore(parallel)
         self._lock = threading.Lock()
         self._threads: List[threading.Thread] = []
@@ -4235,23 +4312,35 @@ class Adapter:
                              "message": "line %d: %s" % (number, error)})
                 continue
             self._slots.acquire()
-            thread = threading.Thread(target=self._one, daemon=True,
-                                      args=(identity, event, request))
-            self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-            thread.start()
+            self._submit(identity, event, request)
+        for _ in range(self._parallel):  # every outcome is printed
+            self._slots.acquire()
         for thread in self._threads:
             thread.join()
 
-    def _one(self, identity: object, event: bytes,
-             request: Optional[HttpRequest]) -> None:
-        try:
-            outcome = self._platform.invoke(event, http=request)
-        except ValueError as error:
-            self.all_ok = False
-            self._print({"id": identity, "kind": "invalid-line", "message": str(error)})
-            return
-        finally:
+    def _submit(self, identity: object, event: bytes,
+                request: Optional[HttpRequest]) -> None:
+        """Place an invocation in this thread, so that they queue in order
+        [any.queue.order]; wait for it in another."""
+        platform = self._platform
+        invocation = Invocation(platform.new_id(), event, request)
+
+        def done(outcome: Outcome) -> None:
+            self._show(identity, outcome)
             self._slots.release()
+
+        if platform.protocol != "fc":
+            invocation.on_done = done
+            platform.submit(invocation)
+            return
+        platform.enter(invocation)
+        length = len(event) if event or request is None else None
+        thread = threading.Thread(target=lambda: done(platform.carry(
+            invocation, Answer(platform.function.result_bytes), event, length)))
+        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+        thread.start()
+
+    def _show(self, identity: object, outcome: Outcome) -> None:
         self.all_ok = self.all_ok and outcome.kind == "ok"
         document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
         try:
@@ -4291,6 +4380,7 @@ def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
         request = HttpRequest(str(document["method"]), str(document.get("path", "/")),
                               tuple((str(name), str(value)) for name, value
                                     in document.get("headers", [])))
+        check_request(request)
     return document.get("id"), event, request
 
 
