@@ -2698,6 +2698,8 @@ class PushInstance(Instance):
             method, "/" + call, request_id, "/" + call, [], 0), timeout_s)
         verdict = judge_hook(status) if status else (
             error if error == "timeout" else "failed")
+        if not status and verdict == "failed" and self._has_exited():
+            verdict = "broken"  # the process died in the hook
         seen = "status %d" % status if status else error
         self.platform.note_line(line % ("End", "" if verdict == "done" else
                                         ", Error: %s, %s" % (verdict, seen)))
@@ -2892,7 +2894,9 @@ class PushInstance(Instance):
         if verdict == "broken":  # [fc.hook.broken]
             with self.platform.lock:
                 self.platform.discard(self)
-            self.kill()
+                alone = not self.running
+            if alone:  # else the last request to end does it
+                self.kill()
             return
         self._freeze()
 
