@@ -1,0 +1,2208 @@
+#!/usr/bin/env python3
+"""Run many small functions in one FC container, as Noslate arranges it.
+
+One HTTP server answers the calls of Function Compute (`/invoke`, `/initialize`,
+`/pre-freeze`, `/pre-stop`, HTTP invocations) and hands each invocation to a *worker*:
+a process of its own for one function, started on demand, reused, multiplied and
+stopped in here. The list of functions is a list of *profiles*:
+
+    python3 gateway.py --profiles functions.json
+    curl -X PUT --data-binary @functions.json localhost:9000/-/profiles
+    curl -H 'x-noslated-dispatch: hello' --data-binary hi localhost:9000/invoke
+
+    caller -> FC -> Server -> Agent -> Broker (one per function) -> Worker (process)
+                               |  control loop: launch, scale, drain, stop
+
+It is a library too: `Agent(settings).start()`, `agent.set_profiles(...)`, then
+`agent.invoke(name, stream, metadata)` gives status, headers and a stream.
+
+The seed names Noslate's own parts; this is what stands in for them. turf: a plain
+subprocess, its memory looked at once a second. gRPC between gateway and planes: calls
+in one process. The frame protocol between data plane and worker: the fc protocol, so
+bootstrap.py and the samples are workers as they are; the worker listens and the
+gateway connects, not the other way round. Code packages: folders, no downloads.
+
+Not claimed: isolation, the aworker and nodejs runtimes, warm fork, snapshots, the SDK's
+interface, baggage, Dapr, key-value storage, resource locks, inspector, WebSocket.
+
+SPEC.md chapter 9 has the rules that comments such as [fcc.queue.order] cite. Standard
+library only, CPython 3.8 or later, Linux (elsewhere without memory figures).
+"""
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import math
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import urllib.parse
+from http import HTTPStatus
+from typing import (Any, Callable, Deque, Dict, FrozenSet, Generator, Iterable,
+                    Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union)
+
+__version__ = "0.1.0"
+SPEC_VERSION = "0.1"  # of SPEC.md; `__spec__` itself belongs to the import system
+__all__ = ["Agent", "Call", "Failure", "Metadata", "Profile", "Server"]
+
+quote = json.encoder.encode_basestring_ascii  # a JSON string, at the speed of C
+Pairs = Sequence[Tuple[str, str]]
+Body = Union[bytes, Iterable[bytes]]
+
+
+# ---- model ----
+
+class Failure(Exception):
+    """A call that no handler has answered; `name` is one of FAILURES."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__("%s: %s" % (name, message))
+        self.name = name
+        self.message = message
+
+
+class Metadata(NamedTuple):
+    """What goes to a worker beside the stream, with Noslate's defaults."""
+
+    method: str = "GET"
+    url: str = ""                # path and query
+    headers: Pairs = ()          # order, case and duplicates are kept
+    timeout_s: float = 10.0      # until the head of the answer; its body has 1 s more
+    request_id: str = "unknown"
+    lines: Sequence[str] = ()    # header lines as they came, instead of headers
+
+
+# ---- tables ----
+
+# Failure -> status of an HTTP invocation. An event invocation gets 404 for each of
+# them, as the seed has it [fcc.error.status]. 0 = nobody can be told any more.
+FAILURES: Dict[str, int] = {
+    "AgentClosed": 503,      # not started yet, or stopping
+    "BadDispatch": 400,      # neither NAME, function:NAME nor service:NAME
+    "UnknownFunction": 404,
+    "UnknownService": 404,
+    "RateLimited": 429,
+    "Overloaded": 503,       # too many calls in the container, or too many in queues
+    "QueueDisabled": 503,
+    "QueueTimeout": 504,     # no worker before the deadline
+    "ReplicaLimit": 503,
+    "MemoryPoolFull": 503,   # from here on launch errors, which reject the whole queue
+    "CodeMissing": 503,
+    "InitFailed": 503,
+    "InitTimeout": 503,
+    "WorkerDied": 502,
+    "BadAnswer": 502,
+    "HeadTimeout": 504,
+    "StreamBroken": 0,       # after the head: the connection is cut
+    "BodyTimeout": 0,
+    "CallerGone": 0,
+}
+
+# After these a worker gets no more calls: nobody knows when a late handler will end
+# [fcc.timeout.retire], and who breaks a connection is about to end itself
+# [fcc.worker.exit].
+RETIRING = ("HeadTimeout", "BodyTimeout", "WorkerDied", "StreamBroken")
+
+# (state, call) -> (action, next state) of a worker; states only go forward
+STATES: Dict[Tuple[str, str], Tuple[str, str]] = {
+    ("created", "installed"): ("serve", "ready"),
+    ("created", "failed"): ("kill", "stopping"),
+    ("created", "retire"): ("kill", "stopping"),
+    ("ready", "retire"): ("drain", "pending-stop"),
+    ("ready", "exit"): ("forget", "stopped"),
+    ("pending-stop", "drained"): ("terminate", "stopping"),
+    ("pending-stop", "late"): ("terminate", "stopping"),
+    ("pending-stop", "exit"): ("forget", "stopped"),
+    ("stopping", "late"): ("kill", "stopping"),
+    ("stopping", "exit"): ("forget", "stopped"),
+}
+
+
+class Limit(NamedTuple):
+    """A setting: its default, its option, and Noslate's variable for it."""
+
+    default: float
+    option: str
+    variable: str
+    meaning: str
+
+
+LIMITS: Dict[str, Limit] = {
+    "timeout_s": Limit(10, "--timeout", "", "a call, unless FC or the caller says"),
+    "tick_s": Limit(10, "--tick", "", "between two looks at the load"),
+    "idle_ticks": Limit(6, "--idle-ticks", "", "low ticks in a row before shrinking"),
+    "drain_s": Limit(30, "--drain", "", "for the calls of a worker that is to stop"),
+    "grace_s": Limit(3, "--grace", "", "between SIGTERM and SIGKILL"),
+    "memory_pool_bytes": Limit(1 << 30, "--memory-pool",
+                               "NOSLATED_VIRTUAL_MEMORY_POOL_SIZE",
+                               "sum of the workers' memory limits"),
+    "memory_check_s": Limit(1, "--memory-check", "", "between two looks at memory"),
+    "launches": Limit(4, "--launches", "", "workers that start at a time"),
+    "calls": Limit(10000, "--calls", "", "calls in the container"),
+    "queued_calls": Limit(1000, "--queue", "", "calls that wait for a worker"),
+    "max_active": Limit(10, "--max-active", "NOSLATED_MAX_ACTIVATE_REQUESTS",
+                        "calls in a worker, unless its profile says"),
+    "replica_limit": Limit(10, "--replicas",
+                           "NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION",
+                           "workers of a function, unless its profile says"),
+    "reserved": Limit(0, "--reserved",
+                      "NOSLATED_RESERVATION_WORKER_COUNT_PER_FUNCTION",
+                      "workers that never shrink away, unless a profile says"),
+}
+Settings = Dict[str, float]
+
+MEMORY_BYTES = 512 << 20     # of a worker, unless its profile says
+MEMORY_STRIKES = 3           # looks above the limit that are forgiven
+LOAD_HIGH, LOAD_LOW, LOAD_WANTED = 0.8, 0.6, 0.7
+BODY_EXTRA_S = 1.0           # from the deadline of the head to that of the body
+HEAD_BYTES, HEAD_FIELDS, HEAD_TIMEOUT_S = 65536, 100, 10.0
+WHOLE_BYTES = 65536          # a body up to here is read before a worker is taken
+SKIP_BYTES = 32 << 20        # of a refused call's body, so that the caller reads why
+PROFILES_BYTES = 8 << 20
+CHUNK_BYTES = 262144
+MAX_CONNECTIONS = 4096
+END_S = 5.0                  # for processes that were killed
+EXEC_S = 0.02                # a process that is being forked has no environment yet
+FREEZE_S = 0.2               # waiting that much too long means: we were frozen
+LOGS_KEPT = 100              # log folders of workers that have stopped
+
+
+# ---- rules without I/O: profiles ----
+
+class Field(NamedTuple):
+    """One field of a profile: where it is, what it must be, and what if it is not."""
+
+    path: str
+    kind: str
+    required: bool = False
+
+
+PROFILE_FIELDS: Tuple[Field, ...] = (
+    Field("name", "text", True),
+    Field("runtime", "one of custom", True),
+    Field("url", "file URL", True),
+    Field("signature", "text", True),
+    Field("handler", "text"),
+    Field("initializer", "text"),
+    Field("command", "words"),
+    Field("namespace", "text"),
+    Field("environments", "pairs"),
+    Field("resourceLimit", "object"),
+    Field("resourceLimit.memory", "count"),
+    Field("resourceLimit.cpu", "share"),
+    Field("rateLimit", "object"),
+    Field("rateLimit.maxTokenCount", "number"),
+    Field("rateLimit.tokensPerFill", "number"),
+    Field("rateLimit.fillInterval", "positive number"),
+    Field("worker", "object"),
+    Field("worker.maxActivateRequests", "count"),
+    Field("worker.replicaCountLimit", "count"),
+    Field("worker.reservationCount", "count or 0"),
+    Field("worker.initializationTimeout", "positive number"),
+    Field("worker.disposable", "flag"),
+    Field("worker.fastFailRequestsOnStarting", "flag"),
+    Field("worker.disableRequestQueue", "flag"),
+    Field("worker.dispatchMode", "one of least-request-count, round-robin"),
+    Field("worker.shrinkStrategy", "one of LCC, FIFO, FILO"),
+)
+_TOP_KEYS = {field.path.partition(".")[0] for field in PROFILE_FIELDS}
+
+
+def _is_number(value: object, least: float) -> bool:
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and math.isfinite(value) and value >= least)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _is_pair(item: object) -> bool:
+    """A variable for workers; what is NOSLATE_ or FC_ is not for profiles to set."""
+    return (isinstance(item, dict) and set(item) == {"key", "value"}
+            and _is_text(item["key"]) and isinstance(item["value"], str)
+            and "=" not in item["key"] and "\0" not in item["value"]
+            and not item["key"].startswith(("NOSLATE_", "NOSLATED_", "FC_")))
+
+
+KINDS: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
+    "text": ("a text that is not empty", _is_text),
+    "file URL": ("file:// and an absolute folder", lambda value: (
+        _is_text(value) and value.startswith("file:///") and "%00" not in value)),
+    "words": ("a list of words, at least one", lambda value: (
+        isinstance(value, list) and bool(value) and all(map(_is_word, value)))),
+    "pairs": ("a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_",
+              lambda value: isinstance(value, list) and all(map(_is_pair, value))),
+    "object": ("an object", lambda value: isinstance(value, dict)),
+    "count": ("a whole number from 1", lambda value: (
+        isinstance(value, int) and _is_number(value, 1))),
+    "count or 0": ("a whole number from 0", lambda value: (
+        isinstance(value, int) and _is_number(value, 0))),
+    "number": ("a number from 0", lambda value: _is_number(value, 0)),
+    "positive number": ("a number above 0", lambda value: (
+        _is_number(value, 0) and value > 0)),
+    "share": ("a number from 0 to 1", lambda value: (
+        _is_number(value, 0) and value <= 1)),
+    "flag": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
+def check_value(where: str, kind: str, value: object) -> None:
+    """Raise ValueError, naming the place, unless the value is of that kind."""
+    if kind.startswith("one of "):
+        wanted, good = kind, value in kind[7:].split(", ")
+    else:
+        wanted, check = KINDS[kind]
+        good = check(value)
+    if not good:
+        raise ValueError("%s: expected %s, found %s"
+                         % (where, wanted, json.dumps(value)[:80]))
+
+
+def check_keys(where: str, item: Dict[str, Any], known: Iterable[str]) -> None:
+    """Raise ValueError for a key that nobody knows."""
+    for key in item:
+        if key not in known:
+            raise ValueError("%s.%s: unknown field" % (where, key))
+
+
+def check_profile(where: str, item: object) -> None:
+    """Raise ValueError, naming the field, unless this is a profile."""
+    check_value(where, "object", item)
+    assert isinstance(item, dict)
+    check_keys(where, item, _TOP_KEYS)  # inside `worker` and the like they are allowed
+    for field in PROFILE_FIELDS:
+        outer, _, inner = field.path.rpartition(".")
+        place = item.get(outer, {}) if outer else item
+        if inner in place:
+            check_value("%s.%s" % (where, field.path), field.kind, place[inner])
+        elif field.required:
+            raise ValueError("%s.%s: missing" % (where, field.path))
+
+
+class Profile:
+    """A checked profile, its fields under our names and units."""
+
+    def __init__(self, item: Dict[str, Any], settings: Settings) -> None:
+        worker, limit = item.get("worker", {}), item.get("resourceLimit", {})
+        rate = item.get("rateLimit", {})
+        self.name: str = item["name"]
+        self.folder = urllib.parse.unquote(item["url"][len("file://"):])
+        self.handler: str = item.get("handler", "")
+        self.initializer: str = item.get("initializer", "")
+        self.command: List[str] = item.get("command", [])
+        self.env = {one["key"]: one["value"] for one in item.get("environments", [])}
+        self.memory_bytes: int = limit.get("memory", MEMORY_BYTES)
+        self.tokens: float = rate.get("maxTokenCount", math.inf)
+        self.tokens_per_fill: float = rate.get("tokensPerFill", self.tokens)
+        self.fill_interval_s: float = max(0.001, rate.get("fillInterval", 1000) / 1000)
+        self.disposable: bool = worker.get("disposable", False)
+        self.max_active = int(worker.get("maxActivateRequests", settings["max_active"]))
+        self.replica_limit = int(worker.get("replicaCountLimit",
+                                            settings["replica_limit"]))
+        self.reserved = int(worker.get("reservationCount", settings["reserved"]))
+        self.reserved = min(self.reserved, self.replica_limit)
+        if self.disposable:  # [fcc.disposable.one]
+            self.max_active, self.reserved = 1, 0
+        self.init_timeout_s: float = worker.get("initializationTimeout", 10000) / 1000
+        self.fast_fail: bool = worker.get("fastFailRequestsOnStarting", False)
+        self.queue_disabled: bool = worker.get("disableRequestQueue", False)
+        self.round_robin = worker.get("dispatchMode") == "round-robin"
+        self.shrink_strategy: str = worker.get("shrinkStrategy", "LCC")
+        # [fcc.profile.identity] a change of these needs other workers
+        self.identity = [item.get(key) for key in (
+            "runtime", "url", "signature", "handler", "initializer", "command")] + [
+            self.memory_bytes, limit.get("cpu"), self.disposable]
+
+
+Services = Dict[str, List[Tuple[str, float]]]
+
+
+def read_profiles(document: object,
+                  settings: Settings) -> Tuple[Dict[str, Profile], Services]:
+    """Return functions and services of a list of profiles, or of an object with the
+    lists `functions` and `services`. Raises ValueError for the whole [fcc.profile.all].
+    """
+    if isinstance(document, list):
+        document = {"functions": document}
+    check_value("profiles", "object", document)
+    assert isinstance(document, dict)
+    check_keys("profiles", document, ("functions", "services"))
+    functions: Dict[str, Profile] = {}
+    for number, item in enumerate(_list(document, "functions")):
+        where = "functions[%d]" % number
+        check_profile(where, item)
+        if item["name"] in functions:
+            raise ValueError("%s.name: %s is there twice" % (where, item["name"]))
+        functions[item["name"]] = Profile(item, settings)
+    services: Services = {}
+    for number, item in enumerate(_list(document, "services")):
+        name, shares = _read_service("services[%d]" % number, item, functions)
+        if name in services:
+            raise ValueError("services[%d].name: %s is there twice" % (number, name))
+        services[name] = shares
+    return functions, services
+
+
+def _list(document: Dict[str, Any], key: str) -> List[Any]:
+    items = document.get(key, [])
+    if not isinstance(items, list):
+        raise ValueError("%s: expected a list" % key)
+    return items
+
+
+def _read_service(where: str, item: Any, functions: Dict[str, Profile]) -> Tuple[
+        str, List[Tuple[str, float]]]:
+    check_value(where, "object", item)
+    check_keys(where, item, ("name", "functions"))
+    check_value(where + ".name", "text", item.get("name"))
+    shares: List[Tuple[str, float]] = []
+    for number, share in enumerate(_list(item, "functions")):
+        place = "%s.functions[%d]" % (where, number)
+        check_value(place, "object", share)
+        check_keys(place, share, ("name", "proportion"))
+        if share.get("name") not in functions:
+            raise ValueError("%s.name: no function %s"
+                             % (place, json.dumps(share.get("name"))))
+        check_value(place + ".proportion", "share", share.get("proportion", 1))
+        shares.append((share["name"], share.get("proportion", 1)))
+    if not shares:
+        raise ValueError(where + ".functions: expected at least one")
+    return item["name"], shares
+
+
+# ---- rules without I/O: dispatch and scaling ----
+
+def choose_function(dispatch: str, fc_name: str, default: str,
+                    functions: Iterable[str], services: Services,
+                    chance: float) -> str:
+    """Return the function that a call is for. Raises Failure. `chance` is a random
+    number from 0 to 1 that decides between the functions of a service."""
+    if not dispatch:  # [fcc.dispatch.order]
+        name = fc_name if fc_name in functions else default
+        if name:
+            return name
+        raise Failure("UnknownFunction", "the call names no function: no "
+                      "x-noslated-dispatch, none called %r, no default" % fc_name)
+    kind, colon, name = dispatch.partition(":")
+    if not colon or kind == "function":
+        return name if colon else dispatch
+    if kind != "service" or not name:
+        raise Failure("BadDispatch", "x-noslated-dispatch is NAME, function:NAME or "
+                      "service:NAME, not %r" % dispatch[:80])
+    if name not in services:
+        raise Failure("UnknownService", "no service %r" % name)
+    for function, proportion in services[name]:  # [fcc.dispatch.service]
+        chance -= proportion
+        if chance < 0:
+            return function
+    return services[name][-1][0]
+
+
+class Bucket:
+    """The rate limit of a function: tokens, full at first [fcc.limit.rate]."""
+
+    def __init__(self, profile: Profile, now: float) -> None:
+        self.profile = profile
+        self.tokens = profile.tokens
+        self.filled = now
+
+    def take(self, now: float) -> bool:
+        """Take a token; False when there is none."""
+        profile = self.profile
+        fills = (now - self.filled) // profile.fill_interval_s
+        if fills:
+            self.filled += fills * profile.fill_interval_s
+            self.tokens = min(profile.tokens,
+                              self.tokens + fills * profile.tokens_per_fill)
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+def plan_workers(profile: Profile, active: int, ready: int, starting: int,
+                 low_ticks: int, idle_ticks: float) -> Tuple[int, int]:
+    """Return (workers to add, or to remove if negative; low ticks in a row by now)."""
+    missing = max(0, profile.reserved - ready - starting)
+    if profile.disposable or not ready:
+        return missing, 0
+    wanted = math.ceil(active / (profile.max_active * LOAD_WANTED))
+    load = active / (ready * profile.max_active)
+    if load >= LOAD_HIGH:  # [fcc.scale.up]
+        wanted = min(wanted, profile.replica_limit)
+        return max(missing, wanted - ready - starting), 0
+    if load > LOAD_LOW:
+        return missing, 0
+    if low_ticks + 1 < idle_ticks:
+        return missing, low_ticks + 1
+    spare = ready - max(wanted, profile.reserved)  # [fcc.scale.down]
+    return (-spare if spare > 0 else missing), 0
+
+
+def judge_answer(control_path: str, status: int, fc_status: str) -> bool:
+    """Tell whether the handler succeeded, as the fc platform would [fcc.answer.judge].
+    """
+    if fc_status in ("200", "404"):
+        return fc_status == "200"
+    return status != 404 or control_path != "/invoke"
+
+
+# ---- HTTP: one strict parser for both directions ----
+
+_START = re.compile(r"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+( [^\x00-\x1f\x7f]*)?")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+_STATUS = re.compile(r"[1-9]\d\d")
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # not of enums in each call: slow
+_SEND_SLICE_S = 0.25
+_SEND_LIMIT = struct.pack("ll", 0, int(_SEND_SLICE_S * 1e6))
+
+# Fields that belong to one connection, and ours, which nobody else may set
+# [fcc.fields.hop]
+HOP_FIELDS = frozenset((
+    "connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade",
+    "transfer-encoding", "content-length", "expect", "x-noslate-worker-secret"))
+# What a worker hears about itself instead of about the container [fcc.fields.own]
+DROPPED_REQUEST = HOP_FIELDS.union((
+    "x-fc-request-id", "x-fc-control-path", "x-fc-function-name",
+    "x-fc-function-handler", "x-fc-function-memory", "x-fc-function-timeout"))
+
+
+class BadMessage(Exception):
+    """The peer sent something that is not the HTTP we speak."""
+
+    def __init__(self, seen: str, status: int = 400) -> None:
+        super().__init__(seen)
+        self.status = status
+
+
+class Late(Exception):
+    """The peer was not done by the deadline of its stream."""
+
+
+class Message(NamedTuple):
+    """The head of a request or an answer."""
+
+    words: List[str]         # method, target, version; or version, status, reason
+    lines: List[str]         # the fields as they came
+    table: Dict[str, str]    # their values by lower-case name
+
+    def get(self, name: str) -> str:
+        """Return the value of a field, "" when it is absent."""
+        return self.table.get(name, "")
+
+    def keep_alive(self) -> bool:
+        """Tell whether another message may follow."""
+        words = self.get("connection").lower()
+        if "HTTP/1.0" in self.words:
+            return "keep-alive" in words
+        return "close" not in words
+
+    def length(self) -> Optional[int]:
+        """Return the announced body size; -1 = chunked, None = none announced."""
+        if "transfer-encoding" in self.table:
+            return -1
+        text = self.table.get("content-length")
+        return None if text is None else int(text)
+
+
+Parsed = Tuple[str, str]         # lower-case name and value of a field
+_LINES: Dict[str, Parsed] = {}   # peers repeat their lines: each is checked once
+_LINES_KEPT, _LINE_KEPT_CHARS = 1000, 200
+
+
+def parse_line(line: str) -> Parsed:
+    """Parse one line of a head, and remember it. Raises BadMessage."""
+    name, colon, value = line.partition(":")
+    value = value.strip(" \t")
+    if not (colon and _TOKEN.fullmatch(name) and _VALUE.fullmatch(value)):
+        raise BadMessage("header field %r" % line[:80])
+    if len(_LINES) >= _LINES_KEPT:
+        _LINES.clear()
+    parsed = (name.lower(), value)
+    if len(line) <= _LINE_KEPT_CHARS:
+        _LINES[line] = parsed
+    return parsed
+
+
+def parse_head(text: str) -> Message:
+    """Parse a head without its empty line. Raises BadMessage."""
+    start, *lines = text.split("\r\n")
+    if not _START.fullmatch(start):
+        raise BadMessage("first line %r" % start[:80])
+    if len(lines) > HEAD_FIELDS:
+        raise BadMessage("%d header fields" % len(lines), 431)
+    known = _LINES.get
+    parsed = [known(line) or parse_line(line) for line in lines]
+    table = dict(parsed)
+    if len(table) != len(parsed):
+        table = _join_duplicates(parsed)
+    length, coding = table.get("content-length"), table.get("transfer-encoding")
+    if coding is not None and (length is not None or coding.lower() != "chunked"):
+        raise BadMessage("the end of the body is in doubt")
+    if length is not None and not (length.isascii() and length.isdigit()
+                                   and len(length) < 16):
+        raise BadMessage("Content-Length %r" % length[:40])
+    return Message(start.split(" ", 2), lines, table)
+
+
+def _join_duplicates(parsed: List[Parsed]) -> Dict[str, str]:
+    table: Dict[str, str] = {}
+    for key, value in parsed:
+        if key in table and key in ("content-length", "transfer-encoding"):
+            raise BadMessage("two fields %s" % key)
+        table[key] = table[key] + ", " + value if key in table else value
+    return table
+
+
+def split_lines(lines: Iterable[str],
+                dropped: FrozenSet[str]) -> Tuple[List[str], Dict[str, str]]:
+    """Return the lines that pass on, and the values of the others by lower-case name.
+    Fields that a Connection field names do not pass on either. Raises BadMessage."""
+    kept, others = [], {}
+    known = _LINES.get
+    for line in lines:
+        key, value = known(line) or parse_line(line)
+        if key in dropped:
+            others[key] = value
+        else:
+            kept.append(line)
+    if "connection" in others:
+        named = {word.strip() for word in others["connection"].lower().split(",")}
+        kept = [line for line in kept if parse_line(line)[0] not in named]
+    return kept, others
+
+
+def format_head(start: str, lines: Iterable[str]) -> bytes:
+    """Write a head with its empty line. The lines were checked by parse_line()."""
+    return ("\r\n".join([start, *lines]) + "\r\n\r\n").encode("latin-1", "replace")
+
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+def status_line(status: int) -> str:
+    """Write the first line of an answer."""
+    return "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
+
+
+def framing(length: Optional[int]) -> str:
+    """Return the line that announces a body; None = unknown size."""
+    return "Transfer-Encoding: chunked" if length is None else (
+        "Content-Length: %d" % length)
+
+
+class Stream:
+    """A connected socket with the bytes read ahead, and a deadline.
+
+    Reads and writes block in slices: one that took far longer than it may means that
+    the container was frozen, and does not count, so that limits are running time
+    [fcc.freeze.clocks].
+    """
+
+    __slots__ = ("socket", "rest", "deadline", "_slice_s")
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.rest = b""
+        self.deadline = math.inf
+        self._slice_s = 0.0
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_LIMIT)
+
+    def arm(self, deadline: float) -> None:
+        """Let reads raise Late after the deadline, a monotonic time; inf = never."""
+        self.deadline = deadline
+        slice_s = 0.0
+        if deadline != math.inf:
+            slice_s = min(1.0, max(0.001, deadline - time.monotonic()))
+        if slice_s != self._slice_s:
+            self._slice_s = slice_s
+            whole = int(slice_s)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack(
+                "ll", whole, int((slice_s - whole) * 1e6)))
+
+    def _count(self, begin: float, slice_s: float) -> None:
+        if self.deadline == math.inf:
+            return
+        now = time.monotonic()
+        if now - begin > slice_s + FREEZE_S:
+            self.deadline += now - begin
+        if now >= self.deadline:
+            raise Late
+
+    def read(self, size: int = 65536) -> bytes:
+        """Return what has come, b"" at the end of the stream. Raises Late, OSError."""
+        while True:
+            begin = time.monotonic()
+            try:
+                data = self.socket.recv(size)
+            except BlockingIOError:
+                self._count(begin, self._slice_s)
+                self.arm(self.deadline)
+                continue
+            self._count(begin, self._slice_s)
+            return data
+
+    def send(self, data: bytes) -> None:
+        """Send everything. Raises Late, OSError."""
+        left: Union[bytes, memoryview] = data
+        while left:
+            begin = time.monotonic()
+            try:
+                sent = self.socket.send(left)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(left):
+                return
+            left = memoryview(left)[sent:]
+            self._count(begin, _SEND_SLICE_S)
+
+    def head(self) -> Optional[Message]:
+        """Read a head; None at the end of the stream. Blocks until it begins, then
+        HEAD_TIMEOUT_S unless there is a deadline. Raises BadMessage, Late, OSError."""
+        data = self.rest or self.read()
+        while data[:2] == b"\r\n":  # empty lines before a message are legal
+            data = data[2:] or self.read()
+        if not data:
+            return None
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            idle = self.deadline == math.inf
+            if idle:
+                self.arm(time.monotonic() + HEAD_TIMEOUT_S)
+            data, end = self._slow_head(data)
+            if idle:
+                self.arm(math.inf)
+        self.rest = data[end + 4:]
+        return parse_head(data[:end].decode("latin-1"))
+
+    def _slow_head(self, data: bytes) -> Tuple[bytes, int]:
+        end = -1
+        while end < 0:
+            if len(data) > HEAD_BYTES:
+                raise BadMessage("a head over 64 KiB", 431)
+            more = self.read()
+            if not more:
+                raise BadMessage("the stream ends within a head")
+            searched = max(0, len(data) - 3)
+            data += more
+            end = data.find(b"\r\n\r\n", searched)
+        return data, end
+
+    def parts(self, length: Optional[int]) -> Iterator[bytes]:
+        """Yield a body as it comes; None = until the stream ends. Raises BadMessage
+        when it ends early, Late, OSError."""
+        if length is None:
+            return self._until_end()
+        return self._chunked() if length == -1 else self._counted(length)
+
+    def _until_end(self) -> Iterator[bytes]:
+        data, self.rest = self.rest or self.read(CHUNK_BYTES), b""
+        while data:
+            yield data
+            data = self.read(CHUNK_BYTES)
+
+    def _counted(self, length: int) -> Iterator[bytes]:
+        left = length
+        while left:
+            data = self.rest or self.read(min(left, CHUNK_BYTES))
+            if not data:
+                raise BadMessage("the stream ends after %d of %d body bytes"
+                                 % (length - left, length))
+            if self.rest:
+                data, self.rest = data[:left], data[left:]
+            left -= len(data)
+            yield data
+
+    def _chunked(self) -> Iterator[bytes]:
+        while True:
+            text = self._line().partition(b";")[0].strip(b" \t")
+            if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text):
+                raise BadMessage("chunk size %r" % text[:40])
+            size = int(text, 16)
+            if not size:
+                break
+            yield from self._counted(size)
+            if self._line():
+                raise BadMessage("no line end after a chunk")
+        for _ in range(HEAD_FIELDS):  # trailers, which end here
+            if not self._line():
+                return
+        raise BadMessage("too many trailers", 431)
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self.rest:
+            more = b"" if len(self.rest) > 4096 else self.read()
+            if not more:
+                raise BadMessage("no line end after %r" % self.rest[:40])
+            self.rest += more
+        line, _, self.rest = self.rest.partition(b"\r\n")
+        return line
+
+    def peer_gone(self) -> bool:
+        """Tell whether the peer has closed, without blocking or consuming."""
+        try:
+            return not self.socket.recv(1, _PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def shut(self, how: int = socket.SHUT_RDWR) -> None:
+        """Wake whoever reads or writes the socket; the owner closes it."""
+        try:
+            self.socket.shutdown(how)
+        except OSError:
+            pass  # the peer was faster
+
+
+# ---- workers ----
+
+class Worker:
+    """A process that serves one function over the fc protocol. Its thread, run(),
+    launches it and then waits for its end. The agent's lock guards state and counts."""
+
+    def __init__(self, agent: "Agent", broker: "Broker", number: int) -> None:
+        self.agent = agent
+        self.broker = broker
+        self.profile = broker.profile
+        self.id = "%s-%d-%s" % (re.sub(r"[^0-9A-Za-z_.-]", "_", self.profile.name)[:80],
+                                number, agent.mark)
+        self.state = "created"
+        self.active = 0              # calls that hold a slot
+        self.served = 0
+        self.deadline = math.inf     # of draining, then of stopping
+        self.strikes = 0
+        self.launching = False       # its thread runs
+        self.reserve = False         # nobody waits for it
+        self.secret = secrets.token_hex(16)   # [fcc.worker.secret]
+        self.port = 0
+        self._own_lines = (
+            "X-Fc-Function-Name: %s\r\nX-Fc-Function-Handler: %s\r\n"
+            "X-Fc-Function-Memory: %d\r\nX-Noslate-Worker-Secret: %s"
+            % (self.profile.name, self.profile.handler, self.profile.memory_bytes >> 20,
+               self.secret))
+        self.pool: List[Stream] = []
+        self.process: Optional["subprocess.Popen[bytes]"] = None
+        self.log_folder = os.path.join(agent.log_folder, "workers", self.id)
+        self.scratch = os.path.join(agent.work_folder, "sandbox", self.id)
+
+    def move(self, call: str) -> str:
+        """Change the state (lock held); return the action, "" if it cannot be."""
+        action, self.state = STATES.get((self.state, call), ("", self.state))
+        return action
+
+    def run(self) -> None:
+        """Launch, serve, end; the body of the worker's thread."""
+        failure = None
+        try:
+            self._launch()
+        except Failure as error:
+            failure = error
+        except (OSError, ValueError) as error:
+            failure = Failure("InitFailed", "worker %s: %s" % (self.id, error))
+        self.agent.launched(self, failure)
+        if self.process is not None:
+            self.process.wait()
+            kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.worker.forks]
+        self.agent.exited(self)
+        while self.pool:
+            self.pool.pop().socket.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        time.sleep(EXEC_S)
+        kill_marked("NOSLATE_WORKER_ID=" + self.id)
+        reap_orphans(self.agent.pids())
+
+    def _launch(self) -> None:
+        """Start the process and wait until it can serve. Raises Failure, OSError."""
+        profile = self.profile
+        if not os.path.isdir(profile.folder):
+            raise Failure("CodeMissing", "%s: no folder %s"
+                          % (profile.name, profile.folder))
+        self.port = free_port(self.agent.ports_taken())
+        os.makedirs(self.log_folder, exist_ok=True)
+        os.makedirs(self.scratch, exist_ok=True)
+        # [fcc.launch.command]
+        words = profile.command or [os.path.join(profile.folder, "bootstrap")]
+        begin = time.monotonic()
+        with open(os.path.join(self.log_folder, "stdout.log"), "wb") as out:
+            with open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
+                try:
+                    self.process = subprocess.Popen(
+                        words, cwd=profile.folder, env=self._environment(),
+                        stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+                except (OSError, ValueError) as error:
+                    raise Failure("CodeMissing", "%s: cannot start %s: %s"
+                                  % (profile.name, words[0], error))
+        if self.state != "created":  # retired before there was a process to kill
+            self.signal(signal.SIGKILL)
+        stream = self._await_port(begin)
+        if profile.initializer:
+            self._initialize(stream, begin)
+        else:
+            self.pool.append(stream)
+
+    def _environment(self) -> Dict[str, str]:
+        """Nothing is inherited but what every program needs [fcc.worker.environment].
+        """
+        env = {name: os.environ[name] for name in ("PATH", "TERM", "TZ", "LANG")
+               if name in os.environ}
+        profile = self.profile
+        env.update(HOME=profile.folder, TMPDIR=self.scratch,
+                   FC_SERVER_PORT=str(self.port), FC_CUSTOM_LISTEN_PORT=str(self.port),
+                   FC_FUNC_CODE_PATH=profile.folder, FC_FUNCTION_NAME=profile.name,
+                   FC_FUNCTION_MEMORY_SIZE=str(profile.memory_bytes >> 20),
+                   FC_INSTANCE_ID=self.id)
+        if profile.handler:
+            env["FC_FUNCTION_HANDLER"] = profile.handler
+        env.update(profile.env)
+        env.update(NOSLATE_WORKER_ID=self.id, NOSLATE_WORKER_SECRET=self.secret)
+        return env
+
+    def _await_port(self, begin: float) -> Stream:
+        """Dial until the worker listens. Raises Failure."""
+        left_s = self.profile.init_timeout_s
+        last = begin
+        while left_s > 0:
+            try:
+                return self._dial()
+            except OSError:
+                pass
+            if self.process is None or self.process.poll() is not None:
+                raise self._died()
+            now = time.monotonic()
+            time.sleep(0.001 if now < begin + 0.05 else 0.005)
+            left_s -= min(now - last, FREEZE_S)  # frozen time does not count
+            last = now
+        raise Failure("InitTimeout", "worker %s does not listen on port %d within %g s"
+                      % (self.id, self.port, self.profile.init_timeout_s))
+
+    def _died(self) -> Failure:
+        status = None if self.process is None else self.process.wait()
+        with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
+            tail = file.read()[-500:].decode("utf-8", "replace").strip()
+        return Failure("InitFailed", "worker %s ended with status %s before it could "
+                       "serve: %s" % (self.id, status, tail))
+
+    def _dial(self, timeout_s: float = 1.0) -> Stream:
+        connected = socket.create_connection(("127.0.0.1", self.port), timeout_s)
+        connected.settimeout(None)
+        return Stream(connected)
+
+    def _initialize(self, stream: Stream, begin: float) -> None:
+        """Call the initializer [fcc.launch.initialize]. Raises Failure, OSError."""
+        stream.arm(begin + self.profile.init_timeout_s)
+        own = self.own_lines("/initialize", secrets.token_hex(16), 0)
+        try:
+            stream.send(format_head("POST /initialize HTTP/1.1",
+                                    ["Host: 127.0.0.1", *own, framing(0)]))
+            message = read_answer(stream)
+            for _ in stream.parts(message.length()):
+                pass
+        except Late:
+            raise Failure("InitTimeout", "the initializer of %s takes more than %g s"
+                          % (self.profile.name, self.profile.init_timeout_s))
+        except BadMessage as error:
+            raise Failure("InitFailed", "the initializer's answer: %s" % error)
+        except OSError:
+            raise self._died() if self._ends() else Failure(
+                "InitFailed", "the initializer of %s broke off" % self.profile.name)
+        if message.keep_alive() and message.length() is not None:
+            self.pool.append(stream)
+        if not 200 <= int(message.words[1]) < 300:
+            raise Failure("InitFailed", "the initializer of %s answered %s"
+                          % (self.profile.name, message.words[1]))
+
+    def _ends(self) -> bool:
+        try:
+            return self.process is None or self.process.wait(0.25) is not None
+        except subprocess.TimeoutExpired:
+            return False
+
+    def own_lines(self, control_path: str, request_id: str,
+                  timeout_s: float) -> List[str]:
+        """Return the fields by which a worker knows its platform [fcc.fields.own]."""
+        return ["X-Fc-Request-Id: " + request_id, "X-Fc-Control-Path: " + control_path,
+                "X-Fc-Function-Timeout: %g" % timeout_s, self._own_lines]
+
+    def connect(self, deadline: float) -> Optional[Stream]:
+        """Return a connection, None when the worker cannot be reached any more. Blocks
+        for a second at most."""
+        while self.pool:
+            try:
+                stream = self.pool.pop()
+            except IndexError:
+                break  # another call was faster
+            if not stream.peer_gone():
+                return stream
+            stream.socket.close()
+        try:
+            return self._dial(min(1.0, max(0.001, deadline - time.monotonic())))
+        except OSError:
+            return None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if the process is still there."""
+        if self.process is not None and self.process.returncode is None:
+            send_signal(self.process.pid, number)
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory of the process, 0 if nobody knows."""
+        pid = self.process.pid if self.process else 0
+        try:
+            with open("/proc/%d/statm" % pid) as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def state_of_play(self) -> Dict[str, object]:
+        """Return what GET /-/stats shows of a worker."""
+        return {"id": self.id, "state": self.state, "active": self.active,
+                "pid": self.process.pid if self.process else None,
+                "served": self.served}
+
+
+def read_answer(stream: Stream) -> Message:
+    """Read the head of a worker's answer, past interim ones. Raises ConnectionError
+    when there is none, BadMessage, Late."""
+    while True:
+        message = stream.head()
+        if message is None:
+            raise ConnectionResetError("closed without an answer")
+        version, status = message.words[:2]
+        if not version.startswith("HTTP/1.") or not _STATUS.fullmatch(status):
+            raise BadMessage("first line %r" % " ".join(message.words)[:80])
+        if status[0] != "1":
+            return message
+        if status == "101":
+            raise BadMessage("an upgrade that nobody asked for")
+
+
+def reap_orphans(own: Iterable[int]) -> None:
+    """Reap children that are no workers: as process 1 of a container we inherit what
+    workers have left behind, and what nobody reaps stays in the process table."""
+    try:
+        while True:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or ended.si_pid in own:
+                return  # a worker's own thread waits for it
+            os.waitpid(ended.si_pid, 0)
+    except (AttributeError, ChildProcessError):
+        pass  # no such call on this system; no children
+
+
+def free_port(taken: Iterable[int]) -> int:
+    """Return a free port below the range from which outgoing connections get theirs,
+    so that none of them can be in the worker's way."""
+    for _ in range(1000):
+        port = random.randrange(10240, 32000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        if port not in taken:
+            return port
+    raise OSError("no free port between 10240 and 32000")
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a process that may have ended."""
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def kill_marked(variable: str) -> None:
+    """Kill every process with this end of a variable in its environment: what a worker
+    forked inherits it. By group is no way: workers stay in the container's process
+    group, so that it is frozen and dies as one."""
+    mark = variable.encode() + b"\0"
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        try:
+            with open("/proc/%d/environ" % int(name), "rb") as file:
+                if mark in file.read():
+                    os.kill(int(name), signal.SIGKILL)
+        except (OSError, ValueError):
+            pass  # not a process, another user's, or gone
+
+
+# ---- a call and its broker ----
+
+class Call:
+    """One invocation. Agent.invoke() returns it as the answer: `status`, `headers`,
+    and the body to iterate over; close() it when you stop before its end."""
+
+    worker: Optional[Worker] = None
+    gate: Optional[threading.Lock] = None    # of a call that waits in a queue
+    refusal: Optional[Failure] = None        # and comes out with this
+    is_new = False               # the worker had no call before
+    queued_s = first_byte_s = 0.0
+    control_path = ""
+    status = 0
+    length: Optional[int] = None   # of the body; None = unknown
+    is_bare = False              # there is no body, whatever its length
+    is_ok = False                # the handler did not fail
+    error = ""
+    size = 0                     # of the body so far
+    _stream: Optional[Stream] = None
+    _upload: Optional["Upload"] = None
+    _reusable = _released = _closed = False
+
+    def __init__(self, agent: "Agent", name: str, metadata: Metadata) -> None:
+        self.agent = agent
+        self.name = name
+        self.metadata = metadata
+        self.started = time.monotonic()
+        self.deadline = self.started + metadata.timeout_s
+        self.lines: List[str] = []   # the header fields of the answer
+        self._parts: Iterator[bytes] = iter(())
+
+    def exchange(self, stream: Stream, body: Body) -> None:
+        """Send the call and read the head of the answer. Raises Failure."""
+        self._stream = stream
+        stream.arm(self.deadline)
+        head, chunked = self._format(body)
+        try:
+            if isinstance(body, bytes):
+                stream.send(head + body)
+            else:
+                stream.send(head)
+                self._upload = Upload(stream, body, chunked)
+            message = read_answer(stream)
+        except Late:
+            if self._upload is not None and self._upload.waits:
+                raise Failure("CallerGone", "the caller has not sent its body in time")
+            raise Failure("HeadTimeout", "%s gave no answer within %g s"
+                          % (self.name, self.metadata.timeout_s))
+        except BadMessage as error:
+            raise Failure("BadAnswer", "%s: %s" % (self.name, error))
+        except OSError as error:
+            if self._upload is not None and self._upload.error is not None:
+                raise Failure("CallerGone", "the caller sent half a body")
+            raise Failure("WorkerDied", "the worker of %s is gone: %s"
+                          % (self.name, error))
+        self._take_head(message)
+
+    def _format(self, body: Body) -> Tuple[bytes, bool]:
+        """Return the head of the request, and whether its body goes in chunks."""
+        assert self.worker is not None
+        metadata = self.metadata
+        lines, others = split_lines(
+            metadata.lines or ["%s: %s" % pair for pair in metadata.headers],
+            DROPPED_REQUEST)
+        self.control_path = others.get("x-fc-control-path") or (
+            "/invoke" if (metadata.method, metadata.url) == ("POST", "/invoke")
+            else "/http-invoke")
+        if not lines or not any(line[:5].lower() == "host:" for line in lines):
+            lines.append("Host: 127.0.0.1")
+        lines += self.worker.own_lines(self.control_path, metadata.request_id,
+                                       metadata.timeout_s)
+        length: Optional[int] = None
+        if isinstance(body, bytes):
+            length = len(body)
+        elif "content-length" in others:
+            length = int(others["content-length"])
+        if length != 0 or metadata.method not in ("GET", "HEAD"):
+            lines.append(framing(length))
+        start = "%s %s HTTP/1.1" % (metadata.method, metadata.url or "/")
+        if not (_START.fullmatch(start) and _VALUE.fullmatch(metadata.request_id)):
+            raise BadMessage("no method, URL and id: %r" % start[:80])
+        return format_head(start, lines), length is None
+
+    def _take_head(self, message: Message) -> None:
+        assert self._stream is not None
+        self.first_byte_s = time.monotonic() - self.started
+        self.status = int(message.words[1])
+        self.is_ok = judge_answer(self.control_path, self.status,
+                                  message.get("x-fc-status"))
+        if not self.is_ok:
+            self.error = "HandlerFailed"
+        self.lines = [  # [fcc.answer.fields]
+            line for line in split_lines(message.lines, HOP_FIELDS)[0]
+            if not line[:10].lower().startswith(("x-fc-", "x-noslate-"))]
+        length = message.length()
+        self.length = None if length == -1 else length
+        self.is_bare = self.metadata.method == "HEAD" or self.status in (204, 304)
+        if self.is_bare:
+            length = 0
+        self._reusable = length is not None and message.keep_alive()
+        self._stream.deadline += BODY_EXTRA_S  # [fcc.timeout.body]
+        self._parts = self._stream.parts(length)
+
+    @property
+    def headers(self) -> List[Tuple[str, str]]:
+        """The header fields of the answer as pairs."""
+        pairs = [line.partition(":") for line in self.lines]
+        return [(name, value.strip(" \t")) for name, _, value in pairs]
+
+    def __iter__(self) -> Generator[bytes, None, None]:
+        """Yield the body as it comes. Raises Failure when it breaks off."""
+        done = False
+        try:
+            for part in self._parts:
+                self.size += len(part)
+                yield part
+            done = True
+        except Late:
+            raise self._broken("BodyTimeout", "the answer takes too long")
+        except (BadMessage, OSError) as error:
+            raise self._broken("StreamBroken", str(error))
+        finally:
+            self.close("" if done else "CallerGone")
+
+    def _broken(self, name: str, message: str) -> Failure:
+        self.error = name
+        return Failure(name, "%s: %s" % (self.name, message))
+
+    def body_ready(self) -> bool:
+        """Tell whether the body can be read without waiting."""
+        return bool(self.length) and not self.is_bare and (
+            self._stream is not None and len(self._stream.rest) >= (self.length or 0))
+
+    def release(self, error: str = "") -> None:
+        """Give the worker's slot and connection back; the body has been read."""
+        if self._released:
+            return
+        self._released = True
+        self.error = self.error or error
+        stream, upload = self._stream, self._upload
+        reusable = self._reusable and not error and (
+            upload is None or upload.done.is_set())
+        if stream is not None and reusable and not stream.rest and (
+                self.worker is not None and self.worker.state == "ready"):
+            self.worker.pool.append(stream)
+            stream = None
+        if stream is not None:
+            stream.shut()  # the handler may learn that nobody waits [fcc.caller.gone]
+        self.agent.settle(self)
+        if upload is not None:
+            upload.thread.join()
+        if stream is not None:
+            stream.socket.close()
+
+    def close(self, error: str = "") -> None:
+        """End the call, and write its line of the access log."""
+        self.release(error)
+        if not self._closed:
+            self._closed = True
+            self.error = self.error or error
+            self.agent.log(self)
+
+
+class Upload:
+    """Sends a body to a worker from a thread of its own, so that a worker may answer
+    while it reads. What the worker does not want any more is read and dropped."""
+
+    def __init__(self, stream: Stream, body: Iterable[bytes], chunked: bool) -> None:
+        self.error: Optional[Exception] = None   # of the caller's side
+        self.waits = True                        # for the caller, not for the worker
+        self.done = threading.Event()            # the worker has it all
+        self._stream = stream
+        self._body = body
+        self._chunked = chunked
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        wanted = True
+        try:
+            for part in self._body:
+                wanted = wanted and self._send(
+                    b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
+            if wanted and self._send(b"0\r\n\r\n" if self._chunked else b""):
+                self.done.set()
+        except (BadMessage, Late, OSError) as error:
+            self.error = error
+            self._stream.shut()  # half a body: the worker must notice
+
+    def _send(self, data: bytes) -> bool:
+        self.waits = False
+        try:
+            self._stream.send(data)
+        except (Late, OSError):
+            return False
+        self.waits = bool(data)
+        return True
+
+
+class Broker:
+    """What belongs to one function: workers, queue, tokens. The agent's lock guards
+    it; no method blocks."""
+
+    def __init__(self, profile: Profile, now: float) -> None:
+        self.profile = profile
+        self.workers: List[Worker] = []          # all but the stopped, oldest first
+        self.queue: Deque[Call] = collections.deque()   # [fcc.queue.order]
+        self.bucket = Bucket(profile, now)
+        self.low_ticks = 0
+        self.turn = 0
+        self.failure: Optional[Failure] = None   # of the last launch
+
+    def update(self, profile: Profile, now: float) -> List[Worker]:
+        """Take another profile; return the workers that must go."""
+        old, self.profile = self.profile, profile
+        if (old.tokens, old.tokens_per_fill, old.fill_interval_s) != (
+                profile.tokens, profile.tokens_per_fill, profile.fill_interval_s):
+            self.bucket = Bucket(profile, now)
+        self.bucket.profile = profile
+        if old.identity != profile.identity:
+            return list(self.workers)
+        for worker in self.workers:
+            worker.profile = profile
+        return []
+
+    def count(self, *states: str) -> int:
+        """Return how many workers are in one of these states."""
+        return sum(worker.state in states for worker in self.workers)
+
+    def active(self) -> int:
+        """Return how many calls run in ready workers."""
+        return sum(worker.active for worker in self.workers if worker.state == "ready")
+
+    def pick(self) -> Optional[Worker]:
+        """Return the worker for the next call, None when each is full."""
+        ready = [worker for worker in self.workers if worker.state == "ready"]
+        limit = self.profile.max_active
+        if self.profile.round_robin:  # [fcc.dispatch.round-robin]
+            if not ready or self.active() >= limit * len(ready):
+                return None
+            self.turn += 1
+            return ready[self.turn % len(ready)]
+        worker = min(ready, key=lambda one: one.active, default=None)
+        # [fcc.dispatch.least]
+        return worker if worker is not None and worker.active < limit else None
+
+    def victims(self, number: int) -> List[Worker]:
+        """Return the ready workers that shrinking takes first [fcc.scale.victims]."""
+        ready = [worker for worker in self.workers if worker.state == "ready"]
+        if self.profile.shrink_strategy == "FILO":
+            ready.reverse()
+        elif self.profile.shrink_strategy == "LCC":
+            ready.sort(key=lambda one: one.active)
+        return ready[:number]
+
+    def reject(self, failure: Failure) -> None:
+        """Let every call in the queue fail [fcc.launch.failed]."""
+        self.failure = failure
+        while self.queue:
+            call = self.queue.popleft()
+            call.refusal = failure
+            assert call.gate is not None
+            call.gate.release()
+
+
+# ---- the agent ----
+
+class Agent:
+    """Noslate's agent: start(), set_profiles(), invoke(), close(). One lock guards the
+    brokers and workers; it is never held while something blocks."""
+
+    def __init__(self, settings: Optional[Settings] = None, *, log_folder: str = "",
+                 write_log: Callable[[str], None] = lambda line: None,
+                 on_failure: Callable[[], None] = lambda: None) -> None:
+        self.settings = {name: limit.default for name, limit in LIMITS.items()}
+        self.settings.update(settings or {})
+        self.mark = secrets.token_hex(6)         # at the end of each worker's id
+        self.work_folder = tempfile.mkdtemp(prefix="noslate-")
+        self.log_folder = log_folder or os.path.join(self.work_folder, "logs")
+        self.brokers: Dict[str, Broker] = {}
+        self.services: Services = {}
+        self.workers: List[Worker] = []          # of all brokers, also removed ones
+        self.state = "created"                   # running, closing, closed
+        self.calls = 0
+        self.counts: Dict[str, int] = collections.Counter()
+        self.lock = threading.Lock()
+        self._wake = threading.Condition(self.lock)      # of the control loop
+        self._changed = threading.Condition(self.lock)   # for initialize() and close()
+        self._launch_queue: List[Worker] = []
+        self._old_logs: Deque[str] = collections.deque()
+        self._next_tick = self._next_check = math.inf
+        self._write_log = write_log
+        self._on_failure = on_failure
+        self._control_thread = threading.Thread(target=self._control, daemon=True)
+        self.drain_until = math.inf              # a signal handler may lower it
+
+    def start(self) -> None:
+        """Start the control loop; from here on calls are dispatched."""
+        self.state = "running"
+        self._control_thread.start()
+
+    def set_profiles(self, document: object) -> None:
+        """Replace the whole list. Workers whose code is another now finish their calls
+        first [fcc.profile.drain]. Raises ValueError, and nothing has changed then."""
+        functions, services = read_profiles(document, self.settings)
+        now = time.monotonic()
+        with self.lock:
+            gone = [self.brokers.pop(name) for name in list(self.brokers)
+                    if name not in functions]
+            for broker in gone:
+                broker.reject(Failure("UnknownFunction", "%s was removed"
+                                      % broker.profile.name))
+                for worker in list(broker.workers):
+                    self._retire(worker)
+            self.services = services
+            for name, profile in functions.items():
+                broker = self.brokers.setdefault(name, Broker(profile, now))
+                for worker in broker.update(profile, now):
+                    self._retire(worker)
+                self._refill(broker)
+                self._reserve(broker)
+
+    def initialize(self) -> None:
+        """Wait until every reserved worker is ready. Raises Failure."""
+        with self.lock:
+            short = self._short()
+            for broker in short:
+                broker.failure = None
+                self._reserve(broker)
+            while short:
+                for broker in short:
+                    if broker.failure is not None:
+                        raise broker.failure
+                if self.state != "running":
+                    raise Failure("AgentClosed", "the gateway is stopping")
+                self._changed.wait()
+                short = self._short()
+
+    def _short(self) -> List[Broker]:
+        return [broker for broker in self.brokers.values()
+                if broker.count("ready") < broker.profile.reserved]
+
+    def invoke(self, name: str, stream: Body = b"",
+               metadata: Metadata = Metadata()) -> Call:
+        """Call a function. Return its answer when the head is there; the worker's slot
+        is held until the body was read or closed. Blocks until the deadline at most.
+        Raises Failure; no call is ever sent twice [fcc.retry.none]."""
+        call = Call(self, name, metadata)
+        with self.lock:
+            self.calls += 1
+        try:
+            while True:
+                self._admit(call)
+                assert call.worker is not None
+                connected = call.worker.connect(call.deadline)
+                if connected is not None:
+                    break
+                self._lost(call)  # nothing was sent: another worker may have it
+            call.exchange(connected, stream)
+        except Failure as failure:
+            call.error = failure.name
+            call.close(failure.name)
+            raise
+        except BaseException:
+            call.close("CallerGone")
+            raise
+        return call
+
+    def _admit(self, call: Call) -> None:
+        """Get a slot for the call, at once or out of the queue. Raises Failure."""
+        with self.lock:
+            broker = self._check(call)
+            worker = None if broker.queue else broker.pick()
+            if worker is not None:
+                self._take(worker, call)
+                return
+            self._enqueue(broker, call)
+        assert call.gate is not None
+        if not call.gate.acquire(timeout=max(0.0, call.deadline - time.monotonic())):
+            with self.lock:
+                if call in broker.queue:
+                    broker.queue.remove(call)
+        call.queued_s = time.monotonic() - call.started
+        if call.refusal is not None:
+            raise call.refusal
+        if call.worker is None or time.monotonic() >= call.deadline:
+            # [fcc.timeout.queue]
+            raise Failure("QueueTimeout", "no worker of %s was free within %g s"
+                          % (call.name, call.metadata.timeout_s))
+
+    def _check(self, call: Call) -> Broker:
+        broker = self.brokers.get(call.name)
+        if self.state != "running":
+            raise Failure("AgentClosed", "the gateway is %s" % self.state)
+        if broker is None:
+            raise Failure("UnknownFunction", "no function %r" % call.name)
+        if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
+            raise Failure("Overloaded", "too many calls: %d" % self.calls)
+        if not broker.bucket.take(time.monotonic()):
+            raise Failure("RateLimited", "%s is over its rate" % call.name)
+        return broker
+
+    def _enqueue(self, broker: Broker, call: Call) -> None:
+        """Put a call into the queue and order a worker (lock held). Raises Failure."""
+        profile = broker.profile
+        if profile.queue_disabled:  # [fcc.queue.disabled]
+            self._want_worker(broker, 1)
+            raise Failure("QueueDisabled", "%s has no free worker" % call.name)
+        queued = sum(len(one.queue) for one in self.brokers.values())
+        if queued >= self.settings["queued_calls"]:
+            raise Failure("Overloaded", "too many calls wait: %d" % queued)
+        if profile.fast_fail and (
+                broker.count("created", "ready") >= profile.replica_limit):
+            raise Failure("ReplicaLimit", "%s has all the workers it may have"
+                          % call.name)
+        call.gate = threading.Lock()
+        call.gate.acquire()
+        broker.queue.append(call)
+        self._refill(broker)
+
+    def _take(self, worker: Worker, call: Call) -> None:
+        call.is_new = worker.served == 0
+        call.worker = worker
+        worker.active += 1
+        worker.served += 1
+        if worker.active == 1 and self._next_check == math.inf:
+            self._next_check = time.monotonic() + self.settings["memory_check_s"]
+            self._wake.notify()
+
+    def _serve_queue(self, broker: Broker) -> None:
+        while broker.queue:
+            worker = broker.pick()
+            if worker is None:
+                return
+            call = broker.queue.popleft()
+            self._take(worker, call)
+            assert call.gate is not None
+            call.gate.release()
+
+    def _lost(self, call: Call) -> None:
+        """A worker cannot be connected to: it gets no more calls."""
+        with self.lock:
+            assert call.worker is not None
+            call.worker.active -= 1
+            self._retire(call.worker)
+            call.worker = call.gate = None
+
+    def settle(self, call: Call) -> None:
+        """A call has ended: pass its slot on."""
+        worker = call.worker
+        with self.lock:
+            self.calls -= 1
+            self.counts[call.error or "ok"] += 1
+            if worker is not None:
+                worker.active -= 1
+                if worker.profile.disposable or call.error in RETIRING:
+                    self._retire(worker)
+                elif worker.state == "ready":
+                    self._serve_queue(worker.broker)
+                if not worker.active and worker.move("drained"):
+                    self._terminate(worker)
+            if self.state != "running":
+                self._changed.notify_all()
+
+    def log(self, call: Call) -> None:
+        """Write the line of a call [fcc.log.access]."""
+        metadata = call.metadata
+        self._write_log(
+            '{"time": %.3f, "request_id": %s, "function": %s, "worker": %s, '
+            '"new_worker": %s, "method": %s, "url": %s, "status": %d, "error": %s, '
+            '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f, "bytes": %d}\n'
+            % (time.time(), quote(metadata.request_id), quote(call.name),
+               quote(call.worker.id) if call.worker else "null",
+               "true" if call.is_new else "false", quote(metadata.method),
+               quote(metadata.url), call.status,
+               quote(call.error) if call.error else "null", call.queued_s * 1e3,
+               call.first_byte_s * 1e3, (time.monotonic() - call.started) * 1e3,
+               call.size))
+
+    # Workers come and go. All with the lock held, but launched() and exited().
+
+    def _want_worker(self, broker: Broker, demand: int,
+                     reserve: bool = False) -> Optional[Failure]:
+        """Order one worker unless those that start can take `demand` calls or the
+        function has all it may have. Return why it is impossible, None if it is not."""
+        profile = broker.profile
+        if self.state == "closed":
+            return Failure("AgentClosed", "the gateway has ended")
+        starting = broker.count("created")
+        if starting * profile.max_active >= demand or (  # [fcc.limit.replicas]
+                starting + broker.count("ready") >= profile.replica_limit):
+            return None
+        used = sum(worker.profile.memory_bytes for worker in self.workers
+                   if worker.state in ("created", "ready"))
+        # [fcc.limit.pool]
+        if used + profile.memory_bytes > self.settings["memory_pool_bytes"]:
+            return Failure("MemoryPoolFull", "%s needs %d bytes, the pool of %d has %d"
+                           % (profile.name, profile.memory_bytes, self.settings[
+                               "memory_pool_bytes"],
+                              self.settings["memory_pool_bytes"] - used))
+        self.counts["workers"] += 1
+        worker = Worker(self, broker, self.counts["workers"])
+        worker.reserve = reserve
+        broker.workers.append(worker)
+        self.workers.append(worker)
+        self._launch_queue.append(worker)
+        self._launch_next()
+        if self._next_tick == math.inf:
+            self._next_tick = time.monotonic() + self.settings["tick_s"]
+            self._wake.notify()
+        return None
+
+    def _refill(self, broker: Broker) -> None:
+        """Order the workers that the queue needs [fcc.launch.demand]."""
+        while broker.queue:
+            before = len(broker.workers)
+            failure = self._want_worker(broker, len(broker.queue))
+            if failure is not None:
+                broker.reject(failure)
+            if len(broker.workers) == before:
+                return
+
+    def _reserve(self, broker: Broker) -> None:
+        # [fcc.scale.reserve]
+        while broker.count("created", "ready") < broker.profile.reserved:
+            failure = self._want_worker(broker, 1 << 30, reserve=True)
+            if failure is not None:
+                broker.failure = failure
+                return
+
+    def _launch_next(self) -> None:
+        """Start what may start; disposable first, reserved last [fcc.launch.parallel].
+        """
+        self._launch_queue.sort(key=lambda one: 0 if one.profile.disposable else
+                                2 if one.reserve else 1)
+        running = sum(one.launching for one in self.workers)
+        while self._launch_queue and running < self.settings["launches"]:
+            worker = self._launch_queue.pop(0)
+            worker.launching = True
+            running += 1
+            threading.Thread(target=worker.run, daemon=True).start()
+
+    def pids(self) -> List[int]:
+        """Return the processes of all workers."""
+        return [worker.process.pid for worker in list(self.workers)
+                if worker.process is not None]
+
+    def ports_taken(self) -> List[int]:
+        """Return the ports of all workers."""
+        return [worker.port for worker in list(self.workers)]
+
+    def launched(self, worker: Worker, failure: Optional[Failure]) -> None:
+        """The worker can serve, or never will."""
+        with self.lock:
+            worker.launching = False
+            if failure is None and worker.move("installed"):
+                self._serve_queue(worker.broker)
+            elif failure is not None and worker.move("failed"):
+                worker.signal(signal.SIGKILL)
+                worker.broker.reject(failure)
+                self.counts[failure.name] += 1
+            self._launch_next()
+            self._changed.notify_all()
+
+    def exited(self, worker: Worker) -> None:
+        """The process has ended, or there never was one."""
+        with self.lock:
+            worker.move("exit")
+            self._forget(worker)
+            self._old_logs.append(worker.log_folder)
+            spent = self._old_logs.popleft() if len(self._old_logs) > LOGS_KEPT else ""
+        if spent:
+            shutil.rmtree(spent, ignore_errors=True)
+
+    def _forget(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        worker.broker.workers.remove(worker)
+        if self.brokers.get(worker.profile.name) is worker.broker:
+            self._refill(worker.broker)
+        self._changed.notify_all()
+
+    def _retire(self, worker: Worker) -> None:
+        """Give a worker no more calls; stop it when it has none [fcc.stop.drain]."""
+        action = worker.move("retire")
+        if action == "kill" and not worker.launching:
+            self._launch_queue.remove(worker)
+            self._forget(worker)
+        elif action == "kill":
+            worker.signal(signal.SIGKILL)
+        elif action == "drain" and worker.active:
+            worker.deadline = time.monotonic() + self.settings["drain_s"]
+            self._wake.notify()
+        elif action == "drain":
+            worker.move("drained")
+            self._terminate(worker)
+        if action:
+            self._refill(worker.broker)
+
+    def _terminate(self, worker: Worker) -> None:
+        worker.signal(signal.SIGTERM)  # [fcc.stop.signals]
+        worker.deadline = time.monotonic() + self.settings["grace_s"]
+        self._wake.notify()
+
+    # The control loop: ticks, memory, the deadlines of workers that go.
+
+    def _control(self) -> None:
+        try:
+            with self.lock:
+                while self.state != "closed":
+                    self._control_once()
+        except BaseException:
+            traceback.print_exc()
+            self._on_failure()
+
+    def _control_once(self) -> None:
+        due = min([self._next_tick, self._next_check]
+                  + [worker.deadline for worker in self.workers])
+        now = time.monotonic()
+        if due > now:  # no worker, no reason to wake up
+            self._wake.wait(None if due == math.inf else due - now)
+            return
+        if now - due > FREEZE_S:  # [fcc.freeze.clocks] we were frozen for so long
+            for worker in self.workers:
+                worker.deadline += now - due
+        if self._next_tick <= now:
+            self._next_tick = math.inf
+            self._tick_all(now)
+        if self._next_check <= now:
+            self._next_check = math.inf
+            self._check_memory()
+        for worker in self.workers:
+            if worker.deadline <= now:
+                worker.deadline = math.inf
+                if worker.move("late") == "terminate":
+                    self._terminate(worker)
+                else:
+                    worker.signal(signal.SIGKILL)
+
+    def _tick_all(self, now: float) -> None:
+        if self.state != "running":
+            return
+        for broker in self.brokers.values():
+            self.tick(broker)
+        if self.workers or any(one.profile.reserved for one in self.brokers.values()):
+            self._next_tick = now + self.settings["tick_s"]
+
+    def tick(self, broker: Broker) -> None:
+        """Look at the load of a function and order or retire workers (lock held)."""
+        change, broker.low_ticks = plan_workers(
+            broker.profile, broker.active(), broker.count("ready"),
+            broker.count("created"), broker.low_ticks, self.settings["idle_ticks"])
+        for worker in broker.victims(-change) if change < 0 else []:
+            self._retire(worker)
+        for _ in range(change):
+            if self._want_worker(broker, 1 << 30, reserve=True) is not None:
+                return  # the pool is full: nobody waits, so nobody is told
+
+    def _check_memory(self) -> None:
+        """Kill workers that hold too much for too long [fcc.limit.memory]."""
+        for worker in self.workers:
+            if worker.active:
+                self._next_check = time.monotonic() + self.settings["memory_check_s"]
+                over = worker.memory_bytes() > worker.profile.memory_bytes
+                worker.strikes = worker.strikes + 1 if over else 0
+                if worker.strikes > MEMORY_STRIKES:
+                    worker.signal(signal.SIGKILL)
+
+    def close(self, drain_s: Optional[float] = None) -> bool:
+        """Take no more calls, let those that are here end, stop every worker. Return
+        whether all of them ended by themselves. Blocks drain_s and grace_s at most."""
+        with self.lock:
+            if self.state == "running":
+                self.state = "closing"
+            limit_s = self.settings["drain_s"] if drain_s is None else drain_s
+            self.drain_until = min(self.drain_until, time.monotonic() + limit_s)
+            while self.calls and time.monotonic() < self.drain_until:
+                self._changed.wait(0.1)
+            drained = not self.calls
+            for broker in self.brokers.values():
+                broker.reject(Failure("AgentClosed", "the gateway is stopping"))
+            for worker in list(self.workers):
+                self._retire(worker)
+                if worker.state == "pending-stop" and worker.move("late"):
+                    self._terminate(worker)
+            end = time.monotonic() + self.settings["grace_s"] + 2
+            while self.workers and time.monotonic() < end:
+                self._changed.wait(0.1)
+        return drained
+
+    def end(self) -> None:
+        """Let go of everything at once; nothing of us is left afterwards."""
+        with self.lock:
+            self.state = "closed"
+            self._wake.notify_all()
+            for worker in list(self.workers):
+                self._retire(worker)  # what is being started ends when it is there
+                worker.signal(signal.SIGKILL)
+            deadline = time.monotonic() + END_S
+            while self.workers and time.monotonic() < deadline:
+                self._changed.wait(0.1)
+        if self.counts["workers"]:
+            time.sleep(EXEC_S)
+            kill_marked("-" + self.mark)
+        shutil.rmtree(self.work_folder, ignore_errors=True)
+
+    def stats(self) -> Dict[str, object]:
+        """Return what GET /-/stats shows."""
+        with self.lock:
+            return {"state": self.state, "calls": self.calls, "counts": self.counts,
+                    "functions": {name: {
+                        "queued": len(broker.queue), "low_ticks": broker.low_ticks,
+                        "workers": [one.state_of_play() for one in broker.workers]}
+                        for name, broker in self.brokers.items()},
+                    "services": self.services}
+
+
+# ---- the server ----
+
+class Request:
+    """One request of a caller: its head, its body, and the way back."""
+
+    def __init__(self, message: Message, stream: Stream) -> None:
+        method, target, version = (message.words + [""])[:3]
+        if version not in ("HTTP/1.1", "HTTP/1.0") or not _TOKEN.fullmatch(method):
+            raise BadMessage("first line %r" % " ".join(message.words)[:80])
+        self.method, self.target = method, target
+        self.path = target.partition("?")[0]
+        self.message = message
+        self.stream = stream
+        self.is_old = version == "HTTP/1.0"
+        self.keep_alive = message.keep_alive()
+        self.length = message.length() or 0
+        self.expects = message.get("expect").lower() == "100-continue"
+        self.control_path = message.get("x-fc-control-path")
+        # Without the field the path decides [fcc.invoke.kind]
+        self.kind = self.control_path or (
+            "/invoke" if (method, self.path) == ("POST", "/invoke") else
+            self.path if method in ("GET", "POST") and self.path != "/invoke" else "")
+
+    def body(self, deadline: float) -> Body:
+        """Return a body that is small, else an iterator over it as it comes."""
+        if not self.length:
+            return b""
+        if 0 < self.length <= len(self.stream.rest):
+            body = self.stream.rest[:self.length]
+            self.stream.rest = self.stream.rest[self.length:]
+            self.length = 0
+            return body
+        self.stream.arm(deadline)
+        parts = self._parts()
+        return b"".join(parts) if 0 < self.length <= WHOLE_BYTES else parts
+
+    def _parts(self) -> Iterator[bytes]:
+        if self.expects and not self.stream.rest:
+            self.stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.expects = False
+        yield from self.stream.parts(self.length)
+        self.length = 0
+
+    def skip(self) -> None:
+        """Read what is left of a body that nobody wanted, within bounds, so that the
+        caller gets to see the answer."""
+        if not self.length:
+            return
+        self.keep_alive = False
+        if self.expects:
+            return
+        self.stream.arm(time.monotonic() + HEAD_TIMEOUT_S)
+        size = 0
+        try:
+            for part in self.stream.parts(self.length):
+                size += len(part)
+                if size > SKIP_BYTES:
+                    return
+        except (BadMessage, Late, OSError):
+            pass
+
+    def answer(self, status: int, document: object = None,
+               lines: Sequence[str] = ()) -> None:
+        """Answer with a JSON document, or with an empty body."""
+        self.skip()
+        body = b""
+        if document is not None:
+            body = json.dumps(document).encode() + b"\n"
+            lines = [*lines, "Content-Type: application/json"]
+        self.stream.deadline = time.monotonic() + HEAD_TIMEOUT_S
+        self.send_head(status, lines, len(body), b"" if self.method == "HEAD" else body)
+
+    def send_head(self, status: int, lines: Sequence[str],
+                  length: Optional[int], body: bytes = b"") -> None:
+        """Send a head; None = a body of unknown size follows."""
+        if status >= 200 and status not in (204, 304):
+            if length is None and self.is_old:
+                self.keep_alive = False  # the end of the stream ends the body
+            else:
+                lines = [*lines, framing(length)]
+        if not self.keep_alive:
+            lines = [*lines, "Connection: close"]
+        self.stream.send(format_head(status_line(status), lines) + body)
+
+
+class Server:
+    """The HTTP server of the container. It dispatches to an agent."""
+
+    def __init__(self, agent: Agent, host: str, port: int, default_function: str = "",
+                 on_failure: Callable[[], None] = lambda: None) -> None:
+        self.agent = agent
+        self.default_function = default_function
+        self._on_failure = on_failure
+        self._connections: Dict[Stream, threading.Thread] = {}
+        self._listener = socket.socket(
+            socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((host, port))
+        self._listener.listen(1024)
+        self.port: int = self._listener.getsockname()[1]
+        self._closing = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        try:
+            while not self._closing:
+                self._admit()
+        except BaseException:
+            traceback.print_exc()
+            self._on_failure()
+
+    def _admit(self) -> None:
+        try:
+            accepted, address = self._listener.accept()
+        except OSError:
+            if self._listener.fileno() < 0 and not self._closing:
+                raise
+            if not self._closing:
+                time.sleep(0.05)  # too many files: connections must end first
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            accepted.close()
+            return
+        try:
+            threading.Thread(target=self._serve, args=(accepted, address[0]),
+                             daemon=True).start()
+        except RuntimeError:  # no more threads: calls must end first
+            accepted.close()
+
+    def close(self) -> None:
+        """Stop listening; let answers that are on their way go out, for a second."""
+        self._closing = True
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        except OSError:
+            pass
+        self._listener.close()
+        deadline = time.monotonic() + 1
+        connections = list(self._connections.items())
+        for stream, _ in connections:
+            stream.shut(socket.SHUT_RD)  # who waits for a request waits no more
+        for stream, thread in connections:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            stream.shut()
+
+    def _serve(self, accepted: socket.socket, address: str) -> None:
+        stream: Optional[Stream] = None
+        try:
+            stream = Stream(accepted)
+            self._connections[stream] = threading.current_thread()
+            is_local = address.startswith("127.") or address == "::1"
+            while self._serve_one(stream, is_local):
+                pass
+        except BadMessage as error:
+            assert stream is not None
+            self._refuse(stream, error)
+        except (Late, OSError):
+            pass  # the caller is gone, or too slow
+        finally:
+            if stream is not None:
+                self._connections.pop(stream, None)
+            accepted.close()
+
+    def _refuse(self, stream: Stream, error: BadMessage) -> None:
+        body = json.dumps({"errorType": "BadRequest", "errorMessage": str(error)})
+        try:
+            stream.deadline = time.monotonic() + HEAD_TIMEOUT_S
+            stream.send(format_head(status_line(error.status), [
+                "Content-Type: application/json", "Connection: close",
+                framing(len(body))]) + body.encode())
+        except (Late, OSError):
+            pass
+
+    def _serve_one(self, stream: Stream, is_local: bool) -> bool:
+        message = stream.head()
+        if message is None:
+            return False
+        request = Request(message, stream)
+        kind = request.kind
+        if kind in ("/invoke", "/http-invoke"):
+            self._invoke(request)
+        elif kind in self.HOOKS:
+            self._hook(request)
+        elif is_local and not request.control_path and request.path in (
+                "/-/stats", "/-/profiles"):  # [fcc.admin.local]
+            self._admin(request)
+        else:  # [fcc.path.unknown]
+            self._fail(request, Failure("UnknownPath", "%s %s is nothing that FC calls"
+                                        % (request.method, request.target)), 404)
+        stream.arm(math.inf)
+        return request.keep_alive
+
+    # Hooks [fcc.hook.methods]
+
+    def _hook(self, request: Request) -> None:
+        try:
+            self.HOOKS[request.kind](self)
+        except Failure as failure:
+            self._fail(request, failure, 404)
+            return
+        request.answer(200)
+
+    def _initialize(self) -> None:  # [fcc.initialize.ready]
+        self.agent.initialize()
+
+    def _pre_freeze(self) -> None:
+        """Nothing to do: limits count running time, and nothing is buffered
+        [fcc.freeze.hook]."""
+
+    def _pre_stop(self) -> None:  # [fcc.stop.hook]
+        if not self.agent.close():
+            raise Failure("AgentClosed", "calls were cut off")
+
+    HOOKS: Dict[str, Callable[["Server"], None]] = {
+        "/initialize": _initialize, "/pre-freeze": _pre_freeze, "/pre-stop": _pre_stop}
+
+    # Invocations
+
+    def _invoke(self, request: Request) -> None:
+        message = request.message
+        metadata = Metadata(
+            request.method, request.target, (),
+            self._timeout_s(message.get("x-fc-function-timeout")),
+            message.get("x-fc-request-id") or message.get("x-noslated-request-id")
+            or "unknown", message.lines)
+        try:
+            name = choose_function(
+                message.get("x-noslated-dispatch"), message.get("x-fc-function-name"),
+                self.default_function, self.agent.brokers, self.agent.services,
+                random.random())
+            body = request.body(time.monotonic() + metadata.timeout_s + BODY_EXTRA_S)
+            call = self.agent.invoke(name, body, metadata)
+        except Failure as failure:
+            status = 404 if request.kind == "/invoke" else FAILURES[failure.name]
+            if failure.name == "CallerGone":
+                request.keep_alive = False
+            else:
+                self._fail(request, failure, status)
+            return
+        self._pass(request, call)
+
+    def _timeout_s(self, text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            return self.agent.settings["timeout_s"]
+        return seconds if 0 < seconds <= 86400 else self.agent.settings["timeout_s"]
+
+    def _pass(self, request: Request, call: Call) -> None:
+        """Pass an answer to the caller, as it comes."""
+        lines = call.lines + ["X-Fc-Status: 200"] if call.is_ok else [
+            *call.lines, "X-Fc-Status: 404", "X-Noslate-Error: HandlerFailed"]
+        stream = request.stream
+        stream.deadline = call.deadline + BODY_EXTRA_S
+        parts = iter(call)
+        try:
+            first = b""
+            if call.body_ready():  # head and body in one write, the log after it
+                first = next(parts, b"")
+                call.release()
+            request.send_head(call.status, lines, call.length, first)
+            chunked = not (call.is_bare or request.is_old) and call.length is None
+            for part in parts:
+                stream.send(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+            if chunked:
+                stream.send(b"0\r\n\r\n")
+        except Failure:  # [fcc.error.late] the caller sees that something is missing
+            request.keep_alive = False
+        finally:
+            parts.close()
+        if request.length:
+            request.keep_alive = False
+
+    def _fail(self, request: Request, failure: Failure, status: int) -> None:
+        request.answer(status, {"errorType": failure.name,
+                                "errorMessage": failure.message},
+                       ["X-Fc-Status: 404", "X-Noslate-Error: " + failure.name])
+
+    # Administration, for the container itself
+
+    def _admin(self, request: Request) -> None:
+        if (request.method, request.path) == ("GET", "/-/stats"):
+            request.answer(200, self.agent.stats())
+        elif (request.method, request.path) == ("PUT", "/-/profiles"):
+            self._put_profiles(request)
+        else:
+            request.answer(405)
+
+    def _put_profiles(self, request: Request) -> None:
+        if request.length > PROFILES_BYTES:
+            request.answer(413)
+            return
+        text = b""
+        for part in self._admin_body(request):
+            text += part
+            if len(text) > PROFILES_BYTES:  # in chunks, which have no end in sight
+                raise BadMessage("a list of functions over 8 MiB", 413)
+        try:
+            self.agent.set_profiles(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            request.answer(400, {"errorType": "InvalidProfiles",
+                                 "errorMessage": str(error)})
+            return
+        request.answer(200)
+
+    def _admin_body(self, request: Request) -> Iterable[bytes]:
+        body = request.body(time.monotonic() + HEAD_TIMEOUT_S)
+        return [body] if isinstance(body, bytes) else body
+
+
+# ---- command line ----
+
+LOST = b"\0"  # among the numbers of signals: a part of the gateway has ended
+
+
+class Container:
+    """The entry point: agent first, server last; the end of a part ends the whole."""
+
+    def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
+        self.options = options
+        # A signal may hit any thread, and would not wake the main one without the pipe
+        self._events, self._tell = os.pipe()
+        os.set_blocking(self._tell, False)
+        self.is_stopping = False
+        self._log_fd = self._open_log()
+        self.agent = Agent(settings, log_folder=options.log_folder,
+                           write_log=self._write_log,
+                           on_failure=self._lose)
+
+    def _open_log(self) -> int:
+        path = self.options.access_log
+        return 2 if path == "-" else os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _write_log(self, line: str) -> None:
+        try:
+            os.write(self._log_fd, line.encode())
+        except OSError:
+            pass  # a full disk must not end calls
+
+    def _lose(self) -> None:
+        os.write(self._tell, LOST)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if number != signal.SIGHUP:
+            if self.is_stopping:
+                self.agent.drain_until = 0.0  # the second signal: at once
+            self.is_stopping = True
+
+    def run(self) -> int:
+        """Serve until a signal or the loss of a part; return the exit status."""
+        try:
+            self._load()
+        except (OSError, ValueError, RecursionError) as error:
+            talk("%s: %s" % (self.options.profiles, error))
+            self.agent.end()
+            return 2
+        signal.set_wakeup_fd(self._tell)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        self.agent.start()
+        try:
+            server = Server(self.agent, self.options.host, self.options.port,
+                            self.options.default_function, self._lose)
+        except OSError as error:
+            talk("cannot listen on port %d: %s" % (self.options.port, error))
+            self.agent.end()
+            return 1
+        talk("listens on %s:%d" % (self.options.host, server.port))
+        try:
+            return self._watch()
+        finally:
+            server.close()
+            self.agent.end()
+
+    def _watch(self) -> int:
+        while True:
+            event = os.read(self._events, 1)
+            if event == LOST:
+                talk("a part of the gateway is lost")  # [fcc.end.part]
+                return 1
+            if event[0] == signal.SIGHUP:
+                self._reload()
+            elif event[0] in (signal.SIGTERM, signal.SIGINT):
+                self.agent.close()  # [fcc.stop.sigterm]
+                return 0
+
+    def _load(self) -> None:
+        if self.options.profiles:
+            with open(self.options.profiles, "rb") as file:
+                self.agent.set_profiles(json.load(file))
+
+    def _reload(self) -> None:
+        try:
+            self._load()
+        except (OSError, ValueError, RecursionError) as error:
+            talk("the list of functions stays as it was: %s" % error)
+        else:
+            talk("%d functions" % len(self.agent.brokers))
+
+
+def talk(text: str) -> None:
+    """Say something to whoever runs the container."""
+    print("gateway: " + text, file=sys.stderr, flush=True)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    env = os.environ
+    port = (env.get("FC_SERVER_PORT") or env.get("FC_CUSTOM_LISTEN_PORT")
+            or env.get("SERVER_PORT") or "9000")
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(sys.argv[0]),
+        description="Run many small functions in one FC container.")
+    add = parser.add_argument
+    add("--profiles", metavar="FILE.json", default="", help="the list of functions; "
+        "read again on SIGHUP")
+    add("--default-function", metavar="NAME", default="",
+        help="for calls that name no function")
+    add("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
+    add("--port", type=int, default=port, help="port to listen on (%(default)s)")
+    add("--log-folder", default=env.get("NOSLATE_LOGDIR", ""),
+        help="for the output of workers ($NOSLATE_LOGDIR; else a temporary one)")
+    add("--access-log", default="-", metavar="FILE|-", help="one line for each call")
+    for name, limit in LIMITS.items():
+        default = env.get(limit.variable) if limit.variable else None
+        add(limit.option, type=float, dest=name, metavar="N",
+            default=default if default else limit.default,
+            help="%s: %s (%g)" % (name, limit.meaning, limit.default))
+    add("--version", action="version",
+        version="gateway %s, SPEC %s" % (__version__, SPEC_VERSION))
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the container; return the exit status."""
+    options = make_parser().parse_args(argv)
+    settings = {name: getattr(options, name) for name in LIMITS}
+    return Container(options, settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+# base_bootstrap.py: a small correct bootstrap that others break in one place (MIT).
+"""A correct bootstrap for each protocol, in the fewest lines, made to be broken.
+
+Every step is a method of its own, so that a broken variant overrides exactly one of
+them. It carries the test handler of spec_tests/README.md.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, Dict, List, Optional, Tuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import wire  # noqa: E402
+
+
+class Failure(Exception):
+    """The handler failed: type and message of the error."""
+
+
+class Base:
+    """The test handler and what all protocols share."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.busy = self.stopping = False
+        signal.signal(signal.SIGTERM, self.on_sigterm)
+
+    def on_sigterm(self, *_: object) -> None:
+        """End now if idle, after the invocation if one runs."""
+        self.stopping = True
+        if not self.busy:
+            os._exit(0)
+
+    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
+        """Return the result of the event. Raises Failure."""
+        self.count += 1
+        if not event.startswith(b'{"do":"'):
+            return event
+        order = json.loads(event)
+        word = getattr(self, "do_" + order.pop("do"), None)
+        if word is None:
+            raise Failure("Unsupported", "no such instruction")
+        result: bytes = word(context=context, **order)
+        return result
+
+    def do_echo(self, text: str, **_: object) -> bytes:
+        return text.encode()
+
+    def do_raise(self, type: str, message: str, **_: object) -> bytes:
+        raise Failure(type, message)
+
+    def do_sleep(self, seconds: float, **_: object) -> bytes:
+        time.sleep(seconds)
+        return b"slept"
+
+    def do_exit(self, status: int, **_: object) -> bytes:
+        os._exit(status)
+
+    def do_print(self, text: str, **_: object) -> bytes:
+        print(text, flush=True)
+        return b"printed"
+
+    def do_size(self, bytes: int, **_: object) -> "bytes":
+        return b"x" * bytes
+
+    def do_context(self, context: Dict[str, Any], **_: object) -> bytes:
+        return json.dumps(context).encode()
+
+    def do_env(self, name: str, **_: object) -> bytes:
+        return os.environ.get(name, "").encode()
+
+    def do_count(self, **_: object) -> bytes:
+        return b"%d" % self.count
+
+    def outcome(self, event: bytes, context: Dict[str, Any]) -> Tuple[str, bytes]:
+        """Return `response` or `error`, and the body of it."""
+        try:
+            return "response", self.handle(event, context)
+        except Failure as failure:
+            return "error", self.report(*failure.args)
+
+    def report(self, type_: str, message: str) -> bytes:
+        """Return the body of an error report."""
+        return json.dumps({"errorType": type_, "errorMessage": message}).encode()
+
+
+# ---- pull ----
+
+
+class Pull(Base):
+    """The loop of scf and fg."""
+
+    poll_path = response_path = error_path = id_header = ""
+    host, port = "127.0.0.1", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channel: Optional[wire.Channel] = None
+        self.seen: List[bytes] = []
+
+    def exchange(self, method: str, path: str, body: Optional[bytes]) -> wire.Message:
+        """Send one request, on the open connection if there is one."""
+        data = self.request(method, path, body)
+        if self.channel is None:
+            self.channel = wire.connect(self.host, self.port, self.note, "platform")
+        try:
+            self.channel.send(data)
+            return self.read(method)
+        except wire.WireError:
+            self.drop()
+            raise
+
+    def note(self, who: str, data: bytes) -> None:
+        """Keep no log."""
+
+    def request(self, method: str, path: str, body: Optional[bytes]) -> bytes:
+        """Return the bytes of a request."""
+        return wire.request_bytes(method, path, (), body)
+
+    def read(self, method: str) -> wire.Message:
+        """Return the final answer; interim ones are skipped."""
+        assert self.channel is not None
+        answer = self.channel.read(self.limit_s(), to=method)
+        while answer.status < 200:
+            answer = self.channel.read(self.limit_s(), to=method)
+        if (answer.header("connection") or "").lower() == "close" \
+                or answer.start.startswith("HTTP/1.0"):
+            self.drop()
+        return answer
+
+    def limit_s(self) -> float:
+        """Wait for ever: a poll is a long poll."""
+        return 1e6
+
+    def drop(self) -> None:
+        """Close the connection."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+
+    def start(self) -> None:
+        """Say that the bootstrap is ready, where there is a call for it."""
+
+    def poll(self) -> Optional[wire.Message]:
+        """Return an event, or nothing if this poll brought none."""
+        try:
+            answer = self.exchange("GET", self.poll_path, None)
+        except (OSError, wire.WireError):
+            return None
+        return answer if self.is_event(answer) else None
+
+    def is_event(self, answer: wire.Message) -> bool:
+        """Tell whether an answer carries an event."""
+        return answer.status == 200 and bool(answer.header(self.id_header))
+
+    def context(self, answer: wire.Message) -> Dict[str, Any]:
+        """Return what the handler is told beside the event."""
+        return {"request_id": answer.header(self.id_header)}
+
+    def serve(self, answer: wire.Message) -> None:
+        """Handle one event and post what became of it."""
+        self.busy = True
+        kind, body = self.outcome(answer.body, self.context(answer))
+        self.post(kind, answer.header(self.id_header) or "", body)
+        self.busy = False
+
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        """Post a result; what the platform says to it changes nothing."""
+        path = self.response_path if kind == "response" else self.error_path
+        try:
+            self.exchange("POST", path.format(id=request_id), body)
+        except (OSError, wire.WireError):
+            pass
+
+    def pause(self) -> None:
+        """Wait a moment after a poll that brought nothing."""
+        time.sleep(0.05)
+
+    def run(self) -> None:
+        """Poll and serve until told to stop."""
+        self.start()
+        while not self.stopping:
+            answer = self.poll()
+            if answer is None:
+                self.pause()
+            else:
+                self.serve(answer)
+
+
+class Scf(Pull):
+    """Tencent SCF."""
+
+    poll_path = "/runtime/invocation/next"
+    response_path = "/runtime/invocation/response"
+    error_path = "/runtime/invocation/error"
+    id_header = "Request_Id"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = os.environ.get("SCF_RUNTIME_API", "127.0.0.1")
+        self.port = int(os.environ.get("SCF_RUNTIME_API_PORT", "0"))
+
+    def start(self) -> None:
+        while True:
+            try:
+                self.exchange("POST", "/runtime/init/ready", b" ")
+                return
+            except (OSError, wire.WireError):
+                self.pause()
+
+    def context(self, answer: wire.Message) -> Dict[str, Any]:
+        return {"request_id": answer.header("Request_Id"),
+                "memory_mb": int(answer.header("Memory_Limit_In_Mb") or 0),
+                "time_limit_ms": int(answer.header("Time_Limit_In_Ms") or 0),
+                "function_name": os.environ.get("SCF_FUNCTIONNAME", "")}
+
+
+class Fg(Pull):
+    """Huawei FunctionGraph."""
+
+    poll_path = "/v1/runtime/invocation/request"
+    response_path = "/v1/runtime/invocation/response/{id}"
+    error_path = "/v1/runtime/invocation/error/{id}"
+    id_header = "X-Cff-Request-Id"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host, _, port = os.environ.get("RUNTIME_API_ADDR", ":0").partition(":")
+        self.port = int(port)
+
+    def context(self, answer: wire.Message) -> Dict[str, Any]:
+        return {"request_id": answer.header("X-Cff-Request-Id"),
+                "memory_mb": int(os.environ["RUNTIME_MEMORY"]),
+                "time_limit_ms": int(os.environ["RUNTIME_TIMEOUT"]) * 1000,
+                "function_name": os.environ["RUNTIME_FUNC_NAME"]}
+
+
+# ---- push ----
+
+
+class Fc(Base):
+    """Alibaba FC: an HTTP server with a thread for each connection."""
+
+    address = "0.0.0.0"
+
+    def port(self) -> int:
+        """Return the port to listen on."""
+        return int(os.environ.get("FC_SERVER_PORT")
+                   or os.environ.get("FC_CUSTOM_LISTEN_PORT") or "9000")
+
+    def run(self) -> None:
+        """Accept connections until told to stop."""
+        server = socket.socket()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((self.address, self.port()))
+        server.listen(128)
+        while True:
+            peer, _ = server.accept()
+            threading.Thread(target=self.serve, args=(peer,), daemon=True).start()
+
+    def serve(self, peer: socket.socket) -> None:
+        """Answer each request of a connection, one after the other."""
+        channel = wire.Channel(peer, lambda who, data: None, "platform")
+        try:
+            while True:
+                request = channel.read(1e6)
+                self.busy = True
+                self.answer(channel, request)
+                self.busy = False
+                if self.stopping:
+                    os._exit(0)
+        except (OSError, wire.WireError):
+            channel.close()
+
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        """Answer one request."""
+        if request.path == "/invoke":
+            kind, body = self.outcome(request.body, self.context(request))
+            channel.send(self.result(kind, body))
+        elif request.path in ("/initialize", "/pre-freeze", "/pre-stop"):
+            channel.send(wire.response(200))
+        else:
+            channel.send(wire.response(200, [("Content-Type", "text/plain")],
+                                       request.body))
+
+    def result(self, kind: str, body: bytes) -> bytes:
+        """Return the answer to /invoke."""
+        status = 200 if kind == "response" else 404
+        return wire.response(status, [("x-fc-status", str(status))], body)
+
+    def context(self, request: wire.Message) -> Dict[str, Any]:
+        """Return what the handler is told beside the event."""
+        return {"request_id": request.header("x-fc-request-id"),
+                "memory_mb": int(request.header("x-fc-function-memory") or 0),
+                "function_name": request.header("x-fc-function-name")}

@@ -1,0 +1,458 @@
+#!/usr/bin/env python3
+# bootstraps.py: bootstraps that break one rule each (MIT).
+"""Run a broken bootstrap: `python3 spec_tests/broken/bootstraps.py NAME`.
+
+NAME is that of a class; `Scf`, `Fg` and `Fc` are the correct ones. Each of the others
+overrides one step of a correct one and names the rule that it breaks.
+"""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import sys
+import threading
+from typing import Any, Dict, Optional, Tuple, Type
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import wire  # noqa: E402
+from broken.base_bootstrap import Base, Failure, Fc, Fg, Scf  # noqa: E402
+
+CORRECT: Dict[str, Type[Base]] = {"scf": Scf, "fg": Fg, "fc": Fc}
+BROKEN: Dict[str, Tuple[str, str, Type[Base]]] = {}  # name -> protocol, rule, class
+
+
+def breaks(*pairs: Tuple[str, Type[Base]]) -> None:
+    """Enter classes into the table, each under the rule that it breaks."""
+    for rule, broken in pairs:
+        protocol = next(name for name, correct in CORRECT.items()
+                        if issubclass(broken, correct))
+        BROKEN[broken.__name__] = (protocol, rule, broken)
+
+
+# ---- events ----
+
+
+class JsonOnly(Scf):
+    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
+        if not re.match(rb"^\s*[\[{\"\d]", event):
+            raise Failure("ValueError", "the event is no JSON")
+        return super().handle(event, context)
+
+
+class Trims(Scf):
+    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
+        return super().handle(event.rstrip(b"\n"), context)
+
+
+class TextOnly(Fg):
+    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
+        return super().handle(event.decode("utf-8", "replace").encode(), context)
+
+
+class StopsAtNul(Fg):
+    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
+        return super().handle(event.split(b"\0")[0], context)
+
+
+class CutsLargeEvents(Scf):
+    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
+        return super().handle(event[:131072], context)
+
+
+class CutsLargeResults(Fg):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        super().post(kind, request_id, body[:131072])
+
+
+class KeepsChunkSizes(Scf):
+    def serve(self, answer: wire.Message) -> None:
+        if answer.header("transfer-encoding"):
+            answer = answer._replace(body=wire.chunked(answer.body))
+        super().serve(answer)
+
+
+breaks(("any.event.opaque", JsonOnly), ("any.event.opaque", Trims),
+       ("any.event.opaque", TextOnly), ("any.event.opaque", StopsAtNul),
+       ("any.event.large", CutsLargeEvents),
+       ("any.event.large", CutsLargeResults),
+       ("any.http.chunked-event", KeepsChunkSizes))
+
+
+# ---- polls ----
+
+
+class CaseSensitive(Scf):
+    def is_event(self, answer: wire.Message) -> bool:
+        return answer.status == 200 and "Request_Id" in dict(answer.headers)
+
+
+class InterimIsFinal(Scf):
+    def read(self, method: str) -> wire.Message:
+        assert self.channel is not None
+        answer = self.channel.read(self.limit_s(), to=method)
+        if answer.status < 200:
+            self.drop()
+        return answer
+
+
+class DiesOn500(Scf):
+    def is_event(self, answer: wire.Message) -> bool:
+        if answer.status >= 500:
+            os._exit(1)
+        return super().is_event(answer)
+
+
+class TakesAnyStatus(Scf):
+    def is_event(self, answer: wire.Message) -> bool:
+        return True
+
+
+class FollowsRedirects(Scf):
+    def poll(self) -> Optional[wire.Message]:
+        answer = self.exchange("GET", self.poll_path, None)
+        while answer.status == 302:
+            answer = self.exchange("GET", answer.header("location") or "/", None)
+        return answer if self.is_event(answer) else None
+
+
+class DiesOnLostPoll(Fg):
+    def poll(self) -> Optional[wire.Message]:
+        answer = self.exchange("GET", self.poll_path, None)
+        return answer if self.is_event(answer) else None
+
+
+class TakesHalfEvents(Fg):
+    def read(self, method: str) -> wire.Message:
+        try:
+            return super().read(method)
+        except wire.Closed as cut:
+            head, blank, body = cut.seen.partition(b"\r\n\r\n")
+            if not blank:
+                raise
+            start, headers = wire.parse_head(head)
+            self.drop()
+            return wire.Message(start, headers, body, head)
+
+
+class NoPause(Scf):
+    def pause(self) -> None:
+        pass
+
+
+class GivesUp(Scf):
+    def poll(self) -> Optional[wire.Message]:
+        try:
+            answer = self.exchange("GET", self.poll_path, None)
+        except ConnectionRefusedError:
+            os._exit(1)
+        except wire.WireError:
+            return None
+        return answer if self.is_event(answer) else None
+
+
+class HangsUpEarly(Scf):
+    def limit_s(self) -> float:
+        return 0.2
+
+
+class HangsUpEarlyFg(Fg):
+    def limit_s(self) -> float:
+        return 0.2
+
+
+class IgnoresMissingId(Fg):
+    def is_event(self, answer: wire.Message) -> bool:
+        return answer.status == 200
+
+
+class TakesErrorsWithId(Fg):
+    def is_event(self, answer: wire.Message) -> bool:
+        return bool(answer.header(self.id_header))
+
+
+breaks(("any.http.header-case", CaseSensitive),
+       ("any.http.interim", InterimIsFinal), ("any.poll.retry", DiesOn500),
+       ("any.poll.retry", TakesAnyStatus),
+       ("any.poll.retry", FollowsRedirects),
+       ("any.poll.retry", DiesOnLostPoll),
+       ("any.http.body-cut", TakesHalfEvents), ("any.poll.pause", NoPause),
+       ("any.poll.gone", GivesUp), ("scf.next.no-timeout", HangsUpEarly),
+       ("fg.request.no-timeout", HangsUpEarlyFg),
+       ("fg.request.no-event", IgnoresMissingId),
+       ("fg.request.no-event", TakesErrorsWithId))
+
+
+# ---- results ----
+
+
+class NoReady(Scf):
+    def start(self) -> None:
+        pass
+
+
+class EmptyReady(Scf):
+    def start(self) -> None:
+        self.exchange("POST", "/runtime/init/ready", b"")
+
+
+class ReadyMustBe200(Scf):
+    def start(self) -> None:
+        if self.exchange("POST", "/runtime/init/ready", b" ").status != 200:
+            os._exit(1)
+
+
+class NeedsFunctionName(Scf):
+    def start(self) -> None:
+        os.environ["SCF_FUNCTIONNAME"]
+        super().start()
+
+
+class PostsTwice(Scf):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        super().post(kind, request_id, body)
+        super().post(kind, request_id, body)
+
+
+class PostsTwiceFg(Fg):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        super().post(kind, request_id, body)
+        super().post(kind, request_id, body)
+
+
+class HandlesAnEventOnce(Scf):
+    def serve(self, answer: wire.Message) -> None:
+        request_id = (answer.header("request_id") or "").encode()
+        if request_id not in self.seen:
+            super().serve(answer)
+        self.seen.append(request_id)
+
+
+class PollsEarly(Scf):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        path = self.response_path if kind == "response" else self.error_path
+        wire.connect(self.host, self.port, self.note, "platform").send(
+            self.request("POST", path, body))
+
+
+class InsistsOn200(Scf):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        path = self.response_path if kind == "response" else self.error_path
+        while self.exchange("POST", path, body).status != 200:
+            self.pause()
+
+
+class RepeatsAfterHalfAnAnswer(Fg):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        path = self.response_path if kind == "response" else self.error_path
+        try:
+            self.exchange("POST", path.format(id=request_id), body)
+        except wire.WireError:
+            super().post(kind, request_id, body)
+
+
+class DiesOnError(Scf):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        super().post(kind, request_id, body)
+        if kind == "error":
+            os._exit(1)
+
+
+class AcceptsAnyWord(Fg):
+    def outcome(self, event: bytes, context: Dict[str, Any]) -> Tuple[str, bytes]:
+        return "response", super().outcome(event, context)[1]
+
+
+class PlainErrors(Scf):
+    def report(self, type_: str, message: str) -> bytes:
+        if type_ == "Unsupported":
+            return super().report(type_, message)
+        return f"{type_}: {message}".encode()
+
+
+class PrintsAnswers(Fg):
+    def read(self, method: str) -> wire.Message:
+        answer = super().read(method)
+        if method == "POST":
+            print(answer.body.decode(), flush=True)
+        return answer
+
+
+class FirstIdForEver(Fg):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        self.seen.append(request_id.encode())
+        super().post(kind, self.seen[0].decode(), body)
+
+
+class GrepsForTheId(Fg):
+    def serve(self, answer: wire.Message) -> None:
+        text = answer.raw_head.decode("latin-1")
+        found = re.findall(r"(?i)x-cff-request-id[^A-Za-z0-9]*([\w-]*)", text)
+        fields = (("X-Cff-Request-Id", found[0]),)
+        super().serve(answer._replace(headers=fields))
+
+
+class NeedsItsFolder(Fg):
+    def start(self) -> None:
+        os.stat("bootstraps.py")
+
+
+class OneShot(Scf):
+    def serve(self, answer: wire.Message) -> None:
+        super().serve(answer)
+        if self.count == 2:  # the probe has two events
+            os._exit(0)
+
+
+class IgnoresSigterm(Scf):
+    def on_sigterm(self, *_: object) -> None:
+        pass
+
+
+class DropsItsResultOnSigterm(Fg):
+    def on_sigterm(self, *_: object) -> None:
+        signal.pause()
+
+
+breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
+       ("scf.ready.before-next", ReadyMustBe200),
+       ("scf.env.tolerant", NeedsFunctionName),
+       ("scf.response.once", PostsTwice),
+       ("fg.response.once", PostsTwiceFg),
+       ("scf.response.once", HandlesAnEventOnce),
+       ("scf.response.order", PollsEarly),
+       ("any.result.no-repeat", InsistsOn200),
+       ("any.result.no-repeat", RepeatsAfterHalfAnAnswer),
+       ("any.error.survive", DiesOnError),
+       ("any.error.survive", AcceptsAnyWord),
+       ("any.error.document", PlainErrors), ("any.log.quiet", PrintsAnswers),
+       ("fg.response.id", FirstIdForEver), ("fg.response.id", GrepsForTheId),
+       ("fg.start.cwd", NeedsItsFolder),
+       ("any.instance.init-once", OneShot),
+       ("any.stop.bootstrap", IgnoresSigterm),
+       ("any.stop.bootstrap", DropsItsResultOnSigterm))
+
+
+# ---- fc ----
+
+
+class Loopback(Fc):
+    address = "127.0.0.1"
+
+
+class KnowsOnePortVariable(Fc):
+    def port(self) -> int:
+        return int(os.environ.get("FC_SERVER_PORT", "9000"))
+
+
+class DiesOfSilence(Fc):
+    silent = 0
+
+    def serve(self, peer: socket.socket) -> None:
+        self.silent += not peer.recv(1, socket.MSG_PEEK)
+        if self.silent > 1:  # the first one is the platform's probe
+            os._exit(1)
+        super().serve(peer)
+
+
+class OneConnection(Fc):
+    lock = threading.Lock()
+
+    def serve(self, peer: socket.socket) -> None:
+        with self.lock:
+            super().serve(peer)
+
+
+class OneAtATime(Fc):
+    lock = threading.Lock()
+
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        with self.lock:
+            super().answer(channel, request)
+
+
+class ClosesConnections(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        super().answer(channel, request)
+        channel.close()
+
+
+class Answers201(Fc):
+    def result(self, kind: str, body: bytes) -> bytes:
+        return super().result(kind, body).replace(b" 200 ", b" 201 ", 1)
+
+
+class AlwaysAnswers200(Fc):
+    def result(self, kind: str, body: bytes) -> bytes:
+        return wire.response(200, [("x-fc-status", "200")], body)
+
+
+class ErrorsWithoutField(Fc):
+    def result(self, kind: str, body: bytes) -> bytes:
+        return wire.response(404, (), body) if kind == "error" \
+            else super().result(kind, body)
+
+
+class ResultsWithoutField(Fc):
+    def result(self, kind: str, body: bytes) -> bytes:
+        return wire.response(200, (), body) if kind == "response" \
+            else super().result(kind, body)
+
+
+class RefusesHooks(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if request.path in ("/initialize", "/pre-freeze", "/pre-stop"):
+            channel.send(wire.response(405))
+        else:
+            super().answer(channel, request)
+
+
+class HangsUpOnHttp(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if request.header("x-fc-control-path") == "/http-invoke":
+            channel.close()
+        else:
+            super().answer(channel, request)
+
+
+class ReadsNoChunks(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if request.header("transfer-encoding"):
+            request = request._replace(body=b"")
+        super().answer(channel, request)
+
+
+class TrimsFc(Fc):
+    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
+        return super().handle(event.strip(), context)
+
+
+class CaseSensitiveFc(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if "Content-Type" not in dict(request.headers) and request.path == "/invoke":
+            request = request._replace(body=b"")
+        super().answer(channel, request)
+
+
+breaks(("fc.start.bind", Loopback), ("fc.start.port", KnowsOnePortVariable),
+       ("fc.start.silent-connection", DiesOfSilence),
+       ("fc.start.silent-connection", OneConnection),
+       ("fc.concurrency.bootstrap", OneAtATime),
+       ("fc.connection.keep-alive", ClosesConnections),
+       ("fc.invoke.status", Answers201), ("fc.invoke.fail", AlwaysAnswers200),
+       ("fc.invoke.fail", ErrorsWithoutField),
+       ("fc.invoke.success-field", ResultsWithoutField),
+       ("fc.hook.answer", RefusesHooks), ("fc.http.bootstrap", HangsUpOnHttp),
+       ("any.http.chunked-event", ReadsNoChunks),
+       ("any.event.opaque", TrimsFc),
+       ("any.http.header-case", CaseSensitiveFc))
+
+
+if __name__ == "__main__":
+    table = {name: entry[2] for name, entry in BROKEN.items()}
+    table.update({one.__name__: one for one in CORRECT.values()})
+    chosen = table[sys.argv[1]]()
+    assert isinstance(chosen, (Scf, Fg, Fc))
+    chosen.run()

@@ -1,0 +1,287 @@
+# conftest.py: how pytest runs the conformance kit (MIT).
+"""Choose what is under test, run its checks side by side, print and report verdicts.
+
+A check is an ordinary test function whose name is a rule id with underscores and whose
+argument `bootstrap`, `puller` or `platform` is the thing under test. All selected
+checks start together in a small pool of threads when collection ends; pytest then walks
+through them in order and waits for each one.
+"""
+
+import concurrent.futures
+import pathlib
+import sys
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "reference")]
+
+import checks  # noqa: E402
+import implementations  # noqa: E402
+import kit  # noqa: E402
+import report  # noqa: E402
+import rig  # noqa: E402
+import side  # noqa: E402
+import spec  # noqa: E402
+
+SUBJECTS = tuple(checks.FIXTURES)
+POOL_SIZE = 6  # most of the time a check waits for somebody else
+
+
+# ---- options ----
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of README.md."""
+    group = parser.getgroup("conformance kit")
+    group.addoption("--protocol", metavar="P", help="fc, scf or fg")
+    group.addoption("--bootstrap", metavar="COMMAND", help="a bootstrap to judge")
+    group.addoption("--platform", metavar="COMMAND", help="a platform to judge")
+    group.addoption("--code", metavar="DIR", help="working folder of the bootstrap")
+    group.addoption("--without", metavar="FEATURE", action="append", default=[],
+                    help="declare a gap; repeatable: " + ", ".join(kit.FEATURES))
+    try:
+        group.addoption("--strict", action="store_true", help="check SHOULD rules too")
+    except ValueError:
+        pass  # pytest has an option of that name, and reads more strictly then: fine
+    group.addoption("--rule", metavar="ID", action="append", default=[],
+                    help="check this rule only; repeatable")
+    group.addoption("--patience", metavar="S", type=float, default=10.0,
+                    help="longest wait for any step of the thing under test (10)")
+    group.addoption("--slowest", metavar="N", type=int, default=0,
+                    help="print the N checks that took longest")
+    group.addoption("--side-descriptor", metavar="FD", type=int,
+                    help="used between processes of one run")
+    group.addoption("--report", metavar="DIR", help="write report.json and report.html")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse names that nobody knows, with the list of those that are known."""
+    try:
+        config.stash[RUN] = Session(config)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    descriptor = config.getoption("--side-descriptor")
+    if descriptor is not None:
+        config.pluginmanager.register(side.Reporter(config, descriptor))
+
+
+def known(what: str, names: List[str], allowed: List[str]) -> None:
+    """Raise ValueError if a name is not among the allowed ones."""
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(allowed)}")
+
+
+class Session:
+    """What is under test, the running checks and their verdicts."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        option = config.getoption
+        self.spec = spec.load() if spec.SPEC_PATH.exists() else spec.parse("")
+        self.rules = checks.rule_names(self.spec)
+        self.only: List[str] = option("--rule")
+        self.stranger = option("--bootstrap") is not None \
+            or option("--platform") is not None
+        self.strict = bool(option("strict")) or not self.stranger
+        known("rule", self.only, sorted(rule.id for rule in self.spec.rules))
+        self.bootstraps, self.platforms = self.under_test(config)
+        self.collected: List[str] = []  # before anything is deselected
+        self.verdicts: List[report.Verdict] = []
+        self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
+        self.pool = concurrent.futures.ThreadPoolExecutor(POOL_SIZE)
+
+    def under_test(self, config: pytest.Config) -> Tuple[
+            List[kit.Implementation], List[kit.Implementation]]:
+        """Return bootstraps and platforms: the stranger's, or all of ours."""
+        option = config.getoption
+        gaps = [word for text in option("--without") for word in text.split(",")]
+        known("feature", gaps, sorted(kit.FEATURES))
+        protocol = kit.LONG_NAMES.get(option("--protocol"), option("--protocol"))
+        if protocol is not None:
+            known("protocol", [protocol], list(kit.PROTOCOLS))
+        wanted = [protocol] if protocol else list(kit.PROTOCOLS)
+        if not self.stranger:
+            return (implementations.bootstraps(wanted),
+                    implementations.platforms(wanted))
+        if option("--bootstrap") is not None and not protocol:
+            raise ValueError("--bootstrap needs --protocol, one of "
+                             + ", ".join(kit.PROTOCOLS))
+        return (strangers(option("--bootstrap"), option("--code"), wanted, gaps,
+                          option("--patience")),
+                strangers(option("--platform"), str(pathlib.Path.cwd()), wanted, gaps,
+                          option("--patience")))
+
+    def subjects(self, fixture: str, function_name: str) -> List[kit.Implementation]:
+        """Return what a check with that argument and name is run on."""
+        role = checks.FIXTURES[fixture][0]
+        pool = self.platforms if role == "platform" else self.bootstraps
+        protocols = checks.protocols_of(function_name, fixture)
+        return [one for one in pool if one.protocol in protocols]
+
+    def rule_of(self, item: pytest.Function) -> Optional[spec.Rule]:
+        """Return the rule that a check is named for; generated ones say it."""
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        return checks.find_rule(self.rules, item.originalname, params)
+
+
+def strangers(text: Optional[str], folder: Optional[str], protocols: List[str],
+              gaps: List[str], patience_s: float) -> List[kit.Implementation]:
+    """Return a stranger's command for each protocol."""
+    if text is None:
+        return []
+    words, place = kit.command_of(text, folder)
+    return [kit.Implementation("yours", protocol, words, place, tuple(gaps), (),
+                               patience_s) for protocol in protocols]
+
+
+RUN: "pytest.StashKey[Session]" = pytest.StashKey()
+
+
+# ---- collection ----
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each check one case for each implementation that it concerns."""
+    session = metafunc.config.stash[RUN]
+    for fixture in SUBJECTS:
+        if fixture in metafunc.fixturenames:
+            cases = session.subjects(fixture, metafunc.function.__name__)
+            metafunc.parametrize(fixture, cases,
+                                 ids=[f"{one.protocol}-{one.name}" for one in cases])
+
+
+def subject_of(item: pytest.Item) -> Optional[Tuple[str, kit.Implementation]]:
+    """Return fixture and implementation of a check, or nothing for a plain test."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    for fixture in SUBJECTS:
+        if isinstance(params.get(fixture), kit.Implementation):
+            return fixture, params[fixture]
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config,
+                                  items: List[pytest.Item]) -> None:
+    """Drop what was not asked for: other rules, SHOULD rules, tests of the kit."""
+    session = config.stash[RUN]
+    session.collected = [item.nodeid for item in items]
+    kept: List[pytest.Item] = []
+    dropped: List[pytest.Item] = []
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        (kept if asked_for(session, item) else dropped).append(item)
+    items[:] = sorted(kept, key=lambda item: item.path.name in SIDE_FILES)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
+SIDE_FILES = {name for lot in side.LOTS for name in lot}
+
+
+def is_whole(config: pytest.Config) -> bool:
+    """Tell whether this is a run of everything of ours: then the slow files of plain
+    tests run beside the checks, in processes of their own."""
+    session, option = config.stash[RUN], config.option
+    files = {name.split("::")[0].rpartition("/")[2] for name in session.collected}
+    return files == {path.name for path in HERE.glob("test_*.py")} and not (
+        session.stranger or session.only or option.keyword or option.markexpr
+        or option.usepdb or option.collectonly)
+
+
+def asked_for(session: Session, item: pytest.Function) -> bool:
+    """Tell whether the options ask for this test."""
+    rule = session.rule_of(item)
+    if set(SUBJECTS) & set(item.fixturenames) and subject_of(item) is None:
+        return False  # nothing under test concerns it
+    if subject_of(item) is None:
+        return not session.stranger and not session.only
+    if session.only and (rule is None or rule.id not in session.only):
+        return False
+    return session.strict or rule is None or not rule.level.startswith("SHOULD")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start every selected check."""
+    run = session.config.stash[RUN]
+    if session.config.option.collectonly:
+        return
+    if is_whole(session.config):
+        session.config.pluginmanager.register(side.Sides(session.config, session.items))
+    for item in session.items:
+        if subject_of(item) is not None:
+            assert isinstance(item, pytest.Function)
+            run.futures[item.nodeid] = run.pool.submit(judge, run, item)
+
+
+# ---- running ----
+
+
+def judge(session: Session, item: pytest.Function) -> report.Verdict:
+    """Run one check and return its verdict; nothing is raised."""
+    found = subject_of(item)
+    assert found is not None
+    rule = session.rule_of(item)
+    params = {name: value for name, value in item.callspec.params.items()
+              if name != found[0]}
+    check = checks.Check(rule.id if rule else item.originalname, found[0],
+                         item.function, params, item.name)
+    return checks.judge(check, found[1], rule.line if rule else 0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[object]:
+    """Wait for a check's verdict instead of calling it a second time."""
+    session = pyfuncitem.config.stash[RUN]
+    future = session.futures.get(pyfuncitem.nodeid)
+    if future is None:
+        return None
+    verdict = future.result()
+    session.verdicts.append(verdict)
+    if verdict.verdict == "unsupported":
+        pytest.skip(f"unsupported: {verdict.seen}")
+    if verdict.verdict != "pass":
+        pytest.fail(report.plain(verdict), pytrace=False)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop what is left, write the report."""
+    run = session.config.stash[RUN]
+    run.pool.shutdown(wait=True, cancel_futures=True)
+    kit.stop_idle_runs()
+    rig.stop_idle_rigs()
+    implementations.clean()
+    folder = session.config.getoption("--report")
+    if folder and not session.config.option.collectonly:
+        table = HERE / "kills.txt"
+        report.write(pathlib.Path(folder), run.spec, run.verdicts,
+                     table.read_text(encoding="utf-8") if table.exists() else "")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print how many verdicts of each kind there are."""
+    counts = report.count(config.stash[RUN].verdicts)
+    if sum(counts.values()):
+        terminalreporter.write_line("verdicts: " + ", ".join(
+            f"{number} {name}" for name, number in counts.items()))
+    slow = sorted(config.stash[RUN].verdicts, key=lambda one: -one.took_s)
+    for one in slow[:config.getoption("slowest")]:
+        terminalreporter.write_line(f"{one.took_s:6.2f} s  {one.case}")
+
+
+@pytest.fixture(scope="session")
+def the_spec(request: pytest.FixtureRequest) -> Iterator[spec.Spec]:
+    """SPEC.md, parsed once."""
+    yield request.config.stash[RUN].spec
+
+
+@pytest.fixture(scope="session")
+def collected(request: pytest.FixtureRequest) -> Iterator[List[str]]:
+    """The names of all tests that were found; skips unless every file was looked at."""
+    names = request.config.stash[RUN].collected
+    files = {name.split("::")[0].rpartition("/")[2] for name in names}
+    if files != {path.name for path in HERE.glob("test_*.py")}:
+        pytest.skip("only a part of the tests was collected")
+    yield names

@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+# fuzz.py: thousands of broken messages for every socket of emulator.py (MIT).
+"""Throw mutated messages at one side of the emulator and see that it stays well.
+
+    python3 fuzz.py {scf|fg|door|answers} COUNT [SEED]
+
+`scf` and `fg` are runtime APIs, `door` is the front door of an fc function, `answers`
+are those of an fc function's server. Prints one JSON line: how many answers of each
+status (or outcomes of each kind) there were, and everything that was not as it must be:
+a crash, an answer that is no HTTP, something left behind. A message that hangs ends the
+program after a minute, with a traceback.
+"""
+
+import collections
+import faulthandler
+import json
+import pathlib
+import random
+import re
+import socket
+import sys
+import threading
+from typing import Any, Counter, Dict, List, Tuple
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "reference")]
+
+from emulator import App, Connection  # noqa: E402
+from stage import Peer, Stage, held, until  # noqa: E402
+
+POLLS = {"scf": b"GET /runtime/invocation/next HTTP/1.1\r\nHost: a\r\n\r\n",
+         "fg": b"GET /v1/runtime/invocation/request HTTP/1.1\r\nHost: a\r\n\r\n"}
+RESULT = (b" HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+          b"Content-Length: 4\r\n\r\nbody")
+CHUNKS = (b" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+          b"Expect: 100-continue\r\n\r\n"
+          b"3;x=y\r\nabc\r\n4\r\nbody\r\n0\r\nTrailer: x\r\n\r\n")
+VALID: Dict[str, List[bytes]] = {
+    "scf": [POLLS["scf"], b"POST /runtime/init/ready" + RESULT,
+            b"POST /runtime/invocation/response" + RESULT,
+            b"POST /runtime/invocation/error" + CHUNKS],
+    "fg": [POLLS["fg"], b"POST /v1/runtime/invocation/response/00-11" + RESULT,
+           b"POST /v1/runtime/invocation/error/" + CHUNKS],
+    "door": [b"POST /-/invoke" + RESULT, b"POST /-/invoke" + CHUNKS,
+             b"GET /-/state HTTP/1.1\r\nHost: a\r\n\r\n", b"POST /a/b?c=d" + CHUNKS,
+             b"GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n"
+             b"Connection: Upgrade\r\n\r\n"],
+    "answers": [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"4\r\nbody\r\n0\r\n\r\n",
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 X\r\nx-fc-status: 404\r\n"
+                b"Content-Length: 0\r\n\r\n", b"HTTP/1.0 204 No Content\r\n\r\n"]}
+WORDS = [b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b":", b";", b",", b"0",
+         b"-1",
+         b"ffffffff", b"99999999999999999999", b"chunked",
+         b"Transfer-Encoding: chunked\r\n",
+         b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b" folded\r\n",
+         b"\xff\xfe",
+         b"%0d%0a", b"../", b"HTTP/1.1", b"HTTP/9.9", b"HTTP/1.0",
+         b"Expect: 100-continue\r\n",
+         b"Connection: close\r\n", b"x" * 300, b"\x1b[2J", b"GET / HTTP/1.1\r\n\r\n"]
+ANSWER = re.compile(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*\r\n"
+                    rb"((?:[!-9;-~]+: [^\r\n\0]*\r\n)*)\r\n")
+
+
+def mutate(chance: random.Random, message: bytes) -> bytes:
+    """Return the message with one to four faults in it."""
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(len(message) + 1)
+        end = min(len(message), place + chance.choice((1, 1, 2, 8, 40)))
+        way = chance.randrange(6)
+        if way == 0:    # insert
+            message = message[:place] + chance.choice(WORDS) + message[place:]
+        elif way == 1:  # remove
+            message = message[:place] + message[end:]
+        elif way == 2:  # replace
+            message = message[:place] + chance.choice(WORDS) + message[end:]
+        elif way == 3:  # another byte
+            other = bytes([chance.randrange(256)])
+            message = message[:place] + other + message[place + 1:]
+        elif way == 4:  # repeat
+            again = message[place:end] * chance.randint(1, 3)
+            message = message[:end] + again + message[end:]
+        else:           # cut
+            message = message[:place] if chance.random() < 0.3 else message
+    return message
+
+
+# ---- requests to servers of ours ----
+
+
+def pair(listener: socket.socket) -> List[socket.socket]:
+    """Return both ends of a connection over loopback."""
+    client = socket.create_connection(listener.getsockname())
+    while True:
+        accepted, address = listener.accept()
+        if address == client.getsockname():
+            return [client, accepted]
+        accepted.close()  # a stranger who took the port for that of somebody else
+
+
+def exchange(app: App, listener: socket.socket, message: bytes) -> bytes:
+    """Let the app serve a connection on which the message comes; return the answers."""
+    client, accepted = pair(listener)
+    with client:
+        client.settimeout(10)
+        client.sendall(message)
+        client.shutdown(socket.SHUT_WR)
+        Connection(accepted, app).run()
+        data = b""
+        try:
+            for part in iter(lambda: client.recv(65536), b""):
+                data += part
+        except ConnectionError:
+            pass  # closed with bytes unread; what was answered before counts
+        return data
+
+
+def check_answers(data: bytes, seen: Counter[str]) -> str:
+    """Count the answers; return what is no well-formed answer."""
+    if not data:
+        seen["closed"] += 1
+    while data:
+        head = ANSWER.match(data)
+        if not head:
+            return repr(data[:200])
+        seen[head[1].decode()] += 1
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)\r\n", data[:head.end()])
+        data = data[head.end() + (int(length[1]) if length else 0):]
+    return ""
+
+
+def fuzz_requests(kind: str, count: int, chance: random.Random) -> Dict[str, object]:
+    """Send mutated requests to a server of ours."""
+    seen: Counter[str] = collections.Counter()
+    wrong: List[str] = []
+    settings: Dict[str, Any] = (
+        {"max_instances": 0, "queue": 0} if kind == "door" else {})
+    with Stage("fc" if kind == "door" else kind, timeout_s=1000, **settings) as stage:
+        app: App = stage.door._app
+        address = (stage.door.host, stage.door.port)
+        if kind != "door":
+            stage.event(b"the event")
+            address = stage.api()
+            app = stage.platform.instances[0]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            for number in range(count):
+                message = mutate(chance, chance.choice(VALID[kind]))
+                bad = check_answers(exchange(app, listener, message), seen)
+                if bad or stage.crashes:
+                    wrong.append("%r: %s %s" % (message, bad, stage.crashes))
+                    stage.crashes.clear()
+                if number % 50 == 0 and not alive(kind, address):
+                    wrong.append("no answer after %r" % message)
+    return {"kind": kind, "count": count, "seen": seen, "wrong": wrong[:20]}
+
+
+def alive(kind: str, address: Tuple[str, int]) -> bool:
+    """Tell whether a valid request is answered over the real listener."""
+    peer = Peer(socket.create_connection(address, 10))
+    peer.send(b"GET /-/health HTTP/1.1\r\n\r\n")
+    status = peer.answer().status
+    peer.close()
+    return status == (200 if kind == "door" else 404)
+
+
+# ---- answers of a function's server ----
+
+
+def fuzz_answers(count: int, chance: random.Random) -> Dict[str, object]:
+    """Let a function's server answer events with mutated answers."""
+    seen: Counter[str] = collections.Counter()
+    wrong: List[str] = []
+    with Stage("fc", timeout_s=1000, freeze=False) as stage:
+        messages: List[bytes] = []
+        threading.Thread(target=answer_all, args=(stage, messages), daemon=True).start()
+        for _ in range(count):
+            messages[:] = [mutate(chance, chance.choice(VALID["answers"]))]
+            kind = stage.platform.invoke(b"x").kind
+            seen[kind] += 1
+            if stage.crashes or kind not in ("ok", "function-error", "bad-response",
+                                             "response-too-large"):
+                wrong.append("%r: %s %s" % (messages[0], kind, stage.crashes))
+                stage.crashes.clear()
+        messages[:] = [VALID["answers"][0]]
+        if stage.platform.invoke(b"x").body != b"body":
+            wrong.append("no result at the end")
+    return {"kind": "answers", "count": count, "seen": seen, "wrong": wrong[:20]}
+
+
+def answer_all(stage: Stage, messages: List[bytes]) -> None:
+    """Answer each request with the message of the moment, then hang up."""
+    while True:
+        try:
+            peer = stage.accept()
+        except OSError:
+            return
+        try:
+            peer.request()
+            peer.send(messages[0])
+        except OSError:
+            pass
+        peer.close()
+
+
+def main(kind: str, count: int, seed: int) -> None:
+    """Fuzz, and print the result."""
+    faulthandler.dump_traceback_later(100, exit=True)
+    before = held()
+    chance = random.Random(seed)
+    result = (fuzz_answers(count, chance) if kind == "answers"
+              else fuzz_requests(kind, count, chance))
+    if not until(lambda: held() <= before, 5):
+        result["wrong"] = ["left behind: %s, then %s" % (before, held())]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int((sys.argv + ["1"])[3]))

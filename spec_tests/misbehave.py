@@ -1,0 +1,411 @@
+#!/usr/bin/env python3
+# misbehave.py: a bootstrap that breaks whatever its event tells it to break (MIT).
+"""Be a bootstrap of fc, scf or fg whose event begins with the name of a deed.
+
+`place(folder)` puts this file into a code folder as its bootstrap. The event `exit 3`
+ends the process, `half` sends half a message, and so on (PULL_DEEDS, PUSH_DEEDS); any
+other event is echoed. A file `mode` in the folder names a fault of the start;
+it is removed by the first process that reads it, so the next one starts properly. HTTP
+is spoken on plain sockets, since the point is to get it wrong.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Callable, Dict, List, NoReturn, Optional, Tuple, TypeVar
+
+HANG_S = 60.0  # longer than any limit of a test
+Head = Dict[str, str]
+T = TypeVar("T")
+
+
+# ---- for tests ----
+
+
+def place(folder: pathlib.Path, mode: str = "") -> str:
+    """Write the bootstrap, and the fault of its first start; return the folder."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "bootstrap"
+    source = pathlib.Path(__file__).read_text().split("\n", 1)[1]
+    program.write_text("#!%s -IS\n%s" % (sys.executable, source))
+    program.chmod(0o755)
+    if mode:
+        (folder / "mode").write_text(mode)
+    return str(folder)
+
+
+def within(limit_s: float, function: Callable[[], T]) -> T:
+    """Return what the function returns. AssertionError when it does not in time."""
+    results: List[T] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    assert results, "no outcome within %g s" % limit_s
+    return results[0]
+
+
+# ---- both directions ----
+
+
+def hang(*_: object) -> NoReturn:
+    """Do nothing until somebody kills this process."""
+    while True:
+        time.sleep(HANG_S)
+
+
+def leave(status: str) -> NoReturn:
+    """End the process, with a status or by a signal (negative)."""
+    if int(status) < 0:
+        os.kill(os.getpid(), -int(status))
+    os._exit(int(status))
+
+
+def take_mode() -> str:
+    """Return the fault of this start; there is one only once."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mode")
+    try:
+        with open(path) as file:
+            mode = file.read()
+        os.unlink(path)
+        return mode
+    except OSError:
+        return ""
+
+
+def read_message(peer: socket.socket, rest: bytes = b"") -> Tuple[str, Head, bytes, bytes]:
+    """Return (start line, fields, body, bytes beyond). Raises OSError at the end."""
+    data = rest
+    while b"\r\n\r\n" not in data:
+        data += more(peer)
+    head, _, data = data.partition(b"\r\n\r\n")
+    start, *lines = head.decode("latin-1").split("\r\n")
+    pairs = (line.split(":", 1) for line in lines)
+    fields = {name.lower(): value.strip() for name, value in pairs}
+    if fields.get("transfer-encoding") == "chunked":
+        body, data = read_chunks(peer, data)
+        return start, fields, body, data
+    size = int(fields.get("content-length", "0"))
+    while len(data) < size:
+        data += more(peer)
+    return start, fields, data[:size], data[size:]
+
+
+def read_chunks(peer: socket.socket, data: bytes) -> Tuple[bytes, bytes]:
+    """Return (body, bytes beyond) of a chunked body without trailers."""
+    body = b""
+    while True:
+        while b"\r\n" not in data:
+            data += more(peer)
+        size = int(data.partition(b"\r\n")[0], 16)
+        data = data.partition(b"\r\n")[2]
+        while len(data) < size + 2:
+            data += more(peer)
+        body, data = body + data[:size], data[size + 2:]
+        if not size:
+            return body, data
+
+
+def more(peer: socket.socket) -> bytes:
+    """Return what arrives next. Raises OSError at the end of the stream."""
+    data = peer.recv(1 << 18)
+    if not data:
+        raise OSError("end of stream")
+    return data
+
+
+# ---- pull: scf and fg ----
+
+
+class Api:
+    """The runtime API, asked over a new connection each time."""
+
+    def __init__(self) -> None:
+        self.is_scf = "SCF_RUNTIME_API" in os.environ
+        host, _, port = (
+            os.environ["SCF_RUNTIME_API"] + ":" + os.environ["SCF_RUNTIME_API_PORT"]
+            if self.is_scf else os.environ["RUNTIME_API_ADDR"]).partition(":")
+        self.address = (host, int(port))
+        self.event_id = ""
+
+    def send(self, data: bytes) -> socket.socket:
+        """Send raw bytes on a connection of their own; return it."""
+        peer = socket.create_connection(self.address)
+        peer.sendall(data)
+        return peer
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> Tuple[str, Head, bytes]:
+        """Return (start line, fields, body) of the answer to a proper call."""
+        with self.send(self.call(method, path, body)) as peer:
+            start, fields, answer, _ = read_message(peer)
+        return start, fields, answer
+
+    def call(self, method: str, path: str, body: bytes = b"", size: int = -1) -> bytes:
+        """Return the bytes of a call; `size` is what it announces."""
+        head = "%s %s HTTP/1.1\r\nHost: api\r\nContent-Length: %d\r\n\r\n" % (
+            method, path, len(body) if size < 0 else size)
+        return head.encode() + body
+
+    def poll_call(self) -> bytes:
+        """Return the bytes of a poll."""
+        return self.call("GET", "/runtime/invocation/next" if self.is_scf
+                         else "/v1/runtime/invocation/request")
+
+    def next(self) -> bytes:
+        """Wait for an event and note its id."""
+        with self.send(self.poll_call()) as peer:
+            _, fields, event, _ = read_message(peer)
+        self.event_id = fields.get("request_id") or fields.get("x-cff-request-id") or ""
+        return event
+
+    def path(self, kind: str, event_id: Optional[str] = None) -> str:
+        """Return the path of a result: `response` or `error`."""
+        if self.is_scf:
+            return "/runtime/invocation/" + kind
+        return "/v1/runtime/invocation/%s/%s" % (
+            kind, self.event_id if event_id is None else event_id)
+
+    def respond(self, body: bytes, kind: str = "response") -> str:
+        """Post a result; return the first line of the answer."""
+        return self.ask("POST", self.path(kind), body)[0]
+
+
+def deed_fail(api: Api, rest: str) -> None:
+    """Report an error."""
+    api.respond(rest.encode(), "error")
+
+
+def deed_last(api: Api, rest: str) -> None:
+    """Give a result, and never poll again."""
+    api.respond(rest.encode())
+    hang()
+
+
+def deed_sleep(api: Api, rest: str) -> None:
+    """Be slow."""
+    time.sleep(float(rest))
+    api.respond(b"slept")
+
+
+def deed_large(api: Api, rest: str) -> None:
+    """Give a result of so many bytes."""
+    api.respond(b"x" * int(rest))
+
+
+def deed_garbage(api: Api, rest: str) -> None:
+    """Say something that is no HTTP, then give the result."""
+    with api.send(b"\x16\x03\x01 hello\r\n\r\n") as peer:
+        start = read_message(peer)[0]
+    api.respond(start.encode())
+
+
+def deed_half(api: Api, rest: str) -> None:
+    """Send half a result and hang up, then give the whole one."""
+    with api.send(api.call("POST", api.path("response"), b"half", 100)) as peer:
+        peer.shutdown(socket.SHUT_WR)
+        try:
+            read_message(peer)
+        except OSError:
+            pass
+    api.respond(b"whole")
+
+
+def deed_half_exit(api: Api, rest: str) -> None:
+    """Send half a result and die."""
+    api.send(api.call("POST", api.path("response"), b"half", 100))
+    os._exit(0)
+
+
+def deed_wrong_id(api: Api, rest: str) -> None:
+    """Give a result for another id first; the result is the answer to that."""
+    start, _, document = api.ask("POST", api.path("response", rest), b"wrong")
+    api.respond(start.encode() + b" " + document)
+
+
+def deed_twice(api: Api, rest: str) -> None:
+    """Give two results."""
+    api.respond(b"first")
+    api.respond(b"second")
+
+
+def deed_unknown(api: Api, rest: str) -> None:
+    """Call something that is not there; the result is the answer."""
+    method, path = rest.split(" ")
+    api.respond(api.ask(method, path)[0].encode())
+
+
+def deed_ready(api: Api, rest: str) -> None:
+    """Say again that it is ready."""
+    api.respond(api.ask("POST", "/runtime/init/ready", b" ")[0].encode())
+
+
+def deed_again(api: Api, rest: str) -> None:
+    """Ask for the event twice more; the result is what came."""
+    api.respond(api.next() + b"|" + api.next())
+
+
+def deed_poll_hang(api: Api, rest: str) -> None:
+    """Ask for an event again and again while this one runs, and give no result."""
+    while True:
+        api.next()
+        time.sleep(0.01)
+
+
+def deed_dead_polls(api: Api, rest: str) -> None:
+    """Give a result, then leave polls behind that nobody waits for."""
+    api.respond(b"left")
+    for _ in range(int(rest)):
+        api.send(api.poll_call()).close()
+
+
+def deed_last_words(api: Api, rest: str) -> None:
+    """Give a result and end at once, without waiting for the answer."""
+    api.send(api.call("POST", api.path("response"), b"last words"))
+    os._exit(7)
+
+
+def deed_fork(api: Api, rest: str) -> None:
+    """Leave a child behind, then end."""
+    if os.fork() == 0:
+        hang()
+    os._exit(0)
+
+
+def deed_child(api: Api, rest: str) -> None:
+    """Have a child that lives on; the result is its pid."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        hang()
+    api.respond(str(child).encode())
+
+
+def deed_print(api: Api, rest: str) -> None:
+    """Print so many bytes."""
+    for word in rest.split():
+        os.write(1, b"p" * int(word))
+    api.respond(b"printed")
+
+
+PULL_DEEDS: Dict[str, Callable[[Api, str], object]] = {
+    "fail": deed_fail, "last": deed_last, "sleep": deed_sleep, "large": deed_large,
+    "garbage": deed_garbage, "half": deed_half, "half-exit": deed_half_exit,
+    "wrong-id": deed_wrong_id, "twice": deed_twice, "unknown": deed_unknown,
+    "ready": deed_ready, "again": deed_again,
+    "poll-hang": deed_poll_hang, "dead-polls": deed_dead_polls,
+    "last-words": deed_last_words, "fork": deed_fork, "child": deed_child,
+    "print": deed_print, "hang": hang, "exit": lambda api, rest: leave(rest),
+    "pid": lambda api, rest: api.respond(str(os.getpid()).encode()),
+    "cwd": lambda api, rest: api.respond(os.getcwd().encode()),
+    "env": lambda api, rest: api.respond(json.dumps(dict(os.environ)).encode()),
+}
+
+
+def pull(mode: str) -> None:
+    """Be a bootstrap of scf or fg."""
+    api = Api()
+    word, _, rest = mode.partition(" ")
+    if word == "early":  # a result before there was any event
+        api.respond(b"early")
+    elif word == "poll-first":
+        api.next()
+    elif word == "ready-only":
+        api.ask("POST", "/runtime/init/ready", b" ")
+        hang()
+    elif word == "exit":
+        leave(rest)
+    elif word:
+        hang()
+    if api.is_scf:
+        api.ask("POST", "/runtime/init/ready", b" ")
+    while True:
+        event = api.next()
+        word, _, rest = event.decode("latin-1").partition(" ")
+        deed = PULL_DEEDS.get(word)
+        if deed is None:
+            api.respond(event)
+        else:
+            deed(api, rest)
+
+
+# ---- push: fc ----
+
+
+def answer(status: str, body: bytes = b"", *fields: str, size: int = -1) -> bytes:
+    """Return the bytes of an answer; `size` is what it announces."""
+    lines = ["HTTP/1.1 %s X" % status, *fields,
+             "Content-Length: %d" % (len(body) if size < 0 else size), "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def slowly(rest: str) -> bytes:
+    """Be slow."""
+    time.sleep(float(rest))
+    return answer("200", b"slept")
+
+
+PUSH_DEEDS: Dict[str, Callable[[str], Optional[bytes]]] = {
+    "fail": lambda rest: answer("404", rest.encode(), "x-fc-status: 404"),
+    "sleep": slowly, "hang": hang,
+    "large": lambda rest: answer("200", b"x" * int(rest)),
+    "head": lambda rest: answer("200", b"", "X-Long: " + "x" * int(rest)),
+    "garbage": lambda rest: b"\x16\x03\x01 hello\r\n\r\n",
+    "two-lengths": lambda rest: answer("200", b"x", "Content-Length: 1"),
+    "half": lambda rest: answer("200", b"half", size=100),
+    "half-head": lambda rest: b"HTTP/1.1 200 OK\r\nContent-Le",
+    "close": lambda rest: b"",
+    "status": lambda rest: answer(rest, b"status"),
+    "pid": lambda rest: answer("200", str(os.getpid()).encode()),
+    "cwd": lambda rest: answer("200", os.getcwd().encode()),
+    "env": lambda rest: answer("200", json.dumps(dict(os.environ)).encode()),
+    "exit": leave,
+}
+KEPT = ("fail", "sleep", "large", "head", "status", "pid", "cwd", "env")
+
+
+def serve(peer: socket.socket, mode: str) -> None:
+    """Answer on one connection until it ends, or until a deed ends it."""
+    rest = b""
+    with peer:
+        while True:
+            try:
+                start, fields, body, rest = read_message(peer, rest)
+            except OSError:
+                return
+            method, target, _ = start.split(" ")
+            text = body.decode("latin-1")
+            if target == "/initialize" and mode.startswith("initialize "):
+                text = mode.partition(" ")[2]
+            elif target != "/invoke":
+                text = target.strip("/").replace("/", " ")
+            word, _, argument = text.partition(" ")
+            deed = PUSH_DEEDS.get(word)
+            reply = answer("200", body) if deed is None else deed(argument)
+            peer.sendall(reply or b"")
+            if deed is not None and word not in KEPT:
+                return
+
+
+def push(mode: str) -> None:
+    """Be a bootstrap of fc."""
+    word, _, rest = mode.partition(" ")
+    if word == "exit":
+        leave(rest)
+    if word == "silent":
+        hang()
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    host = "127.0.0.1" if word == "loopback" else "0.0.0.0"
+    server.bind((host, int(os.environ["FC_SERVER_PORT"])))
+    server.listen(64)
+    while True:
+        peer, _ = server.accept()
+        threading.Thread(target=serve, args=(peer, mode), daemon=True).start()
+
+
+if __name__ == "__main__":
+    (push if "FC_SERVER_PORT" in os.environ else pull)(take_mode())

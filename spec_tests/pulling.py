@@ -1,0 +1,293 @@
+# pulling.py: what a runtime API may do to the bootstrap that polls it (MIT).
+"""Tables of events, of ways to send one, and of polls that bring none.
+
+test_bootstrap_any.py, test_bootstrap_scf.py and test_bootstrap_fg.py run over them.
+"""
+
+import queue
+import time
+from typing import Callable, Dict, List, Sequence, Tuple
+
+import wire
+from kit import Mismatch, PullRun, Result, same
+
+__all__ = ["BINARY", "EVENTS", "FRAMINGS", "NO_EVENT", "acknowledged_with",
+           "brings_none", "echoed", "framed"]
+
+Fields = List[Tuple[str, str]]
+
+# ---- events ----
+
+LARGE_BYTES = 6 * 1024 * 1024
+
+EVENTS: Dict[str, bytes] = {
+    "json": b'{"key": "value", "big": 12345678901234567890, "key": 1}',
+    "blanks": b' { "a"  :\t1 } \n\n',
+    "number": b"1.50",
+    "string": '"\u00e9\u4e2d\U0001f600"'.encode(),
+    "text": b"no JSON at all: %s 'quoted' \"twice\" \\n $HOME `id` %41 &amp;",
+    "empty": b"",
+    "at-sign": b"@/etc/hostname",
+    "dash": b"-d --data",
+    "lines": b"one\r\ntwo\nthree\n\n",
+    "http": b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+}
+BINARY: Dict[str, bytes] = {
+    "nul": b"a\0b\0",
+    "not-utf8": b"\xff\xfe\x80 \xc3(",
+    "every-byte": bytes(range(256)),
+}
+LARGE: Dict[str, bytes] = {
+    "200-kb": b'{"a": "' + b"y" * 200_000 + b'"}',
+    "6-mb": b"z" * LARGE_BYTES,
+}
+
+# ---- ways to send an event ----
+
+
+def plain(headers: Fields, body: bytes) -> List[bytes]:
+    """Send it as one piece."""
+    return [wire.response(200, headers, body, "OK")]
+
+
+def two_writes(headers: Fields, body: bytes) -> List[bytes]:
+    """Send head and body apart."""
+    whole = wire.response(200, headers, body, "OK")
+    return [whole[:-len(body)], whole[-len(body):]]
+
+
+def drip(headers: Fields, body: bytes) -> List[bytes]:
+    """Send byte after byte."""
+    whole = wire.response(200, headers, body, "OK")
+    return [whole[i:i + 1] for i in range(len(whole))]
+
+
+def in_chunks(headers: Fields, body: bytes) -> List[bytes]:
+    """Send it with Transfer-Encoding: chunked."""
+    fields = [*headers, ("Transfer-Encoding", "chunked")]
+    return [wire.head_bytes("HTTP/1.1 200 OK", fields) + wire.chunked(body)]
+
+
+def lower_case(headers: Fields, body: bytes) -> List[bytes]:
+    """Send every field name in lower case."""
+    return plain([(name.lower(), value) for name, value in headers], body)
+
+
+def upper_case(headers: Fields, body: bytes) -> List[bytes]:
+    """Send every field name in upper case."""
+    return plain([(name.upper(), value) for name, value in headers], body)
+
+
+def no_blank(headers: Fields, body: bytes) -> List[bytes]:
+    """Send no blank after the colons of the fields, and tabs behind the values."""
+    whole = plain(headers, body)[0]
+    head, _, rest = whole.partition(b"\r\n\r\n")
+    return [head.replace(b": ", b":").replace(b"\r\n", b"\t\r\n") + b"\r\n\r\n" + rest]
+
+
+def decoys(headers: Fields, body: bytes) -> List[bytes]:
+    """Name the fields of the event in the values of others."""
+    names = ", ".join(name for name, _ in headers)
+    return plain([("Access-Control-Expose-Headers", names), ("Vary", names), *headers,
+                  ("X-Other", headers[0][0] + ": 0")], body)
+
+
+def interim(headers: Fields, body: bytes) -> List[bytes]:
+    """Send interim answers first."""
+    return [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+            *plain(headers, body)]
+
+
+def no_reason(headers: Fields, body: bytes) -> List[bytes]:
+    """Send a status line without a reason phrase."""
+    return [wire.response(200, headers, body, "")]
+
+
+FRAMINGS: Dict[str, Tuple[str, Callable[[Fields, bytes], List[bytes]]]] = {
+    "plain": ("", plain), "two-writes": ("", two_writes), "drip": ("", drip),
+    "chunked": ("chunked", in_chunks), "lower-case": ("", lower_case),
+    "upper-case": ("", upper_case), "no-blank": ("", no_blank), "decoys": ("", decoys),
+    "interim": ("expect", interim), "no-reason": ("", no_reason),
+}
+
+
+def framed(run: PullRun, framing: str, event: bytes) -> Result:
+    """Deliver the event in that way and return the result."""
+    pieces = FRAMINGS[framing][1](run.headers(), event)
+    return run.answer(*pieces, pause_s=0.001 if len(pieces) < 1000 else 0.0)
+
+
+def echoed(run: PullRun, event: bytes) -> None:
+    """Raise Mismatch unless the event comes back as the result, byte for byte."""
+    result = run.invoke(event)
+    same(("response", event), (result.kind, result.body), "kind and body")
+
+
+# ---- polls that bring no event ----
+
+NO_EVENT: Dict[str, Sequence[bytes]] = {
+    "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
+    "404": [wire.response(404, (), b"{}")],
+    "500": [wire.response(500, (), b"broken")],
+    "503-html": [wire.response(503, [("Content-Type", "text/html")], b"<html></html>")],
+    "redirect": [wire.response(302, [("Location", "/elsewhere")])],
+}
+WITHOUT_ID: Dict[str, Sequence[bytes]] = {  # fg
+    "200": [wire.response(200, (), b"no event")],
+    "200-empty": [wire.response(200)],
+    "200-empty-id": [wire.response(200, [("X-Cff-Request-Id", "")], b"no event")],
+    "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
+    "500-with-id": [wire.response(500, [("X-Cff-Request-Id", "not-an-event")], b"{}")],
+    "204-with-id": [b"HTTP/1.1 204 X\r\nX-Cff-Request-Id: not-an-event\r\n\r\n"],
+}
+CUT: Dict[str, Sequence[bytes]] = {
+    "before-head": [],
+    "within-status-line": [b"HTTP/1.1 20"],
+    "within-head": [b"HTTP/1.1 200 OK\r\nContent-Le"],
+    "garbage": [b"\x16\x03\x01 what is this\r\n\r\n"],
+}
+CUT_BODY: Dict[str, Sequence[bytes]] = {
+    "before-body": [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n"],
+    "within-body": [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n12345"],
+    "within-chunk": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n",
+                     b"a\r\n12345"],
+}
+
+
+def brings_none(run: PullRun, answer: Sequence[bytes]) -> None:
+    """Raise Mismatch unless the bootstrap polls again after this and works on."""
+    run.poll().send(*answer)
+    run.alive()
+
+
+def cut_off(run: PullRun, pieces: Sequence[bytes], reset: bool = False) -> None:
+    """Raise Mismatch unless a poll that breaks is followed by another one."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in run.headers()).encode()
+    run.poll().drop(*[piece.replace(b"{fields}", fields) for piece in pieces],
+                    reset=reset)
+    run.alive()
+
+
+# ---- what is said to a result ----
+
+ACKNOWLEDGEMENTS: Dict[str, Sequence[bytes]] = {
+    "202": [wire.response(202)],
+    "with-body": [wire.response(200, (), b'{"status": "ok"}')],
+    "404": [wire.response(404, (), b'{"error_code": "x", "error_msg": "y"}')],
+    "500": [wire.response(500, (), b"broken")],
+    "chunked": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                wire.chunked(b"thank you")],
+}
+
+
+def acknowledged_with(run: PullRun, pieces: Sequence[bytes]) -> None:
+    """Raise Mismatch unless the bootstrap goes on, with one result for one event."""
+    run.poll().reply(200, run.headers(), b"first")
+    _, exchange = run.result()
+    exchange.send(*pieces)
+    run.alive()
+
+
+def result_lost(run: PullRun) -> None:
+    """Raise Mismatch unless the bootstrap goes on when a result finds no platform."""
+    run.poll().reply(200, run.headers(), b"first")
+    _, exchange = run.result()
+    exchange.drop()
+    repeated = run.request("another poll, or the same result once more")
+    if repeated.request.method == "POST":
+        repeated.reply()
+        run.alive()
+        return
+    repeated.reply(200, run.headers(), b"still here")
+    result, exchange = run.result()
+    exchange.reply()
+    same(b"still here", result.body)
+
+
+# ---- the platform comes and goes ----
+
+
+PAUSE_S = 0.04  # the rule says 50 ms; clocks are not that exact
+AWAY_S = 0.12  # long enough for two tries that find nobody
+
+
+def goes_away(run: PullRun) -> None:
+    """Raise Mismatch unless the bootstrap survives a platform that is away a while."""
+    run.poll()
+    run.api.leave()
+    time.sleep(AWAY_S)
+    run.api.open()
+    run.alive()
+
+
+def pauses(run: PullRun, polls: int) -> None:
+    """Raise Mismatch if polls that bring nothing follow each other without a pause."""
+    run.poll().reply(503)
+    began = time.monotonic()
+    for _ in range(polls):
+        run.poll().reply(503)
+    if time.monotonic() - began < polls * PAUSE_S:
+        raise Mismatch(f"{polls} pauses of 50 ms between polls without an event",
+                       f"{polls} polls in {time.monotonic() - began:.3f} s")
+
+
+def ends_on_sigterm(run: PullRun) -> None:
+    """Raise Mismatch unless an idle bootstrap ends when SIGTERM comes."""
+    run.poll()
+    run.process.popen.terminate()
+    status = run.process.wait(run.patience_s)
+    if status not in (0, 143, -15):
+        raise Mismatch("exit status 0 or death by SIGTERM", f"status {status}")
+
+
+def ends_in_grace(run: PullRun) -> None:
+    """Raise Mismatch unless a busy bootstrap ends, its result posted or not."""
+    deadline = time.monotonic() + run.patience_s
+    while run.process.popen.poll() is None and time.monotonic() < deadline:
+        try:
+            run.api.arrived.get(timeout=0.02).reply()
+        except queue.Empty:
+            pass
+    run.process.wait(0.1)
+
+
+# ---- order ----
+
+HELD_S = 0.4
+EARLY_S = 0.1
+
+
+def holds_on(run: PullRun) -> None:
+    """Raise Mismatch if a poll that is held for a while is given up."""
+    poll = run.poll()
+    time.sleep(HELD_S)
+    if not run.api.arrived.empty():
+        raise Mismatch("patience with a poll that is held", "another request: "
+                       + run.api.arrived.get().request.start)
+    try:
+        poll.reply(200, run.headers(), b"at last")
+    except wire.WireError as error:
+        raise Mismatch("a poll that is still open", error.what) from None
+    result, exchange = run.result()
+    exchange.reply()
+    same(b"at last", result.body)
+
+
+def waits_for_answer(run: PullRun) -> None:
+    """Raise Mismatch if the bootstrap polls before its result has an answer."""
+    run.poll().reply(200, run.headers(), b"first")
+    _, exchange = run.result()
+    try:
+        early = run.api.arrived.get(timeout=EARLY_S)
+    except queue.Empty:
+        exchange.reply()
+        run.alive()
+        return
+    raise Mismatch("no request before the result is answered", early.request.start)
+
+
+def delivered_twice(run: PullRun) -> None:
+    """Raise Mismatch unless an event that comes twice is answered twice."""
+    event = wire.response(200, run.headers(), b"again")
+    same([b"again", b"again"], [run.answer(event).body for _ in range(2)])
+    run.alive()

@@ -1,0 +1,728 @@
+# rig.py: a platform under test, and the puppets that it takes for bootstraps (MIT).
+"""Start `COMMAND P CODE --jsonl …`, feed it events, and be the bootstrap it starts.
+
+A check gets a `PlatformUnderTest`, borrows a `Rig` from it (one running platform), and
+drives both ends: events and outcomes as JSON lines, and the process that the platform
+has started, which is puppet.py.
+"""
+
+import atexit
+import base64
+import contextlib
+import json
+import os
+import pathlib
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+import zipfile
+from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple,
+                    Union)
+
+import guard
+import kit
+import wire
+from kit import Mismatch
+
+__all__ = ["Outcome", "PlatformUnderTest", "Puppet", "Reply", "Rig", "stop_idle_rigs"]
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
+EVENT_BYTES = 2000
+IDLE_MOST = 12  # platforms that wait for another check
+GARBAGE_LINES = 5  # of a platform's stdout that are kept for people
+QUIET_S = 0.03  # a wrong answer to a call that has to wait would come at once
+SETTLE_S = 0.03  # for steps of the platform that cannot be seen from outside
+
+Parts = Sequence[Union[bytes, int]]
+
+
+class Outcome(NamedTuple):
+    """One line of the platform's stdout."""
+
+    kind: str
+    body: bytes
+    request_id: str
+    violations: Tuple[str, ...]
+    line: Dict[str, Any]
+
+
+class Reply(NamedTuple):
+    """What a puppet read from a connection."""
+
+    end: str  # whole, silence or closed
+    start: str
+    headers: Tuple[Tuple[str, str], ...]
+    body: bytes
+    body_bytes: int
+    crc: int
+
+    @property
+    def status(self) -> int:
+        """Return the status of an answer; 0 if there is none."""
+        parts = self.start.split(" ")
+        return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0
+
+    def header(self, name: str) -> Optional[str]:
+        """Return the first value of that field, in any case of letters."""
+        for key, value in self.headers:
+            if key.lower() == name.lower():
+                return value
+        return None
+
+    def values(self, name: str) -> List[str]:
+        """Return every value of that field."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+
+class Environment(Dict[str, str]):
+    """The variables of a process; one that is missed is a mismatch."""
+
+    def __missing__(self, name: str) -> str:
+        raise Mismatch(f"the variable {name}", "it is not set")
+
+
+class Puppet:
+    """One process that the platform started, at the end of a control connection."""
+
+    def __init__(self, rig: "Rig", sock: socket.socket) -> None:
+        self.rig = rig
+        self.sock = sock
+        self.lines = sock.makefile("rb")
+        sock.settimeout(rig.patience_s)
+        hello = json.loads(self.lines.readline())
+        self.pid: int = hello["pid"]
+        self.environ = Environment(hello["environ"])
+        self.cwd: str = hello["cwd"]
+        self.argv: List[str] = hello["argv"]
+        self.last_number = 0
+        self.request_id = ""
+        self.asked = 0
+        self.unread = 0  # answers to orders that nobody waited for
+        self.got = Reply("", "", (), b"", 0, 0)
+
+    def order(self, word: str, **arguments: object) -> Dict[str, Any]:
+        """Give an order, return the answer. Raises Mismatch if the puppet is gone."""
+        try:
+            self.sock.sendall(json.dumps({"do": word, **arguments}).encode() + b"\n")
+            while self.unread:
+                self.lines.readline()
+                self.unread -= 1
+            answer: Dict[str, Any] = json.loads(self.lines.readline() or b'{"gone": 1}')
+        except OSError:
+            answer = {"gone": 1}
+        if "gone" in answer:
+            raise Mismatch(f"the bootstrap to live on (it was told to {word})",
+                           "its process is gone")
+        return answer
+
+    def end(self, word: str, **arguments: object) -> None:
+        """Give an order that ends the process; nothing is answered."""
+        self.rig.note("bootstrap", f"! {word} {arguments or ''}".encode())
+        with contextlib.suppress(OSError):
+            self.sock.sendall(json.dumps({"do": word, **arguments}).encode() + b"\n")
+
+    def gone(self, limit_s: float) -> bool:
+        """Wait until the process is gone; tell whether it is."""
+        self.sock.settimeout(limit_s)
+        try:
+            while self.lines.readline():
+                pass
+            return True
+        except OSError as error:
+            return not isinstance(error, socket.timeout)
+
+    def reaped(self, limit_s: float) -> None:
+        """Wait until the platform has taken note of the end. Raises Mismatch."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            try:
+                os.kill(self.pid, 0)
+            except OSError:
+                return
+            time.sleep(0.002)
+        raise Mismatch("the end of a process to be noticed", "it is a zombie, or there")
+
+    def frozen(self, limit_s: float) -> None:
+        """Wait until the process stands still. Raises Mismatch."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
+                if file.read().rpartition(")")[2].split()[0] == "T":
+                    return
+            time.sleep(0.005)
+        raise Mismatch("a process that is stopped", "it runs")
+
+    # -- as a client of the runtime API --
+
+    def address(self) -> Tuple[str, int]:
+        """Return host and port of the runtime API, from the environment."""
+        if self.rig.protocol == "scf":
+            return (self.environ["SCF_RUNTIME_API"],
+                    int(self.environ["SCF_RUNTIME_API_PORT"]))
+        host, _, port = self.environ["RUNTIME_API_ADDR"].partition(":")
+        return host, int(port)
+
+    def open(self) -> int:
+        """Open a connection to the runtime API; return its number."""
+        self.last_number += 1
+        host, port = self.address()
+        answer = self.order("open", n=self.last_number, host=host, port=port)
+        if "failed" in answer:
+            raise Mismatch("a runtime API that can be reached", answer["failed"])
+        return self.last_number
+
+    def send(self, number: int, *parts: Union[bytes, int]) -> bool:
+        """Send bytes, or that many `x`; tell whether the peer took them."""
+        self.rig.note("bootstrap", b"".join(
+            part if isinstance(part, bytes) else b"(%d x)" % part for part in parts))
+        answer = self.order("send", n=number, parts=[
+            part if isinstance(part, int) else base64.b64encode(part).decode()
+            for part in parts])
+        return "failed" not in answer
+
+    def read(self, number: int, limit_s: Optional[float] = None,
+             bodiless: bool = False) -> Reply:
+        """Return what arrives on that connection within the limit."""
+        return self.reply_of(self.order(
+            "read", n=number, bodiless=bodiless,
+            limit_s=self.rig.patience_s if limit_s is None else limit_s))
+
+    def reply_of(self, answer: Dict[str, Any]) -> Reply:
+        """Return and write down what the puppet has read."""
+        head = base64.b64decode(answer["head"])
+        body = base64.b64decode(answer["body"])
+        self.rig.note("platform", head + b"\r\n\r\n" + body if head else
+                      b"(%s)" % answer["end"].encode())
+        try:
+            start, headers = wire.parse_head(head) if head else ("", ())
+        except wire.Garbage as bad:
+            raise Mismatch("an HTTP head", bad.what) from None
+        return Reply(answer["end"], start, headers, body, answer["body_bytes"],
+                     answer["crc"])
+
+    def close(self, number: int, reset: bool = False) -> None:
+        """Close that connection."""
+        self.rig.note("bootstrap", b"! reset" if reset else b"! close")
+        self.order("close", n=number, reset=reset)
+
+    # -- as the server of fc --
+
+    def listen(self, host: str = "0.0.0.0") -> None:
+        """Listen on the port that the environment names."""
+        port = int(self.environ["FC_SERVER_PORT"])
+        answer = self.order("listen", n=0, host=host, port=port)
+        if "failed" in answer:
+            raise Mismatch("a port that is free", answer["failed"])
+
+    def request(self, path: str = "", limit_s: Optional[float] = None) -> Reply:
+        """Return the next request of the platform, which must have that path."""
+        answer = self.order("request", n=0, limit_s=self.rig.patience_s
+                            if limit_s is None else limit_s)
+        self.asked = answer["n"]
+        reply = self.reply_of(answer)
+        if path and reply.start.split(" ")[1:2] != [path]:
+            raise Mismatch(f"a request for {path}", reply.start or reply.end)
+        return reply
+
+    def answer(self, status: int = 200, headers: wire.Headers = (),
+               body: bytes = b"") -> None:
+        """Answer the request that came last."""
+        self.answer_bytes(wire.response(status, headers, body))
+
+    def answer_bytes(self, data: bytes) -> None:
+        """Answer with these bytes; the puppet may be frozen or killed right after."""
+        self.rig.note("bootstrap", data)
+        self.end("send", n=self.asked, parts=[base64.b64encode(data).decode()])
+        self.unread += 1
+
+    def ask(self, *parts: Union[bytes, int]) -> Reply:
+        """Send on a connection of its own; return the whole answer."""
+        number = self.open()
+        self.send(number, *parts)
+        reply = self.read(number)
+        self.close(number)
+        if reply.end != "whole":
+            raise Mismatch("a whole answer", f"{reply.end} after {reply.start!r}")
+        return reply
+
+    def ready(self, body: bytes = b" ") -> Reply:
+        """Call POST /runtime/init/ready (scf)."""
+        return self.ask(wire.request_bytes("POST", "/runtime/init/ready", (), body))
+
+    def poll_bytes(self) -> bytes:
+        """Return the bytes of a poll."""
+        return wire.request_bytes("GET", kit.DIALECTS[self.rig.protocol].poll)
+
+    def park(self) -> int:
+        """Send a poll, read nothing; return the connection's number."""
+        number = self.open()
+        self.send(number, self.poll_bytes())
+        return number
+
+    def fetch(self, number: Optional[int] = None) -> Reply:
+        """Return the event that a poll brings; a new poll unless one is given."""
+        own = self.park() if number is None else number
+        reply = self.read(own)
+        self.close(own)
+        if reply.end != "whole" or reply.status != 200:
+            raise Mismatch("an event", f"{reply.end}, {reply.start!r}")
+        self.request_id = reply.header(kit.DIALECTS[self.rig.protocol].id_header) or ""
+        return reply
+
+    def result_path(self, kind: str = "response",
+                    request_id: Optional[str] = None) -> str:
+        """Return the path for a result of that kind."""
+        dialect = kit.DIALECTS[self.rig.protocol]
+        form = dialect.response if kind == "response" else dialect.error
+        return form.format(id=self.request_id if request_id is None else request_id)
+
+    def result(self, body: bytes, kind: str = "response") -> Reply:
+        """Post a result for the event fetched last; return the answer."""
+        return self.ask(wire.request_bytes("POST", self.result_path(kind), (), body))
+
+
+# ---- the platform ----
+
+
+class Package(NamedTuple):
+    """How the code is handed over, and the platform's own environment."""
+
+    zipped: bool = False
+    extra: str = ""  # an entry of the ZIP that does not belong there
+    env: Dict[str, str] = {}
+
+
+USUAL = Package()
+
+
+def write_code(folder: pathlib.Path, port: int) -> None:
+    """Write the puppet as the code package."""
+    (folder / "script").write_text(str(port))
+    program = folder / "bootstrap"
+    program.write_text(f"#!{sys.executable} -IS\n" + (HERE / "puppet.py").read_text())
+    program.chmod(0o755)
+
+
+def zip_of(folder: pathlib.Path, extra: str) -> pathlib.Path:
+    """Return the folder as a ZIP file within itself."""
+    target = folder / "code.zip"
+    with zipfile.ZipFile(target, "w") as package:
+        for name in ("bootstrap", "script"):
+            package.write(folder / name, name)
+        if extra:
+            package.writestr(extra, "evil")
+    return target
+
+
+class Rig:
+    """One running platform: its stdin and stdout, and the puppets that called in."""
+
+    def __init__(self, subject: "PlatformUnderTest", options: Sequence[str],
+                 package: "Package") -> None:
+        self.implementation = subject.implementation
+        self.protocol = self.implementation.protocol
+        self.patience_s = self.implementation.patience_s
+        self.options = tuple(options)
+        self.frames = subject.frames
+        self.arrived: "queue.Queue[Puppet]" = queue.Queue()
+        self.outcomes: "queue.Queue[Dict[str, Any]]" = queue.Queue()
+        self.idle: Optional[Puppet] = None
+        self.stopped: Optional[Puppet] = None
+        self.processes: List[int] = []
+        self.result_bytes = subject.result_bytes()
+        self.garbage: List[bytes] = []
+        self.issued = 0
+        self.last_id = ""  # of the invocation whose outcome came last
+        self.control = socket.socket()
+        self.control.bind(("127.0.0.1", 0))
+        self.control.listen(64)
+        self.code = pathlib.Path(tempfile.mkdtemp(prefix="kit-code-"))
+        self.errors = tempfile.TemporaryFile()
+        write_code(self.code, self.control.getsockname()[1])
+        self.package = package
+        threading.Thread(target=self.accept, daemon=True).start()
+        self.popen = self.launch()
+        RUNNING.add(self)
+        guard.watch(self.popen.pid)
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Start the platform. Raises Mismatch."""
+        code = self.code
+        if self.package.zipped:
+            code = zip_of(code, self.package.extra)
+        command = [*self.implementation.command, self.protocol, str(code), "--jsonl",
+                   *self.options]
+        try:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=self.errors, cwd=self.implementation.folder,
+                env={**os.environ, **self.package.env}, start_new_session=True)
+        except OSError as error:
+            self.control.close()
+            shutil.rmtree(self.code, ignore_errors=True)
+            raise Mismatch("a command that starts",
+                           f"{command[0]}: {error.strerror}") from None
+
+    def accept(self) -> None:
+        """Take in each puppet that the platform starts."""
+        while True:
+            try:
+                sock, _ = self.control.accept()
+                puppet = Puppet(self, sock)
+                self.processes.append(puppet.pid)
+                guard.watch(puppet.pid)
+                self.arrived.put(puppet)
+            except (OSError, ValueError, KeyError):
+                if self.control.fileno() < 0:
+                    return
+
+    def listen(self) -> None:
+        """Read the outcomes as they come."""
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            try:
+                outcome = json.loads(line)
+                outcome["kind"] + ""
+                self.outcomes.put(outcome)
+            except (ValueError, KeyError, TypeError):
+                if len(self.garbage) < GARBAGE_LINES:
+                    self.garbage.append(line[:200])
+
+    def note(self, who: str, data: bytes) -> None:
+        """Write down what was sent."""
+        self.frames.append(wire.Frame(who, wire.show(data)))
+
+    def tail(self) -> str:
+        """Return the end of what the platform said on stderr, and any garbage."""
+        size = self.errors.seek(0, os.SEEK_END)
+        self.errors.seek(max(0, size - 800))
+        said = wire.show(self.errors.read())
+        return said + wire.show(b"".join(self.garbage)[:300])
+
+    def issue(self, event: bytes, **fields: object) -> None:
+        """Hand an event to the platform; for fc also method, path and headers."""
+        self.issued += 1
+        line: Dict[str, object] = {"id": self.issued, **fields}
+        try:
+            line["event"] = event.decode()
+        except UnicodeDecodeError:
+            line["event_base64"] = base64.b64encode(event).decode()
+        self.note("caller", event)
+        assert self.popen.stdin is not None
+        try:
+            self.popen.stdin.write(json.dumps(line).encode() + b"\n")
+            self.popen.stdin.flush()
+        except OSError:
+            raise Mismatch("a platform that takes events", "its stdin is closed; "
+                           + self.tail()) from None
+
+    def wait_for(self, source: "queue.Queue[Any]", what: str, limit_s: float) -> Any:
+        """Return the next thing from a queue. Raises Mismatch if nothing comes."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                return source.get(timeout=0.05)
+            except queue.Empty:
+                pass
+            if self.popen.poll() is not None and source.empty():
+                raise Mismatch(what, "the platform ended with status "
+                               f"{self.popen.returncode}; {self.tail()}")
+            if time.monotonic() > deadline:
+                raise Mismatch(what, f"nothing in {limit_s} s; {self.tail()}")
+
+    def outcome(self, kind: str = "") -> Outcome:
+        """Return the next outcome, which must be of that kind if one is given."""
+        line = self.wait_for(self.outcomes, f"an outcome {kind}", self.patience_s)
+        body = (base64.b64decode(line["body_base64"]) if "body_base64" in line
+                else str(line.get("body", "")).encode())
+        found = Outcome(line["kind"], body, str(line.get("request_id", "")),
+                        tuple(str(one["rule"]) for one in line.get("violations", ())),
+                        line)
+        self.last_id = found.request_id
+        self.note("outcome", json.dumps(line)[:1500].encode())
+        if kind and found.kind not in kind.split(" or "):
+            raise Mismatch(f"the outcome {kind}", f"{found.kind}: "
+                           f"{wire.show(found.body)} {line.get('message', '')}")
+        return found
+
+    def no_outcome(self) -> None:
+        """Raise Mismatch if there is an outcome already."""
+        if not self.outcomes.empty():
+            raise Mismatch("no outcome yet", str(self.outcomes.get()))
+
+    def settle(self) -> None:
+        """Let the platform do what it does by itself; there is nothing to wait for."""
+        time.sleep(SETTLE_S)
+
+    def end_input(self) -> None:
+        """Tell the platform that no more events come."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
+
+    def puppet(self) -> Puppet:
+        """Return the next process that the platform starts."""
+        found: Puppet = self.wait_for(self.arrived, "the bootstrap to be started",
+                                      self.patience_s)
+        return found
+
+    def stop(self) -> None:
+        """Kill the platform and what it started."""
+        RUNNING.discard(self)
+        guard.forget(self.popen.pid)
+        for process_id in self.processes:
+            kill_if(process_id, str(self.code))
+            guard.forget(process_id)
+        with contextlib.suppress(OSError):
+            os.killpg(self.popen.pid, signal.SIGTERM)
+        try:
+            self.popen.wait(1.0)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait(5)
+        for stream in (self.popen.stdin, self.popen.stdout):
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        self.control.close()
+        self.errors.close()
+        shutil.rmtree(self.code, ignore_errors=True)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass that a clock of the platform must not count."""
+        time.sleep(seconds)
+
+    def discard(self, puppet: Puppet) -> None:
+        """End a bootstrap that is not to be used again."""
+        puppet.end("exit", status=0)
+        puppet.reaped(self.patience_s)
+        self.settle()
+
+    def discard_idle(self) -> None:
+        """End the idle bootstrap, if there is one, so that the next one is new."""
+        if self.idle is not None:
+            puppet, self.idle = self.idle, None
+            self.discard(puppet)
+
+    def refused(self) -> None:
+        """Raise Mismatch unless the platform refuses to start, with a message."""
+        try:
+            status = self.popen.wait(self.patience_s)
+        except subprocess.TimeoutExpired:
+            raise Mismatch("a platform that refuses its options", "it runs") from None
+        if status == 0 or not self.tail():
+            raise Mismatch("a status that is not 0, and a message", f"status {status}")
+
+    # -- push: a server --
+
+    def served(self, event: bytes = b"hello", **fields: object) -> Puppet:
+        """Return a bootstrap that has the invocation before it, unanswered."""
+        self.issue(event, **fields)
+        if self.idle is None:
+            puppet = self.puppet()
+            puppet.listen()
+        else:
+            puppet, self.idle = self.idle, None
+        puppet.got = puppet.request()
+        return puppet
+
+    def settled(self, puppet: Puppet, body: bytes = b"done") -> Outcome:
+        """Answer the invocation with a result; return its outcome, which is ok."""
+        puppet.answer(200, [("x-fc-status", "200")], body)
+        found = self.outcome("ok")
+        kit.same(body, found.body, "the body of the outcome")
+        self.idle = puppet
+        return found
+
+    # -- pull: the bootstrap in a given state --
+
+    def starting(self, event: bytes) -> Puppet:
+        """Return a new bootstrap before its first call; the event waits for it."""
+        self.discard_idle()
+        self.issue(event)
+        return self.puppet()
+
+    def fetched(self, event: bytes) -> Puppet:
+        """Return a bootstrap that has just fetched the event."""
+        if self.idle is None:
+            puppet = self.starting(event)
+            if self.protocol == "scf":
+                puppet.ready()
+        else:
+            puppet, self.idle = self.idle, None
+            self.issue(event)
+        reply = puppet.fetch()
+        kit.same(event, reply.body, "the event as the body")
+        return puppet
+
+    def finish(self, puppet: Puppet, body: bytes = b"done") -> Outcome:
+        """Post the result of the event fetched last; return its outcome, an ok."""
+        kit.same(200, puppet.result(body).status, "status of the answer to a result")
+        found = self.outcome("ok")
+        kit.same(body, found.body, "the body of the outcome")
+        self.idle = puppet
+        return found
+
+
+def kill_if(process_id: int, word: str) -> None:
+    """Kill a process, frozen or not, if it is still the one with that command line."""
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{process_id}/cmdline", "rb") as file:
+            if word.encode() in file.read():
+                os.kill(process_id, signal.SIGKILL)
+
+
+# ---- what a check gets ----
+
+IDLE_RIGS: Dict[Tuple[kit.Implementation, Tuple[str, ...]], List[Rig]] = {}
+PROBES: Dict[kit.Implementation, str] = {}
+LOCKS: Dict[kit.Implementation, threading.Lock] = {}
+LOCK = threading.Lock()
+
+
+class PlatformUnderTest:
+    """One platform under test, with the log of one check."""
+
+    def __init__(self, implementation: kit.Implementation) -> None:
+        self.implementation = implementation
+        self.frames: List[wire.Frame] = []
+        self.rigs: List[Rig] = []
+
+    def needs(self, *features: str) -> None:
+        """Raise Unsupported if one of these was declared missing."""
+        for feature in features:
+            if feature in self.implementation.without:
+                raise kit.Unsupported(feature)
+
+    def options(self, more: Sequence[str]) -> Tuple[str, ...]:
+        """Return the options of a platform: one instance, limits scaled down, these."""
+        usual = ["--max-instances", "1"]
+        if self.implementation.protocol == "fc":
+            usual += ["--port", "0", *([] if "--freeze" in more else ["--no-freeze"])]
+        elif "limits" not in self.implementation.without:
+            usual += ["--max-result", str(RESULT_BYTES),
+                      "--max-event", str(EVENT_BYTES)]
+        if self.implementation.protocol == "fg" and "--init-timeout" not in more:
+            usual += ["--init-timeout", "60"]  # it is --timeout else, which may be short
+        return (*usual, *more)
+
+    def result_bytes(self) -> int:
+        """Return the limit for results that is in force."""
+        return 6 * 1024 * 1024 if "limits" in self.implementation.without \
+            else RESULT_BYTES
+
+    def rig(self, *options: str, zipped: bool = False, extra: str = "",
+            env: Optional[Dict[str, str]] = None) -> Rig:
+        """Start a platform with these options; it dies with the check."""
+        rig = Rig(self, self.options(options), Package(zipped, extra, env or {}))
+        self.rigs.append(rig)
+        return rig
+
+    def bare_rig(self, *options: str) -> Rig:
+        """Start a platform with these options and its own limits."""
+        port = ["--port", "0"] if self.implementation.protocol == "fc" else []
+        rig = Rig(self, [*port, *options], USUAL)
+        self.rigs.append(rig)
+        return rig
+
+    @contextlib.contextmanager
+    def used_rig(self, *options: str) -> Iterator[Rig]:
+        """Lend a platform that other checks left in order, or a new one."""
+        wanted = self.options(options)
+        key = (self.implementation, wanted)
+        with LOCK:
+            idle = IDLE_RIGS.get(key)
+            rig = idle.pop() if idle else None
+        rig = rig or Rig(self, wanted, USUAL)
+        rig.frames = self.frames
+        self.rigs.append(rig)
+        yield rig
+        rig.no_outcome()
+        self.rigs.remove(rig)
+        keep(key, rig)
+
+    def close(self) -> None:
+        """Kill whatever this check has started."""
+        for rig in self.rigs:
+            rig.stop()
+        self.rigs.clear()
+
+    def probe(self) -> None:
+        """Try one round trip, once for each platform. Raises Mismatch."""
+        with LOCK:
+            lock = LOCKS.setdefault(self.implementation, threading.Lock())
+        with lock:
+            if self.implementation not in PROBES:
+                PROBES[self.implementation] = self.probed()
+        if PROBES[self.implementation]:
+            raise Mismatch("a platform that keeps the contract of README.md",
+                           PROBES[self.implementation])
+
+    def probed(self) -> str:
+        """Return what is wrong with a simple round trip, or nothing."""
+        probe = PlatformUnderTest(self.implementation)
+        try:
+            round_trip(probe)
+            return ""
+        except Mismatch as error:
+            return str(error)
+        finally:
+            probe.close()
+
+
+def keep(key: Tuple[kit.Implementation, Tuple[str, ...]], rig: Rig) -> None:
+    """Keep a platform for another check; stop the one that has waited longest."""
+    with LOCK:
+        IDLE_RIGS.setdefault(key, []).append(rig)
+        count = sum(len(idle) for idle in IDLE_RIGS.values())
+        oldest = next(idle for idle in IDLE_RIGS.values() if idle)
+        surplus = oldest.pop(0) if count > IDLE_MOST else None
+        IDLE_RIGS[key] = IDLE_RIGS.pop(key)  # used last, so the last one to go
+    if surplus is not None:
+        surplus.stop()
+
+
+def round_trip(platform: PlatformUnderTest) -> None:
+    """Raise Mismatch unless one result and one error come through as such."""
+    if platform.implementation.protocol == "fc":
+        with platform.used_rig() as run:
+            run.settled(run.served(b"flumqat"), b"taquml")
+            puppet = run.served(b"flumqat")
+            puppet.answer(404, [("x-fc-status", "404")], b"{}")
+            run.outcome("function-error")
+            run.idle = puppet
+        return
+    with platform.used_rig() as rig:
+        rig.finish(rig.fetched(b"flumqat"), b"taquml")
+        puppet = rig.fetched(b"flumqat")
+        puppet.result(b"{}", "error")
+        rig.outcome("function-error")
+        rig.idle = puppet
+
+
+def stop_idle_rigs(only: Optional[kit.Implementation] = None) -> None:
+    """Stop the platforms, of one implementation or all, that wait for another check."""
+    with LOCK:
+        wanted = [key for key in IDLE_RIGS if only is None or key[0] == only]
+        rigs = [rig for key in wanted for rig in IDLE_RIGS.pop(key)]
+    for rig in rigs:
+        rig.stop()
+
+
+def stop_everything() -> None:
+    """Kill every platform that is still there when the interpreter ends."""
+    for rig in list(RUNNING):
+        rig.stop()
+
+
+RUNNING: "weakref.WeakSet[Rig]" = weakref.WeakSet()
+atexit.register(stop_everything)

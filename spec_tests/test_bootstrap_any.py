@@ -1,0 +1,263 @@
+# test_bootstrap_any.py: what SPEC.md chapter 5 asks of every bootstrap (MIT).
+"""One rule each. `puller` is an scf or fg bootstrap, `pusher` one for fc."""
+
+
+import pytest
+
+import pulling
+import wire
+from kit import Bootstrap, Mismatch, document, error_of, instruction, made_up_word, same
+
+
+def test_any_error_survive(puller: Bootstrap) -> None:
+    """An instruction nobody knows fails, and the next event is handled."""
+    made_up_word(puller)
+
+
+def test_any_error_survive__push(pusher: Bootstrap) -> None:
+    """An instruction nobody knows fails, and the next event is handled."""
+    made_up_word(pusher)
+
+
+def test_any_error_document(puller: Bootstrap) -> None:
+    """A failed handler is reported with its errorType and errorMessage."""
+    with puller.used_pull() as run:
+        result = run.invoke(instruction("raise", type="Refused", message="not today"))
+        same("error", result.kind)
+        same(("Refused", "not today"), error_of(result))
+
+
+def test_any_error_document__push(pusher: Bootstrap) -> None:
+    """A failed handler is reported with its errorType and errorMessage."""
+    with pusher.used_push() as run:
+        result = run.invoke(instruction("raise", type="Refused", message="not today"))
+        same(("Refused", "not today"), error_of(result))
+
+
+@pytest.mark.parametrize("name", sorted(pulling.EVENTS))
+def test_any_event_opaque(puller: Bootstrap, name: str) -> None:
+    """Any text comes back byte for byte."""
+    with puller.used_pull() as run:
+        pulling.echoed(run, pulling.EVENTS[name])
+
+
+@pytest.mark.parametrize("name", sorted(pulling.BINARY))
+def test_any_event_opaque__binary(puller: Bootstrap, name: str) -> None:
+    """Bytes that are no text come back byte for byte."""
+    puller.needs("binary")
+    with puller.used_pull() as run:
+        pulling.echoed(run, pulling.BINARY[name])
+
+
+@pytest.mark.parametrize("name", sorted({**pulling.EVENTS, **pulling.BINARY}))
+def test_any_event_opaque__push(pusher: Bootstrap, name: str) -> None:
+    """Any event comes back byte for byte."""
+    pusher.needs(*["binary"] if name in pulling.BINARY else [])
+    event = {**pulling.EVENTS, **pulling.BINARY}[name]
+    with pusher.used_push() as run:
+        same(event, run.invoke(event).body, "the echo")
+
+
+@pytest.mark.parametrize("name", sorted(pulling.LARGE))
+def test_any_event_large(puller: Bootstrap, name: str) -> None:
+    """Large events and results pass."""
+    puller.needs("large")
+    with puller.used_pull() as run:
+        pulling.echoed(run, pulling.LARGE[name])
+
+
+def test_any_event_large__result(puller: Bootstrap) -> None:
+    """A result of 6 MB for a short event passes."""
+    puller.needs("large")
+    with puller.used_pull() as run:
+        result = run.invoke(instruction("size", bytes=pulling.LARGE_BYTES))
+        same(b"x" * pulling.LARGE_BYTES, result.body)
+
+
+@pytest.mark.parametrize("size_mb", [1, 32])
+def test_any_event_large__push(pusher: Bootstrap, size_mb: int) -> None:
+    """An event of 32 MB comes back whole."""
+    pusher.needs("large")
+    event = b"0123456789abcdef" * (size_mb * 65536)
+    with pusher.used_push() as run:
+        same(event, run.invoke(event).body, "the echo")
+
+
+@pytest.mark.parametrize("framing", ["lower-case", "upper-case", "no-blank", "decoys"])
+def test_any_http_header_case(puller: Bootstrap, framing: str) -> None:
+    """The fields of an event are found in any letter case, and nowhere else."""
+    with puller.used_pull() as run:
+        result = pulling.framed(run, framing, instruction("echo", text="heard"))
+        same(("response", b"heard"), (result.kind, result.body))
+
+
+@pytest.mark.parametrize("case", [str.lower, str.upper, str.swapcase])
+def test_any_http_header_case__push(pusher: Bootstrap, case: object) -> None:
+    """The fields of a request are found in any letter case."""
+    assert callable(case)
+    with pusher.used_push() as run:
+        data = run.invocation(instruction("echo", text="heard"))
+        head, _, body = data.partition(b"\r\n\r\n")
+        start, fields = wire.parse_head(head)
+        cased = wire.head_bytes(start, [(case(name), value) for name, value in fields])
+        same(b"heard", run.read_result(run.ask(cased + body, "POST")).body)
+
+
+@pytest.mark.parametrize("name", ["json", "lines", "empty"])
+def test_any_http_chunked_event(puller: Bootstrap, name: str) -> None:
+    """An event in chunks comes back whole."""
+    event = pulling.EVENTS[name]
+    with puller.used_pull() as run:
+        same(event, pulling.framed(run, "chunked", event).body)
+
+
+@pytest.mark.parametrize("name", ["json", "lines", "empty"])
+def test_any_http_chunked_event__push(pusher: Bootstrap, name: str) -> None:
+    """An event in chunks comes back whole."""
+    event = pulling.EVENTS[name]
+    with pusher.used_push() as run:
+        head = wire.request_bytes("POST", "/invoke", [
+            *run.headers(), ("Content-Type", "application/octet-stream"),
+            ("Transfer-Encoding", "chunked")])
+        answer = run.ask(head + wire.chunked(event), "POST")
+        same(event, run.read_result(answer).body, "the echo")
+
+
+def test_any_http_interim(puller: Bootstrap) -> None:
+    """Interim answers are skipped."""
+    with puller.used_pull() as run:
+        same(b"heard", pulling.framed(run, "interim", b"heard").body)
+
+
+@pytest.mark.parametrize("framing", ["plain", "two-writes", "drip", "no-reason"])
+def test_any_poll_retry__pieces(puller: Bootstrap, framing: str) -> None:
+    """An event that arrives in pieces is an event and no failed poll."""
+    with puller.used_pull() as run:
+        event = instruction("echo", text="heard")
+        same(b"heard", pulling.framed(run, framing, event).body)
+
+
+@pytest.mark.parametrize("name", sorted(pulling.NO_EVENT))
+def test_any_poll_retry(puller: Bootstrap, name: str) -> None:
+    """A poll that brings no event is followed by another one, and by no result."""
+    with puller.used_pull() as run:
+        pulling.brings_none(run, pulling.NO_EVENT[name])
+
+
+@pytest.mark.parametrize("name", sorted(pulling.CUT))
+def test_any_poll_retry__cut(puller: Bootstrap, name: str) -> None:
+    """A poll that breaks is followed by another one."""
+    with puller.used_pull() as run:
+        pulling.cut_off(run, pulling.CUT[name])
+
+
+@pytest.mark.parametrize("name", sorted(pulling.CUT_BODY))
+def test_any_http_body_cut(puller: Bootstrap, name: str) -> None:
+    """An answer that breaks off is no event: another poll follows, and no result."""
+    with puller.used_pull() as run:
+        pulling.cut_off(run, pulling.CUT_BODY[name])
+
+
+def test_any_poll_retry__reset(puller: Bootstrap) -> None:
+    """A poll whose connection is reset is followed by another one."""
+    with puller.used_pull() as run:
+        pulling.cut_off(run, [], reset=True)
+
+
+def test_any_poll_pause(puller: Bootstrap) -> None:
+    """Polls that bring no event are at least 50 ms apart."""
+    run = puller.pull()
+    pulling.pauses(run, 3)
+
+
+def test_any_poll_gone(puller: Bootstrap) -> None:
+    """A platform that goes away and comes back is polled again."""
+    pulling.goes_away(puller.pull())
+
+
+@pytest.mark.parametrize("name", sorted(pulling.ACKNOWLEDGEMENTS))
+def test_any_result_no_repeat(puller: Bootstrap, name: str) -> None:
+    """Whatever is answered to a result, it is not sent again."""
+    with puller.used_pull() as run:
+        pulling.acknowledged_with(run, pulling.ACKNOWLEDGEMENTS[name])
+
+
+def test_any_result_no_repeat__cut(puller: Bootstrap) -> None:
+    """A result whose answer breaks off is not sent again."""
+    with puller.used_pull() as run:
+        run.poll().reply(200, run.headers(), b"first")
+        _, exchange = run.result()
+        exchange.drop(b"HTTP/1.1 200 OK\r\nContent-Le")
+        run.alive()
+
+
+def test_any_poll_retry__result_lost(puller: Bootstrap) -> None:
+    """A result that finds no platform does not end the bootstrap."""
+    with puller.used_pull() as run:
+        pulling.result_lost(run)
+
+
+def test_any_instance_init_once(puller: Bootstrap) -> None:
+    """One process handles one event after the other."""
+    puller.needs("count")
+    run = puller.pull()
+    counts = [run.invoke(instruction("count")).body for _ in range(3)]
+    same([b"1", b"2", b"3"], counts, "the counts")
+
+
+def test_any_instance_init_once__push(pusher: Bootstrap) -> None:
+    """One process handles one event after the other."""
+    pusher.needs("count")
+    run = pusher.push()
+    counts = [run.invoke(instruction("count")).body for _ in range(3)]
+    same([b"1", b"2", b"3"], counts, "the counts")
+
+
+def test_any_stop_bootstrap(puller: Bootstrap) -> None:
+    """An idle bootstrap ends when SIGTERM comes."""
+    pulling.ends_on_sigterm(puller.pull())
+
+
+def test_any_stop_bootstrap__busy(puller: Bootstrap) -> None:
+    """A bootstrap that runs an event ends within the grace after SIGTERM."""
+    puller.needs("sleep")
+    run = puller.pull()
+    run.poll().reply(200, run.headers(), instruction("sleep", seconds=0.2))
+    run.process.popen.terminate()
+    pulling.ends_in_grace(run)
+
+
+def test_any_stop_bootstrap__push(pusher: Bootstrap) -> None:
+    """An idle server ends when SIGTERM comes, also with a connection kept open."""
+    run = pusher.push()
+    run.invoke(b"before", run.connect())
+    run.process.popen.terminate()
+    run.process.wait(run.patience_s)
+
+
+def test_any_stop_bootstrap__push_busy(pusher: Bootstrap) -> None:
+    """A server that runs an event ends within the grace after SIGTERM."""
+    pusher.needs("sleep")
+    run = pusher.push()
+    run.connect().send(run.invocation(instruction("sleep", seconds=0.2)))
+    run.process.popen.terminate()
+    run.process.wait(run.patience_s)
+
+
+def test_any_log_quiet(puller: Bootstrap) -> None:
+    """What the runtime API answers to a result is not printed."""
+    run = puller.pull()
+    run.poll().reply(200, run.headers(), b"first")
+    _, exchange = run.result()
+    exchange.reply(200, (), b"thank-you-for-this")
+    run.alive()
+    if b"thank-you-for-this" in run.process.printed():
+        raise Mismatch("silence about the answer's body", "it was printed")
+
+
+def test_any_error_survive__context(puller: Bootstrap) -> None:
+    """The handler learns the request id of the event."""
+    puller.needs("context")
+    with puller.used_pull() as run:
+        told = document(run.invoke(instruction("context")).body)
+        same(run.last_id, told.get("request_id"), "request_id")

@@ -1,0 +1,156 @@
+# test_bootstrap_fc.py: what SPEC.md chapter 6 asks of a bootstrap (MIT).
+"""One rule each, on each implementation for Alibaba FC; the kit is the platform."""
+
+import pytest
+
+import pushing
+import wire
+from kit import Bootstrap, error_of, instruction, same
+
+
+def test_fc_start_port(bootstrap: Bootstrap) -> None:
+    """The server listens on the port that FC_SERVER_PORT names."""
+    bootstrap.push().alive()
+
+
+def test_fc_start_port__custom(bootstrap: Bootstrap) -> None:
+    """The server listens on the port that FC_CUSTOM_LISTEN_PORT alone names."""
+    bootstrap.push(but=["FC_SERVER_PORT"]).alive()
+
+
+def test_fc_start_bind(bootstrap: Bootstrap) -> None:
+    """The server is there at another address than 127.0.0.1."""
+    run = bootstrap.push()
+    run.host = "127.0.0.2"
+    run.alive()
+
+
+@pytest.mark.parametrize("how", ["closed", "reset", "held"])
+def test_fc_start_silent_connection(bootstrap: Bootstrap, how: str) -> None:
+    """Connections on which nothing is sent do no harm."""
+    with bootstrap.used_push() as run:
+        for _ in range(5):
+            channel = run.connect()
+            if how != "held":
+                channel.close(reset=how == "reset")
+        run.alive()
+
+
+@pytest.mark.parametrize("piece", ["half-line", "half-head", "half-body", "garbage"])
+def test_fc_start_silent_connection__cut(bootstrap: Bootstrap, piece: str) -> None:
+    """Connections that break within a request do no harm."""
+    with bootstrap.used_push() as run:
+        channel = run.connect()
+        channel.send(pushing.CUT[piece])
+        channel.close(reset=piece == "half-body")
+        run.alive()
+
+
+@pytest.mark.parametrize("path", ["/initialize", "/pre-freeze", "/pre-stop"])
+def test_fc_hook_answer(bootstrap: Bootstrap, path: str) -> None:
+    """A hook that has nothing to complain of is answered with 200."""
+    bootstrap.needs("hooks")
+    with bootstrap.used_push() as run:
+        method = "POST" if path == "/initialize" else "GET"
+        same(200, run.hook(method, path).status, "status")
+        run.alive()
+
+
+def test_fc_invoke_status(bootstrap: Bootstrap) -> None:
+    """A result comes with status 200."""
+    with bootstrap.used_push() as run:
+        answer = run.ask(run.invocation(b"hello"), "POST")
+        same((200, b"hello"), (answer.status, answer.body))
+
+
+def test_fc_invoke_fail(bootstrap: Bootstrap) -> None:
+    """A failure comes with status 404, X-Fc-Status 404 and the error document."""
+    with bootstrap.used_push() as run:
+        event = instruction("raise", type="Refused", message="not today")
+        answer = run.ask(run.invocation(event), "POST")
+        same((404, "404"), (answer.status, answer.header("x-fc-status")))
+        same(("Refused", "not today"), error_of(run.read_result(answer)))
+
+
+def test_fc_invoke_success_field(bootstrap: Bootstrap) -> None:
+    """A result comes with X-Fc-Status 200."""
+    with bootstrap.used_push() as run:
+        answer = run.ask(run.invocation(b"hello"), "POST")
+        same("200", answer.header("x-fc-status"), "X-Fc-Status")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"])
+def test_fc_http_bootstrap(bootstrap: Bootstrap, method: str) -> None:
+    """A request to another path has an answer, whatever it is, and does no harm."""
+    bootstrap.needs("http")
+    with bootstrap.used_push() as run:
+        fields = [*run.headers("/http-invoke"), ("X-Mine", "yes")]
+        body = b"body" if method in ("POST", "PUT") else None
+        run.ask(wire.request_bytes(method, "/some/path?q=1", fields, body), method)
+        run.alive()
+
+
+def test_fc_concurrency_bootstrap(bootstrap: Bootstrap) -> None:
+    """Requests that come together run together."""
+    bootstrap.needs("concurrency", "sleep")
+    pushing.runs_together(bootstrap.push(), requests=4, seconds=0.3)
+
+
+def test_fc_connection_keep_alive(bootstrap: Bootstrap) -> None:
+    """A connection carries one request after the other, failures too."""
+    bootstrap.needs("keep-alive")
+    with bootstrap.used_push() as run:
+        channel = run.connect()
+        failing = instruction("raise", type="T", message="m")
+        for event in (b"one", b"", failing, b"four"):
+            run.invoke(event, channel)
+
+
+def test_fc_connection_keep_alive__pipelined(bootstrap: Bootstrap) -> None:
+    """Requests that are sent ahead are answered in their order."""
+    bootstrap.needs("keep-alive")
+    with bootstrap.used_push() as run:
+        channel = run.connect()
+        channel.send(run.invocation(b"one") + run.invocation(b"two"))
+        answers = [channel.read(run.patience_s, to="POST").body for _ in range(2)]
+        same([b"one", b"two"], answers)
+
+
+def test_fc_connection_keep_alive__hooks(bootstrap: Bootstrap) -> None:
+    """Hooks and events share a connection."""
+    bootstrap.needs("keep-alive", "hooks")
+    with bootstrap.used_push() as run:
+        channel = run.connect()
+        hook = wire.request_bytes("GET", "/pre-freeze", run.headers("/pre-freeze"))
+        same(200, run.ask(hook, "GET", channel).status)
+        same(b"after", run.invoke(b"after", channel).body)
+
+
+@pytest.mark.parametrize("name", ["X-Fc-Function-Memory", "X-Fc-Function-Timeout",
+                                  "X-Fc-Version-Id", "X-Fc-Security-Token"])
+def test_fc_header_empty(bootstrap: Bootstrap, name: str) -> None:
+    """A field without a value does no harm."""
+    with bootstrap.used_push() as run:
+        fields = [(one, "" if one == name else value) for one, value in run.headers()]
+        data = wire.request_bytes("POST", "/invoke", fields, instruction("context"))
+        same(200, run.ask(data, "POST").status, f"status with an empty {name}")
+
+
+@pytest.mark.parametrize("pieces", ["two-writes", "drip"])
+def test_fc_invoke_status__pieces(bootstrap: Bootstrap, pieces: str) -> None:
+    """A request that arrives in pieces is one request."""
+    with bootstrap.used_push() as run:
+        same(b"in pieces", pushing.piecewise(run, b"in pieces", pieces))
+
+
+def test_fc_invoke_status__expect(bootstrap: Bootstrap) -> None:
+    """Expect: 100-continue brings the interim answer, or at once the final one."""
+    with bootstrap.used_push() as run:
+        same(b"expected", pushing.expecting(run, b"expected"))
+
+
+def test_fc_invoke_status__context(bootstrap: Bootstrap) -> None:
+    """The handler learns the request id from the common fields."""
+    bootstrap.needs("context")
+    with bootstrap.used_push() as run:
+        pushing.tells_context(run)

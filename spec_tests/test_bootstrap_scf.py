@@ -1,0 +1,77 @@
+# test_bootstrap_scf.py: what SPEC.md chapter 7 asks of a bootstrap (MIT).
+"""One rule each, on each implementation for Tencent SCF."""
+
+
+import pytest
+
+import pulling
+from kit import Bootstrap, document, instruction, same
+
+
+def test_scf_ready_before_next(bootstrap: Bootstrap) -> None:
+    """The first call is POST ready; next comes when that is answered."""
+    run = bootstrap.pull()
+    run.call("POST", "/runtime/init/ready").reply()
+    run.call("GET", "/runtime/invocation/next").reply(200, run.headers(), b"first")
+    result, exchange = run.result()
+    exchange.reply()
+    same(b"first", result.body)
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_scf_ready_before_next__refused(bootstrap: Bootstrap, status: int) -> None:
+    """A ready that is refused does not keep the bootstrap from working."""
+    run = bootstrap.pull()
+    run.call("POST", "/runtime/init/ready").reply(status)
+    run.alive()
+
+
+def test_scf_ready_body(bootstrap: Bootstrap) -> None:
+    """The body of ready is one space."""
+    run = bootstrap.pull()
+    exchange = run.call("POST", "/runtime/init/ready")
+    exchange.reply()
+    same(b" ", exchange.request.body, "body of ready")
+
+
+def test_scf_env_tolerant(bootstrap: Bootstrap) -> None:
+    """The API's address, its port and the handler are all that is needed."""
+    needed = ("PATH", "SCF_RUNTIME_API", "SCF_RUNTIME_API_PORT", "_HANDLER")
+    run = bootstrap.pull(only=needed)
+    run.alive()
+
+
+def test_scf_next_no_timeout(bootstrap: Bootstrap) -> None:
+    """A poll that is held is not given up."""
+    pulling.holds_on(bootstrap.pull())
+
+
+@pytest.mark.parametrize("word", ["echo", "raise"])
+def test_scf_response_once(bootstrap: Bootstrap, word: str) -> None:
+    """One event brings one result, and then the next poll."""
+    with bootstrap.used_pull() as run:
+        run.invoke(instruction(word, text="a", type="T", message="m"))
+        run.poll().reply(200, run.headers(), b"next")
+        result, exchange = run.result()
+        exchange.reply()
+        same(b"next", result.body)
+
+
+def test_scf_response_once__duplicate(bootstrap: Bootstrap) -> None:
+    """An event that a platform delivers twice brings a result each time."""
+    with bootstrap.used_pull() as run:
+        pulling.delivered_twice(run)
+
+
+def test_scf_response_order(bootstrap: Bootstrap) -> None:
+    """There is no poll while the result has no answer."""
+    with bootstrap.used_pull() as run:
+        pulling.waits_for_answer(run)
+
+
+def test_scf_response_once__context(bootstrap: Bootstrap) -> None:
+    """The handler learns memory and time limit from the event's fields."""
+    bootstrap.needs("context")
+    with bootstrap.used_pull() as run:
+        told = document(run.invoke(instruction("context")).body)
+        same((128, 3000), (told.get("memory_mb"), told.get("time_limit_ms")))

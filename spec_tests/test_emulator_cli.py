@@ -1,0 +1,579 @@
+# test_emulator_cli.py: the command line of emulator.py, as people use it (MIT).
+"""Run emulator.py as a program: what it prints, what it returns, what it leaves."""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import emulator
+import misbehave
+import pytest
+import spec
+
+EMULATOR = emulator.__file__
+SECRETS = {"access_key_id": "AKID-very-secret", "access_key_secret": "SK-very-secret",
+           "security_token": "TOKEN-very-secret", "auth_token": "AUTH-very-secret"}
+PULL_AND_PUSH = pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
+
+
+class Run(NamedTuple):
+    """What a run printed and returned."""
+
+    status: int
+    out: bytes
+    err: str
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a bootstrap that does what its events say."""
+    return misbehave.place(tmp_path_factory.mktemp("code") / "code")
+
+
+def words(protocol: str, folder: str, *options: str) -> List[str]:
+    """Return the command; fc servers get a free port."""
+    port = ["--port", "0"] if protocol == "fc" else []
+    return [sys.executable, EMULATOR, protocol, folder, *port, *options]
+
+
+def run(command: Sequence[str], stdin: bytes = b"", **env: str) -> Run:
+    """Run a command to its end."""
+    done = subprocess.run(command, input=stdin, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=30, env={**os.environ, **env})
+    return Run(done.returncode, done.stdout, done.stderr.decode())
+
+
+# ---- one shot ----
+
+
+@PULL_AND_PUSH
+def test_one_shot(protocol: str, code: str) -> None:
+    """Results go to stdout, one line each and nothing else; the rest to stderr."""
+    done = run(words(protocol, code, "--event", '{"a": 1}', "--event", "", "--event",
+                     "line\n"))
+    assert (done.status, done.out) == (0, b'{"a": 1}\nline\n')
+    assert "3 ok; 1 cold start" in done.err.splitlines()[-1]
+
+
+def test_one_shot_long_name(code: str) -> None:
+    """`functiongraph` means fg."""
+    assert run(words("functiongraph", code, "--event", "x")).out == b"x\n"
+
+
+@pytest.mark.parametrize("event", (b"hello\n", b"\xff\0\xfe", b""))
+@pytest.mark.parametrize("way", ("file", "stdin"))
+def test_any_event_bytes(way: str, event: bytes, code: str, tmp_path: pathlib.Path) -> None:
+    """@FILE and - give the event byte for byte."""
+    (tmp_path / "event").write_bytes(event)
+    text = "@%s/event" % tmp_path if way == "file" else "-"
+    done = run(words("scf", code, "--event", text), event)
+    assert done.out.rstrip(b"\n") == event.rstrip(b"\n") and done.status == 0
+
+
+def test_one_shot_events(code: str, tmp_path: pathlib.Path) -> None:
+    """--events gives each line that is not blank, after those of --event."""
+    (tmp_path / "events.jsonl").write_bytes(b'{"a":1}\n\n  \n"b"\r\n[3]')
+    done = run(words("scf", code, "--event", "first", "--events",
+                     str(tmp_path / "events.jsonl")))
+    assert done.out.replace(b"\r", b"") == b'first\n{"a":1}\n"b"\n[3]\n'
+
+
+STATUS = [("0-ok", ("--event", "x"), 0), ("1-failed", ("--event", "fail x"), 1),
+          ("1-one-of-two", ("--event", "exit 1", "--event", "x"), 1),
+          ("0-broken-but-not-strict", ("--event", "half"), 0),
+          ("3-strict", ("--strict", "--event", "half"), 3),
+          ("0-strict", ("--strict", "--event", "x"), 0),
+          ("3-strict-and-failed", ("--strict", "--event", "half", "--event", "fail"), 3)]
+
+
+@pytest.mark.parametrize("options,status", [case[1:] for case in STATUS],
+                         ids=[case[0] for case in STATUS])
+def test_exit_status(options: Tuple[str, ...], status: int, code: str) -> None:
+    """0 ok, 1 an invocation failed, 3 with --strict a rule was broken."""
+    done = run(words("scf", code, *options))
+    assert done.status == status
+    assert ("any.http.complete" in done.err) == ("half" in options)
+
+
+def test_one_shot_quiet(code: str) -> None:
+    """--quiet leaves out function output and platform lines, not the summary."""
+    loud = run(words("scf", code, "--event", "print 9"))
+    quiet = run(words("scf", code, "--event", "print 9", "--quiet"))
+    assert "ppppppppp" in loud.err and "START RequestId" in loud.err
+    assert "ppppppppp" not in quiet.err and "RequestId" not in quiet.err
+    assert quiet.out == b"printed\n" and "1 ok" in quiet.err
+
+
+LOG = {"scf": r"START RequestId: \S+\nEvent RequestId: \S+\n.*END RequestId: \S+\nReport "
+              r"RequestId: \S+ Duration:\d+ms Memory:128MB MemUsage:[0-9.]+MB\n",
+       "fg": r"\S+Z Start invoke request '\S+', version: latest\n.*\S+Z Finish invoke "
+             r"request '\S+', duration: [0-9.]+ms, billing duration: \d+ms, memory "
+             r"used: [0-9.]+MB, billing memory: 128MB\n",
+       "fc": r"FC Invoke Start RequestId: \S+\n.*FC Invoke End RequestId: \S+\n"}
+
+
+@PULL_AND_PUSH
+def test_log_lines(protocol: str, code: str) -> None:
+    """Each invocation is framed by the vendor's lines, in the vendor's form."""
+    assert re.search(LOG[protocol], run(words(protocol, code, "--event", "x")).err, re.S)
+
+
+USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
+    ("nothing-to-do", (), "--event"),
+    ("no-file", ("--event", "@/no/such/file"), "/no/such/file"),
+    ("no-events-file", ("--events", "/no/such/file"), "--events"),
+    ("no-config", ("--event", "x", "--config", "/no/such/file"), "--config"),
+    ("no-credentials", ("--event", "x", "--credentials", "/no/such"), "--credentials"),
+    ("option", ("--no-such-option",), "--no-such-option"),
+    ("number", ("--event", "x", "--timeout", "soon"), "--timeout"),
+    ("range", ("--event", "x", "--timeout", "0"), "--timeout"),
+    ("range-memory", ("--event", "x", "--memory", "-1"), "--memory"),
+    ("env", ("--event", "x", "--env", "A"), "--env"),
+    ("env-reserved", ("--event", "x", "--env", "SCF_A=1"), "SCF_A"),
+    ("env-name", ("--event", "x", "--env", "1A=1"), "1A"),
+    ("other-protocol", ("--event", "x", "--concurrency", "2"), "--concurrency"),
+    ("other-protocol-hook", ("--event", "x", "--initializer"), "--initializer"),
+    ("parallel", ("--jsonl", "--parallel", "0"), "--parallel"),
+    ("serve", ("--serve", "localhost:http"), "--serve"),
+    ("serve-port", ("--serve", "70000"), "--serve"),
+    ("serve-host", ("--serve", "192.0.2.1:0"), "--serve"),
+    ("command", ("--event", "x", "--", "ls"), "--"),
+    ("trace", ("--event", "x", "--trace", "/no/such/folder/file"), "--trace")]
+
+
+@pytest.mark.parametrize("options,word", [case[1:] for case in USAGE],
+                         ids=[case[0] for case in USAGE])
+def test_usage_error(options: Tuple[str, ...], word: str, code: str,
+                     capfd: pytest.CaptureFixture[str]) -> None:
+    """A mistake gives status 2 and one line that names the option."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        status: object = emulator.main(["scf", code, "--no-pin", *options])
+    except SystemExit as left:
+        status = left.code
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    out, err = capfd.readouterr()
+    said = [line for line in err.splitlines() if not line.startswith("usage: ")]
+    assert (status, out) == (2, "") and len(said) == 1 and word in said[0], err
+
+
+@pytest.mark.parametrize("arguments,word", (
+    ((), "PROTOCOL"), (("aws",), "aws"), (("scf",), "CODE"),
+    (("scf", "/no/such/folder", "--event", "x"), "/no/such/folder")))
+def test_usage_error_arguments(arguments: Tuple[str, ...], word: str) -> None:
+    """A missing or unknown argument gives status 2 and no traceback."""
+    done = run([sys.executable, EMULATOR, *arguments])
+    assert (done.status, done.out) == (2, b"") and word in done.err
+    assert "Traceback" not in done.err
+
+
+def test_version() -> None:
+    """--version tells the version of the program and of SPEC.md."""
+    done = run([sys.executable, EMULATOR, "--version"])
+    assert done.status == 0
+    assert re.fullmatch(rb"\S+ \d+\.\d+\.\d+, SPEC \d+\.\d+\n", done.out)
+
+
+def test_help_names_every_option() -> None:
+    """--help knows each option of the limits tables in SPEC.md."""
+    said = run([sys.executable, EMULATOR, "--help"]).out.decode()
+    told = {record["option"] for table in spec.load().tables if "option" in table.header
+            and not table.section[0].startswith("9") for record in table.records()}
+    assert {option for option in told if option.startswith("--")
+            and option not in said} == set()
+
+
+def test_closed_stdout(code: str) -> None:
+    """A reader that has gone ends the run without a traceback."""
+    with subprocess.Popen(words("scf", code, "--event", "large 500000"),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode not in (0, None) and b"Traceback" not in said
+
+
+# ---- configuration ----
+
+CONFIGS: Dict[str, Dict[str, Any]] = {
+    "scf": {"FunctionName": "named", "Handler": "my.handler", "Timeout": 7,
+            "InitTimeout": 60, "MemorySize": 256, "Runtime": "CustomRuntime",
+            "Environment": {"Variables": [{"Key": "MINE", "Value": "1"}]}},
+    "fg": {"func_name": "named", "handler": "my.handler", "timeout": 7,
+           "memory_size": 256, "runtime": "Custom", "user_data": '{"MINE": "1"}'},
+    "fc": {"functionName": "named", "handler": "my.handler", "timeout": 7,
+           "memorySize": 256, "runtime": "custom.debian10",
+           "environmentVariables": {"MINE": "1"}, "instanceConcurrency": 2,
+           "customRuntimeConfig": {"command": ["./bootstrap"], "args": ["-x"],
+                                   "port": 0}}}
+SET_BY_CONFIG = {
+    "scf": {"SCF_FUNCTIONNAME": "named", "_HANDLER": "my.handler", "MINE": "1"},
+    "fg": {"RUNTIME_FUNC_NAME": "named", "RUNTIME_HANDLER": "my.handler", "MINE": "1",
+           "RUNTIME_TIMEOUT": "7", "RUNTIME_MEMORY": "256"},
+    "fc": {"FC_FUNCTION_NAME": "named", "FC_FUNCTION_HANDLER": "my.handler", "MINE": "1",
+           "FC_FUNCTION_MEMORY_SIZE": "256"}}
+
+
+@PULL_AND_PUSH
+def test_config(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
+    """The vendor's own CreateFunction document configures the function."""
+    (tmp_path / "f.json").write_text(json.dumps(CONFIGS[protocol]))
+    done = run([sys.executable, EMULATOR, protocol, code, "--event", "env", "--config",
+                str(tmp_path / "f.json"), "--env", "ALSO=2"])
+    env = json.loads(done.out)
+    assert {name: env.get(name) for name in SET_BY_CONFIG[protocol]} == (
+        SET_BY_CONFIG[protocol])
+    assert env["ALSO"] == "2"
+
+
+@pytest.mark.parametrize("text", ("", "[]", "{", '{"Environment": 1}',
+                                  '{"Environment": {"Variables": [1]}}',
+                                  '{"Timeout": "x"}', '{"Timeout": null}',
+                                  '{"Environment": {"Variables": [{"Key": "A", '
+                                  '"Value": 1}]}}'))
+def test_config_broken(text: str, code: str, tmp_path: pathlib.Path,
+                       capfd: pytest.CaptureFixture[str]) -> None:
+    """A document of another shape gives status 2 and one line."""
+    (tmp_path / "f.json").write_text(text)
+    options = emulator.make_parser().parse_args(
+        ["scf", code, "--event", "x", "--config", str(tmp_path / "f.json")])
+    with pytest.raises(ValueError) as refused:
+        emulator.run(options, [])
+    assert "\n" not in str(refused.value)
+
+
+@PULL_AND_PUSH
+def test_any_env_inherited(protocol: str, code: str) -> None:
+    """Of the emulator's own environment only PATH, HOME, TMPDIR and LANG are passed."""
+    done = run(words(protocol, code, "--event", "env", "--env", "MINE=a=b"),
+               SECRET="x", http_proxy="http://x", LANG="C", PYTHONPATH="/nowhere",
+               TMPDIR="/tmp")
+    env = json.loads(done.out)
+    table = {row["variable"] for row in spec.load().table(
+        protocol, "variable", "value", "rule").records()}
+    told = {name for cell in table for name in re.split(r"[,\s]+", cell)}
+    extra = set(env) - told - {"PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE"}
+    assert extra == {"MINE"} and env["MINE"] == "a=b" and env["LANG"] == "C"
+
+
+@PULL_AND_PUSH
+def test_any_security_secrets(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
+    """Credentials reach the function, and no output, trace or argument list."""
+    (tmp_path / "c.json").write_text(json.dumps(SECRETS))
+    done = run(words(protocol, code, "--credentials", str(tmp_path / "c.json"),
+                     "--event", "half", "--event", "exit 1", "--event", "x", "--trace",
+                     str(tmp_path / "trace"), "--env", "USERS=USERS-very-secret"))
+    traced = (tmp_path / "trace").read_text()
+    assert "very-secret" not in done.out.decode() + done.err + traced
+    if protocol != "fg":
+        env = run(words(protocol, code, "--credentials", str(tmp_path / "c.json"),
+                        "--event", "env")).out
+        assert b"SK-very-secret" in env
+
+
+# ---- trace ----
+
+
+@PULL_AND_PUSH
+def test_trace(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
+    """Each line of a trace is JSON; its rules are in SPEC.md, its times in order."""
+    run(words(protocol, code, "--event", "x", "--event", "half", "--event", "exit 3",
+              "--trace", str(tmp_path / "trace")))
+    lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    known = {rule.id for rule in spec.load().rules}
+    assert {line["rule"] for line in lines if "rule" in line} <= known
+    assert [line["kind"] for line in lines if line["what"] == "outcome"][::2] == [
+        "ok", "exit"]
+    assert {line["what"] for line in lines} >= {"process", "outcome", "violation"}
+    assert all(isinstance(line["ms"], float) for line in lines)
+
+
+def test_trace_to_stderr(code: str) -> None:
+    """--trace - goes to stderr, stdout stays clean."""
+    done = run(words("scf", code, "--event", "x", "--trace", "-", "--quiet"))
+    assert done.out == b"x\n"
+    traced = [json.loads(line) for line in done.err.splitlines() if line[:1] == "{"]
+    assert "scf.next.event" in {line.get("rule") for line in traced} or traced
+
+
+# ---- the adapter ----
+
+
+def adapter(protocol: str, folder: str, *lines: object, options: Tuple[str, ...] = ()
+            ) -> Tuple[int, List[Dict[str, Any]]]:
+    """Return status and outcomes of a --jsonl run."""
+    text = b"".join((line if isinstance(line, bytes) else json.dumps(line).encode())
+                    + b"\n" for line in lines)
+    done = run(words(protocol, folder, "--jsonl", *options), text)
+    return done.status, [json.loads(line) for line in done.out.splitlines()]
+
+
+@PULL_AND_PUSH
+def test_jsonl(protocol: str, code: str) -> None:
+    """One outcome per line, in the order of the lines, with their ids and no others."""
+    _, outcomes = adapter(
+        protocol, code, {"id": "a", "event": "one"}, {"event": ""}, {"id": [1],
+        "event_base64": base64.b64encode(b"\xff\0").decode()}, {"id": 4, "event": "fail"})
+    assert [one["id"] for one in outcomes] == ["a", None, [1], 4]
+    assert [one["kind"] for one in outcomes] == ["ok"] * 3 + ["function-error"]
+    assert [one.get("body") for one in outcomes[:3]] == ["one", "", None]
+    assert base64.b64decode(outcomes[2]["body_base64"]) == b"\xff\0"
+    assert all(one["request_id"] and one["duration_ms"] >= 0 for one in outcomes)
+
+
+@pytest.mark.parametrize("line,status", (({"event": "x"}, 0), ({"event": "fail x"}, 1),
+                                         ({}, 1)), ids=("ok", "failed", "malformed"))
+def test_jsonl_exit_status(line: object, status: int, code: str) -> None:
+    """The adapter's exit status is that of the one shot: 1 when anything failed."""
+    assert adapter("scf", code, line)[0] == status
+
+
+BAD_LINES = [b"{", b"[]", b"1", b"{}", b'{"event": 1}', b'{"event": null}', b"\xff",
+             b'{"event_base64": "!"}', b'{"event_base64": 1}', b'{"event": "\\ud800"}',
+             b'{"method": "GET", "headers": 1, "event": ""}',
+             b'{"method": "GET", "headers": [1], "event": ""}', b"[" * 100000]
+
+
+def test_jsonl_malformed(code: str) -> None:
+    """A malformed line gives one line that says which; the next is served."""
+    _, outcomes = adapter("scf", code, *BAD_LINES, {"id": 1, "event": "on"})
+    assert [one["kind"] for one in outcomes] == ["invalid-line"] * len(BAD_LINES) + ["ok"]
+    assert all("line %d: " % number in one["message"]
+               for number, one in enumerate(outcomes[:-1], 1))
+
+
+def test_jsonl_violations(code: str) -> None:
+    """What the bootstrap broke stands in the outcome, with the rule's id."""
+    _, outcomes = adapter("fg", code, {"event": "wrong-id x"}, {"event": "x"})
+    assert [one["rule"] for one in outcomes[0]["violations"]] == ["fg.result.unknown-id"]
+    assert set(outcomes[0]["violations"][0]) == {"rule", "seen"}
+    assert outcomes[1]["violations"] == []
+
+
+def test_jsonl_parallel(code: str) -> None:
+    """--parallel N has N in flight: a fast event overtakes a slow one."""
+    _, outcomes = adapter(
+        "scf", code, {"id": "slow", "event": "sleep 0.5"}, {"id": "fast", "event": "x"},
+        options=("--parallel", "2"))
+    assert [one["id"] for one in outcomes] == ["fast", "slow"]
+
+
+def test_jsonl_http(code: str) -> None:
+    """An invocation of fc may be an HTTP request; the outcome has status and fields."""
+    _, outcomes = adapter("fc", code, {"method": "POST", "path": "/a?b=1", "event": "x",
+                                       "headers": [["A", "b"]]},
+                          {"method": "GET", "path": "/status/418"})
+    assert [(one["status"], one["body"]) for one in outcomes] == [
+        (200, "x"), (418, "status")]
+    assert all(len(pair) == 2 for one in outcomes for pair in one["headers"])
+
+
+# ---- processes that go on ----
+
+
+class Live:
+    """A running emulator whose stderr is read line by line."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+        self.lines: List[str] = []
+        self.more = threading.Condition()
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self.more:
+                self.lines.append(line.decode())
+                self.more.notify_all()
+
+    def await_line(self, pattern: str) -> "re.Match[str]":
+        """Return the match of the first line that has one."""
+        def found() -> Optional["re.Match[str]"]:
+            matches = (re.search(pattern, line) for line in self.lines)
+            return next((match for match in matches if match), None)
+
+        with self.more:
+            match = self.more.wait_for(found, 20)
+        assert match, self.lines
+        return match
+
+    def port(self) -> int:
+        """Return the port of the front door."""
+        return int(self.await_line(r"serving \w+ on http://[^ ]*:(\d+)")[1])
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> Tuple[int, Any, bytes]:
+        """Return (status, header fields, body) of an answer of the front door."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=20)
+        with contextlib.closing(connection):
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def end(self, number: int) -> int:
+        """Send a signal; return the exit status."""
+        self.process.send_signal(number)
+        status = self.process.wait(20)
+        self.thread.join(5)
+        return status
+
+
+@contextlib.contextmanager
+def live(command: Sequence[str], **env: str) -> Iterator[Live]:
+    """Run an emulator meanwhile."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env={**os.environ, **env})
+    try:
+        yield Live(process)
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+@pytest.fixture(scope="module", params=("scf", "fg", "fc"))
+def served(request: pytest.FixtureRequest, code: str) -> Iterator[Live]:
+    """An emulator that serves, one for each protocol."""
+    with live(words(request.param, code, "--serve", "0", "--timeout", "20")) as one:
+        yield one
+
+
+def test_serve_invoke(served: Live) -> None:
+    """POST /-/invoke answers with the result, X-Outcome and X-Request-Id."""
+    status, headers, body = served.ask("POST", "/-/invoke", b"\xff\0")
+    assert (status, headers["X-Outcome"], body) == (200, "ok", b"\xff\0")
+    assert len(headers["X-Request-Id"]) >= 32
+    assert served.ask("POST", "/-/invoke", b"fail x")[1]["X-Outcome"] == "function-error"
+    assert served.ask("POST", "/-/invoke", b"exit 3")[1]["X-Outcome"] == "exit"
+    assert served.ask("POST", "/-/invoke", b"again!")[2] == b"again!"
+
+
+def test_serve_state(served: Live) -> None:
+    """GET /-/health and GET /-/state answer with JSON."""
+    status, headers, body = served.ask("GET", "/-/health")
+    assert (status, json.loads(body)) == (200, {"status": "ok"})
+    assert headers["Content-Type"] == "application/json"
+    state = json.loads(served.ask("GET", "/-/state")[2])
+    assert {"protocol", "instances", "queued", "counts"} <= set(state)
+    assert served.ask("HEAD", "/-/state")[2] == b""
+
+
+@pytest.mark.parametrize("method,path,status", (
+    ("GET", "/-/invoke", 405), ("PUT", "/-/invoke", 405), ("DELETE", "/-/state", 405),
+    ("POST", "/-/health", 405), ("GET", "/-/nothing", 404), ("GET", "/-/", 404),
+    ("POST", "/-/invoke/x", 404)))
+def test_serve_unknown(served: Live, method: str, path: str, status: int) -> None:
+    """Other methods get 405, other paths 404, and a text that helps."""
+    seen, _, body = served.ask(method, path)
+    assert seen == status and "/-/" in json.loads(body)["error"]
+
+
+def test_serve_port_variable(code: str) -> None:
+    """Without a port --serve takes PORT."""
+    with live(words("scf", code, "--serve"), PORT="0") as one:
+        assert one.port() > 0
+
+
+def test_serve_port_taken(code: str) -> None:
+    """A front door whose port is taken: status 2, and one line that names it."""
+    with live(words("scf", code, "--serve", "0")) as one:
+        done = run(words("scf", code, "--serve", str(one.port())))
+    assert done.status == 2 and str(one.port()) in done.err and (
+        len(done.err.splitlines()) == 1)
+
+
+def wait_gone(pid: int) -> bool:
+    """Wait until a process has ended; tell whether it has."""
+    try:
+        ended = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([ended], [], [], 10)[0])
+    finally:
+        os.close(ended)
+
+
+@PULL_AND_PUSH
+def test_any_stop_drain(protocol: str, code: str) -> None:
+    """SIGTERM lets the running event end, takes no new one, and exits with 0."""
+    with live(words(protocol, code, "--serve", "0", "--timeout", "20")) as one:
+        pid = int(one.ask("POST", "/-/invoke", b"pid")[2])
+        answers: List[Tuple[int, Any, bytes]] = []
+        caller = threading.Thread(target=lambda: answers.append(
+            one.ask("POST", "/-/invoke", b"sleep 0.4")))
+        seen = len(one.lines)
+        caller.start()
+        with one.more:
+            assert one.more.wait_for(lambda: any(
+                re.search("START|Start", line) for line in one.lines[seen:]), 10)
+        assert one.end(signal.SIGTERM) == 0
+        caller.join(10)
+    assert [answer[2] for answer in answers] == [b"slept"] and wait_gone(pid)
+
+
+@PULL_AND_PUSH
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_any_stop_leftovers(protocol: str, number: int, tmp_path: pathlib.Path) -> None:
+    """A signal while serving or in a one shot leaves no process and no folder."""
+    code = misbehave.place(tmp_path / "code")
+    with live(words(protocol, code, "--event", "pid", "--event", "hang", "--timeout",
+                    "30"), TMPDIR=str(tmp_path)) as one:
+        assert one.process.stdout is not None
+        pid = int(one.process.stdout.readline())
+        status = one.end(number)
+    assert status != 0 and wait_gone(pid)
+    assert [path.name for path in tmp_path.iterdir()] == ["code"]
+    assert not any("Traceback" in line for line in one.lines)
+
+
+@PULL_AND_PUSH
+def test_outcome_exit_at_once(protocol: str, code: str) -> None:
+    """kill -9 of the bootstrap in the middle of an event gives `exit` at once."""
+    with live(words(protocol, code, "--jsonl", "--timeout", "600")) as one:
+        assert one.process.stdin is not None and one.process.stdout is not None
+        one.process.stdin.write(b'{"event": "pid"}\n{"event": "hang"}\n')
+        one.process.stdin.flush()
+        pid = int(json.loads(one.process.stdout.readline())["body"])
+        with one.more:
+            assert one.more.wait_for(lambda: len(re.findall(
+                "START R|Start invoke|Invoke Start", "".join(one.lines))) == 2, 10)
+        os.kill(pid, signal.SIGKILL)
+        assert json.loads(one.process.stdout.readline())["kind"] == "exit"
+
+
+@PULL_AND_PUSH
+def test_attach(protocol: str, code: str) -> None:
+    """--attach prints the environment; a bootstrap started by hand with it serves."""
+    with live(words(protocol, code, "--attach", "--event", "hello")) as one:
+        name = {"scf": "SCF_RUNTIME_API_PORT", "fg": "RUNTIME_API_ADDR",
+                "fc": "FC_SERVER_PORT"}[protocol]
+        one.await_line("^export %s=" % name)
+        one.await_line("^export [A-Z_]*REGION|^export RUNTIME_MAX")
+        exports = [line for line in one.lines if line.startswith("export ")]
+        script = "".join(exports) + "exec " + code + "/bootstrap"
+        with subprocess.Popen(["sh", "-c", script], env={"PATH": os.defpath},
+                              stderr=subprocess.DEVNULL) as child:
+            try:
+                assert one.process.stdout is not None
+                ready = select.select([one.process.stdout], [], [], 10)[0]
+                assert ready and one.process.stdout.readline() == b"hello\n"
+                assert one.process.wait(10) == 0
+            finally:
+                child.kill()

@@ -1,0 +1,374 @@
+# test_emulator_outcomes.py: every outcome, by a process that really misbehaves (MIT).
+"""Let misbehave.py break one thing after the other; the platform goes on each time.
+
+Each case is a bootstrap's fault, the outcome it has to become and what the caller sees
+then. After each, the same Platform answers the next event, with another instance where
+the first one is gone.
+"""
+
+import json
+import os
+import pathlib
+import select
+import subprocess
+import sys
+import threading
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+
+import emulator
+import misbehave
+import pytest
+from emulator import HttpRequest, Outcome, Platform
+
+TIMEOUT_S = 0.4
+AMPLE_S = 30.0
+RESULT_BYTES, EVENT_BYTES = 1000, 2000
+
+
+class Case(NamedTuple):
+    """A fault: `mode` of the first start and `event`; then what is to be seen."""
+
+    rule: str
+    event: str
+    kind: str
+    shown: str                  # part of the body; % is the request id
+    mode: str = ""
+    broken: Tuple[str, ...] = ()   # rules
+    settings: Tuple[Tuple[str, float], ...] = ()
+    before: str = ""            # an event that comes first and is ok
+    status: int = 200
+    header: Tuple[str, str] = ("", "")
+
+
+SHORT_INIT = (("timeout_s", AMPLE_S), ("init_timeout_s", 0.5))
+AMPLE = (("timeout_s", AMPLE_S),)
+
+SCF = (
+    Case("scf.response.result", "hello", "ok", "hello"),
+    Case("scf.error.result", "fail why", "function-error",
+         '"errorMessage":"user code exception caught","requestId":"%","stackTrace":'
+         '"why","statusCode":430', settings=AMPLE),
+    Case("scf.timeout.running", "hang", "timeout",
+         '{"errorCode":-1,"errorMessage":"Invoking task timed out after 0.4 seconds",'
+         '"requestId":"%","statusCode":433}'),
+    Case("scf.timeout.refetch", "poll-hang", "timeout", '"statusCode":433'),
+    Case("scf.timeout.not-fetched", "hello", "not-fetched",
+         '"Waiting for event timed out after 0.4 seconds"', before="last"),
+    Case("scf.timeout.not-fetched-at-start", "hello", "not-fetched",
+         '"Waiting for event timed out after 0.4 seconds"', mode="ready-only"),
+    Case("scf.init.timeout", "hello", "init-timeout",
+         '"Initializing task timed out after 0.5 seconds"', mode="silent",
+         settings=SHORT_INIT),
+    Case("scf.next.before-ready", "hello", "init-timeout", '"statusCode":450',
+         mode="poll-first", settings=SHORT_INIT),
+    Case("scf.init.exit", "hello", "init-error",
+         '"User process exit when initializing"', mode="exit 3", settings=AMPLE),
+    Case("scf.init.exit-killed", "hello", "init-error", '"statusCode":445',
+         mode="exit -9", settings=AMPLE),
+    Case("scf.outcome.exit", "exit 3", "exit", '"User process exit when running"',
+         settings=AMPLE),
+    Case("scf.outcome.exit-status-0", "exit 0", "exit", '"statusCode":439',
+         settings=AMPLE),
+    Case("scf.outcome.exit-killed", "exit -9", "exit", '"statusCode":439',
+         settings=AMPLE),
+    Case("any.process.group", "fork", "exit", '"statusCode":439', settings=AMPLE),
+    Case("any.http.complete-then-exit", "half-exit", "exit", '"statusCode":439',
+         broken=("any.http.complete",), settings=AMPLE),
+    Case("any.process.last-words", "last-words", "ok", "last words", settings=AMPLE),
+    Case("scf.result.size", "large 1001", "response-too-large", '"statusCode":407',
+         settings=AMPLE),
+    Case("any.result.bytes", "large 1000", "ok", "x" * 1000, settings=AMPLE),
+    Case("any.event.too-large", "x" * 2001, "request-too-large", '"statusCode":406',
+         settings=AMPLE),
+    Case("scf.result.unfetched", "hello", "ok", "hello", mode="early",
+         broken=("scf.result.unfetched",), settings=AMPLE),
+)
+
+FG = (
+    Case("fg.response.result", "hello", "ok", "hello",
+         header=("X-Func-Err-Code", "0")),
+    Case("fg.error.result", "fail why", "function-error", "why",
+         header=("X-Func-Err-Code", "4002"), settings=AMPLE),
+    Case("fg.timeout.running", "hang", "timeout",
+         '{"error_code":"FSS.4010","error_msg":"call invoke timeout 0.4s"}',
+         header=("X-Func-Err-Code", "4010")),
+    Case("fg.timeout.not-fetched", "hello", "not-fetched", "call invoke timeout 0.4s",
+         before="last"),
+    Case("fg.request.outstanding", "poll-hang", "timeout", "FSS.4010"),
+    Case("fg.init.limit", "hello", "init-timeout",
+         '"runtime initialization timed out after 0.5s"', mode="silent",
+         settings=SHORT_INIT, header=("X-Func-Err-Code", "4211")),
+    Case("fg.init.exit", "hello", "init-error", "function initialization failed",
+         mode="exit 3", settings=AMPLE, header=("X-Func-Err-Code", "4201")),
+    Case("fg.outcome.exit", "exit 3", "exit", '"runtime process is exited"',
+         settings=AMPLE, header=("X-Func-Err-Code", "4204")),
+    Case("fg.outcome.exit-status-0", "exit 0", "exit", "FSS.4204", settings=AMPLE),
+    Case("fg.outcome.exit-killed", "exit -9", "exit", "FSS.4204", settings=AMPLE),
+    Case("any.process.group", "fork", "exit", "FSS.4204", settings=AMPLE),
+    Case("any.process.last-words", "last-words", "ok", "last words", settings=AMPLE),
+    Case("fg.result.size", "large 1001", "response-too-large",
+         "response body size 1001 exceeds the limit of 1000", settings=AMPLE,
+         header=("X-Is-Func-Err", "true")),
+    Case("any.event.too-large", "x" * 2001, "request-too-large",
+         "the size of request body is beyond maximum:2000, body size:2001", status=413,
+         settings=AMPLE, header=("X-Func-Err-Code", "1201")),
+    Case("fg.result.unknown-id", "wrong-id nobody", "ok", "HTTP/1.1 404 ",
+         broken=("fg.result.unknown-id",), settings=AMPLE),
+    Case("fg.result.unknown-id-empty", "wrong-id ", "ok", '"error_code"',
+         broken=("fg.result.unknown-id",), settings=AMPLE),
+    Case("fg.result.unknown-id-early", "hello", "ok", "hello", mode="early",
+         broken=("fg.result.unknown-id",), settings=AMPLE),
+)
+
+PULL = (
+    Case("any.http.start-line", "garbage", "ok", "HTTP/1.1 400 ",
+         broken=("any.http.start-line",), settings=AMPLE),
+    Case("any.http.complete", "half", "ok", "whole", broken=("any.http.complete",),
+         settings=AMPLE),
+    Case("any.api.unknown-path", "unknown POST /nope", "ok", "HTTP/1.1 404 ",
+         broken=("any.api.unknown",), settings=AMPLE),
+    Case("any.result.first", "twice", "ok", "first", settings=AMPLE),
+)
+
+START = (("timeout_s", AMPLE_S), ("start_timeout_s", 0.4))
+INIT = (("timeout_s", AMPLE_S), ("initializer", True), ("initializer_timeout_s", 0.4))
+BAD = ("any.http.complete",)
+FC = (
+    Case("fc.invoke.event", "hello", "ok", "hello"),
+    Case("fc.invoke.fail", "fail why", "function-error", "why", settings=AMPLE,
+         header=("X-Fc-Error-Type", "InvocationError")),
+    Case("fc.outcome.timeout", "hang", "timeout",
+         '{"errorMessage":"Function timed out after 0.4 seconds (maxMemoryUsage: ',
+         header=("X-Fc-Error-Type", "InvocationError")),
+    Case("fc.start.deadline", "hello", "start-error", '"Code":"FunctionNotStarted"',
+         mode="silent", settings=START, status=412),
+    Case("fc.start.bind", "hello", "start-error", "127.0.0.1", mode="loopback",
+         settings=START, status=412),
+    Case("fc.start.exit", "hello", "start-error", '"Code":"CAExited"', mode="exit 3",
+         settings=AMPLE, status=412),
+    Case("fc.initialize.failed", "hello", "init-error", "errorMessage", settings=INIT,
+         mode="initialize status 404", header=("X-Fc-Error-Type", "InitializationError")),
+    Case("fc.initialize.failed-500", "hello", "init-error", "errorMessage",
+         settings=INIT, mode="initialize status 500"),
+    Case("fc.initialize.failed-garbage", "hello", "init-error", "errorMessage",
+         settings=INIT, mode="initialize garbage"),
+    Case("fc.initialize.failed-exit", "hello", "init-error", "errorMessage",
+         settings=INIT, mode="initialize exit 3"),
+    Case("fc.initialize.timeout", "hello", "init-timeout",
+         '{"errorMessage":"Initializer timed out after 0.4 seconds"}', settings=INIT,
+         mode="initialize hang", header=("X-Fc-Error-Type", "InitializationError")),
+    Case("fc.outcome.exit", "exit 3", "exit", '{"errorMessage":"Process exited '
+         'unexpectedly before completing request (duration: ', settings=AMPLE,
+         header=("X-Fc-Error-Type", "InvocationError")),
+    Case("fc.outcome.exit-status-0", "exit 0", "exit", "Process exited", settings=AMPLE),
+    Case("fc.outcome.exit-killed", "exit -9", "exit", "Process exited", settings=AMPLE),
+    Case("fc.outcome.bad-response-closed", "close", "bad-response",
+         '"Code":"BadResponse"', settings=AMPLE, status=502),
+    Case("fc.outcome.bad-response-garbage", "garbage", "bad-response",
+         '"Code":"BadResponse"', broken=("any.http.start-line",), settings=AMPLE,
+         status=502),
+    Case("fc.outcome.bad-response-half", "half", "bad-response", '"Code":"BadResponse"',
+         broken=BAD, settings=AMPLE, status=502),
+    Case("fc.outcome.bad-response-half-head", "half-head", "bad-response",
+         '"RequestId":"%"', broken=BAD, settings=AMPLE, status=502),
+    Case("fc.outcome.bad-response-lengths", "two-lengths", "bad-response",
+         "Content-Length", broken=("any.http.framing",), settings=AMPLE, status=502),
+    Case("fc.limits.result", "large 1001", "response-too-large", '"Code":"BadResponse"',
+         settings=AMPLE, status=502),
+    Case("fc.limits.response", "head 8193", "response-too-large",
+         '"Code":"BadResponse"', settings=AMPLE, status=502),
+    Case("fc.limits.event", "x" * 2001, "request-too-large",
+         '"Code":"InvalidArgument"', settings=AMPLE, status=400),
+    Case("fc.answer.other", "status 500", "ok", "status", settings=AMPLE),
+    Case("fc.answer.status", "status 404", "function-error", "status", settings=AMPLE),
+)
+
+CASES: List[Tuple[str, Case]] = (
+    [("scf", case) for case in SCF + PULL] + [("fg", case) for case in FG + PULL]
+    + [("fc", case) for case in FC])
+
+
+def platform_for(protocol: str, folder: pathlib.Path, case: Case,
+                 **more: Any) -> Platform:
+    """Return a platform whose first instance has the fault of the case."""
+    settings: Dict[str, Any] = {
+        "timeout_s": TIMEOUT_S, "result_bytes": RESULT_BYTES,
+        "event_bytes": EVENT_BYTES, "grace_s": 0.5}
+    settings.update({"port": 0} if protocol == "fc" else {"init_timeout_s": AMPLE_S})
+    settings.update(case.settings)
+    return Platform(protocol, misbehave.place(folder, case.mode), **{**settings, **more})
+
+
+def shown_in(outcome: Outcome, case: Case) -> bool:
+    """Tell whether the caller's answer holds what it has to."""
+    return case.shown.replace("%", outcome.request_id).encode() in outcome.body
+
+
+@pytest.mark.parametrize("protocol,case", CASES, ids=[
+    "%s-%s" % (protocol, case.rule) for protocol, case in CASES])
+def test_outcome(protocol: str, case: Case, tmp_path: pathlib.Path) -> None:
+    """The fault becomes this outcome in this form, and the next event succeeds."""
+    with platform_for(protocol, tmp_path / "code", case) as platform:
+        if case.before:
+            assert platform.invoke(case.before.encode()).kind == "ok"
+        outcome = platform.invoke(case.event.encode())
+        assert outcome.kind == case.kind, outcome
+        assert outcome.status == case.status and shown_in(outcome, case), outcome
+        assert tuple(one.rule for one in outcome.violations) == case.broken
+        assert dict(outcome.headers).get(case.header[0], "") == case.header[1]
+        assert outcome.message or outcome.kind == "ok"
+        after_last_words(platform, case)
+        assert platform.invoke(b"next").body == b"next"
+        assert sum(platform.counts[kind] for kind in ("ok", case.kind)) > 0
+
+
+def after_last_words(platform: Platform, case: Case) -> None:
+    """Wait for the end of a process that ends after its result."""
+    instances = list(platform.instances)
+    if case.event == "last-words":
+        for instance in instances:
+            assert instance.process is not None
+            assert instance.process.exited.wait(10)
+            instance.process.join()
+
+
+HTTP_CASES = [
+    ("fc.http.pass", "/status/418", 418, "ok"),
+    ("fc.answer.http", "/status/404", 404, "ok"),
+    ("fc.answer.field", "/fail/x", 404, "function-error"),
+    ("fc.outcome.exit", "/exit/3", 502, "exit"),
+    ("fc.outcome.bad-response", "/garbage", 502, "bad-response"),
+    ("fc.outcome.timeout", "/hang", 502, "timeout")]
+
+
+@pytest.mark.parametrize("rule,path,status,kind", HTTP_CASES, ids=[
+    "%s-%s" % (case[0], case[3]) for case in HTTP_CASES])
+def test_fc_http_outcome(rule: str, path: str, status: int, kind: str,
+                         tmp_path: pathlib.Path) -> None:
+    """An HTTP call sees the function's own status, and 502 for its failures."""
+    case = Case(rule, "", kind, "", settings=() if kind == "timeout" else AMPLE)
+    with platform_for("fc", tmp_path / "code", case) as platform:
+        outcome = platform.invoke(b"", http=HttpRequest("GET", path))
+        assert (outcome.kind, outcome.status) == (kind, status)
+        again = platform.invoke(b"body", http=HttpRequest("POST", "/echo"))
+        assert (again.status, again.body) == (200, b"body")
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
+def test_any_queue_full(protocol: str, tmp_path: pathlib.Path) -> None:
+    """Without an instance and without a queue an event is throttled at once."""
+    code = misbehave.place(tmp_path / "code")
+    port: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}
+    with Platform(protocol, code, max_instances=0, queue=0, **port) as platform:
+        outcome = misbehave.within(5, lambda: platform.invoke(b"hello"))
+    assert outcome.kind == "throttled"
+    assert outcome.status == {"scf": 200, "fg": 429, "fc": 429}[protocol]
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg"))
+@pytest.mark.parametrize("mode,reason", (("missing", "not exist|not found"),
+                                         ("plain", "not executable")))
+def test_any_start_executable(protocol: str, mode: str, reason: str,
+                              tmp_path: pathlib.Path) -> None:
+    """A bootstrap put in order after a start-error serves the next event."""
+    folder = tmp_path / "code"
+    program = pathlib.Path(misbehave.place(folder)) / "bootstrap"
+    program.rename(folder / "away") if mode == "missing" else program.chmod(0o644)
+    with Platform(protocol, str(folder)) as platform:
+        outcome = platform.invoke(b"hello")
+        assert outcome.kind == "start-error"
+        assert any(word in outcome.body.decode() for word in reason.split("|"))
+        misbehave.place(folder)
+        assert platform.invoke(b"hello").kind == "ok"
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
+def test_any_stop_cancels(protocol: str, tmp_path: pathlib.Path) -> None:
+    """An event that runs when the platform is closed is cancelled, once."""
+    outcomes: List[Outcome] = []
+    started = threading.Event()
+    platform = platform_for(
+        protocol, tmp_path / "code", Case("", "", "", "", settings=AMPLE), grace_s=0,
+        on_log=lambda data: started.set() if b"equest" in data else None)
+    caller = threading.Thread(target=lambda: outcomes.append(platform.invoke(b"hang")))
+    caller.start()
+    assert started.wait(10)
+    platform.close()
+    caller.join(10)
+    assert [outcome.kind for outcome in outcomes] == ["cancelled"]
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg"))
+def test_any_log_drained(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A bootstrap that prints much is not held up, and 4 KB are kept."""
+    case = Case("", "", "", "", settings=AMPLE)
+    with platform_for(protocol, tmp_path / "code", case) as platform:
+        outcome = platform.invoke(b"print 100000 100000 5")
+    assert outcome.body == b"printed" and outcome.log == b"p" * 4096
+
+
+# ---- nothing is left ----
+
+
+def counts() -> Dict[str, object]:
+    """Count what this process holds: files, threads, and processes below it."""
+    try:
+        children = os.waitpid(-1, os.WNOHANG)[0] + 1
+    except ChildProcessError:
+        children = 0
+    return {"files": len(os.listdir("/proc/self/fd")), "children": children,
+            "threads": sorted(thread.name for thread in threading.enumerate())}
+
+
+def leftovers(protocol: str, place: pathlib.Path) -> Iterator[str]:
+    """Run every case in this process; yield what was left behind by one."""
+    for number, (of, case) in enumerate(CASES):
+        if of != protocol:
+            continue
+        before = counts()
+        with platform_for(protocol, place / str(number), case) as platform:
+            for event in (case.before, case.event, "next"):
+                platform.invoke(event.encode())
+        after = counts()
+        if before != after:
+            yield "%s: %s, then %s" % (case.rule, before, after)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
+        Dict[str, "subprocess.Popen[bytes]"]]:
+    """Count what each case leaves, meanwhile; in processes in which nothing else runs."""
+    path = os.pathsep.join([str(pathlib.Path(emulator.__file__).parent),
+                            os.environ.get("PYTHONPATH", "")])
+    runs = {protocol: subprocess.Popen(
+        [sys.executable, __file__, protocol, str(tmp_path_factory.mktemp(protocol))],
+        stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+        for protocol in ("scf", "fg", "fc")}
+    yield runs
+    for run in runs.values():
+        run.kill()
+        run.communicate()
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
+def test_any_stop_leftovers(
+        protocol: str, counting: Dict[str, "subprocess.Popen[bytes]"]) -> None:
+    """After each fault no thread, process or open file is more than before."""
+    said, _ = counting[protocol].communicate(timeout=60)
+    assert json.loads(said) == []
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg"))
+def test_any_process_group_leftovers(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A child that ignores SIGTERM ends with its bootstrap."""
+    case = Case("", "", "", "", settings=AMPLE)
+    with platform_for(protocol, tmp_path / "code", case) as platform:
+        child = int(platform.invoke(b"child").body)
+        os.kill(child, 0)
+        ended = os.pidfd_open(child)
+    assert select.select([ended], [], [], 5)[0] == [ended]
+    os.close(ended)
+
+
+if __name__ == "__main__":
+    json.dump(list(leftovers(sys.argv[1], pathlib.Path(sys.argv[2]))), sys.stdout)

@@ -1,0 +1,365 @@
+# test_gateway_container.py: the gateway as an FC container (MIT).
+"""Start, hooks, freeze, stop; and emulator.py fc × gateway.py × bootstraps as workers."""
+
+import ast
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import gateways
+import implementations
+import kit
+import pytest
+from gateways import Container, call_of, profile, until
+
+import emulator
+import gateway
+
+SLOW = ("--tick", "1000")
+
+
+# ---- start and end ----
+
+
+@pytest.mark.parametrize("variables, wanted", [
+    ({"SERVER_PORT": "1"}, "1"), ({"SERVER_PORT": "1", "FC_SERVER_PORT": "2"}, "2"),
+    ({"FC_CUSTOM_LISTEN_PORT": "3", "SERVER_PORT": "1"}, "3"), ({}, "9000")])
+def test_fcc_start_port(monkeypatch: pytest.MonkeyPatch, variables: Dict[str, str],
+                        wanted: str) -> None:
+    """FC's variables first, then the seed's, then 9000."""
+    for name in ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "SERVER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert gateway.make_parser().parse_args([]).port == int(wanted)
+
+
+def run_to_end(*options: str, env: Optional[Dict[str, str]] = None
+               ) -> "subprocess.CompletedProcess[str]":
+    """Start a gateway that must end by itself."""
+    return subprocess.run([sys.executable, str(gateways.GATEWAY), *options], text=True,
+                          capture_output=True, timeout=gateways.PATIENCE_S,
+                          env={"PATH": os.environ["PATH"], **(env or {})})
+
+
+def test_fcc_start_last(tmp_path: pathlib.Path) -> None:
+    """A list that is refused, or none at all, ends the start before it listens."""
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps([profile(runtime="nodejs")]))
+    variables = {"TMPDIR": str(tmp_path)}
+    ended = [run_to_end("--profiles", name, "--port", "0", env=variables)
+             for name in (str(bad), str(tmp_path / "none.json"))]
+    assert [one.returncode for one in ended] == [2, 2]
+    assert "functions[0].runtime: expected one of custom" in ended[0].stderr
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+def test_fcc_start_port__taken(tmp_path: pathlib.Path) -> None:
+    """An occupied port ends the container with a reason."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        ended = run_to_end("--host", "127.0.0.1", "--port", port,
+                           env={"TMPDIR": str(tmp_path)})
+    assert ended.returncode == 1 and f"port {port}" in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+SPOILED = """
+import sys
+sys.path.insert(0, {folder!r})
+import gateway
+def lost(*arguments):
+    raise RuntimeError("lost on purpose")
+{spoil}
+sys.exit(gateway.main())
+"""
+
+
+@pytest.mark.parametrize("spoil", ["gateway.Agent.tick = lost",
+                                   "gateway.Server._admit = lost"],
+                         ids=["control-loop", "server"])
+def test_fcc_end_part(tmp_path: pathlib.Path, spoil: str) -> None:
+    """The loss of a part ends the container, with a status and without a trace."""
+    program = tmp_path / "spoiled.py"
+    program.write_text(SPOILED.format(folder=str(gateways.GATEWAY.parent), spoil=spoil))
+    with Container([profile()], "--tick", "0.01", program=program) as container:
+        try:
+            container.invoke(b"x")
+        except OSError:
+            pass  # it ends while it answers
+        assert container.process.wait(gateways.PATIENCE_S) == 1
+        assert "a part of the gateway is lost" in container.talk()
+        until(lambda: not container.processes())
+        assert not container.temporary()
+
+
+def test_fcc_worker_forks__reaped(tmp_path: pathlib.Path) -> None:
+    """As the first process of a container it reaps what workers leave behind."""
+    program = tmp_path / "first.py"
+    program.write_text(SPOILED.format(
+        folder=str(gateways.GATEWAY.parent),
+        spoil="import ctypes\nctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # subreaper"))
+    with Container([profile(worker={"disposable": True})], program=program) as container:
+        child = container.invoke(call_of("fork")).json
+        until(lambda: child not in container.processes(), "the child is dead")
+        container.invoke(b"another worker comes and goes")
+        until(lambda: not pathlib.Path(f"/proc/{child}").exists(), "it is reaped")
+
+
+def test_fcc_stop_hook() -> None:
+    """/pre-stop lets calls end, refuses new ones, stops workers, answers 200."""
+    with Container([profile()], *SLOW) as container, ThreadPoolExecutor(2) as pool:
+        gate = container.folder / "gate"
+        call = pool.submit(container.invoke, call_of("hold", gate=str(gate)))
+        until(lambda: container.stats()["calls"])
+        stop = pool.submit(container.ask, "GET", "/pre-stop")
+        until(lambda: container.stats()["state"] == "closing")
+        assert container.http(b"").failure == (503, "404", "AgentClosed")
+        gate.touch()
+        assert (call.result().status, stop.result().status) == (200, 200)
+        assert not container.stats()["functions"]["echo"]["workers"]
+
+
+def test_fcc_stop_hook__limit() -> None:
+    """Calls that do not end in time are cut, and /pre-stop says so."""
+    with Container([profile()], *SLOW, "--drain", "0.05",
+                   "--grace", "0.05") as container, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(container.invoke, call_of("hang"))
+        until(lambda: [one for one in container.function()["workers"] if one["active"]])
+        assert container.ask("GET", "/pre-stop").failure == (404, "404", "AgentClosed")
+        assert call.result().failure[2] == "WorkerDied"
+
+
+def test_fcc_stop_sigterm() -> None:
+    """SIGTERM lets calls end, and then the container ends with status 0."""
+    with Container([profile()], *SLOW) as container, ThreadPoolExecutor(1) as pool:
+        gate = container.folder / "gate"
+        call = pool.submit(container.invoke, call_of("hold", gate=str(gate)))
+        until(lambda: container.stats()["calls"])
+        container.process.send_signal(signal.SIGTERM)
+        until(lambda: container.stats()["state"] == "closing")
+        gate.touch()
+        assert call.result().status == 200
+        assert container.stop() == 0
+
+
+def test_fcc_stop_sigterm__twice() -> None:
+    """The second signal cuts the wait short."""
+    with Container([profile()], *SLOW) as container, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(container.invoke, call_of("hang"))
+        until(lambda: [one for one in container.function()["workers"] if one["active"]])
+        container.process.send_signal(signal.SIGTERM)
+        until(lambda: container.stats()["state"] == "closing")
+        container.process.send_signal(signal.SIGTERM)
+        assert call.result().failure[2] == "WorkerDied"
+        assert container.stop() == 0
+
+
+def test_fcc_end_nothing() -> None:
+    """No process, no thread and no file is left while idle, none after the end."""
+    with Container([profile(worker={"disposable": True})], *SLOW) as container:
+        until(lambda: usage(container)[0] == 3, "main, control and server threads")
+        before = usage(container)
+        for _ in range(5):
+            assert container.invoke(b"x").status == 200
+        until(lambda: usage(container) == before, "the same again")
+        assert container.processes() == [container.process.pid]
+        assert container.stop() == 0
+
+
+def usage(container: Container) -> Tuple[int, int]:
+    """Return how many threads and open files the gateway has."""
+    folder = pathlib.Path(f"/proc/{container.process.pid}")
+    return len(os.listdir(folder / "task")), len(os.listdir(folder / "fd"))
+
+
+def test_fcc_end_nothing__idle() -> None:
+    """An idle gateway with workers does not wake up between ticks."""
+    with Container([profile()], *SLOW) as container, container.connection() as kept:
+        kept.request("GET", "/-/stats")
+        kept.getresponse().read()
+        assert container.invoke(b"x").status == 200
+        until(lambda: "\nvoluntary" in status_of(container), "proc tells")
+        until(lambda: quiet(container), "the last call is forgotten")
+        before = switches(container)
+        time.sleep(0.3)
+        assert switches(container) == before
+
+
+def status_of(container: Container) -> str:
+    return pathlib.Path(f"/proc/{container.process.pid}/status").read_text()
+
+
+def switches(container: Container) -> List[str]:
+    """Return the context switches of each of the gateway's threads."""
+    folder = pathlib.Path(f"/proc/{container.process.pid}/task")
+    return sorted(line for task in folder.iterdir()
+                  for line in (task / "status").read_text().splitlines()
+                  if "ctxt_switches" in line or line.startswith("Pid"))
+
+
+def quiet(container: Container) -> bool:
+    """Tell whether nothing moves; a check of memory may be due once more."""
+    before = switches(container)
+    time.sleep(0.2)
+    return switches(container) == before
+
+
+def test_fcc_end_nothing__alone(tmp_path: pathlib.Path) -> None:
+    """The file runs alone, under any name, and imports none of ours."""
+    copy = tmp_path / "entrypoint"
+    shutil.copy(gateways.GATEWAY, copy)
+    with Container([profile()], program=copy) as container:
+        assert container.invoke(b"hi").body == b"hi"
+    names = {name for node in ast.walk(ast.parse(copy.read_text()))
+             if isinstance(node, (ast.Import, ast.ImportFrom))
+             for name in ([node.module or ""] if isinstance(node, ast.ImportFrom)
+                          else [alias.name for alias in node.names])}
+    assert not names & {"emulator", "bootstrap", "custom_runtime"}
+
+
+INTERPRETERS = sorted(pathlib.Path.home().glob(".pyenv/versions/3.*/bin/python3"))
+
+
+@pytest.mark.parametrize("python", [
+    path for path in INTERPRETERS if int(path.parts[-3].split(".")[1]) >= 8],
+    ids=lambda path: str(path.parts[-3]))
+def test_fcc_end_nothing__floor(python: pathlib.Path) -> None:
+    """CPython from 3.8 on."""
+    with Container([profile()], python=str(python)) as container:
+        assert container.invoke(b"hi").body == b"hi"
+        assert container.ask("PUT", "/-/profiles", b"[]").status == 200
+
+
+# ---- freeze ----
+
+
+def freeze(container: Container, seconds: float) -> None:
+    """Freeze the whole container for a while."""
+    os.killpg(container.process.pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.killpg(container.process.pid, signal.SIGCONT)
+
+
+def test_fcc_freeze_clocks() -> None:
+    """After a freeze of many ticks the workers are still there."""
+    with Container([profile()], "--tick", "0.06") as container:
+        pid = container.invoke(call_of("pid")).json
+        freeze(container, 0.45)
+        assert container.invoke(call_of("pid")).json == pid
+
+
+def test_fcc_freeze_clocks__call() -> None:
+    """Frozen time does not count towards the limit of a call."""
+    with Container([profile()], *SLOW) as container, ThreadPoolExecutor(1) as pool:
+        gate = container.folder / "gate"
+        container.invoke(b"warm")
+        call = pool.submit(container.invoke, call_of("hold", gate=str(gate)),
+                           X_Fc_Function_Timeout="0.2")
+        until(lambda: container.stats()["calls"])
+        os.killpg(container.process.pid, signal.SIGSTOP)
+        time.sleep(0.45)
+        gate.touch()
+        os.killpg(container.process.pid, signal.SIGCONT)
+        assert call.result().status == 200
+
+
+# ---- the emulator as the platform, bootstraps as workers ----
+
+
+@pytest.fixture(scope="module")
+def workers() -> List[Dict[str, Any]]:
+    """Profiles of the Python, the bash and the Go bootstrap with the test handler."""
+    found = []
+    for one in implementations.bootstraps(["fc"]):
+        build = kit.BUILDS.get(one.command[0])
+        if build is None or not build.result():
+            found.append({
+                "name": one.name, "runtime": "custom", "signature": "1",
+                "url": pathlib.Path(one.folder).as_uri(), "command": list(one.command),
+                "handler": one.env[0][1], "resourceLimit": {"memory": 64 << 20}})
+    return found
+
+
+@pytest.fixture(scope="module", params=["hooks", "no-hooks"])
+def cloud(request: pytest.FixtureRequest, workers: List[Dict[str, Any]],
+             tmp_path_factory: pytest.TempPathFactory
+             ) -> Iterator[emulator.Platform]:
+    """The emulator with the gateway as its container, hooks configured and not."""
+    folder = tmp_path_factory.mktemp("container")
+    (folder / "functions.json").write_text(json.dumps(workers))
+    hooks = request.param == "hooks"
+    with emulator.Platform(
+            "fc", code=str(folder), name="python", port=0, max_instances=1,
+            concurrency=10, initializer=hooks, pre_freeze=hooks, pre_stop=hooks,
+            env={"TMPDIR": str(folder), "PATH": os.environ["PATH"]},
+            command=[sys.executable, str(gateways.GATEWAY), "--profiles",
+                     "functions.json"]) as made:
+        yield made
+    assert [path.name for path in folder.iterdir()] == ["functions.json"]
+
+
+LANGUAGES = ("python", "bash", "go")
+
+
+def through(cloud: emulator.Platform, workers: List[Dict[str, Any]], name: str,
+            event: bytes) -> emulator.Outcome:
+    """Invoke one of the functions: the one of FC's own name by an event, the others
+    over HTTP, by a field."""
+    if name == "python":
+        return cloud.invoke(event)
+    if name not in [worker["name"] for worker in workers]:
+        pytest.skip(f"no {name} bootstrap here")
+    return cloud.invoke(event, http=emulator.HttpRequest(
+        "POST", "/page", (("x-noslated-dispatch", name),)))
+
+
+def test_fcc_invoke_kind__event(cloud: emulator.Platform) -> None:
+    """An event of FC reaches the worker of the function's name and comes back."""
+    outcome = cloud.invoke(b"hello")
+    assert (outcome.kind, outcome.body, outcome.violations) == ("ok", b"hello", ())
+
+
+def test_fcc_error_handler(cloud: emulator.Platform) -> None:
+    """A handler that fails makes the invocation fail, with its own document."""
+    outcome = cloud.invoke(b'{"do":"raise","type":"Refused","message":"no"}')
+    assert outcome.kind == "function-error"
+    assert json.loads(outcome.body)["errorType"] == "Refused"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_fcc_worker_port__languages(cloud: emulator.Platform, language: str,
+                                    workers: List[Dict[str, Any]]) -> None:
+    """Bootstraps are workers as they are."""
+    outcome = through(cloud, workers, language, b'{"do":"env","name":"FC_FUNCTION_NAME"}')
+    assert (outcome.kind, outcome.body) == ("ok", language.encode())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_fcc_stream_both__languages(cloud: emulator.Platform, language: str,
+                                    workers: List[Dict[str, Any]]) -> None:
+    """A large body passes emulator, gateway and bootstrap, and comes back."""
+    event = os.urandom(1 << 20)
+    assert through(cloud, workers, language, event).body == event
+
+
+def test_fcc_freeze_hook(cloud: emulator.Platform) -> None:
+    """Between two invocations the container is frozen; the same worker goes on."""
+    counts = [int(cloud.invoke(b'{"do":"count"}').body) for _ in range(3)]
+    assert counts == list(range(counts[0], counts[0] + 3))
+
+
+def test_fcc_worker_exit__platform(cloud: emulator.Platform) -> None:
+    """The end of a worker is a failed invocation, not the end of the container."""
+    assert cloud.invoke(b'{"do":"exit","status":3}').kind == "function-error"
+    assert cloud.invoke(b'{"do":"count"}').body == b"1"

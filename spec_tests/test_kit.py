@@ -1,0 +1,137 @@
+# test_kit.py: whatever is put under test, the kit gives a verdict (MIT).
+"""Commands that cannot work, names that nobody knows, and the report."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Dict, List
+
+import pytest
+
+import broken_ones
+import checks
+import kit
+import report
+import spec
+import test_bootstrap_any
+import test_platform_any
+import wire
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PATIENCE_S = 0.4
+BOUND_S = 20.0  # far more than any of these needs, far less than for ever
+
+GARBAGE = """
+import os, socket, sys
+port = os.environ.get("SCF_RUNTIME_API_PORT") or \
+    os.environ.get("RUNTIME_API_ADDR", ":0").split(":")[1]
+for word in (b"\\0\\xff", b"HELO\\r\\n\\r\\n", b"GET / HTTP/9\\r\\n\\r\\n"):
+    socket.create_connection(("127.0.0.1", int(port))).sendall(word)
+"""
+COMMANDS: Dict[str, List[str]] = {
+    "missing": ["/nonexistent/bootstrap"], "folder": ["/"], "ends": ["true"],
+    "fails": ["false"], "silent": ["sleep", "60"], "prints": ["yes"],
+    "garbage": [sys.executable, "-c", GARBAGE],
+}
+
+
+def implementation(name: str, protocol: str) -> kit.Implementation:
+    """Return one of the commands as something under test."""
+    return kit.Implementation(name, protocol, tuple(COMMANDS[name]), "/", (), (),
+                              PATIENCE_S)
+
+
+@pytest.mark.parametrize("protocol", kit.PROTOCOLS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_bad_bootstrap(name: str, protocol: str) -> None:
+    """A bootstrap that cannot be one fails, in bounded time, and is no error."""
+    fixture = "pusher" if protocol == "fc" else "puller"
+    function = (test_bootstrap_any.test_any_error_survive__push if protocol == "fc"
+                else test_bootstrap_any.test_any_error_survive)
+    began = time.monotonic()
+    check = checks.Check("any.error.survive", fixture, function, {}, name)
+    verdict = checks.judge(check, implementation(name, protocol))
+    assert verdict.verdict == "fail" and verdict.seen
+    assert time.monotonic() - began < BOUND_S
+
+
+@pytest.mark.parametrize("protocol", kit.PROTOCOLS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_bad_platform(name: str, protocol: str) -> None:
+    """A platform that cannot be one fails, in bounded time, and is no error."""
+    began = time.monotonic()
+    check = checks.Check("any.result.empty", "platform",
+                         test_platform_any.test_any_result_empty, {}, name)
+    verdict = checks.judge(check, implementation(name, protocol))
+    assert verdict.verdict == "fail" and verdict.seen
+    assert time.monotonic() - began < BOUND_S
+
+
+def test_kit_fault() -> None:
+    """A fault of the kit itself is the verdict error, with its traceback."""
+    def faulty(**_: object) -> None:
+        raise ZeroDivisionError
+
+    base = broken_ones.correct("scf")
+    check = checks.Check("any.error.survive", "puller", faulty, {}, "faulty")
+    verdict = checks.judge(check, base)
+    assert verdict.verdict == "error" and "ZeroDivisionError" in verdict.seen
+
+
+def test_unsupported() -> None:
+    """A feature that was declared missing is unsupported, not failed."""
+    base = dataclasses.replace(broken_ones.correct("scf"), without=("count",))
+    function = test_bootstrap_any.test_any_instance_init_once
+    check = checks.Check("any.instance.init-once", "puller", function, {}, "count")
+    assert checks.judge(check, base).verdict == "unsupported"
+
+
+REFUSED = {
+    "protocol": (["--protocol", "gopher"], "known: fc, scf, fg"),
+    "feature": (["--without", "beauty"], "known: binary"),
+    "rule": (["--rule", "scf.next.nothing-such"], "scf.next.blocks"),
+    "no-protocol": (["--bootstrap", "true"], "--bootstrap needs --protocol"),
+    "empty": (["--protocol", "fg", "--bootstrap", ""], "the command is empty"),
+}
+
+
+def pytest_run(*options: str) -> "subprocess.CompletedProcess[str]":
+    """Run one file of the kit in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "pytest",
+                           "spec_tests/test_bootstrap_scf.py", *options],
+                          cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=120)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused(name: str) -> None:
+    """A name that nobody knows is refused with the list of known ones."""
+    options, text = REFUSED[name]
+    done = pytest_run(*options, "--collect-only")
+    assert done.returncode == 4 and text in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_report(tmp_path: pathlib.Path) -> None:
+    """--report writes both files, with the wire behind a failure."""
+    done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf",
+                      "--bootstrap", "/nonexistent/x",
+                      "--rule", "scf.ready.before-next", "--report", str(tmp_path))
+    assert done.returncode == 1 and "SPEC.md:" in done.stdout
+    data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert data["counts"]["fail"] == len(data["verdicts"]) > 0
+    assert "scf.ready.before-next" in page and "No such file" in page
+    assert "http://" not in page and "https://" not in page
+
+
+def test_report_escapes() -> None:
+    """What a peer sends cannot become markup of the report."""
+    evil = "<script>alert(1)</script>"
+    verdict = report.Verdict("any.event.bytes", 1, evil, "platform", "scf", "it",
+                             "fail", evil, evil, (wire.Frame(evil, evil),))
+    page = report.page(spec.parse(""), [verdict], evil)
+    assert evil not in page and "&lt;script&gt;" in page

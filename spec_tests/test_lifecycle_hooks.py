@@ -1,0 +1,366 @@
+# test_lifecycle_hooks.py: initialise, freeze and stop hooks, and health checks (MIT).
+"""The function's server is the test: it answers hooks and checks in every way."""
+
+import contextlib
+import threading
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import pytest
+
+import wire
+from emulator import HEALTH_FIELDS, check_health_config
+from stage import Stage, outcome_of, until
+
+LIMITS: Dict[str, Any] = {"initializer_timeout_s": 0.15, "pre_freeze_timeout_s": 0.15,
+          "pre_stop_timeout_s": 0.15}
+AMPLE: Dict[str, Any] = {"initializer_timeout_s": 20, "pre_freeze_timeout_s": 20,
+         "pre_stop_timeout_s": 20}
+
+
+def status(number: int, body: bytes = b"") -> bytes:
+    """Return an answer with that status."""
+    return wire.response(number, (), body)
+
+
+# what a hook answers -> what it means; broken: fails, and the instance ends
+ANSWERS: Dict[str, Any] = {
+    "200": (status(200), "done"), "204": (b"HTTP/1.1 204 X\r\n\r\n", "done"),
+    "299": (status(299), "done"), "200 and a body": (status(200, b"no"), "done"),
+    "100, 200": (b"HTTP/1.1 100 X\r\n\r\n" + status(200), "done"),
+    "302": (status(302), "failed"), "400": (status(400), "failed"),
+    "404": (status(404), "failed"), "500": (status(500), "broken"),
+    "503": (status(503), "broken"), "nothing": (None, "late"),
+    "garbage": (b"\x16\x03\x01\r\n\r\n", "failed"), "close": (b"", "failed"),
+    "half a head": (b"HTTP/1.1 200 OK\r\nContent-", "failed"),
+    "half a body": (b"HTTP/1.1 200 OK\r\nContent-length: 9\r\n\r\nhalf", "failed")}
+HOOK_CASES = pytest.mark.parametrize("reply,meaning", ANSWERS.values(),
+                                     ids=list(ANSWERS))
+
+
+def limits_for(meaning: str) -> Dict[str, Any]:
+    """Return limits that are short only where one has to run out."""
+    return LIMITS if meaning == "late" else AMPLE
+
+
+def hooked(path: str, replies: List[Optional[bytes]]) -> Callable[
+        [wire.Message], Optional[bytes]]:
+    """Return a server that answers that path so, once each, and echoes the rest."""
+    def answer(request: wire.Message) -> Optional[bytes]:
+        if request.path == path and replies:
+            return replies.pop(0)
+        return status(200, request.body)
+
+    return answer
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Stage]]:
+    """Make platforms of fc with these settings; they end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(Stage("fc", **settings))
+
+
+# ---- initialise ----
+
+
+@HOOK_CASES
+def test_fc_initialize_once(reply: Optional[bytes], meaning: str) -> None:
+    """The Initializer comes first and succeeds once, or the instance goes."""
+    with Stage("fc", initializer=True, **limits_for(meaning)) as stage:
+        stage.serve(hooked("/initialize", [reply]))
+        kind = {"done": "ok", "late": "init-timeout"}.get(meaning, "init-error")
+        assert stage.outcome(b"first")[0] == kind
+        assert stage.outcome(b"second") == ("ok", b"second")
+        again = [] if kind == "ok" else ["/initialize"]
+        first = ["/invoke"] if kind == "ok" else []
+        assert stage.seen == ["/initialize", *first, *again, "/invoke"]
+        assert stage.platform.counts["cold_starts"] == 1 + len(again)
+
+
+def test_fc_initialize_form(make: Callable[..., Stage]) -> None:
+    """It is POST /initialize with an empty body and the fields of a call."""
+    stage = make(initializer=True)
+    caller = stage.event(b"event")
+    function = stage.accept()
+    request = function.request()
+    assert request.start == "POST /initialize HTTP/1.1" and request.body == b""
+    assert request.header("x-fc-control-path") == "/initialize"
+    assert request.header("x-fc-function-name") == "function"
+    assert stage.state()["instances"][0]["state"] == "initializing"
+    function.reply()
+    assert function.request().header("x-fc-control-path") == "/invoke"
+    function.reply(b"done")
+    assert outcome_of(caller) == ("ok", b"done")
+
+
+@pytest.mark.parametrize("reply,meaning", (
+    (status(404), "failed"), (None, "late"), (status(200), "done")),
+    ids=("404", "nothing", "200"))
+def test_fc_initialize_failed__caller_gone(reply: Optional[bytes],
+                                           meaning: str) -> None:
+    """The caller who needed the instance leaves meanwhile: the next one is served."""
+    with Stage("fc", initializer=True, **limits_for(meaning)) as stage:
+        caller = stage.event(b"gone")
+        function = stage.accept()
+        function.request()
+        caller.close()
+        assert stage.ends("cancelled")
+        function.send(reply) if reply else None
+        assert until(lambda: [one["state"] for one in stage.state()["instances"]]
+                     in ([], ["frozen"]))
+        stage.serve(lambda request: status(200, request.body))
+        if meaning == "done":
+            threading.Thread(target=stage._serve, args=(
+                function, lambda request: status(200, request.body)),
+                daemon=True).start()
+        assert stage.outcome(b"next") == ("ok", b"next")
+
+
+def test_fc_concurrency_limit__initializing() -> None:
+    """Requests that arrive during the Initializer wait for it, then go together."""
+    with Stage("fc", initializer=True, concurrency=3) as stage:
+        callers = [stage.call("GET", "/x") for _ in range(3)]
+        function = stage.accept()
+        function.request()
+        assert until(lambda: stage.platform.counts["accepted"] == 3) and stage.quiet()
+        function.reply()
+        for peer in (function, stage.accept(), stage.accept()):
+            peer.request()
+            peer.reply(b"x")
+        assert [caller.answer().body for caller in callers] == [b"x"] * 3
+
+
+# ---- freeze ----
+
+
+@HOOK_CASES
+def test_fc_freeze_hook(reply: Optional[bytes], meaning: str) -> None:
+    """The instance is frozen after any answer but 5xx, which ends it."""
+    with Stage("fc", pre_freeze=True, **limits_for(meaning)) as stage:
+        stage.serve(hooked("/pre-freeze", [reply]))
+        assert stage.outcome(b"first") == ("ok", b"first")
+        states = [] if meaning == "broken" else ["frozen"]
+        assert until(lambda: stage.seen == ["/invoke", "/pre-freeze"] and states == [
+            one["state"] for one in stage.state()["instances"]])
+        assert stage.outcome(b"second") == ("ok", b"second")
+        assert stage.platform.counts["cold_starts"] == (2 if meaning == "broken" else 1)
+
+
+def test_fc_freeze_hook__each_time(make: Callable[..., Stage]) -> None:
+    """Before each freeze the hook is called, and not while something runs."""
+    stage = make(pre_freeze=True)
+    stage.serve(lambda request: status(200, request.body))
+    for count in (1, 2, 3):
+        assert stage.outcome(b"event")[0] == "ok"
+        assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
+        assert stage.seen == ["/invoke", "/pre-freeze"] * count
+
+
+def test_fc_freeze_hook__event_meanwhile(make: Callable[..., Stage]) -> None:
+    """An event that comes during the hook is served at once and is not frozen."""
+    stage = make(pre_freeze=True)
+    caller = stage.event(b"first")
+    function = stage.accept()
+    function.request()
+    function.reply(b"first")
+    assert outcome_of(caller) == ("ok", b"first")
+    assert function.request().start == "GET /pre-freeze HTTP/1.1"
+    caller = stage.event(b"second")
+    second = stage.accept()
+    assert second.request().body == b"second"
+    function.reply()  # the hook ends while the event runs
+    assert stage.state()["instances"][0]["state"] == "busy"
+    second.reply(b"second")
+    assert outcome_of(caller) == ("ok", b"second")
+
+
+def test_fc_freeze_idle__switched_off(make: Callable[..., Stage]) -> None:
+    """Without freezing there is no hook, and the instance stays idle."""
+    stage = make(pre_freeze=True, freeze=False)
+    stage.serve(lambda request: status(200, request.body))
+    assert stage.outcome(b"a")[0] == stage.outcome(b"b")[0] == "ok"
+    assert stage.state()["instances"][0]["state"] == "idle"
+    assert stage.seen == ["/invoke", "/invoke"]
+
+
+# ---- stop ----
+
+
+@HOOK_CASES
+def test_fc_stop_hook(reply: Optional[bytes], meaning: str) -> None:
+    """The stop goes on after any answer of the hook, and after none."""
+    with Stage("fc", pre_stop=True, **limits_for(meaning)) as stage:
+        stage.serve(hooked("/pre-stop", [reply]))
+        assert stage.outcome(b"event")[0] == "ok"
+    assert stage.seen == ["/invoke", "/pre-stop"]
+    assert not stage.platform.instances
+
+
+def test_fc_stop_order__hook_is_waited_for(make: Callable[..., Stage]) -> None:
+    """A pre-freeze hook that runs is waited for before the pre-stop hook."""
+    stage = make(pre_freeze=True, pre_stop=True)
+    caller = stage.event(b"first")
+    function = stage.accept()
+    function.request()
+    function.reply()
+    assert outcome_of(caller)[0] == "ok"
+    assert function.request().path == "/pre-freeze"
+    closing = threading.Thread(target=stage.close)
+    closing.start()
+    assert until(lambda: not stage.platform.instances) and stage.quiet()
+    function.reply()
+    assert function.request().path == "/pre-stop"
+    function.reply()
+    closing.join(10)
+    assert not closing.is_alive()
+
+
+def test_any_instance_idle__pre_stop() -> None:
+    """An instance that is idle for long is stopped with its hook, and replaced."""
+    with Stage("fc", pre_stop=True, idle_s=0.1) as stage:
+        stage.serve(lambda request: status(200, request.body))
+        assert stage.outcome(b"a") == ("ok", b"a")
+        assert until(lambda: not stage.state()["instances"])
+        assert until(lambda: stage.seen == ["/invoke", "/pre-stop"])
+        assert stage.outcome(b"b") == ("ok", b"b")
+        assert stage.platform.counts["cold_starts"] == 2
+
+
+# ---- health checks ----
+
+
+def check(**fields: float) -> Dict[str, Any]:
+    """Return a health check that is quick, with these fields."""
+    return {"path": "/health", "period_s": 0.02, "timeout_s": 1, **fields}
+
+
+class Health:
+    """A server whose health is what the test says."""
+
+    def __init__(self) -> None:
+        self.reply: Optional[bytes] = status(200)
+        self.checks = 0
+
+    def __call__(self, request: wire.Message) -> Optional[bytes]:
+        """Answer a check, or echo."""
+        if request.path == "/health":
+            self.checks += 1
+            return self.reply
+        return status(200, request.body)
+
+    def more(self, count: int) -> bool:
+        """Wait for so many further checks."""
+        goal = self.checks + count
+        return until(lambda: self.checks >= goal)
+
+
+@pytest.mark.parametrize("reply,good", (
+    (status(200), True), (status(204), True), (status(302), True), (status(399), True),
+    (status(400), False), (status(404), False), (status(500), False), (None, False),
+    (b"", False), (b"junk\r\n\r\n", False)),
+    ids=("200", "204", "302", "399", "400", "404", "500", "nothing", "close", "junk"))
+def test_fc_health_first(reply: Optional[bytes], good: bool) -> None:
+    """A bad first check, after the Initializer, is a start-error."""
+    health = Health()
+    health.reply = reply
+    with Stage("fc", initializer=True, health_check=check(timeout_s=0.2, period_s=9)
+               ) as stage:
+        stage.serve(health)
+        kind, body = stage.outcome(b"event")
+        assert kind == ("ok" if good else "start-error")
+        assert stage.seen[:2] == ["/initialize", "/health"]
+        assert good or b'"Code":"FunctionNotStarted"' in body
+
+
+def test_fc_health_answer(make: Callable[..., Stage]) -> None:
+    """A check is a GET of the path, and goes on while the instance is idle."""
+    stage = make(health_check=check(), freeze=False)
+    requests: List[wire.Message] = []
+
+    def answer(request: wire.Message) -> bytes:
+        requests.append(request)
+        return status(200)
+
+    stage.serve(answer)
+    assert stage.outcome(b"event")[0] == "ok"
+    assert until(lambda: stage.seen.count("/health") >= 4)
+    assert requests[0].start == "GET /health HTTP/1.1"
+
+
+@pytest.mark.parametrize("failures,successes", ((1, 1), (3, 1), (2, 3)))
+def test_fc_health_thresholds(failures: int, successes: int) -> None:
+    """So many bad checks in a row close the instance, so many good ones open it."""
+    health = Health()
+    with Stage("fc", freeze=False, health_check=check(
+            failure_threshold=failures, success_threshold=successes)) as stage:
+        stage.serve(health)
+        assert stage.outcome(b"first")[0] == "ok"
+        health.reply = status(500)
+        assert until(lambda: any("unhealthy" in note for note in stage.notes))
+        caller = stage.event(b"waits")
+        assert until(lambda: stage.state()["queued"] == 1) and health.more(2)
+        assert "/invoke" not in stage.seen[-2:]
+        health.reply = status(200)
+        assert outcome_of(caller) == ("ok", b"waits")
+
+
+def test_fc_health_thresholds__not_in_a_row(make: Callable[..., Stage]) -> None:
+    """Bad checks with a good one between them do not count together."""
+    stage = make(freeze=False, health_check=check(failure_threshold=2))
+    replies = [status(200)] + [status(500), status(200)] * 5
+    stage.serve(lambda request: replies.pop(0) if replies and request.path == "/health"
+                else status(200))
+    assert stage.outcome(b"event")[0] == "ok"
+    assert until(lambda: not replies) and not any("unhealthy" in n for n in stage.notes)
+
+
+def test_fc_health_frozen(make: Callable[..., Stage]) -> None:
+    """A frozen instance is not checked; during a request it is."""
+    stage = make(health_check=check())
+    health = Health()
+    stage.serve(lambda request: None if request.body == b"hang" else health(request))
+    assert stage.outcome(b"event")[0] == "ok"
+    assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
+    caller = stage.event(b"hang")
+    assert health.more(3)
+    caller.close()
+
+
+def test_fc_health_frozen__recovers(make: Callable[..., Stage]) -> None:
+    """An instance that became unhealthy while it worked can become healthy again."""
+    stage = make(health_check=check(failure_threshold=1), queue_timeout_s=5)
+    health = Health()
+    caller = stage.event(b"first")
+    function = stage.accept()
+    function.request()
+    function.reply()  # the first check
+    assert function.request().path == "/invoke"
+    health.reply = status(500)
+    stage.serve(health)
+    assert until(lambda: any("unhealthy" in note for note in stage.notes))
+    health.reply = status(200)
+    function.reply(b"first")
+    assert outcome_of(caller) == ("ok", b"first")
+    function.close()
+    assert stage.outcome(b"second") == ("ok", b"second")
+
+
+def test_fc_health_fields__initial_delay(make: Callable[..., Stage]) -> None:
+    """The sixth field: the first check is sent after the delay, not before."""
+    stage = make(health_check=check(initial_delay_s=0.1))
+    stage.serve(lambda request: status(200))
+    assert stage.outcome(b"event")[0] == "ok"
+    assert stage.seen[:2] == ["/health", "/invoke"]
+
+
+FIELDS = [(name, value) for name, (_, low, high, _) in HEALTH_FIELDS.items()
+          for value in (-1, high + 1, "x")]
+
+
+@pytest.mark.parametrize("name,value", FIELDS + [("path", ""), ("path", "health"), (
+    "path", "/a b"), ("path", "/\r\nX: y"), ("path", "/" + "x" * 2048), ("path", 5)])
+def test_fc_health_fields(name: str, value: object) -> None:
+    """A field out of its range is refused by its vendor's name."""
+    word = HEALTH_FIELDS[name][0] if name in HEALTH_FIELDS else "httpGetUrl"
+    with pytest.raises(ValueError, match=word):
+        check_health_config({"path": "/health", name: value})

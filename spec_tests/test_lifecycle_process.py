@@ -1,0 +1,480 @@
+# test_lifecycle_process.py: instances as processes: start, freeze, limits, end (MIT).
+"""Real processes (servant.py) that do as the event says, behind a real platform."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+
+import emulator
+import servant
+import wire
+from stage import PATIENCE_S, Peer, Stage, outcome_of, processes, until
+
+ALL = ("fc", "scf", "fg")
+protocols = pytest.mark.parametrize("protocol", ALL)
+
+
+@pytest.fixture
+def code(tmp_path: pathlib.Path) -> Iterator[str]:
+    """The function's folder; what is left of its processes is killed."""
+    folder = servant.place(tmp_path / "code")
+    yield folder
+    for process_id in processes(folder):
+        os.kill(int(process_id), signal.SIGKILL)
+
+
+@pytest.fixture
+def fifo(tmp_path: pathlib.Path) -> Callable[[str], str]:
+    """Make FIFOs by which process and test wait for each other."""
+    def made(name: str) -> str:
+        path = str(tmp_path / name)
+        os.mkfifo(path)
+        return path
+
+    return made
+
+
+def event(*steps: List[Any]) -> bytes:
+    """Return a script as an event."""
+    return json.dumps(steps).encode()
+
+
+def process_state(process_id: int) -> str:
+    """Return the letter that stands for the state of a process, X if it is gone."""
+    try:
+        text = pathlib.Path("/proc/%d/stat" % process_id).read_text()
+        return text.rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def wait_for(path: str) -> None:
+    """Wait until the process has opened and closed the FIFO."""
+    servant.wait(path)
+
+
+# ---- freeze ----
+
+
+def test_fc_freeze_thaw(code: str, fifo: Callable[[str], str]) -> None:
+    """Between requests every process of the instance is stopped; within, it runs."""
+    here, go = fifo("here"), fifo("go")
+    with Stage("fc", code) as stage:
+        ids = [int(one) for one in (stage.outcome(event(["pid"]))[1],
+                                    stage.outcome(event(["fork"]))[1])]
+        assert until(lambda: [process_state(one) for one in ids] == ["T", "T"])
+        caller = stage.event(event(["tell", here], ["wait", go], ["pid"]))
+        wait_for(here)
+        assert not {process_state(one) for one in ids} & {"T", "Z", "X"}
+        servant.tell(go)
+        assert outcome_of(caller) == ("ok", b"%d" % ids[0])
+        assert until(lambda: [process_state(one) for one in ids] == ["T", "T"])
+
+
+def test_fc_freeze_idle__concurrency(code: str, fifo: Callable[[str], str]) -> None:
+    """The end of one of two requests does not freeze the other."""
+    go = fifo("go")
+    with Stage("fc", code, concurrency=2) as stage:
+        caller = stage.event(event(["wait", go], ["pid"]))
+        process_id = int(stage.outcome(event(["pid"]))[1])
+        assert process_state(process_id) != "T"
+        servant.tell(go)
+        assert outcome_of(caller) == ("ok", b"%d" % process_id)
+        assert until(lambda: process_state(process_id) == "T")
+
+
+def test_fc_freeze_idle__off(code: str) -> None:
+    """Without freezing the process goes on."""
+    with Stage("fc", code, freeze=False) as stage:
+        process_id = int(stage.outcome(event(["pid"]))[1])
+        assert stage.state()["instances"][0]["state"] == "idle"
+        assert process_state(process_id) != "T"
+
+
+# ---- stop ----
+
+
+def notes(code: str) -> List[str]:
+    """Return what the process has noted."""
+    path = pathlib.Path(code) / "notes"
+    return path.read_text().split() if path.exists() else []
+
+
+@protocols
+@pytest.mark.parametrize("word", ("end", "ignore"))
+@pytest.mark.parametrize("freeze", (True, False), ids=("frozen", "running"))
+def test_any_stop_order(protocol: str, word: str, freeze: bool, code: str) -> None:
+    """Pre-stop (fc), SIGTERM, and after the grace SIGKILL for the whole group."""
+    servant.place(pathlib.Path(code), {"start": [["on-term", word]],
+                                       "/pre-stop": [["note", "pre-stop"]]})
+    settings = {"freeze": freeze, "pre_stop": True} if protocol == "fc" else {}
+    with Stage(protocol, code, grace_s=0.1 if word == "ignore" else PATIENCE_S,
+               **settings) as stage:
+        child = int(stage.outcome(event(["fork"]))[1])
+        assert process_state(child) != "X"
+    assert list(dict.fromkeys(notes(code))) == ["pre-stop",
+                                                "SIGTERM"][protocol != "fc":]
+    assert until(lambda: processes(code) == [])  # the last SIGKILL may take a moment
+
+
+@protocols
+def test_any_stop_order__no_grace(protocol: str, code: str) -> None:
+    """A grace of 0 kills a process that would ignore SIGTERM for ever."""
+    servant.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
+    with Stage(protocol, code, grace_s=0) as stage:
+        assert stage.outcome(b"hello") == ("ok", b"hello")
+    assert processes(code) == []
+
+
+@protocols
+def test_any_instance_idle(protocol: str, code: str) -> None:
+    """An instance that is idle for long ends in order; the next one is new."""
+    servant.place(pathlib.Path(code), {"start": [["on-term", "end"]]})
+    with Stage(protocol, code, idle_s=0.1) as stage:
+        first = stage.outcome(event(["pid"]))[1]
+        assert until(lambda: notes(code) == ["SIGTERM"])
+        assert until(lambda: process_state(int(first)) == "X")
+        second = stage.outcome(event(["pid"]))[1]
+        assert first != second
+        counts = stage.state()["counts"]
+        assert (counts["cold_starts"], counts["reused"], counts["ok"]) == (2, 0, 2)
+
+
+def fixed_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("0.0.0.0", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("way", ("timeout", "cancelled", "exit", "idle"))
+def test_fc_port_fixed__next_instance(way: str, code: str,
+                                      fifo: Callable[[str], str]) -> None:
+    """On a fixed port the next instance waits until the last one has left it."""
+    here = fifo("here")
+    servant.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
+    with Stage("fc", code, port=fixed_port(), timeout_s=0.2 if way == "timeout" else 20,
+               idle_s=0.1 if way == "idle" else 20) as stage:
+        caller = stage.event(event(["tell", here], [
+            {"exit": "exit", "idle": "say"}.get(way, "hang"),
+            *([3] if way == "exit" else ["x"] if way == "idle" else [])]))
+        wait_for(here)
+        if way == "cancelled":
+            caller.close()
+        elif way != "idle":
+            assert outcome_of(caller)[0] == way
+        assert until(lambda: not stage.platform.instances)
+        assert stage.outcome(b"next") == ("ok", b"next")
+
+
+def test_any_outcome_bounded__full_backlog(code: str) -> None:
+    """A server that accepts nothing cannot make its callers wait past the limit."""
+    servant.place(pathlib.Path(code), {"backlog": 0, "listening": [["hang"]]})
+    with Stage("fc", code, concurrency=4, timeout_s=0.3) as stage:
+        callers = [stage.event(b"x") for _ in range(4)]
+        assert [outcome_of(caller)[0] for caller in callers] == ["timeout"] * 4
+        assert stage.outcome(b"next") == ("ok", b"next")
+
+
+# ---- instances and the queue ----
+
+
+@protocols
+def test_any_queue_order(protocol: str, code: str, fifo: Callable[[str], str]) -> None:
+    """One instance, room for two: they wait in order, one more is throttled."""
+    here, go = fifo("here"), fifo("go")
+    with Stage(protocol, code, max_instances=1, queue=2) as stage:
+        callers = [stage.event(event(["tell", here], ["wait", go], ["count"]))]
+        wait_for(here)
+        for number in (1, 2):
+            callers.append(stage.event(event(["count"])))
+            assert until(lambda: stage.state()["queued"] == number)
+        assert stage.outcome(b"too many")[0] == "throttled"
+        servant.tell(go)
+        assert [outcome_of(one) for one in callers] == [
+            ("ok", b"1"), ("ok", b"2"), ("ok", b"3")]
+        counts = stage.state()["counts"]
+    assert [counts[name] for name in ("accepted", "ok", "throttled", "cold_starts")
+            ] == [4, 3, 1, 1]
+
+
+@protocols
+def test_any_queue_timeout(protocol: str, code: str,
+                           fifo: Callable[[str], str]) -> None:
+    """An event that waits for too long is throttled; the one that runs goes on."""
+    here, go = fifo("here"), fifo("go")
+    with Stage(protocol, code, max_instances=1, queue_timeout_s=0.1) as stage:
+        first = stage.event(event(["tell", here], ["wait", go], ["say", "first"]))
+        wait_for(here)
+        assert stage.outcome(b"second")[0] == "throttled"
+        servant.tell(go)
+        assert outcome_of(first) == ("ok", b"first")
+
+
+@protocols
+@pytest.mark.parametrize("limit", (1, 2, 3))
+def test_any_instance_on_demand(protocol: str, limit: int, code: str,
+                                fifo: Callable[[str], str]) -> None:
+    """As many instances run at a time as are allowed, and idle ones are reused."""
+    gates = [fifo("go%d" % number) for number in range(limit)]
+    with Stage(protocol, code, max_instances=limit) as stage:
+        callers = [stage.event(event(["wait", gate], ["pid"])) for gate in gates]
+        assert until(lambda: stage.platform.counts["cold_starts"] == limit)
+        callers.append(stage.event(b"waits"))
+        assert until(lambda: stage.state()["queued"] == 1)
+        for gate in gates:
+            servant.tell(gate)
+        assert len({outcome_of(caller) for caller in callers[:-1]}) == limit
+        assert outcome_of(callers[-1]) == ("ok", b"waits")
+        again = {stage.outcome(event(["pid"])) for _ in range(3)}
+        counts = stage.state()["counts"]
+    assert len(again) == 1 and (counts["cold_starts"], counts["reused"]) == (limit, 4)
+
+
+# ---- callers who leave ----
+
+
+@pytest.mark.parametrize("protocol,settings,same", (
+    ("fc", {}, False), ("fc", {"concurrency": 2}, True), ("scf", {}, True),
+    ("fg", {}, True)), ids=("fc", "fc-concurrent", "scf", "fg"))
+def test_any_caller_gone(protocol: str, settings: Dict[str, Any], same: bool, code: str,
+                         fifo: Callable[[str], str]) -> None:
+    """It is cancelled; the instance is used again, or replaced (fc, one at a time)."""
+    here, go = fifo("here"), fifo("go")
+    with Stage(protocol, code, max_instances=1, **settings) as stage:
+        first = stage.outcome(event(["pid"]))[1]
+        caller = stage.event(event(["tell", here], ["wait", go]))
+        wait_for(here)
+        caller.close()
+        assert stage.ends("cancelled")
+        release(go)
+        assert (stage.outcome(event(["pid"])) == ("ok", first)) == same
+        assert stage.platform.counts["ok"] == 2
+
+
+def release(path: str) -> None:
+    """Let a process that waits at a FIFO go on, if it is still there."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+@protocols
+def test_any_caller_gone__queued(protocol: str, code: str,
+                                 fifo: Callable[[str], str]) -> None:
+    """An event whose caller leaves while it waits reaches nobody."""
+    here, go = fifo("here"), fifo("go")
+    with Stage(protocol, code, max_instances=1) as stage:
+        first = stage.event(event(["tell", here], ["wait", go], ["count"]))
+        wait_for(here)
+        queued = stage.event(b"queued")
+        assert until(lambda: stage.state()["queued"] == 1)
+        queued.close()
+        assert stage.ends("cancelled") and stage.state()["queued"] == 0
+        servant.tell(go)
+        assert outcome_of(first) == ("ok", b"1")
+        assert stage.outcome(event(["count"])) == ("ok", b"2")
+
+
+@protocols
+def test_any_caller_gone__starting(protocol: str, code: str,
+                                   fifo: Callable[[str], str]) -> None:
+    """A caller who leaves during the start leaves an instance that serves the next."""
+    here, go = fifo("here"), fifo("go")
+    servant.place(pathlib.Path(code), {"start": [["tell", here], ["wait", go]]})
+    with Stage(protocol, code, max_instances=1) as stage:
+        caller = stage.event(b"gone")
+        wait_for(here)
+        caller.close()
+        assert stage.ends("cancelled")
+        servant.tell(go)
+        assert stage.outcome(b"next") == ("ok", b"next")
+        assert stage.state()["counts"]["cold_starts"] == 1
+
+
+# ---- memory ----
+
+MEMORY = {"stays": (["alloc", 60], ["hang"]), "exits": (["alloc", 60], ["exit", 0]),
+          "killed": (["alloc", 60], ["kill", 9]),
+          "a child": (["fork-alloc", 60], ["hang"]),
+          "bit by bit": (["alloc", 20], ["alloc", 20], ["alloc", 20], ["hang"])}
+
+
+def lines_of(protocol: str, code: str, events: List[bytes], *options: str) -> List[Any]:
+    """Run emulator.py --jsonl with the events; return its lines and the status."""
+    done = subprocess.run(
+        [sys.executable, emulator.__file__, protocol, code, "--jsonl", "--quiet",
+         *options, *(("--port", "0") if protocol == "fc" else ())],
+        input=b"\n".join(json.dumps({"event": one.decode()}).encode()
+                         for one in events), stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, timeout=60, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@protocols
+@pytest.mark.parametrize("script", MEMORY.values(), ids=list(MEMORY))
+def test_any_memory_limit(protocol: str, script: Tuple[List[Any], ...],
+                          code: str) -> None:
+    """Taking more memory than the limit is out-of-memory, also when it ends at once."""
+    lines = lines_of(protocol, code, [event(*script), b"next"], "--memory", "50")
+    assert [line["kind"] for line in lines] == ["out-of-memory", "ok"]
+    assert processes(code) == []
+
+
+@protocols
+def test_any_memory_limit__not_reached(protocol: str, code: str) -> None:
+    """Memory below the limit is nobody's business."""
+    lines = lines_of(protocol, code, [event(["alloc", 30], ["exit", 3]), b"next"],
+                     "--memory", "128")
+    assert [line["kind"] for line in lines] == ["exit", "ok"]
+
+
+# ---- containers ----
+
+DOCKER = """#!/bin/sh
+echo "$@" >> {folder}/argv
+env > {folder}/env
+[ "$1" = run ] || exit 0
+while [ "$1" != the-image ]; do shift; done
+shift
+exec "$@"
+"""
+SECRETS = {"access_key_id": "id-5b1d", "access_key_secret": "secret-93ac",
+           "security_token": "token-77e0"}
+
+
+@pytest.fixture
+def docker(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Put a stand-in for docker on PATH; it runs the start command on this machine."""
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(DOCKER.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "%s:%s" % (program.parent, os.environ["PATH"]))
+    return tmp_path
+
+
+def container(code: str, **settings: Any) -> Stage:
+    """Return a platform that runs the servant as a custom container."""
+    return Stage("fc", code, image="the-image", command=[code + "/bootstrap"],
+                 credentials=SECRETS, env={"MINE": "mine-4e2f"}, memory_mb=256,
+                 **settings)
+
+
+def test_fc_container_run(docker: pathlib.Path, code: str) -> None:
+    """The image runs with the environment of 6.2, its port and its memory limit."""
+    with container(code) as stage:
+        kind, body = stage.outcome(event(["env"]))
+        env = json.loads(body)
+    assert kind == "ok" and env["FC_SERVER_PORT"] == env["FC_CUSTOM_LISTEN_PORT"]
+    assert (env["MINE"], env["ALIBABA_CLOUD_ACCESS_KEY_SECRET"]) == (
+        "mine-4e2f", "secret-93ac")
+    argv = (docker / "argv").read_text().split("\n")[0]
+    assert argv.startswith("run --rm ") and "--memory 256m" in argv
+    assert ":%s:%s " % (env["FC_SERVER_PORT"], env["FC_SERVER_PORT"]) in argv
+    assert argv.endswith(" the-image %s/bootstrap" % code)
+
+
+def test_any_security_secrets__container(docker: pathlib.Path, code: str) -> None:
+    """Variables are given to docker by name: no value is in an argument list."""
+    with container(code) as stage:
+        assert stage.outcome(b"hello") == ("ok", b"hello")
+    argv = (docker / "argv").read_text()
+    assert not [word for word in (*SECRETS.values(), "mine-4e2f") if word in argv]
+    names = [line.split("=")[0] for line in (docker / "env").read_text().splitlines()]
+    assert all("--env %s " % name in argv for name in names
+               if name.startswith(("FC_", "ALIBABA_", "MINE")))
+
+
+@pytest.mark.parametrize("script,kind", ((["exit", 3], "exit"), (["hang"], "timeout")))
+def test_any_stop_leftovers__container(docker: pathlib.Path, script: List[Any],
+                                       kind: str, code: str) -> None:
+    """A container that ends badly is removed by name, and replaced."""
+    with container(code, timeout_s=0.3) as stage:
+        assert stage.outcome(event(script))[0] == kind
+        assert stage.outcome(b"next") == ("ok", b"next")
+    lines = (docker / "argv").read_text().splitlines()
+    names = [line.split("--name ")[1].split()[0] for line in lines if "--name" in line]
+    assert len(names) == 2
+    assert all("rm --force %s" % name in lines for name in names)
+
+
+def test_fc_start_missing__docker(code: str, tmp_path: pathlib.Path,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without docker the outcome says so."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with container(code) as stage:
+        kind, body = stage.outcome(b"hello")
+    assert kind == "start-error" and b"docker is not found" in body
+
+
+# ---- the whole program ----
+
+
+class Program:
+    """emulator.py --serve as a process of its own."""
+
+    def __init__(self, protocol: str, code: str, *options: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, emulator.__file__, protocol, code, "--serve", "0",
+             *options,
+             *(("--port", "0") if protocol == "fc" else ())], stderr=subprocess.PIPE)
+        assert self.popen.stderr is not None
+        line = self.popen.stderr.readline().decode()
+        self.port = int(line.split("http://127.0.0.1:")[1].split(",")[0])
+
+    def event(self, body: bytes) -> Peer:
+        """Post an event; return the connection."""
+        peer = Peer(socket.create_connection(("127.0.0.1", self.port), 5))
+        peer.send(wire.request_bytes("POST", "/-/invoke", (), body))
+        return peer
+
+    def end(self) -> Tuple[int, str]:
+        """Wait for the end; return the status and what was said."""
+        _, said = self.popen.communicate(timeout=20)
+        return self.popen.returncode, said.decode()
+
+
+@protocols
+def test_any_stop_drain(protocol: str, code: str, fifo: Callable[[str], str]) -> None:
+    """On SIGTERM what runs and waits gets its outcome; nothing new is taken."""
+    here, go = fifo("here"), fifo("go")
+    program = Program(protocol, code, "--max-instances", "1")
+    callers = [program.event(event(["tell", here], ["wait", go], ["say", "done"]))]
+    wait_for(here)
+    callers.append(program.event(b"queued"))
+    probe = program.event(b"queued too")
+    probe.close()
+    program.popen.send_signal(signal.SIGTERM)
+    assert until(lambda: refused(program.port))
+    servant.tell(go)
+    assert [outcome_of(one) for one in callers] == [("ok", b"done"), ("ok", b"queued")]
+    status, said = program.end()
+    assert status == 0 and "cold start" in said and processes(code) == []
+
+
+def refused(port: int) -> bool:
+    """Tell whether nothing listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@protocols
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_any_stop_leftovers__program(protocol: str, number: int, code: str) -> None:
+    """However the program ends while a request hangs, no process is left."""
+    program = Program(protocol, code, "--timeout", "0.5", "--grace", "0.2")
+    caller = program.event(event(["hang"]))
+    assert until(lambda: len(processes(code + "/bootstrap")) > 0)
+    program.popen.send_signal(number)
+    program.end()
+    caller.close()
+    assert until(lambda: processes(code + "/bootstrap") == [])

@@ -1,0 +1,19 @@
+# test_lifecycle_soak.py: a short soak in every run (MIT).
+"""soak.py with 2,000 invocations, in a process of its own where nothing else runs."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def test_any_stop_leftovers__soak() -> None:
+    """Threads and open files do not grow, nor memory by more than a large event."""
+    done = subprocess.run([sys.executable, str(HERE / "soak.py"), "2000"],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100,
+                          check=False)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, (results, done.stderr.decode()[-2000:])
+    assert [one["protocol"] for one in results] == ["scf", "fg", "fc"]

@@ -1,0 +1,677 @@
+# test_platform_fc.py: what SPEC.md chapter 6 asks of a platform (MIT).
+"""One rule each. The kit is the caller, and the server that the platform started."""
+
+import json
+import re
+from typing import Any, Dict
+
+import pytest
+
+from kit import Mismatch, document, same
+from rig import PlatformUnderTest
+
+ANSWERS = {  # status, x-fc-status -> outcome of an event invocation
+    "200": (200, None, "ok"), "200-200": (200, "200", "ok"), "201": (201, None, "ok"),
+    "404": (404, None, "function-error"), "404-404": (404, "404", "function-error"),
+    "404-200": (404, "200", "ok"), "200-404": (200, "404", "function-error"),
+    "400": (400, None, "ok"), "500": (500, None, "ok"), "302": (302, None, "ok"),
+}
+ANSWER_RULES = {
+    "200": "fc.invoke.answer", "200-200": "fc.invoke.answer", "201": "fc.answer.other",
+    "404": "fc.answer.status", "404-404": "fc.answer.field",
+    "404-200": "fc.answer.field-wins", "200-404": "fc.answer.field-wins",
+    "400": "fc.answer.other", "500": "fc.answer.other", "302": "fc.answer.other",
+}
+
+
+@pytest.mark.parametrize("name,rule", sorted(ANSWER_RULES.items()))
+def test_fc_answers(platform: PlatformUnderTest, name: str, rule: str) -> None:
+    """Status and X-Fc-Status decide what an answer to an event means."""
+    status, field, outcome = ANSWERS[name]
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        puppet.answer(status, [("X-Fc-Status", field)] if field else [], b"the body")
+        same(b"the body", run.outcome(outcome).body, "the body for the caller")
+        run.idle = puppet
+
+
+def test_fc_answer_lost(platform: PlatformUnderTest) -> None:
+    """The caller of an event does not see status and fields of the answer."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        puppet.answer(418, [("X-Mine", "secret")], b"the body")
+        line = run.outcome("ok").line
+        same((200, False), (line.get("status", 200), "secret" in json.dumps(line)))
+        run.idle = puppet
+
+
+@pytest.mark.parametrize("event", [b"hello", b"", b"\0\xff\r\n", b"x" * 100_000])
+def test_fc_invoke_event(platform: PlatformUnderTest, event: bytes) -> None:
+    """An event is POST /invoke with its bytes, their length and octet-stream."""
+    with platform.used_rig() as run:
+        puppet = run.served(event)
+        got = puppet.got
+        same("POST /invoke HTTP/1.1", got.start)
+        same(("application/octet-stream", str(len(event))),
+             (got.header("content-type"), got.header("content-length")))
+        same(event[:65536], got.body)
+        run.settled(puppet, event[:1000])
+
+
+def test_fc_invoke_send(platform: PlatformUnderTest) -> None:
+    """An invocation is one request."""
+    with platform.used_rig() as run:
+        run.settled(run.served(b"one"))
+        puppet = run.served(b"two")
+        same(b"two", puppet.got.body)
+        run.settled(puppet)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_fc_invoke_http(platform: PlatformUnderTest, method: str) -> None:
+    """An HTTP invocation keeps method, path, query, fields and body."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"body", method=method, path="/a/b%20c?d=1&d=2",
+                            headers=[["X-Mine", "yes"], ["Cookie", "a=b"]])
+        got = puppet.got
+        same(f"{method} /a/b%20c?d=1&d=2 HTTP/1.1", got.start)
+        same(("yes", "a=b", b"body"),
+             (got.header("x-mine"), got.header("cookie"), got.body))
+        run.settled(puppet)
+
+
+def test_fc_invoke_control_path(platform: PlatformUnderTest) -> None:
+    """X-Fc-Control-Path tells events from HTTP invocations."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        same(["/invoke"], puppet.got.values("x-fc-control-path"))
+        run.settled(puppet)
+        puppet = run.served(b"", method="GET", path="/invoke")
+        same(["/http-invoke"], puppet.got.values("x-fc-control-path"))
+        run.settled(puppet)
+
+
+def test_fc_answer_http(platform: PlatformUnderTest) -> None:
+    """A 404 is an ordinary answer of an HTTP invocation."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"", method="GET", path="/nothing/here")
+        puppet.answer(404, [], b"not here")
+        line = run.outcome("ok").line
+        same((404, "not here"), (line.get("status"), line.get("body")))
+        run.idle = puppet
+
+
+def test_fc_http_pass(platform: PlatformUnderTest) -> None:
+    """Status, fields and body of an HTTP invocation's answer reach the caller."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"", method="GET", path="/page")
+        puppet.answer(207, [("X-Mine", "a"), ("Set-Cookie", "b=1"),
+                            ("Set-Cookie", "c=2")], b"<p>")
+        line = run.outcome("ok").line
+        pairs = [(name.lower(), value) for name, value in line["headers"]]
+        same((207, "<p>"), (line["status"], line["body"]))
+        same([("x-mine", "a"), ("set-cookie", "b=1"), ("set-cookie", "c=2")],
+             [pair for pair in pairs if pair[0] in ("x-mine", "set-cookie")])
+        run.idle = puppet
+
+
+@pytest.mark.parametrize("name", ["X-Fc-Request-Id", "X-Fc-Mine", "Connection",
+                                  "Keep-Alive"])
+def test_fc_headers_reserved_request(platform: PlatformUnderTest, name: str) -> None:
+    """A reserved field of the caller does not reach the bootstrap."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"", method="GET", path="/", headers=[[name, "evil"]])
+        same(False, "evil" in puppet.got.values(name), f"{name} of the caller")
+        run.settled(puppet)
+
+
+@pytest.mark.parametrize("name", ["X-Fc-Mine", "Keep-Alive", "Date", "Server",
+                                  "Upgrade"])
+def test_fc_headers_reserved_response(platform: PlatformUnderTest, name: str) -> None:
+    """A reserved field of the answer does not reach the caller."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"", method="GET", path="/")
+        puppet.answer(200, [(name, "evil")], b"x")
+        same(False, "evil" in json.dumps(run.outcome("ok").line), name)
+        run.idle = puppet
+
+
+COMMON = ("Request-Id", "Control-Path", "Function-Name", "Function-Handler",
+          "Function-Memory", "Region", "Account-Id", "Qualifier")
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_fc_headers_common(platform: PlatformUnderTest, name: str) -> None:
+    """The common fields are there, once each."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        same(1, len(puppet.got.values("X-Fc-" + name)), f"fields X-Fc-{name}")
+        run.settled(puppet)
+
+
+@pytest.mark.parametrize("name", ["Access-Key-Id", "Security-Token", "Version-Id",
+                                  "Service-Name"])
+def test_fc_headers_empty(platform: PlatformUnderTest, name: str) -> None:
+    """A field without a value is there and empty."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        same([""], puppet.got.values("X-Fc-" + name), f"values of X-Fc-{name}")
+        run.settled(puppet)
+
+
+def test_fc_headers_base_path(platform: PlatformUnderTest) -> None:
+    """X-Fc-Base-Path is the path of an HTTP invocation."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"", method="GET", path="/a/b?c=d")
+        same("/a/b", puppet.got.header("x-fc-base-path"))
+        run.settled(puppet)
+
+
+def test_fc_headers_caller_id(platform: PlatformUnderTest) -> None:
+    """The caller is told the id that the bootstrap saw."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        request_id = puppet.got.header("x-fc-request-id")
+        same(request_id, run.settled(puppet).request_id)
+
+
+def test_fc_id_form(platform: PlatformUnderTest) -> None:
+    """An id has the form 1-8-8-12 in hexadecimal digits."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        request_id = puppet.got.header("x-fc-request-id") or ""
+        run.settled(puppet)
+    if not re.match(r"^1-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{12}$", request_id):
+        raise Mismatch("1-8-8-12 hexadecimal digits", request_id)
+
+
+def test_fc_connection_reuse(platform: PlatformUnderTest) -> None:
+    """The next request comes on the connection that was kept open."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"one")
+        first = puppet.asked
+        run.settled(puppet)
+        puppet = run.served(b"two")
+        same(first, puppet.asked, "number of the connection")
+        run.settled(puppet)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE"])
+def test_fc_connection_retry(platform: PlatformUnderTest, method: str) -> None:
+    """A request without effects is sent again when a reused connection breaks."""
+    with platform.used_rig() as run:
+        run.settled(run.served(b"one"))
+        puppet = run.served(b"", method=method, path="/again")
+        puppet.close(puppet.asked, reset=True)
+        puppet.request("/again")
+        run.idle = puppet
+        puppet.answer(200)
+        run.outcome("ok")
+
+
+def test_fc_connection_post(platform: PlatformUnderTest) -> None:
+    """A POST is not sent again when its connection breaks."""
+    with platform.used_rig() as run:
+        run.settled(run.served(b"one"))
+        puppet = run.served(b"two")
+        puppet.close(puppet.asked, reset=True)
+        run.outcome("bad-response")
+        same("silence", puppet.request("", 0.05).end, "a second request")
+        run.discard(puppet)
+
+
+BAD_ANSWERS = {
+    "no-http": b"this is no HTTP\r\n\r\n", "cut-head": b"HTTP/1.1 200 OK\r\nContent-L",
+    "short-body": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
+    "bad-length": b"HTTP/1.1 200 OK\r\nContent-Length: ten\r\n\r\n",
+    "cut-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n12345",
+    "bad-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n12345",
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_ANSWERS))
+def test_fc_outcome_bad_response(platform: PlatformUnderTest, name: str) -> None:
+    """An answer that is no HTTP, or that breaks off, is a bad response."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        puppet.send(puppet.asked, BAD_ANSWERS[name])
+        puppet.close(puppet.asked)
+        run.outcome("bad-response")
+        run.discard(puppet)
+        run.settled(run.served(b"afterwards"))
+
+
+def test_fc_outcome_timeout(platform: PlatformUnderTest) -> None:
+    """No answer in time is a timeout, and the next event gets another instance."""
+    with platform.used_rig("--timeout", "0.3") as run:
+        puppet = run.served(b"hello")
+        run.outcome("timeout")
+        puppet.reaped(run.patience_s)
+        run.settled(run.served(b"afterwards"))
+
+
+def test_fc_start_clock(platform: PlatformUnderTest) -> None:
+    """Start and initialisation do not count towards the time limit."""
+    run = platform.rig("--timeout", "0.3", "--initializer")
+    run.issue(b"hello")
+    puppet = run.puppet()
+    run.wait(0.4)
+    puppet.listen()
+    puppet.request("/initialize")
+    run.wait(0.4)
+    puppet.answer()
+    puppet.request("/invoke")
+    run.settled(puppet)
+
+
+@pytest.mark.parametrize("status", [0, 1, 7])
+def test_fc_start_exit(platform: PlatformUnderTest, status: int) -> None:
+    """A process that ends before the port is open is CAExited."""
+    with platform.used_rig() as run:
+        run.discard_idle()
+        run.issue(b"hello")
+        run.puppet().end("exit", status=status)
+        same("CAExited", document(run.outcome("start-error").body)["Code"])
+        run.settled(run.served(b"afterwards"))
+
+
+def test_fc_start_deadline(platform: PlatformUnderTest) -> None:
+    """A port that is not open in time is FunctionNotStarted."""
+    run = platform.rig("--start-timeout", "0.3")
+    run.issue(b"hello")
+    run.puppet()
+    same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+
+
+def test_fc_start_address(platform: PlatformUnderTest) -> None:
+    """A server that listens on 127.0.0.1 alone has not started."""
+    run = platform.rig("--start-timeout", "0.3")
+    run.issue(b"hello")
+    run.puppet().listen("127.0.0.1")
+    same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+
+
+def test_fc_start_probe(platform: PlatformUnderTest) -> None:
+    """An instance gets its first request as soon as the port is open."""
+    with platform.used_rig() as run:
+        run.discard_idle()
+        run.settled(run.served(b"hello"))
+
+
+def test_fc_start_missing(platform: PlatformUnderTest) -> None:
+    """A start command that does not exist is CAFileNotFound."""
+    run = platform.rig()
+    (run.code / "bootstrap").unlink()
+    run.issue(b"hello")
+    same("CAFileNotFound", document(run.outcome("start-error").body)["Code"])
+
+
+def test_fc_start_permission(platform: PlatformUnderTest) -> None:
+    """A start command that is not executable is CAFilePermission."""
+    run = platform.rig()
+    (run.code / "bootstrap").chmod(0o644)
+    run.issue(b"hello")
+    same("CAFilePermission", document(run.outcome("start-error").body)["Code"])
+
+
+def test_fc_start_cwd(platform: PlatformUnderTest) -> None:
+    """The working folder is the code folder."""
+    with platform.used_rig() as run:
+        run.discard_idle()
+        puppet = run.served(b"hello")
+        same(str(run.code.resolve()), puppet.cwd)
+        run.settled(puppet)
+
+
+def test_fc_start_command(platform: PlatformUnderTest) -> None:
+    """The words after -- are the start command."""
+    run = platform.rig("--", "./bootstrap", "one")
+    puppet = run.served(b"hello")
+    same(["one"], puppet.argv[1:])
+
+
+def test_fc_start_words(platform: PlatformUnderTest) -> None:
+    """The words of the start command see no shell."""
+    words = ["a b", "$HOME", "*", ";", "'"]
+    run = platform.rig("--", "./bootstrap", *words)
+    same(words, run.served(b"hello").argv[1:])
+
+
+def test_fc_env_port(platform: PlatformUnderTest) -> None:
+    """Both port variables name the same port."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        same(puppet.environ["FC_SERVER_PORT"], puppet.environ["FC_CUSTOM_LISTEN_PORT"])
+        run.settled(puppet)
+
+
+@pytest.mark.parametrize("name", [
+    "FC_FUNC_CODE_PATH", "FC_FUNCTION_NAME", "FC_FUNCTION_HANDLER", "FC_REGION",
+    "FC_FUNCTION_MEMORY_SIZE", "FC_INSTANCE_ID", "FC_ACCOUNT_ID"])
+def test_fc_env_table(platform: PlatformUnderTest, name: str) -> None:
+    """The variables that describe the function and the instance are set."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        same(True, bool(puppet.environ.get(name)), f"{name} set")
+        run.settled(puppet)
+
+
+def test_fc_env_credentials(platform: PlatformUnderTest) -> None:
+    """A function without a role has no credential variables."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        same([], [name for name in puppet.environ if name.startswith("ALIBABA_CLOUD_")])
+        run.settled(puppet)
+
+
+# ---- hooks, freeze, stop ----
+
+
+def test_fc_initialize_configured(platform: PlatformUnderTest) -> None:
+    """Without a configured Initializer the first request is the event."""
+    with platform.used_rig() as run:
+        run.discard_idle()
+        puppet = run.served(b"hello")
+        same("POST /invoke HTTP/1.1", puppet.got.start)
+        run.settled(puppet)
+
+
+def test_fc_initialize_form(platform: PlatformUnderTest) -> None:
+    """The Initializer is POST /initialize without a body, before the event."""
+    run = platform.rig("--initializer")
+    puppet = run.served(b"hello")
+    same(("POST /initialize HTTP/1.1", 0), (puppet.got.start, puppet.got.body_bytes))
+    same("/initialize", puppet.got.header("x-fc-control-path"))
+    puppet.answer()
+    puppet.request("/invoke")
+    run.settled(puppet)
+
+
+def test_fc_initialize_once(platform: PlatformUnderTest) -> None:
+    """The Initializer is called once for each instance."""
+    run = platform.rig("--initializer")
+    puppet = run.served(b"one")
+    puppet.answer()
+    puppet.request("/invoke")
+    run.settled(puppet)
+    run.settled(run.served(b"two"))
+    same("POST /invoke HTTP/1.1", puppet.got.start)
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 302])
+def test_fc_initialize_failed(platform: PlatformUnderTest, status: int) -> None:
+    """An Initializer that fails ends the instance; the next event gets a new one."""
+    run = platform.rig("--initializer")
+    puppet = run.served(b"one")
+    puppet.answer(status)
+    run.outcome("init-error")
+    puppet.reaped(run.patience_s)
+    puppet = run.served(b"two")
+    same("POST /initialize HTTP/1.1", puppet.got.start)
+
+
+def test_fc_initialize_timeout(platform: PlatformUnderTest) -> None:
+    """An Initializer that does not answer in time ends the instance."""
+    run = platform.rig("--initializer", "--initializer-timeout", "0.3")
+    puppet = run.served(b"one")
+    run.outcome("init-timeout")
+    puppet.reaped(run.patience_s)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_fc_hook_success(platform: PlatformUnderTest, status: int) -> None:
+    """Any status from 200 to 299 is the success of a hook."""
+    run = platform.rig("--initializer")
+    puppet = run.served(b"one")
+    puppet.answer(status)
+    puppet.request("/invoke")
+    run.settled(puppet)
+
+
+def test_fc_hook_body(platform: PlatformUnderTest) -> None:
+    """The body of a hook's answer means nothing."""
+    run = platform.rig("--initializer")
+    puppet = run.served(b"one")
+    puppet.answer(200, [("X-Fc-Status", "200")], b'{"errorMessage": "no"}')
+    puppet.request("/invoke")
+    run.settled(puppet)
+
+
+def test_fc_hook_broken(platform: PlatformUnderTest) -> None:
+    """A hook that answers 500 ends the instance."""
+    run = platform.rig("--freeze", "--pre-freeze")
+    puppet = run.served(b"one")
+    puppet.answer(200, [], b"done")
+    run.outcome("ok")
+    puppet.request("/pre-freeze")
+    puppet.answer(500)
+    puppet.reaped(run.patience_s)
+    run.settled(run.served(b"two"))
+
+
+def test_fc_freeze_idle(platform: PlatformUnderTest) -> None:
+    """An instance in which nothing runs stands still."""
+    platform.needs("freeze")
+    run = platform.rig("--freeze")
+    puppet = run.served(b"one")
+    run.settled(puppet)
+    puppet.frozen(run.patience_s)
+
+
+def test_fc_freeze_thaw(platform: PlatformUnderTest) -> None:
+    """A frozen instance runs again for the next request."""
+    platform.needs("freeze")
+    run = platform.rig("--freeze")
+    puppet = run.served(b"one")
+    run.settled(puppet)
+    puppet.frozen(run.patience_s)
+    run.settled(run.served(b"two"))
+
+
+@pytest.mark.parametrize("status", [200, 400, 404])
+def test_fc_freeze_hook(platform: PlatformUnderTest, status: int) -> None:
+    """GET /pre-freeze comes before each freeze."""
+    platform.needs("freeze")
+    run = platform.rig("--freeze", "--pre-freeze")
+    puppet = run.served(b"one")
+    puppet.answer(200, [], b"done")
+    run.outcome("ok")
+    same("GET /pre-freeze HTTP/1.1", puppet.request("/pre-freeze").start)
+    puppet.answer(status)
+    puppet.frozen(run.patience_s)
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_fc_freeze_hook_failed(platform: PlatformUnderTest, status: int) -> None:
+    """A pre-freeze hook that fails does not keep the instance from serving."""
+    platform.needs("freeze")
+    run = platform.rig("--freeze", "--pre-freeze")
+    puppet = run.served(b"one")
+    puppet.answer(200, [], b"done")
+    run.outcome("ok")
+    puppet.request("/pre-freeze")
+    puppet.answer(status)
+    puppet.frozen(run.patience_s)
+    run.idle = puppet
+    same(b"two", run.served(b"two").got.body)
+
+
+def test_fc_stop_hook(platform: PlatformUnderTest) -> None:
+    """GET /pre-stop comes when the platform stops the instance, then SIGTERM."""
+    run = platform.rig("--pre-stop")
+    puppet = run.served(b"one")
+    run.settled(puppet)
+    run.end_input()
+    same("GET /pre-stop HTTP/1.1", puppet.request("/pre-stop").start)
+    puppet.answer()
+    puppet.reaped(run.patience_s)
+
+
+def test_fc_stop_hook_failed(platform: PlatformUnderTest) -> None:
+    """An instance is stopped although its pre-stop hook fails."""
+    run = platform.rig("--pre-stop")
+    puppet = run.served(b"one")
+    run.settled(puppet)
+    run.end_input()
+    puppet.request("/pre-stop")
+    puppet.answer(404)
+    puppet.reaped(run.patience_s)
+
+
+def test_fc_stop_order(platform: PlatformUnderTest) -> None:
+    """A frozen instance is thawed for its pre-stop hook, then SIGTERM ends it."""
+    run = platform.rig("--freeze", "--pre-stop", "--grace", "30")
+    puppet = run.served(b"one")
+    run.settled(puppet)
+    puppet.frozen(run.patience_s)
+    run.end_input()
+    puppet.request("/pre-stop")
+    puppet.answer()
+    puppet.reaped(run.patience_s)
+
+
+def test_fc_stop_drain(platform: PlatformUnderTest) -> None:
+    """An invocation that runs comes to its end before the instance is stopped."""
+    run = platform.rig("--pre-stop")
+    puppet = run.served(b"one")
+    run.end_input()
+    same("silence", puppet.request("", 0.1).end, "while the invocation runs")
+    puppet.asked = 1000
+    run.settled(puppet)
+    puppet.request("/pre-stop")
+
+
+# ---- several at once ----
+
+
+def test_fc_concurrency_limit(platform: PlatformUnderTest) -> None:
+    """An instance never has more requests than its concurrency."""
+    run = platform.rig("--concurrency", "2", "--parallel", "3")
+    for event in (b"one", b"two", b"three"):
+        run.issue(event)
+    puppet = run.puppet()
+    puppet.listen()
+    first = (puppet.request("/invoke").body, puppet.asked)
+    same(2, len({first[0], puppet.request("/invoke").body}), "events side by side")
+    same("silence", puppet.request("", 0.1).end, "a third request")
+    puppet.asked = first[1]
+    puppet.answer(200, [], b"done")
+    puppet.request("/invoke")
+
+
+def test_fc_concurrency_fill(platform: PlatformUnderTest) -> None:
+    """A second request goes to the instance that has room."""
+    run = platform.rig("--max-instances", "3", "--concurrency", "2", "--parallel", "2")
+    run.issue(b"one")
+    puppet = run.puppet()
+    puppet.listen()
+    puppet.request("/invoke")
+    run.issue(b"two")
+    same(b"two", puppet.request("/invoke").body)
+    same(True, run.arrived.empty(), "no second instance")
+
+
+def test_fc_time_others(platform: PlatformUnderTest) -> None:
+    """After a timeout the other invocation may end; the next has another instance."""
+    run = platform.rig("--concurrency", "2", "--parallel", "3", "--timeout", "0.8",
+                       "--max-instances", "2")
+    puppet = run.served(b"times out")
+    run.wait(0.5)
+    run.issue(b"ends well")
+    puppet.request("/invoke")
+    run.outcome("timeout")
+    run.issue(b"the next one")
+    puppet.answer(200, [], b"done")
+    same(b"done", run.outcome("ok").body)
+    run.puppet()
+
+
+def test_fc_outcome_shared(platform: PlatformUnderTest) -> None:
+    """All invocations of a process that ends have the outcome exit."""
+    run = platform.rig("--concurrency", "2", "--parallel", "2")
+    run.issue(b"one")
+    run.issue(b"two")
+    puppet = run.puppet()
+    puppet.listen()
+    puppet.request("/invoke")
+    puppet.request("/invoke")
+    puppet.end("exit", status=1)
+    same(["exit", "exit"], [run.outcome().kind, run.outcome().kind])
+
+
+@pytest.mark.parametrize("number", ["0", "201", "-1", "x"])
+def test_fc_concurrency_range(platform: PlatformUnderTest, number: str) -> None:
+    """A concurrency that is not 1 to 200 is refused."""
+    run = platform.rig("--concurrency", number)
+    run.refused()
+
+
+# ---- faults, limits ----
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("status", [0, 1])
+def test_fc_outcome_exit(platform: PlatformUnderTest, status: int, half: bool) -> None:
+    """A process that ends before its answer is there in full is the outcome exit."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        if half:
+            puppet.send(puppet.asked, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n12")
+        puppet.end("exit", status=status)
+        run.outcome("exit")
+        puppet.reaped(run.patience_s)
+        run.settle()
+        run.settled(run.served(b"afterwards"))
+
+
+LIMITS: Dict[str, Dict[str, Any]] = {  # rule -> the request that is too large
+    "fc.limits.event": {"event": b"x" * 101},
+    "fc.limits.headers": {"event": b"", "method": "GET", "path": "/",
+                          "headers": [["X-Long", "y" * 8200]]},
+    "fc.limits.path": {"event": b"", "method": "GET", "path": "/" + "p" * 4097},
+}
+
+
+@pytest.mark.parametrize("rule", sorted(LIMITS))
+def test_fc_limits(platform: PlatformUnderTest, rule: str) -> None:
+    """What is over the limit never reaches an instance."""
+    platform.needs("limits")
+    fields = dict(LIMITS[rule])
+    event = fields.pop("event")
+    with platform.used_rig("--max-event", "100") as run:
+        run.issue(event, **fields)
+        run.outcome("request-too-large")
+        run.settled(run.served(b"afterwards"))
+
+
+def test_fc_limits_response(platform: PlatformUnderTest) -> None:
+    """An answer whose head is over 8 KB is too large."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        puppet.answer(200, [("X-Long", "y" * 8200)])
+        run.outcome("response-too-large")
+        run.discard(puppet)
+
+
+def test_fc_outcome_function(platform: PlatformUnderTest) -> None:
+    """A function error has status 200 and X-Fc-Error-Type InvocationError."""
+    with platform.used_rig() as run:
+        puppet = run.served(b"hello")
+        puppet.answer(404, [("X-Fc-Status", "404")], b"{}")
+        line = run.outcome("function-error").line
+        fields = {name.lower(): value for name, value in line.get("headers", ())}
+        same((200, "InvocationError"), (line["status"], fields.get("x-fc-error-type")))
+        run.idle = puppet
+
+
+def test_fc_outcome_platform(platform: PlatformUnderTest) -> None:
+    """A platform's failure has its status and the start document."""
+    with platform.used_rig() as run:
+        run.discard_idle()
+        run.issue(b"hello")
+        run.puppet().end("exit", status=1)
+        outcome = run.outcome("start-error")
+        seen = document(outcome.body)
+        same(412, outcome.line["status"])
+        same(["Code", "ErrorCode", "ErrorMessage", "Message", "RequestId"],
+             sorted(seen))

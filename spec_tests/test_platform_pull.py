@@ -1,0 +1,433 @@
+# test_platform_pull.py: what SPEC.md chapters 7 and 8 ask of a platform (MIT).
+"""One rule each, beside the states tables, which test_platform_states.py covers."""
+
+import json
+import re
+from typing import Dict
+
+import pytest
+
+import wire
+from kit import Mismatch, document, same
+from rig import PlatformUnderTest
+
+# ---- scf ----
+
+
+@pytest.mark.parametrize("name,wanted", [
+    ("SCF_RUNTIME_API", r"\d+\.\d+\.\d+\.\d+"), ("SCF_RUNTIME_API_PORT", r"\d+")])
+def test_scf_env_api(platform: PlatformUnderTest, name: str, wanted: str) -> None:
+    """The runtime API's address is an IP literal and a port."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        if not re.fullmatch(wanted, puppet.environ.get(name, "")):
+            raise Mismatch(f"{name} like {wanted}", repr(puppet.environ.get(name)))
+        run.finish(puppet)
+
+
+def test_scf_env_handler(platform: PlatformUnderTest) -> None:
+    """_HANDLER is the function's handler."""
+    run = platform.rig("--handler", "mine.handle")
+    run.issue(b"hello")
+    same("mine.handle", run.puppet().environ.get("_HANDLER"))
+
+
+def test_scf_env_handler_default(platform: PlatformUnderTest) -> None:
+    """Without a configured handler it is index.main_handler."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        same("index.main_handler", puppet.environ.get("_HANDLER"))
+        run.finish(puppet)
+
+
+@pytest.mark.parametrize("name", ["SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION",
+                                  "TENCENTCLOUD_RUNENV", "USER_CODE_ROOT"])
+def test_scf_env_documented(platform: PlatformUnderTest, name: str) -> None:
+    """The variables that describe the function are set."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        same(True, bool(puppet.environ.get(name)), f"{name} set")
+        run.finish(puppet)
+
+
+def test_scf_env_credentials(platform: PlatformUnderTest) -> None:
+    """A function without a role has no credential variables."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        same([], [name for name in puppet.environ
+                  if re.match("TENCENTCLOUD_(SECRET|SESSION)", name)])
+        run.finish(puppet)
+
+
+def test_scf_start_cwd(platform: PlatformUnderTest) -> None:
+    """The working folder is the code folder."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        same(str(run.code.resolve()), puppet.cwd)
+        run.finish(puppet)
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b'{"msg": "ready"}', b"x" * 900])
+def test_scf_ready_any_body(platform: PlatformUnderTest, body: bytes) -> None:
+    """ready is accepted with any body."""
+    with platform.used_rig() as run:
+        puppet = run.starting(b"hello")
+        same(200, puppet.ready(body).status)
+        puppet.fetch()
+        run.finish(puppet)
+
+
+def test_scf_next_headers(platform: PlatformUnderTest) -> None:
+    """The event comes with its id, the memory in MB and the time limit in ms."""
+    run = platform.rig("--memory", "256", "--timeout", "5")
+    puppet = run.starting(b"hello")
+    puppet.ready()
+    reply = puppet.fetch()
+    same(("256", "5000"), (reply.header("Memory_Limit_In_Mb"),
+                           reply.header("Time_Limit_In_Ms")))
+    same(reply.header("Request_Id"), run.finish(puppet).request_id)
+
+
+@pytest.mark.parametrize("event", [b"{}", b"no json"])
+def test_scf_next_content_type(platform: PlatformUnderTest, event: bytes) -> None:
+    """The event is sent as application/json."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(event)
+        same("application/json", puppet.fetch().header("content-type"))
+        run.finish(puppet)
+
+
+def test_scf_event_issue(platform: PlatformUnderTest) -> None:
+    """A second event waits until the instance is idle."""
+    run = platform.rig("--parallel", "2")
+    puppet = run.fetched(b"one")
+    run.issue(b"two")
+    run.settle()
+    same(b"one", puppet.fetch().body, "the event while one runs")
+    run.finish(puppet)
+    same(b"two", puppet.fetch().body, "the event afterwards")
+
+
+def test_scf_event_clock(platform: PlatformUnderTest) -> None:
+    """The clock runs from the issue, not from the fetch."""
+    run = platform.rig("--timeout", "0.6")
+    puppet = run.starting(b"hello")
+    puppet.ready()
+    run.wait(0.4)
+    puppet.fetch()
+    run.patience_s = 0.6
+    run.outcome("timeout")
+
+
+def test_scf_timeout_refetch(platform: PlatformUnderTest) -> None:
+    """Fetching again does not start the clock again."""
+    run = platform.rig("--timeout", "0.6")
+    puppet = run.fetched(b"hello")
+    for _ in range(2):
+        run.wait(0.2)
+        puppet.fetch()
+    run.patience_s = 0.5
+    run.outcome("timeout")
+
+
+def test_scf_timeout_running(platform: PlatformUnderTest) -> None:
+    """An event that is fetched and not answered is a timeout."""
+    run = platform.rig("--timeout", "0.3")
+    run.fetched(b"hello")
+    run.outcome("timeout")
+
+
+def test_scf_timeout_not_fetched(platform: PlatformUnderTest) -> None:
+    """An event that is not fetched is not-fetched."""
+    run = platform.rig("--timeout", "0.3")
+    run.starting(b"hello").ready()
+    run.outcome("not-fetched")
+
+
+def test_scf_init_timeout(platform: PlatformUnderTest) -> None:
+    """A bootstrap that is not ready in time is an init-timeout."""
+    run = platform.rig("--init-timeout", "0.3")
+    puppet = run.starting(b"hello")
+    run.outcome("init-timeout")
+    puppet.reaped(run.patience_s)
+
+
+def test_scf_init_exit(platform: PlatformUnderTest) -> None:
+    """A bootstrap that ends before it is ready is an init-error at once."""
+    with platform.used_rig() as run:
+        run.starting(b"hello").end("exit", status=1)
+        run.outcome("init-error")
+
+
+def test_scf_next_stopping(platform: PlatformUnderTest) -> None:
+    """An instance that is being stopped gets no event."""
+    run = platform.rig("--grace", "30")
+    puppet = run.fetched(b"hello")
+    puppet.order("ignore", signal=15)
+    run.finish(puppet)
+    number = puppet.park()
+    run.end_input()
+    same("", puppet.read(number, 0.1).start, "an answer to the poll")
+
+
+def test_scf_result_size(platform: PlatformUnderTest) -> None:
+    """A result over the limit is response-too-large, and the state is locked."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        head = wire.request_bytes("POST", puppet.result_path(), [
+            ("Content-Length", str(run.result_bytes + 1))])
+        same(413, puppet.ask(head, run.result_bytes + 1).status)
+        same(200, puppet.result(b"short").status)
+        run.outcome("response-too-large")
+        run.idle = puppet
+
+
+SCF_DOCUMENTS: Dict[str, Dict[str, object]] = {
+    "timeout": {"errorCode": -1, "statusCode": 433,
+                "errorMessage": "Invoking task timed out after 1 seconds"},
+    "init-error": {"errorCode": -1, "statusCode": 445,
+                   "errorMessage": "User process exit when initializing"},
+    "exit": {"errorCode": -1, "statusCode": 439,
+             "errorMessage": "User process exit when running"},
+    "function-error": {"errorCode": 1, "statusCode": 430, "stackTrace": "it failed",
+                       "errorMessage": "user code exception caught"},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(SCF_DOCUMENTS))
+def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
+    """The caller of a failure sees the error document with the values of the table."""
+    run = platform.rig("--timeout", "1")
+    puppet = run.starting(b"hello")
+    if kind != "init-error":
+        puppet.ready()
+        puppet.fetch()
+    if kind == "function-error":
+        puppet.result(b"it failed", "error")
+    elif kind != "timeout":
+        puppet.end("exit", status=0)
+    outcome = run.outcome(kind)
+    seen = document(outcome.body)
+    same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id}, seen)
+
+
+# ---- fg ----
+
+
+def test_fg_env_api(platform: PlatformUnderTest) -> None:
+    """RUNTIME_API_ADDR is an IP address and a port, without a scheme."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        address = puppet.environ.get("RUNTIME_API_ADDR", "")
+        if not re.fullmatch(r"\d+\.\d+\.\d+\.\d+:\d+", address):
+            raise Mismatch("IP:port", address)
+        run.finish(puppet)
+
+
+@pytest.mark.parametrize("name", [
+    "RUNTIME_PROJECT_ID", "RUNTIME_FUNC_NAME", "RUNTIME_FUNC_VERSION",
+    "RUNTIME_PACKAGE", "RUNTIME_HANDLER", "RUNTIME_TIMEOUT", "RUNTIME_USERDATA",
+    "RUNTIME_CPU", "RUNTIME_MEMORY", "RUNTIME_CODE_ROOT"])
+def test_fg_env_table(platform: PlatformUnderTest, name: str) -> None:
+    """The variables that describe the function are set."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        same(True, bool(puppet.environ.get(name)), f"{name} set")
+        run.finish(puppet)
+
+
+ENV_FG = {"fg.env.units": ("RUNTIME_TIMEOUT", "7"),
+          "fg.env.cpu": ("RUNTIME_CPU", "400")}
+
+
+@pytest.mark.parametrize("rule", sorted(ENV_FG))
+def test_fg_env_values(platform: PlatformUnderTest, rule: str) -> None:
+    """Seconds, MB and millicores, as decimal numbers."""
+    run = platform.rig("--timeout", "7", "--memory", "256")
+    run.issue(b"hello")
+    environ = run.puppet().environ
+    name, value = ENV_FG[rule]
+    same((value, "256"), (environ[name], environ["RUNTIME_MEMORY"]))
+
+
+def test_fg_env_userdata(platform: PlatformUnderTest) -> None:
+    """RUNTIME_USERDATA is a JSON object of the user's variables."""
+    run = platform.rig("--env", "A=1", "--env", "B=two words")
+    run.issue(b"hello")
+    environ = run.puppet().environ
+    same({"A": "1", "B": "two words"}, document(environ["RUNTIME_USERDATA"]))
+
+
+def test_fg_env_code_root(platform: PlatformUnderTest) -> None:
+    """RUNTIME_CODE_ROOT is the absolute path of the code folder."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        same(str(run.code.resolve()), puppet.environ["RUNTIME_CODE_ROOT"])
+        run.finish(puppet)
+
+
+def test_fg_start_path(platform: PlatformUnderTest) -> None:
+    """The bootstrap is started by its absolute path."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        same(str(run.code.resolve() / "bootstrap"), puppet.argv[0])
+        run.finish(puppet)
+
+
+@pytest.mark.parametrize("rule,name,wanted", [
+    ("fg.request.headers", "X-Cff-Request-Id", r"[A-Za-z0-9-]+"),
+    ("fg.request.invoke-type", "X-CFF-Invoke-Type", "sync"),
+    ("fg.request.content-type", "Content-Type", "application/json")])
+def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
+                           wanted: str) -> None:
+    """The event comes with exactly one such field."""
+    with platform.used_rig() as run:
+        puppet = run.starting(b"hello")
+        values = puppet.fetch().values(name)
+        if len(values) != 1 or not re.fullmatch(wanted, values[0]):
+            raise Mismatch(f"one field {name}: {wanted}", repr(values))
+        run.finish(puppet)
+
+
+def test_fg_request_credentials(platform: PlatformUnderTest) -> None:
+    """A function without an agency gets no credential fields."""
+    with platform.used_rig() as run:
+        puppet = run.starting(b"hello")
+        names = [name.lower() for name, _ in puppet.fetch().headers]
+        same([], [name for name in names if re.search("key|token", name)])
+        run.finish(puppet)
+
+
+def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
+    """A refused call is answered with error_code and error_msg, both strings."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        path = puppet.result_path("response", "nobody")
+        reply = puppet.ask(wire.request_bytes("POST", path, (), b"x"))
+        same({"error_code": str, "error_msg": str},
+             {name: type(value) for name, value in document(reply.body).items()})
+        run.finish(puppet)
+
+
+def test_fg_request_one(platform: PlatformUnderTest) -> None:
+    """One of several held polls gets the event."""
+    with platform.used_rig() as run:
+        run.finish(run.fetched(b"before"))
+        puppet, run.idle = run.idle, None
+        assert puppet is not None
+        polls = [puppet.park() for _ in range(3)]
+        run.settle()
+        run.issue(b"hello")
+        replies = [puppet.read(number, 0.3) for number in polls]
+        served = [one for one in replies if one.status == 200]
+        same([b"hello"], [one.body for one in served])
+        puppet.request_id = served[0].header("X-Cff-Request-Id") or ""
+        for number in polls:
+            puppet.close(number)
+        run.finish(puppet)
+
+
+def test_fg_event_issue(platform: PlatformUnderTest) -> None:
+    """A second event waits until the instance is idle."""
+    run = platform.rig("--parallel", "2")
+    puppet = run.fetched(b"one")
+    run.issue(b"two")
+    number = puppet.park()
+    same("", puppet.read(number, 0.05).start, "an answer while one runs")
+    run.finish(puppet)
+    same(b"two", puppet.fetch(number).body, "the event afterwards")
+
+
+def test_fg_event_clock(platform: PlatformUnderTest) -> None:
+    """The clock runs from the issue, not from the fetch."""
+    run = platform.rig("--timeout", "0.6")
+    run.finish(run.fetched(b"before"))
+    puppet = run.idle
+    assert puppet is not None
+    run.issue(b"hello")
+    run.wait(0.4)
+    puppet.fetch()
+    run.patience_s = 0.6
+    run.outcome("timeout")
+
+
+def test_fg_timeout_running(platform: PlatformUnderTest) -> None:
+    """An event that is fetched and not answered is a timeout."""
+    run = platform.rig("--timeout", "0.3")
+    run.fetched(b"hello")
+    run.outcome("timeout")
+
+
+def test_fg_timeout_not_fetched(platform: PlatformUnderTest) -> None:
+    """An event that is not fetched is not-fetched."""
+    run = platform.rig("--timeout", "0.5")
+    run.finish(run.fetched(b"before"))
+    run.issue(b"hello")
+    run.outcome("not-fetched")
+
+
+def test_fg_init_limit(platform: PlatformUnderTest) -> None:
+    """A bootstrap that does not poll in time is an init-timeout."""
+    run = platform.rig("--init-timeout", "0.3")
+    puppet = run.starting(b"hello")
+    run.outcome("init-timeout")
+    puppet.reaped(run.patience_s)
+
+
+def test_fg_init_exit(platform: PlatformUnderTest) -> None:
+    """A bootstrap that ends before its first poll is an init-error at once."""
+    with platform.used_rig() as run:
+        run.starting(b"hello").end("exit", status=1)
+        run.outcome("init-error")
+
+
+def test_fg_request_stopping(platform: PlatformUnderTest) -> None:
+    """An instance that is being stopped gets no event."""
+    run = platform.rig("--grace", "30")
+    puppet = run.fetched(b"hello")
+    puppet.order("ignore", signal=15)
+    run.finish(puppet)
+    number = puppet.park()
+    run.end_input()
+    same("", puppet.read(number, 0.1).start, "an answer to the poll")
+
+
+def test_fg_result_size(platform: PlatformUnderTest) -> None:
+    """A result over the limit is response-too-large."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        head = wire.request_bytes("POST", puppet.result_path(), [
+            ("Content-Length", str(run.result_bytes + 1))])
+        same(413, puppet.ask(head, run.result_bytes + 1).status)
+        run.outcome("response-too-large")
+        run.idle = puppet
+
+
+def test_fg_outcome_error(platform: PlatformUnderTest) -> None:
+    """The caller of a failed function sees the posted body."""
+    with platform.used_rig() as run:
+        puppet = run.fetched(b"hello")
+        puppet.result(b"\0 it failed \xff", "error")
+        same(b"\0 it failed \xff", run.outcome("function-error").body)
+        run.idle = puppet
+
+
+FG_DOCUMENTS = {
+    "timeout": ("4010", "call invoke timeout 1s"),
+    "init-error": ("4201", "function initialization failed"),
+    "exit": ("4204", "runtime process is exited"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(FG_DOCUMENTS))
+def test_fg_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
+    """The caller of a failure sees code and text of the table."""
+    run = platform.rig("--timeout", "1")
+    puppet = run.starting(b"hello")
+    if kind != "init-error":
+        puppet.fetch()
+    if kind != "timeout":
+        puppet.end("exit", status=0)
+    code, text = FG_DOCUMENTS[kind]
+    seen = document(run.outcome(kind).body)
+    same({"error_code": f"FSS.{code}", "error_msg": text}, seen)

@@ -1,0 +1,229 @@
+"""A worker for tests of the gateway: a server on a plain socket that does what it is told.
+
+The body of a call is JSON whose member `do` names a function of DEEDS, or it is echoed.
+START and INIT in the environment spoil the start and the initializer; BIND is the address.
+"""
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Tuple
+
+held = threading.Event()  # never set: who waits for it hangs
+initialized: "List[str]" = []   # one entry for each call of the hook
+
+
+class Call:
+    """One request, its whole body unless `lazy`, and the way back."""
+
+    def __init__(self, wire: socket.socket, head: bytes, rest: bytes) -> None:
+        self.wire = wire
+        self.rest = rest
+        line, *fields = head.decode("latin-1").split("\r\n")
+        self.method, self.target, _ = line.split(" ")
+        self.fields = [tuple(field.split(": ", 1)) for field in fields]
+        self.headers = {field[0].lower(): field[1] for field in self.fields}
+        self.body = b"".join(self.parts()) if "lazy" not in self.target else b""
+
+    def parts(self) -> "Iterator[bytes]":
+        """Yield the body as it comes."""
+        if "transfer-encoding" in self.headers:
+            while True:
+                while b"\r\n" not in self.rest:
+                    self.more()
+                size, _, self.rest = self.rest.partition(b"\r\n")
+                yield from self.counted(int(size, 16))
+                while len(self.rest) < 2:
+                    self.more()
+                self.rest = self.rest[2:]
+                if not int(size, 16):
+                    return
+        yield from self.counted(int(self.headers.get("content-length", "0")))
+
+    def more(self) -> None:
+        data = self.wire.recv(65536)
+        if not data:
+            raise OSError("half a body")
+        self.rest += data
+
+    def counted(self, left: int) -> "Iterator[bytes]":
+        while left:
+            data, self.rest = self.rest[:left], self.rest[left:]
+            data = data or self.wire.recv(min(left, 65536))
+            if not data:
+                raise OSError("half a body")
+            left -= len(data)
+            yield data
+
+    def answer(self, body: bytes, status: int = 200, *fields: "Tuple[str, str]") -> None:
+        lines = ["HTTP/1.1 %d Word" % status, "Content-Length: %d" % len(body)]
+        lines += ["%s: %s" % pair for pair in fields]
+        self.wire.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def json(self, value: "Any") -> None:
+        self.answer(json.dumps(value).encode())
+
+
+# ---- deeds ----
+
+
+def pid(call: Call, order: "Dict[str, Any]") -> None:
+    call.json(os.getpid())
+
+
+def env(call: Call, order: "Dict[str, Any]") -> None:
+    call.json({"env": dict(os.environ), "cwd": os.getcwd(),
+               "initialized": len(initialized)})
+
+
+def request(call: Call, order: "Dict[str, Any]") -> None:
+    call.json({"method": call.method, "target": call.target, "fields": call.fields})
+
+
+def reply(call: Call, order: "Dict[str, Any]") -> None:
+    call.answer(order.get("body", "").encode(), order["status"],
+                *[(name, value) for name, value in order.get("fields", [])])
+
+
+def die(call: Call, order: "Dict[str, Any]") -> None:
+    """End before the head, within the body, or after the whole answer."""
+    if order["when"] == "body":
+        call.wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+    if order["when"] == "after":
+        call.answer(b"done")
+    os._exit(3)
+
+
+def garbage(call: Call, order: "Dict[str, Any]") -> None:
+    call.wire.sendall(order["text"].encode())
+
+
+def hang(call: Call, order: "Dict[str, Any]") -> None:
+    """Say nothing, or stop within the body."""
+    if order.get("when") == "body":
+        call.wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+    held.wait()
+
+
+def hold(call: Call, order: "Dict[str, Any]") -> None:
+    """Answer when the file `gate` is there."""
+    while not os.path.exists(order["gate"]):
+        time.sleep(0.002)
+    call.json(os.getpid())
+
+
+def drip(call: Call, order: "Dict[str, Any]") -> None:
+    """Answer in two chunks, the second when the file `gate` is there."""
+    call.wire.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                      b"5\r\nfirst\r\n")
+    while not os.path.exists(order["gate"]):
+        time.sleep(0.002)
+    call.wire.sendall(b"6\r\nsecond\r\n0\r\n\r\n")
+
+
+def old(call: Call, order: "Dict[str, Any]") -> None:
+    """Answer as HTTP/1.0 does: the end of the connection ends the body."""
+    call.wire.sendall(b"HTTP/1.0 200 OK\r\n\r\nuntil the end")
+    raise OSError("closed on purpose")
+
+
+def close(call: Call, order: "Dict[str, Any]") -> None:
+    """Close the connection instead of answering."""
+    raise OSError("closed on purpose")
+
+
+def eat(call: Call, order: "Dict[str, Any]") -> None:
+    """Take memory and keep it."""
+    taken = b"x" * order["bytes"]
+    held.wait()
+    call.json(len(taken))
+
+
+def fork(call: Call, order: "Dict[str, Any]") -> None:
+    """Leave a child behind."""
+    call.json(subprocess.Popen(["sleep", "1000"]).pid)
+
+
+DEEDS = {deed.__name__: deed for deed in (
+    pid, env, request, reply, die, garbage, hang, hold, drip, old, close, eat, fork)}
+
+
+# ---- serving ----
+
+
+def lazy(call: Call) -> None:
+    """Answer with the first byte of the body before the rest of it is there."""
+    parts = call.parts()
+    first = next(parts)
+    call.wire.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                      b"1\r\n" + first[:1] + b"\r\n")
+    text = b"%d" % (len(first) + sum(map(len, parts)))
+    call.wire.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(text), text))
+
+
+def serve(call: Call) -> None:
+    """Do what the call says."""
+    if call.target == "/initialize":
+        initialized.append(call.method)
+        word = os.environ.get("INIT", "200")
+        if word == "hang":
+            held.wait()
+        if word == "exit":
+            os._exit(4)
+        call.answer(b"", int(word))
+    elif "lazy" in call.target:
+        lazy(call)
+    elif call.body.startswith(b'{"do"'):
+        order = json.loads(call.body)
+        DEEDS[order["do"]](call, order)
+    else:
+        call.answer(call.body)
+
+
+def connection(wire: socket.socket) -> None:
+    """Serve one connection until it ends."""
+    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    rest = b""
+    try:
+        while True:
+            while b"\r\n\r\n" not in rest:
+                data = wire.recv(65536)
+                if not data:
+                    return
+                rest += data
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            call = Call(wire, head, rest)
+            serve(call)
+            rest = call.rest
+    except OSError:
+        pass
+    finally:
+        wire.close()
+
+
+def main() -> None:
+    """Listen where the gateway says."""
+    word = os.environ.get("START", "")
+    if word == "crash":
+        sys.exit("no reason to live")
+    if word == "hang":
+        held.wait()
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((os.environ.get("BIND", "127.0.0.1"),
+                   int(os.environ["FC_SERVER_PORT"])))
+    listener.listen(1024)
+    print("worker is up", flush=True)
+    while True:
+        wire, _ = listener.accept()
+        threading.Thread(target=connection, args=(wire,), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
