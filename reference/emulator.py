@@ -2017,6 +2017,8 @@ class Instance(App):
         self.log = Log(platform.pump, platform.on_log)
         self.timer = Timer(self._on_time)
         self.process: Optional[Process] = None
+        self._spawning = threading.Lock()   # whoever ends it waits for the process
+        self._ended = False
         self.violations: List[Violation] = []   # before the first invocation
         self.served = 0
         self.sampled_mb = 0.0   # highest seen of the whole group
@@ -2057,8 +2059,11 @@ class Instance(App):
         if self.function.image:
             words = self._docker_words(env, facts["port"])
         check_program(words, platform.folder)
-        self.process = Process(words, platform.folder, env, self.log.write_end,
-                               self.on_exit, platform.cores)
+        with self._spawning:
+            if self._ended:
+                raise StartError("", "the platform stops")
+            self.process = Process(words, platform.folder, env, self.log.write_end,
+                                   self.on_exit, platform.cores)
         self.log.started()
         platform.trace("process", instance=self.id, started=self.process.pid)
 
@@ -2084,19 +2089,27 @@ class Instance(App):
 
     def stop(self) -> None:
         """End it in order: pre-stop, SIGTERM, grace, SIGKILL. Blocks for these."""
+        process = self._end()
         self.before_stop()
-        if self.process is not None:
-            self.process.terminate(self.function.grace_s)
-            self.process.join()
+        if process is not None:
+            process.terminate(self.function.grace_s)
+            process.join()
         else:
             self.cleanup()
 
     def kill(self) -> None:
         """End it at once."""
-        if self.process is not None:
-            self.process.signal(signal.SIGKILL)
+        process = self._end()
+        if process is not None:
+            process.signal(signal.SIGKILL)
         else:
             threading.Thread(target=self.cleanup, daemon=True).start()
+
+    def _end(self) -> Optional[Process]:
+        """Let no process start any more; return the one there is."""
+        with self._spawning:
+            self._ended = True
+            return self.process
 
     def cleanup(self) -> None:
         """Free what the instance holds."""
@@ -2224,7 +2237,7 @@ class PullInstance(Instance):
             body = connection.read_body(self.function.result_bytes)
         except BodyTooLarge as error:
             size = error.size
-            if call not in ("response", "error"):  # no call has such a body
+            if call and call not in ("response", "error"):  # no call has such a body
                 self._refuse(connection, 413, str(error))
                 return
         if not call:

@@ -278,7 +278,7 @@ def test_any_result_at_once(attached: Attached) -> None:
     assert attached.outcome().body == b"done" and attached.parked() == 0
 
 
-def test_any_http_pipelined(attached: Attached) -> None:
+def test_any_http_reuse__pipelined(attached: Attached) -> None:
     """A result and the next poll in one packet are answered in their order."""
     first, second = attached.submit(b"one"), attached.submit(b"two")
     channel = attached.park()
@@ -291,7 +291,7 @@ def test_any_http_pipelined(attached: Attached) -> None:
     channel.close()
 
 
-def test_any_http_pipelined_behind_a_poll(attached: Attached) -> None:
+def test_any_http_reuse__pipelined_behind_a_poll(attached: Attached) -> None:
     """What is pipelined behind a poll that waits is answered after it."""
     channel = attached.dial()
     channel.send(attached.poll() + wire.request_bytes("GET", "/nothing"))
@@ -434,7 +434,7 @@ class Door:
 
 
 @PROTOCOLS
-def test_any_outcome_cancel(protocol: str, tmp_path: pathlib.Path) -> None:
+def test_any_outcome_cancel_instance(protocol: str, tmp_path: pathlib.Path) -> None:
     """A caller who hangs up is `cancelled`; the next event is served."""
     started = threading.Event()
     with Door(protocol, tmp_path / "code", max_instances=1, on_log=lambda data:
@@ -448,7 +448,7 @@ def test_any_outcome_cancel(protocol: str, tmp_path: pathlib.Path) -> None:
 
 
 @PROTOCOLS
-def test_any_outcome_cancel_queued(protocol: str, tmp_path: pathlib.Path) -> None:
+def test_any_caller_gone__queued(protocol: str, tmp_path: pathlib.Path) -> None:
     """A caller who hangs up while waiting takes nobody's place."""
     started = threading.Event()
     with Door(protocol, tmp_path / "code", max_instances=1, on_log=lambda data:

@@ -121,7 +121,7 @@ def test_any_package_zip_bomb(limit: str, value: int, word: str, tmp_path: pathl
 
 
 @pytest.mark.parametrize("content", (b"", b"PK", b"hello", b"PK\5\6" + bytes(17)))
-def test_any_package_broken(content: bytes, tmp_path: pathlib.Path) -> None:
+def test_any_package_zip__broken(content: bytes, tmp_path: pathlib.Path) -> None:
     """A file that is no ZIP is refused by its name."""
     (tmp_path / "code.zip").write_bytes(content)
     with pytest.raises(ValueError, match="code.zip"):
@@ -129,7 +129,7 @@ def test_any_package_broken(content: bytes, tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("spoilt", ("checksum", "cut", "encrypted"))
-def test_any_package_spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
+def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
     """A ZIP whose content is damaged or locked is refused, and leaves nothing."""
     path = pathlib.Path(make_zip(tmp_path / "code.zip", ("a", b"hello" * 99, FILE)))
     data = bytearray(path.read_bytes())
@@ -144,7 +144,7 @@ def test_any_package_spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
         Platform("scf", str(path))
 
 
-def test_any_package_missing(tmp_path: pathlib.Path) -> None:
+def test_package_missing(tmp_path: pathlib.Path) -> None:
     """A path that does not exist is refused by its name."""
     with pytest.raises(ValueError, match="nowhere"):
         Platform("scf", str(tmp_path / "nowhere"))

@@ -119,7 +119,7 @@ def test_scf_response_result_needs_no_id(which: str) -> None:
 
 @pytest.mark.parametrize("protocol", ("scf", "fg"))
 @pytest.mark.parametrize("call", RESULTS)
-def test_fg_result_counts_once(protocol: str, call: str) -> None:
+def test_any_result_first__second_result(protocol: str, call: str) -> None:
     """The second result of an invocation changes nothing, under its own id too."""
     session = session_in(protocol, "running")
     session.receive(call, None, "id-2")
@@ -137,7 +137,7 @@ PARKED = [  # protocol, polls parked before the issue, polls that get the event
 
 
 @pytest.mark.parametrize("protocol,polls,served", PARKED)
-def test_any_poll_parked(protocol: str, polls: List[str], served: List[str]) -> None:
+def test_polls_parked(protocol: str, polls: List[str], served: List[str]) -> None:
     """A parked poll gets the event at the issue: on scf all of them, on fg the oldest."""
     session = session_in(protocol, "idle")
     for poll in polls:
@@ -588,7 +588,7 @@ def test_fc_outcome_platform(kind: str, status: int, code: str, is_http: bool) -
 
 @pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
 @pytest.mark.parametrize("is_http", (False, True), ids=("event", "http"))
-def test_any_outcome_table_is_complete(protocol: str, is_http: bool) -> None:
+def test_outcome_table_is_complete(protocol: str, is_http: bool) -> None:
     """Every outcome of SPEC.md for the protocol has an answer with the status told."""
     table = spec.load().table(protocol, "outcome", "status", "what the caller sees")
     for row in table.records():
