@@ -1403,6 +1403,7 @@ class Listener:
         self._loop = loop
         self._lock = threading.Lock()
         self.connections: Dict[Connection, threading.Thread] = {}
+        self._open = True
         loop.watch(self._socket, self.accept)
 
     def accept(self) -> None:
@@ -1440,9 +1441,12 @@ class Listener:
                 self.connections.pop(connection, None)
 
     def close(self) -> None:
-        """Stop listening; connections go on."""
-        self._loop.unwatch(self._socket)
-        self._socket.close()
+        """Stop listening; connections go on. May be called twice."""
+        with self._lock:
+            is_open, self._open = self._open, False
+        if is_open:
+            self._loop.unwatch(self._socket)
+            self._socket.close()
 
     def join(self, timeout_s: float) -> None:
         """Wait until every connection has ended, at most so long."""
