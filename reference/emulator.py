@@ -1495,7 +1495,7 @@ class Loop:
             os.set_blocking(end, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._todo: List[Callable[[], None]] = []
-        self._ended = False
+        self._ended = self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -1527,8 +1527,10 @@ class Loop:
         self._do(self._end)
         self._thread.join(5)
         self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._lock:
+            self._closed = True
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _end(self) -> None:
         self._ended = True
@@ -1553,10 +1555,13 @@ class Loop:
         done.acquire()
 
     def _wake(self) -> None:
-        try:
-            os.write(self._wake_write, b"!")
-        except BlockingIOError:
-            pass  # it is awake
+        with self._lock:
+            if self._closed:
+                return  # a late thread moves its timer
+            try:
+                os.write(self._wake_write, b"!")
+            except BlockingIOError:
+                pass  # it is awake
 
     def _run(self) -> None:
         while not self._ended:

@@ -8,6 +8,7 @@ through them in order and waits for each one.
 """
 
 import concurrent.futures
+import os
 import pathlib
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -16,6 +17,9 @@ import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "reference")]
+# A script that says `env python3` gets the interpreter that runs the tests.
+os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable),
+                                      os.environ.get("PATH", os.defpath)))
 
 import checks  # noqa: E402
 import implementations  # noqa: E402
