@@ -1495,7 +1495,7 @@ class Loop:
             os.set_blocking(end, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._todo: List[Callable[[], None]] = []
-        self._ended = self._closed = False
+        self._ended = self._finished = self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -1537,7 +1537,7 @@ class Loop:
 
     def _do(self, action: Callable[[], None]) -> None:
         """Run an action in the loop's thread and wait for it."""
-        if threading.current_thread() is self._thread or self._ended:
+        if threading.current_thread() is self._thread:
             action()
             return
         done = threading.Lock()
@@ -1550,9 +1550,14 @@ class Loop:
                 done.release()
 
         with self._lock:
-            self._todo.append(run)
-        self._wake()
-        done.acquire()
+            is_over = self._finished
+            if not is_over:
+                self._todo.append(run)
+        if is_over:  # there is no such thread any more
+            action()
+        else:
+            self._wake()
+            done.acquire()
 
     def _wake(self) -> None:
         with self._lock:
@@ -1568,6 +1573,9 @@ class Loop:
             for key, _ in self._selector.select(self._pause()):
                 self._call(key.data or self._run_todo)
             self._run_timers()
+        with self._lock:
+            self._finished = True
+        self._run_todo()  # what came meanwhile
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
@@ -1583,11 +1591,14 @@ class Loop:
         return max(0.0, self._next - time.monotonic())
 
     def _run_todo(self) -> None:
-        os.read(self._wake_read, 4096)
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
         with self._lock:
             todo, self._todo = self._todo, []
         for action in todo:
-            action()
+            self._call(action)
 
     def _run_timers(self) -> None:
         now = time.monotonic()
