@@ -92,6 +92,7 @@ class Session:
         known("rule", self.only, sorted(rule.id for rule in self.spec.rules))
         self.bootstraps, self.platforms = self.under_test(config)
         self.collected: List[str] = []  # before anything is deselected
+        self.unchecked: List[str] = []  # rules asked for that have no check here
         self.verdicts: List[report.Verdict] = []
         self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(POOL_SIZE)
@@ -146,6 +147,15 @@ RUN: "pytest.StashKey[Session]" = pytest.StashKey()
 # ---- collection ----
 
 
+def pytest_ignore_collect(collection_path: pathlib.Path,
+                          config: pytest.Config) -> Optional[bool]:
+    """Leave our own tests alone when a stranger's work is judged."""
+    name = collection_path.name
+    ours = name.startswith("test_") and not name.startswith(
+        ("test_bootstrap_", "test_platform_", "test_transcripts"))
+    return True if ours and config.stash[RUN].stranger else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give each check one case for each implementation that it concerns."""
     session = metafunc.config.stash[RUN]
@@ -179,6 +189,8 @@ def pytest_collection_modifyitems(config: pytest.Config,
     items[:] = sorted(kept, key=lambda item: item.path.name in SIDE_FILES)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
+    rules = [session.rule_of(item) for item in kept if isinstance(item, pytest.Function)]
+    session.unchecked = sorted(set(session.only) - {rule.id for rule in rules if rule})
 
 
 SIDE_FILES = {name for lot in side.LOTS for name in lot}
@@ -266,6 +278,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print how many verdicts of each kind there are."""
+    for rule in config.stash[RUN].unchecked:
+        terminalreporter.write_line(
+            f"no check of {rule} concerns this: it binds another role or protocol, is a "
+            "SHOULD (see --strict), or is in SPEC.md, Appendix C")
     counts = report.count(config.stash[RUN].verdicts)
     if sum(counts.values()):
         terminalreporter.write_line("verdicts: " + ", ".join(

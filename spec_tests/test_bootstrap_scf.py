@@ -19,7 +19,7 @@ def test_scf_ready_before_next(bootstrap: Bootstrap) -> None:
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])
-def test_scf_ready_before_next__refused(bootstrap: Bootstrap, status: int) -> None:
+def test_scf_ready_refused(bootstrap: Bootstrap, status: int) -> None:
     """A ready that is refused does not keep the bootstrap from working."""
     run = bootstrap.pull()
     run.call("POST", "/runtime/init/ready").reply(status)

@@ -448,7 +448,8 @@ BAD_ENV = [
 
 
 @pytest.mark.parametrize("protocol,name,value,rule", BAD_ENV, ids=[
-    "%s-%s-%r" % (case[3], case[0], case[1]) for case in BAD_ENV])
+    "%s-%s-%r-%d" % (case[3], case[0], case[1], number)
+    for number, case in enumerate(BAD_ENV)])
 def test_bad_variable(protocol: str, name: str, value: str, rule: str) -> None:
     """A variable that the cloud would refuse is refused by its name."""
     with pytest.raises(ValueError) as refused:

@@ -317,7 +317,7 @@ class DropsItsResultOnSigterm(Fg):
 
 
 breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
-       ("scf.ready.before-next", ReadyMustBe200),
+       ("scf.ready.refused", ReadyMustBe200),
        ("scf.env.tolerant", NeedsFunctionName),
        ("scf.response.once", PostsTwice),
        ("fg.response.once", PostsTwiceFg),
