@@ -2173,7 +2173,8 @@ class PullInstance(Instance):
         self.session = PullSession(platform.protocol)
         self.invocation: Optional[Invocation] = None
         self.listener: Optional[Listener] = None
-        self._delivered = False
+        self._delivered = False     # the event has reached a poll
+        self._delivering = 0        # polls that are being answered with it
         self._head: List[str] = []
 
     @property
@@ -2218,13 +2219,13 @@ class PullInstance(Instance):
         self.session.issue(invocation.request_id)
         invocation.instance = self
         invocation.started = time.monotonic()  # [scf.event.clock] [fg.event.clock]
-        self._delivered = False
+        self._delivered, self._delivering = False, 0
         self.served += 1
         self.platform.watch_memory()
         self.set_deadline(invocation.started + self.function.timeout_s)
         invocation.violations += self.violations
         self.violations.clear()
-        return Issued(invocation, self.session.take_polls())
+        return Issued(invocation, self._take_polls())
 
     def hand_over(self, issued: Issued) -> None:
         """Answer the parked polls with the event (platform lock not held)."""
@@ -2237,27 +2238,38 @@ class PullInstance(Instance):
 
     def _deliver_all(self, invocation: Invocation, polls: List[Connection]) -> None:
         while polls:
-            for poll in polls:
-                self._deliver(poll, invocation)
-            polls = self._retry_polls(invocation)
+            reached = [self._deliver(poll, invocation) for poll in polls]
+            polls = self._after_delivery(invocation, reached)
 
-    def _deliver(self, poll: Connection, invocation: Invocation) -> None:
+    def _deliver(self, poll: Connection, invocation: Invocation) -> bool:
         # [any.poll.dead] a client that has hung up must not swallow the event
         if poll.stream.peer_gone():
             poll.closing = True
             poll.answer(b"")
-            return
+            return False
         head = "%s%s%sContent-Length: %d\r\n\r\n" % (
             self._head[0], invocation.request_id, self._head[1], len(invocation.event))
-        if poll.answer(head.encode("latin-1"), invocation.event):
-            self._delivered = True
+        return poll.answer(head.encode("latin-1"), invocation.event)
 
-    def _retry_polls(self, invocation: Invocation) -> List[Connection]:
-        if self._delivered:
-            return []
+    def _after_delivery(self, invocation: Invocation,
+                        reached: List[bool]) -> List[Connection]:
+        """Note what became of the polls; when the event reached none of those that
+        were tried, take it back and return others to try."""
+        session = self.session
         with self.platform.lock:
-            self.session.undeliver(invocation.request_id)
-            return self.session.take_polls()
+            if session.request_id != invocation.request_id:
+                return []  # the result was faster
+            self._delivering -= len(reached)
+            self._delivered = self._delivered or any(reached)
+            if self._delivered or self._delivering:
+                return []
+            session.undeliver(invocation.request_id)
+            return self._take_polls()
+
+    def _take_polls(self) -> List[Connection]:
+        polls = self.session.take_polls()
+        self._delivering += len(polls)
+        return polls
 
     def handle(self, connection: Connection, message: Message) -> None:
         """Take a call of the bootstrap."""
@@ -2303,6 +2315,8 @@ class PullInstance(Instance):
             invocation = self.invocation
             if move.action == "hold":
                 connection.defer()
+            elif move.action == "deliver":
+                self._delivering += 1
             elif move.action in ("ignore", "refuse"):
                 self.violate(Violation(move.rule, "%s in state %s%s" % (
                     call, before, ", id %r" % request_id if request_id else "")),
@@ -2329,9 +2343,7 @@ class PullInstance(Instance):
         if action == "refuse":
             self._refuse(connection, 404, "no outstanding invocation has this id")
         elif action == "deliver" and invocation is not None:
-            self._deliver(connection, invocation)
-            if not self._delivered:
-                self._deliver_all(invocation, self._retry_polls(invocation))
+            self._deliver_all(invocation, [connection])
         elif action == "overflow":
             self._refuse(connection, 413, "the result has %d bytes; the limit is %d"
                          % (size, self.function.result_bytes))
