@@ -2782,15 +2782,16 @@ class PushInstance(Instance):
             message = self._answer_head(stream)
             for _ in self._body(stream, message, method):
                 pass
-            if message.keep_alive and message.length is not None:
-                self.pool.append(stream)
+            if message.keep_alive and message.length is not None and (
+                    self._keep(stream)):
+                stream = None
             return int(message.words[1]), ""
         except (OSError, BadMessage) as error:
             late = time.monotonic() >= begin + timeout_s
             return 0, "timeout" if late else str(error)
         finally:
             self.platform.loop.set_timer(timer, math.inf)
-            if stream is not None and stream not in self.pool:
+            if stream is not None:
                 stream.socket.close()
 
     def _check_health(self) -> str:
@@ -3043,7 +3044,8 @@ class PushInstance(Instance):
         if message.keep_alive and delimited and message.words[1] != "101" and (
                 invocation.upload is None or invocation.upload.is_done()):
             stream.before_read = None
-            self._keep(invocation, stream)
+            if self._keep(stream):
+                invocation.upstream = None
         return kind, text
 
     def _send(self, stream: Stream, head: bytes, body: Union[bytes, Iterable[bytes]],
@@ -3086,11 +3088,13 @@ class PushInstance(Instance):
         length = message.length
         return stream.until_end() if length is None else stream.chunks(length)
 
-    def _keep(self, invocation: Invocation, stream: Stream) -> None:
+    def _keep(self, stream: Stream) -> bool:
+        """Put a connection into the pool, unless nobody would take it out again."""
         with self.platform.lock:  # cleanup() closes what is in the pool by then
-            if not self._retired:
-                self.pool.append(stream)
-                invocation.upstream = None
+            if self._retired:
+                return False
+            self.pool.append(stream)
+            return True
 
     def _pass(self, invocation: Invocation, stream: Stream, message: Message,
               method: str, answer: Answer) -> Tuple[str, str]:
