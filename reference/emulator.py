@@ -2588,7 +2588,8 @@ class PushInstance(Instance):
         self._common: List[str] = []    # the common header fields, in pieces
         self._streak = 0    # of checks that contradict `healthy`
         self._health_timer = Timer(self._on_health_time)
-        self._retired = False
+        self._retired = False   # takes no new requests
+        self._cleaned = False   # keeps no connections
 
     @property
     def is_idle(self) -> bool:
@@ -3090,11 +3091,10 @@ class PushInstance(Instance):
 
     def _keep(self, stream: Stream) -> bool:
         """Put a connection into the pool, unless nobody would take it out again."""
-        with self.platform.lock:  # cleanup() closes what is in the pool by then
-            if self._retired:
-                return False
-            self.pool.append(stream)
-            return True
+        with self.platform.lock:
+            if not self._cleaned:
+                self.pool.append(stream)
+            return not self._cleaned
 
     def _pass(self, invocation: Invocation, stream: Stream, message: Message,
               method: str, answer: Answer) -> Tuple[str, str]:
@@ -3196,6 +3196,8 @@ class PushInstance(Instance):
 
     def cleanup(self) -> None:
         self.platform.loop.set_timer(self._health_timer, math.inf)
+        with self.platform.lock:
+            self._cleaned = True
         while self.pool:
             self.pool.pop().socket.close()
         super().cleanup()
