@@ -439,8 +439,12 @@ def live(command: Sequence[str], **env: str) -> Iterator[Live]:
     try:
         yield Live(process)
     finally:
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGINT)  # in order: a killed one leaves its bootstrap
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+            process.wait()
         for stream in (process.stdin, process.stdout):
             assert stream is not None
             with contextlib.suppress(OSError):
