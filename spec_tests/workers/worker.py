@@ -3,6 +3,7 @@
 The body of a call is JSON whose member `do` names a function of DEEDS, or it is echoed.
 START and INIT in the environment spoil the start and the initializer; BIND is the address.
 """
+import itertools
 import json
 import os
 import socket
@@ -71,6 +72,14 @@ class Call:
 
 
 # ---- deeds ----
+
+
+COUNTER = itertools.count(1)
+
+
+def count(call: Call, order: "Dict[str, Any]") -> None:
+    """Answer with how many such calls there have been, this one included."""
+    call.json(next(COUNTER))
 
 
 def pid(call: Call, order: "Dict[str, Any]") -> None:
@@ -151,7 +160,8 @@ def fork(call: Call, order: "Dict[str, Any]") -> None:
 
 
 DEEDS = {deed.__name__: deed for deed in (
-    pid, env, request, reply, die, garbage, hang, hold, drip, old, close, eat, fork)}
+    count, pid, env, request, reply, die, garbage, hang, hold, drip, old, close, eat,
+    fork)}
 
 
 # ---- serving ----
