@@ -12,7 +12,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import kit
 
-__all__ = ["bootstraps", "clean", "platforms"]
+__all__ = ["START_EMULATOR", "bootstraps", "clean", "platforms"]
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -50,13 +50,15 @@ IMPORTED = ("import sys; sys.path.insert(0, {!r}); import emulator; "
             "sys.exit(emulator.main())")
 
 
+EMULATOR = ROOT / "reference" / "emulator.py"
+START_EMULATOR = (sys.executable, "-c", IMPORTED.format(str(EMULATOR.parent)))
+
+
 def platforms(protocols: Sequence[str]) -> List[kit.Implementation]:
     """Return the emulator for these protocols."""
-    emulator = ROOT / "reference" / "emulator.py"
-    if not emulator.exists():
+    if not EMULATOR.exists():
         return []
-    start = (sys.executable, "-c", IMPORTED.format(str(emulator.parent)))
-    return [kit.Implementation("emulator", protocol, start, str(ROOT))
+    return [kit.Implementation("emulator", protocol, START_EMULATOR, str(ROOT))
             for protocol in protocols]
 
 

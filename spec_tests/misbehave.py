@@ -11,37 +11,40 @@ is spoken on plain sockets, since the point is to get it wrong.
 
 import json
 import os
-import pathlib
 import signal
 import socket
 import sys
 import threading
 import time
-from typing import Callable, Dict, List, NoReturn, Optional, Tuple, TypeVar
+
+TYPE_CHECKING = False  # it is started some hundred times: no import without need
+if TYPE_CHECKING:
+    import pathlib
+    from typing import Callable, Dict, List, NoReturn, Optional, Tuple, TypeVar
+    Head = Dict[str, str]
+    T = TypeVar("T")
 
 HANG_S = 60.0  # longer than any limit of a test
-Head = Dict[str, str]
-T = TypeVar("T")
 
 
 # ---- for tests ----
 
 
-def place(folder: pathlib.Path, mode: str = "") -> str:
+def place(folder: "pathlib.Path", mode: str = "") -> str:
     """Write the bootstrap, and the fault of its first start; return the folder."""
     folder.mkdir(exist_ok=True)
     program = folder / "bootstrap"
-    source = pathlib.Path(__file__).read_text().split("\n", 1)[1]
-    program.write_text("#!%s -IS\n%s" % (sys.executable, source))
+    with open(__file__) as file:
+        program.write_text("#!%s -IS\n%s" % (sys.executable, file.read()))
     program.chmod(0o755)
     if mode:
         (folder / "mode").write_text(mode)
     return str(folder)
 
 
-def within(limit_s: float, function: Callable[[], T]) -> T:
+def within(limit_s: float, function: "Callable[[], T]") -> "T":
     """Return what the function returns. AssertionError when it does not in time."""
-    results: List[T] = []
+    results = []  # type: List[T]
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()
     thread.join(limit_s)
@@ -52,13 +55,13 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
 # ---- both directions ----
 
 
-def hang(*_: object) -> NoReturn:
+def hang(*_: object) -> "NoReturn":
     """Do nothing until somebody kills this process."""
     while True:
         time.sleep(HANG_S)
 
 
-def leave(status: str) -> NoReturn:
+def leave(status: str) -> "NoReturn":
     """End the process, with a status or by a signal (negative)."""
     if int(status) < 0:
         os.kill(os.getpid(), -int(status))
@@ -77,7 +80,8 @@ def take_mode() -> str:
         return ""
 
 
-def read_message(peer: socket.socket, rest: bytes = b"") -> Tuple[str, Head, bytes, bytes]:
+def read_message(peer: socket.socket,
+                 rest: bytes = b"") -> "Tuple[str, Head, bytes, bytes]":
     """Return (start line, fields, body, bytes beyond). Raises OSError at the end."""
     data = rest
     while b"\r\n\r\n" not in data:
@@ -95,7 +99,7 @@ def read_message(peer: socket.socket, rest: bytes = b"") -> Tuple[str, Head, byt
     return start, fields, data[:size], data[size:]
 
 
-def read_chunks(peer: socket.socket, data: bytes) -> Tuple[bytes, bytes]:
+def read_chunks(peer: socket.socket, data: bytes) -> "Tuple[bytes, bytes]":
     """Return (body, bytes beyond) of a chunked body without trailers."""
     body = b""
     while True:
@@ -138,7 +142,8 @@ class Api:
         peer.sendall(data)
         return peer
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> Tuple[str, Head, bytes]:
+    def ask(self, method: str, path: str,
+            body: bytes = b"") -> "Tuple[str, Head, bytes]":
         """Return (start line, fields, body) of the answer to a proper call."""
         with self.send(self.call(method, path, body)) as peer:
             start, fields, answer, _ = read_message(peer)
@@ -162,7 +167,7 @@ class Api:
         self.event_id = fields.get("request_id") or fields.get("x-cff-request-id") or ""
         return event
 
-    def path(self, kind: str, event_id: Optional[str] = None) -> str:
+    def path(self, kind: str, event_id: "Optional[str]" = None) -> str:
         """Return the path of a result: `response` or `error`."""
         if self.is_scf:
             return "/runtime/invocation/" + kind
@@ -291,7 +296,7 @@ def deed_print(api: Api, rest: str) -> None:
     api.respond(b"printed")
 
 
-PULL_DEEDS: Dict[str, Callable[[Api, str], object]] = {
+PULL_DEEDS = {  # type: Dict[str, Callable[[Api, str], object]]
     "fail": deed_fail, "last": deed_last, "sleep": deed_sleep, "large": deed_large,
     "garbage": deed_garbage, "half": deed_half, "half-exit": deed_half_exit,
     "wrong-id": deed_wrong_id, "twice": deed_twice, "unknown": deed_unknown,
@@ -348,7 +353,7 @@ def slowly(rest: str) -> bytes:
     return answer("200", b"slept")
 
 
-PUSH_DEEDS: Dict[str, Callable[[str], Optional[bytes]]] = {
+PUSH_DEEDS = {  # type: Dict[str, Callable[[str], Optional[bytes]]]
     "fail": lambda rest: answer("404", rest.encode(), "x-fc-status: 404"),
     "sleep": slowly, "hang": hang,
     "large": lambda rest: answer("200", b"x" * int(rest)),

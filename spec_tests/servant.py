@@ -12,7 +12,6 @@ unless its member `always` is true.
 import binascii
 import json
 import os
-import pathlib
 import resource
 import signal
 import socket
@@ -20,8 +19,9 @@ import sys
 import threading
 import time
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # it is started some hundred times: no import without need
 if TYPE_CHECKING:
+    import pathlib
     from typing import Any, Dict, List, Optional, Tuple
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -32,12 +32,12 @@ served = [0]
 # ---- for tests ----
 
 
-def place(folder: pathlib.Path, plan: "Optional[Dict[str, Any]]" = None) -> str:
+def place(folder: "pathlib.Path", plan: "Optional[Dict[str, Any]]" = None) -> str:
     """Write the bootstrap and its plan into a folder; return the folder."""
     folder.mkdir(exist_ok=True)
     program = folder / "bootstrap"
-    source = pathlib.Path(__file__).read_text().split("\n", 1)[1]
-    program.write_text("#!%s -IS\n%s" % (sys.executable, source))
+    with open(__file__) as file:
+        program.write_text("#!%s -IS\n%s" % (sys.executable, file.read()))
     program.chmod(0o755)
     if plan:
         (folder / "plan").write_text(json.dumps(plan))

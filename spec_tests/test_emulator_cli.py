@@ -16,6 +16,7 @@ import threading
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import emulator
+import implementations
 import misbehave
 import pytest
 import spec
@@ -43,7 +44,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> str:
 def words(protocol: str, folder: str, *options: str) -> List[str]:
     """Return the command; fc servers get a free port."""
     port = ["--port", "0"] if protocol == "fc" else []
-    return [sys.executable, EMULATOR, protocol, folder, *port, *options]
+    return [*implementations.START_EMULATOR, protocol, folder, *port, *options]
 
 
 def run(command: Sequence[str], stdin: bytes = b"", **env: str) -> Run:
@@ -230,8 +231,8 @@ SET_BY_CONFIG = {
 def test_config(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
     """The vendor's own CreateFunction document configures the function."""
     (tmp_path / "f.json").write_text(json.dumps(CONFIGS[protocol]))
-    done = run([sys.executable, EMULATOR, protocol, code, "--event", "env", "--config",
-                str(tmp_path / "f.json"), "--env", "ALSO=2"])
+    done = run([*implementations.START_EMULATOR, protocol, code, "--event", "env",
+                "--config", str(tmp_path / "f.json"), "--env", "ALSO=2"])
     env = json.loads(done.out)
     assert {name: env.get(name) for name in SET_BY_CONFIG[protocol]} == (
         SET_BY_CONFIG[protocol])

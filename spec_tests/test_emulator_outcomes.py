@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import threading
+import traceback
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import emulator
@@ -204,21 +205,20 @@ def shown_in(outcome: Outcome, case: Case) -> bool:
     return case.shown.replace("%", outcome.request_id).encode() in outcome.body
 
 
-@pytest.mark.parametrize("protocol,case", CASES, ids=[
-    "%s-%s" % (protocol, case.rule) for protocol, case in CASES])
-def test_outcome(protocol: str, case: Case, tmp_path: pathlib.Path) -> None:
-    """The fault becomes this outcome in this form, and the next event succeeds."""
-    with platform_for(protocol, tmp_path / "code", case) as platform:
+def attempt(protocol: str, case: Case, folder: pathlib.Path) -> None:
+    """Let the fault happen. AssertionError unless it becomes the outcome it has to."""
+    with platform_for(protocol, folder, case) as platform:
         if case.before:
             assert platform.invoke(case.before.encode()).kind == "ok"
         outcome = platform.invoke(case.event.encode())
         assert outcome.kind == case.kind, outcome
         assert outcome.status == case.status and shown_in(outcome, case), outcome
-        assert tuple(one.rule for one in outcome.violations) == case.broken
-        assert dict(outcome.headers).get(case.header[0], "") == case.header[1]
-        assert outcome.message or outcome.kind == "ok"
+        assert tuple(one.rule for one in outcome.violations) == case.broken, outcome
+        assert dict(outcome.headers).get(case.header[0], "") == case.header[1], outcome
+        assert outcome.message or outcome.kind == "ok", outcome
         after_last_words(platform, case)
-        assert platform.invoke(b"next").body == b"next"
+        again = platform.invoke(b"next")
+        assert again.body == b"next", again
         assert sum(platform.counts[kind] for kind in ("ok", case.kind)) > 0
 
 
@@ -320,42 +320,60 @@ def counts() -> Dict[str, object]:
             "threads": sorted(thread.name for thread in threading.enumerate())}
 
 
-def leftovers(protocol: str, place: pathlib.Path) -> Iterator[str]:
-    """Run every case in this process; yield what was left behind by one."""
+def work(protocol: str, place: pathlib.Path) -> None:
+    """Try every case in this process; print what was wrong and what was left behind."""
     for number, (of, case) in enumerate(CASES):
         if of != protocol:
             continue
-        before = counts()
-        with platform_for(protocol, place / str(number), case) as platform:
-            for event in (case.before, case.event, "next"):
-                platform.invoke(event.encode())
+        before, wrong = counts(), ""
+        try:
+            attempt(protocol, case, place / str(number))
+        except AssertionError:
+            wrong = traceback.format_exc()
         after = counts()
-        if before != after:
-            yield "%s: %s, then %s" % (case.rule, before, after)
+        left = "" if before == after else "%s, then %s" % (before, after)
+        print(json.dumps([protocol, case.rule, wrong, left]), flush=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         Dict[str, "subprocess.Popen[bytes]"]]:
-    """Count what each case leaves, meanwhile; in processes in which nothing else runs."""
+    """Try all cases meanwhile, in processes in which nothing else is counted."""
     path = os.pathsep.join([str(pathlib.Path(emulator.__file__).parent),
                             os.environ.get("PYTHONPATH", "")])
-    runs = {protocol: subprocess.Popen(
+    started = {protocol: subprocess.Popen(
         [sys.executable, __file__, protocol, str(tmp_path_factory.mktemp(protocol))],
         stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
         for protocol in ("scf", "fg", "fc")}
-    yield runs
-    for run in runs.values():
-        run.kill()
-        run.communicate()
+    yield started
+    for worker in started.values():
+        worker.kill()
+        worker.communicate()
+
+
+@pytest.fixture(scope="module")
+def verdicts(workers: Dict[str, "subprocess.Popen[bytes]"]) -> Dict[
+        Tuple[str, str], Tuple[str, str]]:
+    """Return what was wrong with each case, and what it left."""
+    lines = [json.loads(line) for worker in workers.values()
+             for line in worker.communicate(timeout=120)[0].splitlines()]
+    return {(protocol, rule): (wrong, left) for protocol, rule, wrong, left in lines}
+
+
+@pytest.mark.parametrize("protocol,rule", [(of, case.rule) for of, case in CASES])
+def test_outcome(protocol: str, rule: str,
+                 verdicts: Dict[Tuple[str, str], Tuple[str, str]]) -> None:
+    """The fault becomes this outcome in this form, and the next event succeeds."""
+    wrong, _ = verdicts.get((protocol, rule), ("the worker broke before it", ""))
+    assert not wrong, wrong
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
 def test_any_stop_leftovers(
-        protocol: str, counting: Dict[str, "subprocess.Popen[bytes]"]) -> None:
+        protocol: str, verdicts: Dict[Tuple[str, str], Tuple[str, str]]) -> None:
     """After each fault no thread, process or open file is more than before."""
-    said, _ = counting[protocol].communicate(timeout=60)
-    assert json.loads(said) == []
+    mine = {rule: left for (of, rule), (_, left) in verdicts.items() if of == protocol}
+    assert mine and not any(mine.values()), mine
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fg"))
@@ -371,4 +389,4 @@ def test_any_process_group_leftovers(protocol: str, tmp_path: pathlib.Path) -> N
 
 
 if __name__ == "__main__":
-    json.dump(list(leftovers(sys.argv[1], pathlib.Path(sys.argv[2]))), sys.stdout)
+    work(sys.argv[1], pathlib.Path(sys.argv[2]))

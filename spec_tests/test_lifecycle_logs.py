@@ -8,14 +8,13 @@ import re
 import select
 import signal
 import subprocess
-import sys
 from typing import Any, Dict, Iterator, List
 
 import pytest
 
-import emulator
 import servant
 from emulator import Outcome
+from implementations import START_EMULATOR
 from stage import Stage, processes, until
 from test_lifecycle_process import event, protocols
 
@@ -195,7 +194,7 @@ def test_any_log_drained__nobody_reads(protocol: str, script: Any, kind: str,
                                        code: str) -> None:
     """Nobody reads what the emulator itself prints: the invocations go on."""
     program = subprocess.Popen(
-        [sys.executable, emulator.__file__, protocol, code, "--jsonl", "--timeout",
+        [*START_EMULATOR, protocol, code, "--jsonl", "--timeout",
          "0.5" if kind == "timeout" else "9",
          *(("--port", "0") if protocol == "fc" else ())], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)

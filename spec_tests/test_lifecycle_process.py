@@ -9,14 +9,13 @@ import pathlib
 import signal
 import socket
 import subprocess
-import sys
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-import emulator
 import servant
 import wire
+from implementations import START_EMULATOR
 from stage import PATIENCE_S, Peer, Stage, outcome_of, processes, until
 
 ALL = ("fc", "scf", "fg")
@@ -318,7 +317,7 @@ MEMORY = {"stays": (["alloc", 60], ["hang"]), "exits": (["alloc", 60], ["exit", 
 def lines_of(protocol: str, code: str, events: List[bytes], *options: str) -> List[Any]:
     """Run emulator.py --jsonl with the events; return its lines and the status."""
     done = subprocess.run(
-        [sys.executable, emulator.__file__, protocol, code, "--jsonl", "--quiet",
+        [*START_EMULATOR, protocol, code, "--jsonl", "--quiet",
          *options, *(("--port", "0") if protocol == "fc" else ())],
         input=b"\n".join(json.dumps({"event": one.decode()}).encode()
                          for one in events), stdout=subprocess.PIPE,
@@ -431,7 +430,7 @@ class Program:
 
     def __init__(self, protocol: str, code: str, *options: str) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, emulator.__file__, protocol, code, "--serve", "0",
+            [*START_EMULATOR, protocol, code, "--serve", "0",
              *options,
              *(("--port", "0") if protocol == "fc" else ())], stderr=subprocess.PIPE)
         assert self.popen.stderr is not None

@@ -22,6 +22,7 @@ import emulator
 import servant
 import wire
 from emulator import HttpRequest, Platform
+from implementations import START_EMULATOR
 from stage import Peer, Stage, outcome_of, processes, until
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -400,7 +401,7 @@ def test_any_security_secrets(protocol: str, code: str, tmp_path: pathlib.Path) 
     keys.write_text(json.dumps(SECRETS))
     events = [[["say", "x"]], [["exit", 3]], [["hang"]], [["say", "y"]]]
     done = subprocess.run(
-        [sys.executable, emulator.__file__, protocol, code, "--credentials", str(keys),
+        [*START_EMULATOR, protocol, code, "--credentials", str(keys),
          "--trace", str(trace), "--timeout", "0.3", "--env", "MINE=mine-4e2f", *[
              word for one in events for word in ("--event", json.dumps(one))],
          *(("--port", "0", "--initializer") if protocol == "fc" else ())],
