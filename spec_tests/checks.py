@@ -144,7 +144,8 @@ def judge(check: Check, implementation: kit.Implementation,
         verdict = verdict._replace(verdict="unsupported", seen=str(gap))
     except kit.Mismatch as broken:
         verdict = verdict._replace(verdict="fail", expected=broken.expected,
-                                   seen=broken.seen)
+                                   seen=broken.seen,
+                                   tried=not isinstance(broken, kit.NotUsable))
     except wire.WireError as broken:
         verdict = verdict._replace(verdict="fail", expected="HTTP as the rule has it",
                                    seen=f"{broken.what}: {wire.show(broken.seen)}")

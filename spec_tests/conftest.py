@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
 
@@ -59,6 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="check this rule only; repeatable")
     group.addoption("--patience", metavar="S", type=float, default=10.0,
                     help="longest wait for any step of the thing under test (10)")
+    group.addoption("--hold", metavar="S", type=float, default=6.0,
+                    help="how long a poll or an idle connection is held (6)")
     group.addoption("--slowest", metavar="N", type=int, default=0,
                     help="print the N checks that took longest")
     group.addoption("--side-descriptor", metavar="FD", type=int,
@@ -100,6 +102,7 @@ class Session:
         self.collected: List[str] = []  # before anything is deselected
         self.unchecked: List[str] = []  # rules asked for that have no check here
         self.verdicts: List[report.Verdict] = []
+        self.unusable: Set[kit.Implementation] = set()  # and this was said
         self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(POOL_SIZE)
 
@@ -119,10 +122,10 @@ class Session:
         if option("--bootstrap") is not None and not protocol:
             raise ValueError("--bootstrap needs --protocol, one of "
                              + ", ".join(kit.PROTOCOLS))
-        return (strangers(option("--bootstrap"), option("--code"), wanted, gaps,
-                          option("--patience")),
+        limits = option("--patience"), option("--hold")
+        return (strangers(option("--bootstrap"), option("--code"), wanted, gaps, limits),
                 strangers(option("--platform"), str(pathlib.Path.cwd()), wanted, gaps,
-                          option("--patience")))
+                          limits))
 
     def subjects(self, fixture: str, function_name: str) -> List[kit.Implementation]:
         """Return what a check with that argument and name is run on."""
@@ -138,13 +141,13 @@ class Session:
 
 
 def strangers(text: Optional[str], folder: Optional[str], protocols: List[str],
-              gaps: List[str], patience_s: float) -> List[kit.Implementation]:
+              gaps: List[str], limits: Tuple[float, float]) -> List[kit.Implementation]:
     """Return a stranger's command for each protocol."""
     if text is None:
         return []
     words, place = kit.command_of(text, folder)
-    return [kit.Implementation("yours", protocol, words, place, tuple(gaps), (),
-                               patience_s) for protocol in protocols]
+    return [kit.Implementation("yours", protocol, words, place, tuple(gaps), (), *limits)
+            for protocol in protocols]
 
 
 RUN: "pytest.StashKey[Session]" = pytest.StashKey()
@@ -267,9 +270,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[object]:
     session.verdicts.append(verdict)
     if verdict.verdict == "unsupported":
         pytest.skip(f"unsupported: {verdict.seen}")
+    if not verdict.tried and not is_first_word(session, pyfuncitem):
+        pytest.skip("not tried: what is under test cannot be used, see above")
     if verdict.verdict != "pass":
         pytest.fail(report.plain(verdict), pytrace=False)
     return True
+
+
+def is_first_word(session: Session, item: pytest.Item) -> bool:
+    """Tell whether this is the first check of something that cannot be used."""
+    found = subject_of(item)
+    assert found is not None
+    was_said = found[1] in session.unusable
+    session.unusable.add(found[1])
+    return not was_said
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -65,6 +65,10 @@ class Mismatch(AssertionError):
         self.expected, self.seen = expected, seen
 
 
+class NotUsable(Mismatch):
+    """It could not even be tried; every check says the same."""
+
+
 class Unsupported(Exception):
     """The implementation was declared to lack this feature."""
 
@@ -80,6 +84,7 @@ class Implementation:
     without: Tuple[str, ...] = ()
     env: Tuple[Tuple[str, str], ...] = ()
     patience_s: float = 10.0  # longest wait for anything the peer has to do
+    hold_s: float = 0.4  # how long a poll, or an idle connection, is held
 
 
 class Result(NamedTuple):
@@ -197,7 +202,7 @@ class Process:
                 stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
         except OSError as error:
             self.output.close()
-            raise Mismatch("a command that starts",
+            raise Mismatch("a command that starts [any.start.executable]",
                            f"{shlex.join(command)}: {error.strerror}") from None
         RUNNING.add(self)
         guard.watch(self.popen.pid)
@@ -401,10 +406,12 @@ class PushRun(Run):
                 return
             except OSError as error:
                 last = error.strerror
+            wanted = f"a server on {self.host}:{self.port} [fc.start.port]"
             if self.process.popen.poll() is not None:
-                raise Mismatch(f"a server on port {self.port}", self.process.ended())
+                raise Mismatch(wanted, self.process.ended())
             if time.monotonic() > deadline:
-                raise Mismatch(f"a server on {self.host}:{self.port}",
+                raise Mismatch(wanted + "; one that listens on 127.0.0.1 only is not "
+                               "reached [fc.start.bind]",
                                f"{last}; {self.process.tail()}")
             time.sleep(0.005)
 
@@ -462,7 +469,8 @@ class PushRun(Run):
                  (404, None): "error", (404, "404"): "error"}
         key = (answer.status, answer.header("x-fc-status"))
         if key not in kinds:
-            raise Mismatch("status and x-fc-status 200, or both 404", repr(key))
+            raise Mismatch("status and x-fc-status 200, or both 404",
+                           f"{key!r}; {self.process.tail()}")
         return Result(kinds[key], answer.body, answer)
 
     def alive(self) -> None:
@@ -583,8 +591,8 @@ class Bootstrap:
             if self.implementation not in PROBES:
                 PROBES[self.implementation] = self.probed()
         if PROBES[self.implementation]:
-            raise Mismatch("a test handler that keeps the contract of README.md",
-                           PROBES[self.implementation])
+            raise NotUsable("a bootstrap with a test handler as in spec_tests/README.md",
+                            PROBES[self.implementation])
 
     def probed(self) -> str:
         """Return what is wrong with the test handler, or nothing."""

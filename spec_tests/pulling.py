@@ -248,26 +248,28 @@ def ends_in_grace(run: PullRun) -> None:
             run.api.arrived.get(timeout=0.02).reply()
         except queue.Empty:
             pass
-    run.process.wait(0.1)
+    if run.process.popen.poll() is None:
+        raise Mismatch(f"a process that ends within {run.patience_s} s after SIGTERM, "
+                       "its event finished or not", "it still runs")
 
 
 # ---- order ----
 
-HELD_S = 0.4
 EARLY_S = 0.1
 
 
 def holds_on(run: PullRun) -> None:
     """Raise Mismatch if a poll that is held for a while is given up."""
     poll = run.poll()
-    time.sleep(HELD_S)
+    time.sleep(run.kind.hold_s)
     if not run.api.arrived.empty():
-        raise Mismatch("patience with a poll that is held", "another request: "
-                       + run.api.arrived.get().request.start)
+        raise Mismatch(f"patience with a poll that is held for {run.kind.hold_s} s",
+                       "another request: " + run.api.arrived.get().request.start)
     try:
         poll.reply(200, run.headers(), b"at last")
     except wire.WireError as error:
-        raise Mismatch("a poll that is still open", error.what) from None
+        raise Mismatch(f"a poll that is still open after {run.kind.hold_s} s",
+                       error.what) from None
     result, exchange = run.result()
     exchange.reply()
     same(b"at last", result.body)

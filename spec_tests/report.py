@@ -33,6 +33,7 @@ class Verdict(NamedTuple):
     seen: str = ""
     frames: Tuple[wire.Frame, ...] = ()
     took_s: float = 0.0
+    tried: bool = True  # False: what is under test cannot be used at all
 
 
 def count(verdicts: Sequence[Verdict]) -> Dict[str, int]:
@@ -51,7 +52,8 @@ def plain(verdict: Verdict) -> str:
     if verdict.expected:
         lines.append(f"  expected: {verdict.expected}")
     lines.append(f"  seen:     {verdict.seen}")
-    for frame in verdict.frames[-FRAMES_SHOWN:]:
+    told = [frame for frame in verdict.frames if frame.text]
+    for frame in told[-FRAMES_SHOWN:]:
         lines.append(f"  --- {frame.who}")
         lines += ["  | " + line.rstrip("\r") for line in frame.text.split("\n")]
     return "\n".join(lines)

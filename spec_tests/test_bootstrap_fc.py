@@ -1,6 +1,8 @@
 # test_bootstrap_fc.py: what SPEC.md chapter 6 asks of a bootstrap (MIT).
 """One rule each, on each implementation for Alibaba FC; the kit is the platform."""
 
+import time
+
 import pytest
 
 import pushing
@@ -104,6 +106,16 @@ def test_fc_connection_keep_alive(bootstrap: Bootstrap) -> None:
         failing = instruction("raise", type="T", message="m")
         for event in (b"one", b"", failing, b"four"):
             run.invoke(event, channel)
+
+
+def test_fc_connection_keep_alive__idle(bootstrap: Bootstrap) -> None:
+    """A connection that was idle for a while carries another request."""
+    bootstrap.needs("keep-alive")
+    with bootstrap.used_push() as run:
+        channel = run.connect()
+        run.invoke(b"before", channel)
+        time.sleep(run.kind.hold_s)
+        same(b"after", run.invoke(b"after", channel).body, "the result after a pause")
 
 
 def test_fc_connection_keep_alive__pipelined(bootstrap: Bootstrap) -> None:

@@ -128,6 +128,17 @@ def test_report(tmp_path: pathlib.Path) -> None:
     assert "http://" not in page and "https://" not in page
 
 
+def test_not_usable(tmp_path: pathlib.Path) -> None:
+    """What cannot be tried at all is said once; the report has it for each rule."""
+    done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf", "--bootstrap",
+                      "/nonexistent/x", "--report", str(tmp_path))
+    assert done.stdout.count("expected: ") == 1 and "any.start.executable" in done.stdout
+    verdicts = json.loads((tmp_path / "report.json").read_text())["verdicts"]
+    assert len(verdicts) > 5
+    assert {one["verdict"] for one in verdicts} == {"fail"}
+    assert not any(one["tried"] for one in verdicts)
+
+
 def test_report_escapes() -> None:
     """What a peer sends cannot become markup of the report."""
     evil = "<script>alert(1)</script>"

@@ -249,6 +249,7 @@ class Fc(Base):
     """Alibaba FC: an HTTP server with a thread for each connection."""
 
     address = "0.0.0.0"
+    idle_limit_s = 1e6
 
     def port(self) -> int:
         """Return the port to listen on."""
@@ -270,7 +271,7 @@ class Fc(Base):
         channel = wire.Channel(peer, lambda who, data: None, "platform")
         try:
             while True:
-                request = channel.read(1e6)
+                request = channel.read(self.idle_limit_s)
                 self.busy = True
                 self.answer(channel, request)
                 self.busy = False

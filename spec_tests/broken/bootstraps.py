@@ -379,6 +379,10 @@ class ClosesConnections(Fc):
         channel.close()
 
 
+class ClosesIdleConnections(Fc):
+    idle_limit_s = 0.2
+
+
 class Answers201(Fc):
     def result(self, kind: str, body: bytes) -> bytes:
         return super().result(kind, body).replace(b" 200 ", b" 201 ", 1)
@@ -441,6 +445,7 @@ breaks(("fc.start.bind", Loopback), ("fc.start.port", KnowsOnePortVariable),
        ("fc.start.silent-connection", OneConnection),
        ("fc.concurrency.bootstrap", OneAtATime),
        ("fc.connection.keep-alive", ClosesConnections),
+       ("fc.connection.keep-alive", ClosesIdleConnections),
        ("fc.invoke.status", Answers201), ("fc.invoke.fail", AlwaysAnswers200),
        ("fc.invoke.fail", ErrorsWithoutField),
        ("fc.invoke.success-field", ResultsWithoutField),
