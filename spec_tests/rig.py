@@ -513,6 +513,15 @@ class Rig:
             puppet, self.idle = self.idle, None
             self.discard(puppet)
 
+    @contextlib.contextmanager
+    def changed_bootstrap(self) -> Iterator[pathlib.Path]:
+        """Lend the file `bootstrap` of the package; it is put in order afterwards."""
+        program = self.code / "bootstrap"
+        whole = program.read_bytes()
+        yield program
+        program.write_bytes(whole)
+        program.chmod(0o755)
+
     def refused(self) -> None:
         """Raise Mismatch unless the platform refuses to start, with a message."""
         try:

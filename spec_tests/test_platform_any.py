@@ -34,10 +34,11 @@ def test_any_start_bootstrap(platform: PlatformUnderTest) -> None:
 
 def test_any_start_exec(platform: PlatformUnderTest) -> None:
     """A blank after #! does no harm."""
-    run = platform.rig()
-    program = run.code / "bootstrap"
-    program.write_text(program.read_text().replace("#!", "#! ", 1))
-    handled(run)
+    with platform.used_rig() as run:
+        run.discard_idle()
+        with run.changed_bootstrap() as program:
+            program.write_text(program.read_text().replace("#!", "#! ", 1))
+            handled(run)
 
 
 def missing(path: pathlib.Path) -> None:
@@ -65,11 +66,13 @@ def no_program(path: pathlib.Path) -> None:
 def test_any_start_executable(platform: PlatformUnderTest, spoil: object) -> None:
     """A bootstrap that cannot be executed is a start-error, for every event."""
     assert callable(spoil)
-    run = platform.rig()
-    spoil(run.code / "bootstrap")
-    for _ in range(2):
-        run.issue(b"hello")
-        run.outcome("start-error")
+    with platform.used_rig() as run:
+        run.discard_idle()
+        with run.changed_bootstrap() as program:
+            spoil(program)
+            for _ in range(2):
+                run.issue(b"hello")
+                run.outcome("start-error")
 
 
 def test_any_package_mode(platform: PlatformUnderTest) -> None:

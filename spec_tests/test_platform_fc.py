@@ -8,7 +8,7 @@ from typing import Any, Dict
 import pytest
 
 from kit import Mismatch, document, same
-from rig import PlatformUnderTest
+from rig import PlatformUnderTest, Rig
 
 ANSWERS = {  # status, x-fc-status -> outcome of an event invocation
     "200": (200, None, "ok"), "200-200": (200, "200", "ok"), "201": (201, None, "ok"),
@@ -300,18 +300,22 @@ def test_fc_start_probe(platform: PlatformUnderTest) -> None:
 
 def test_fc_start_missing(platform: PlatformUnderTest) -> None:
     """A start command that does not exist is CAFileNotFound."""
-    run = platform.rig()
-    (run.code / "bootstrap").unlink()
-    run.issue(b"hello")
-    same("CAFileNotFound", document(run.outcome("start-error").body)["Code"])
+    with platform.used_rig() as run:
+        run.discard_idle()
+        with run.changed_bootstrap() as program:
+            program.unlink()
+            run.issue(b"hello")
+            same("CAFileNotFound", document(run.outcome("start-error").body)["Code"])
 
 
 def test_fc_start_permission(platform: PlatformUnderTest) -> None:
     """A start command that is not executable is CAFilePermission."""
-    run = platform.rig()
-    (run.code / "bootstrap").chmod(0o644)
-    run.issue(b"hello")
-    same("CAFilePermission", document(run.outcome("start-error").body)["Code"])
+    with platform.used_rig() as run:
+        run.discard_idle()
+        with run.changed_bootstrap() as program:
+            program.chmod(0o644)
+            run.issue(b"hello")
+            same("CAFilePermission", document(run.outcome("start-error").body)["Code"])
 
 
 def test_fc_start_cwd(platform: PlatformUnderTest) -> None:
@@ -376,38 +380,47 @@ def test_fc_initialize_configured(platform: PlatformUnderTest) -> None:
         run.settled(puppet)
 
 
-def test_fc_initialize_form(platform: PlatformUnderTest) -> None:
-    """The Initializer is POST /initialize without a body, before the event."""
-    run = platform.rig("--initializer")
-    puppet = run.served(b"hello")
-    same(("POST /initialize HTTP/1.1", 0), (puppet.got.start, puppet.got.body_bytes))
-    same("/initialize", puppet.got.header("x-fc-control-path"))
-    puppet.answer()
+def initialised(run: Rig, status: int = 200, *answer: Any) -> None:
+    """Answer the Initializer so, and settle the event that follows it."""
+    puppet = run.served(b"one")
+    puppet.answer(status, *answer)
     puppet.request("/invoke")
     run.settled(puppet)
+
+
+def test_fc_initialize_form(platform: PlatformUnderTest) -> None:
+    """The Initializer is POST /initialize without a body, before the event."""
+    with platform.used_rig("--initializer") as run:
+        run.discard_idle()
+        puppet = run.served(b"hello")
+        same(("POST /initialize HTTP/1.1", 0),
+             (puppet.got.start, puppet.got.body_bytes))
+        same("/initialize", puppet.got.header("x-fc-control-path"))
+        puppet.answer()
+        puppet.request("/invoke")
+        run.settled(puppet)
 
 
 def test_fc_initialize_once(platform: PlatformUnderTest) -> None:
     """The Initializer is called once for each instance."""
-    run = platform.rig("--initializer")
-    puppet = run.served(b"one")
-    puppet.answer()
-    puppet.request("/invoke")
-    run.settled(puppet)
-    run.settled(run.served(b"two"))
-    same("POST /invoke HTTP/1.1", puppet.got.start)
+    with platform.used_rig("--initializer") as run:
+        run.discard_idle()
+        initialised(run)
+        puppet = run.served(b"two")
+        same("POST /invoke HTTP/1.1", puppet.got.start)
+        run.settled(puppet)
 
 
 @pytest.mark.parametrize("status", [400, 404, 500, 302])
 def test_fc_initialize_failed(platform: PlatformUnderTest, status: int) -> None:
     """An Initializer that fails ends the instance; the next event gets a new one."""
-    run = platform.rig("--initializer")
-    puppet = run.served(b"one")
-    puppet.answer(status)
-    run.outcome("init-error")
-    puppet.reaped(run.patience_s)
-    puppet = run.served(b"two")
-    same("POST /initialize HTTP/1.1", puppet.got.start)
+    with platform.used_rig("--initializer") as run:
+        run.discard_idle()
+        puppet = run.served(b"one")
+        puppet.answer(status)
+        run.outcome("init-error")
+        puppet.reaped(run.patience_s)
+        initialised(run)
 
 
 def test_fc_initialize_timeout(platform: PlatformUnderTest) -> None:
@@ -421,20 +434,16 @@ def test_fc_initialize_timeout(platform: PlatformUnderTest) -> None:
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_fc_hook_success(platform: PlatformUnderTest, status: int) -> None:
     """Any status from 200 to 299 is the success of a hook."""
-    run = platform.rig("--initializer")
-    puppet = run.served(b"one")
-    puppet.answer(status)
-    puppet.request("/invoke")
-    run.settled(puppet)
+    with platform.used_rig("--initializer") as run:
+        run.discard_idle()
+        initialised(run, status)
 
 
 def test_fc_hook_body(platform: PlatformUnderTest) -> None:
     """The body of a hook's answer means nothing."""
-    run = platform.rig("--initializer")
-    puppet = run.served(b"one")
-    puppet.answer(200, [("X-Fc-Status", "200")], b'{"errorMessage": "no"}')
-    puppet.request("/invoke")
-    run.settled(puppet)
+    with platform.used_rig("--initializer") as run:
+        run.discard_idle()
+        initialised(run, 200, [("X-Fc-Status", "200")], b'{"errorMessage": "no"}')
 
 
 def test_fc_hook_broken(platform: PlatformUnderTest) -> None:
