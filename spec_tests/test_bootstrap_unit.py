@@ -307,8 +307,8 @@ def test_load_refused(spec: str, said: str, code: pathlib.Path,
     ({"FC_SERVER_PORT": "http"}, 2, "is not a port"),
     ({"FC_SERVER_PORT": "9", "FC_FUNCTION_HANDLER": "no.no"}, 1, "there is no no.py"),
 ], ids=["nothing", "fg-address", "scf-port", "fc-port", "handler"])
-def test_start_refused(env: Dict[str, str], status: int, said: str,
-                       package: pathlib.Path) -> None:
+def test_any_instance_init_failed(env: Dict[str, str], status: int, said: str,
+                                  package: pathlib.Path) -> None:
     """A process that cannot work ends at once, with one line on stderr."""
     handlers = {"_HANDLER": "test_handler.handle",
                 "RUNTIME_HANDLER": "test_handler.handle",

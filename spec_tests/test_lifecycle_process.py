@@ -246,7 +246,7 @@ def test_any_instance_on_demand(protocol: str, limit: int, code: str,
 
 @pytest.mark.parametrize("protocol,settings,same", (
     ("fc", {}, False), ("fc", {"concurrency": 2}, True), ("scf", {}, True),
-    ("fg", {}, True)), ids=("fc", "fc-concurrent", "scf", "fg"))
+    ("fg", {}, True)), ids=("fc.caller.replace", "fc-concurrent", "scf", "fg"))
 def test_any_caller_gone(protocol: str, settings: Dict[str, Any], same: bool, code: str,
                          fifo: Callable[[str], str]) -> None:
     """It is cancelled; the instance is used again, or replaced (fc, one at a time)."""
