@@ -48,9 +48,12 @@ class Check(NamedTuple):
 
 
 def protocols_of(function_name: str, fixture: str) -> Tuple[str, ...]:
-    """Return the protocols that a check with that name and argument concerns."""
-    first = function_name.split("_")[1]
-    return tuple(one for one in FIXTURES[fixture][1] if first in ("any", one))
+    """Return the protocols that a check with that name and argument concerns; after a
+    common rule `__scf` leaves that one alone."""
+    rule, _, case = function_name.partition("__")
+    first, only = rule.split("_")[1], case.split("_")[0]
+    return tuple(one for one in FIXTURES[fixture][1] if first in ("any", one)
+                 and (only == one or only not in kit.PROTOCOLS))
 
 
 def rule_names(text: spec.Spec) -> Dict[str, spec.Rule]:

@@ -411,7 +411,7 @@ class PushRun(Run):
                 raise Mismatch(wanted, self.process.ended())
             if time.monotonic() > deadline:
                 raise Mismatch(wanted + "; one that listens on 127.0.0.1 only is not "
-                               "reached [fc.start.bind]",
+                               "reached",
                                f"{last}; {self.process.tail()}")
             time.sleep(0.005)
 

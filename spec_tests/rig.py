@@ -352,7 +352,8 @@ class Rig:
         self.popen = self.launch()
         RUNNING.add(self)
         guard.watch(self.popen.pid)
-        threading.Thread(target=self.listen, daemon=True).start()
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
 
     def launch(self) -> "subprocess.Popen[bytes]":
         """Start the platform. Raises Mismatch."""
@@ -489,6 +490,7 @@ class Rig:
             with contextlib.suppress(OSError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
             self.popen.wait(5)
+        self.listener.join(1.0)  # it has come to the end, unless a child holds the pipe
         for stream in (self.popen.stdin, self.popen.stdout):
             with contextlib.suppress(OSError):
                 if stream is not None:

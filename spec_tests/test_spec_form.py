@@ -4,6 +4,7 @@
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Dict, List, Set, Tuple
@@ -37,6 +38,23 @@ def test_form(the_spec: spec.Spec) -> None:
     assert [str(error) for error in spec.lint(the_spec)] == []
 
 
+CHANGELOG = ROOT / "CHANGELOG.md"
+WITHDRAWN = re.compile(r"^\* `(\S+)` ← ((?:`\S+`,?\s+)+)", re.MULTILINE)
+
+
+def withdrawn() -> Dict[str, str]:
+    """Return the withdrawn rules of CHANGELOG.md, and the rule that carries each."""
+    found = WITHDRAWN.findall(CHANGELOG.read_text(encoding="utf-8"))
+    return {old: new for new, names in found for old in re.findall(r"`(\S+)`", names)}
+
+
+def test_withdrawn(the_spec: spec.Spec) -> None:
+    """A withdrawn name is no rule again, and what it said is in a rule."""
+    gone, there = withdrawn(), rule_ids(the_spec)
+    assert len(gone) > 100
+    assert (sorted(set(gone) & there), sorted(set(gone.values()) - there)) == ([], [])
+
+
 @pytest.mark.parametrize("path", repository_files(),
                          ids=lambda path: str(path.relative_to(ROOT)))
 def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
@@ -45,7 +63,8 @@ def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
     if b"\0" in text:
         return  # a binary
     cited = set(spec.cited(text.decode("utf-8", "replace")))
-    assert sorted(cited - rule_ids(the_spec)) == []
+    known = rule_ids(the_spec) | (set(withdrawn()) if path == CHANGELOG else set())
+    assert sorted(cited - known) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "spec_tests").glob("test_*.py")),
@@ -59,6 +78,17 @@ def test_test_names(the_spec: spec.Spec, path: pathlib.Path) -> None:
              and "rule" not in [argument.arg for argument in node.args.args]]
     named = [name for name in tests if name.split("_")[1] in spec.PROTOCOLS]
     assert [name for name in named if not checks.find_rule(rules, name, {})] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "spec_tests").glob("test_*.py")),
+                         ids=lambda path: path.name)
+def test_check_names(path: pathlib.Path) -> None:
+    """What takes an argument of the kit is named for a protocol, else it never runs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checked = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+               and node.name.startswith("test_")
+               and {argument.arg for argument in node.args.args} & set(checks.FIXTURES)]
+    assert [name for name in checked if name.split("_")[1] not in spec.PROTOCOLS] == []
 
 
 def arrows(table: spec.Table) -> List[Tuple[str, str, str]]:
