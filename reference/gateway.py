@@ -217,7 +217,9 @@ PROFILE_FIELDS: Tuple[Field, ...] = (
     Field("worker.dispatchMode", "one of least-request-count, round-robin"),
     Field("worker.shrinkStrategy", "one of LCC, FIFO, FILO"),
 )
-_TOP_KEYS = {field.path.partition(".")[0] for field in PROFILE_FIELDS}
+LIST_FIELDS = (Field("functions", "list"), Field("services", "list"))
+SERVICE_FIELDS = (Field("name", "text", True), Field("functions", "shares", True))
+SHARE_FIELDS = (Field("name", "text", True), Field("proportion", "share"))
 
 
 def _is_number(value: object, least: float) -> bool:
@@ -249,6 +251,9 @@ KINDS: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
         isinstance(value, list) and bool(value) and all(map(_is_word, value)))),
     "pairs": ("a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_",
               lambda value: isinstance(value, list) and all(map(_is_pair, value))),
+    "list": ("a list", lambda value: isinstance(value, list)),
+    "shares": ("a list with at least one function", lambda value: (
+        isinstance(value, list) and bool(value))),
     "object": ("an object", lambda value: isinstance(value, dict)),
     "count": ("a whole number from 1", lambda value: (
         isinstance(value, int) and _is_number(value, 1))),
@@ -275,19 +280,14 @@ def check_value(where: str, kind: str, value: object) -> None:
                          % (where, wanted, json.dumps(value)[:80]))
 
 
-def check_keys(where: str, item: Dict[str, Any], known: Iterable[str]) -> None:
-    """Raise ValueError for a key that nobody knows."""
-    for key in item:
-        if key not in known:
-            raise ValueError("%s.%s: unknown field" % (where, key))
-
-
-def check_profile(where: str, item: object) -> None:
-    """Raise ValueError, naming the field, unless this is a profile."""
+def check_item(where: str, item: Any, fields: Sequence[Field]) -> None:
+    """Raise ValueError, naming the field, unless an object is as its fields say."""
     check_value(where, "object", item)
-    assert isinstance(item, dict)
-    check_keys(where, item, _TOP_KEYS)  # inside `worker` and the like they are allowed
-    for field in PROFILE_FIELDS:
+    tops = [field.path.partition(".")[0] for field in fields]
+    for key in item:  # inside `worker` and the like unknown ones are allowed
+        if key not in tops:
+            raise ValueError("%s.%s: unknown field" % (where, key))
+    for field in fields:
         outer, _, inner = field.path.rpartition(".")
         place = item.get(outer, {}) if outer else item
         if inner in place:
@@ -334,57 +334,36 @@ class Profile:
 Services = Dict[str, List[Tuple[str, float]]]
 
 
-def read_profiles(document: object,
+def read_profiles(document: Any,
                   settings: Settings) -> Tuple[Dict[str, Profile], Services]:
     """Return functions and services of a list of profiles, or of an object with the
     lists `functions` and `services`. Raises ValueError for the whole [fcc.profile.all].
     """
     if isinstance(document, list):
         document = {"functions": document}
-    check_value("profiles", "object", document)
-    assert isinstance(document, dict)
-    check_keys("profiles", document, ("functions", "services"))
+    check_item("profiles", document, LIST_FIELDS)
     functions: Dict[str, Profile] = {}
-    for number, item in enumerate(_list(document, "functions")):
+    for number, item in enumerate(document.get("functions", [])):
         where = "functions[%d]" % number
-        check_profile(where, item)
+        check_item(where, item, PROFILE_FIELDS)
         if item["name"] in functions:
             raise ValueError("%s.name: %s is there twice" % (where, item["name"]))
         functions[item["name"]] = Profile(item, settings)
     services: Services = {}
-    for number, item in enumerate(_list(document, "services")):
-        name, shares = _read_service("services[%d]" % number, item, functions)
-        if name in services:
-            raise ValueError("services[%d].name: %s is there twice" % (number, name))
-        services[name] = shares
+    for number, item in enumerate(document.get("services", [])):
+        where = "services[%d]" % number
+        check_item(where, item, SERVICE_FIELDS)
+        if item["name"] in services:
+            raise ValueError("%s.name: %s is there twice" % (where, item["name"]))
+        services[item["name"]] = []
+        for place, share in enumerate(item["functions"]):
+            inner = "%s.functions[%d]" % (where, place)
+            check_item(inner, share, SHARE_FIELDS)
+            if share["name"] not in functions:
+                raise ValueError("%s.name: no function %s"
+                                 % (inner, json.dumps(share["name"])))
+            services[item["name"]].append((share["name"], share.get("proportion", 1)))
     return functions, services
-
-
-def _list(document: Dict[str, Any], key: str) -> List[Any]:
-    items = document.get(key, [])
-    if not isinstance(items, list):
-        raise ValueError("%s: expected a list" % key)
-    return items
-
-
-def _read_service(where: str, item: Any, functions: Dict[str, Profile]) -> Tuple[
-        str, List[Tuple[str, float]]]:
-    check_value(where, "object", item)
-    check_keys(where, item, ("name", "functions"))
-    check_value(where + ".name", "text", item.get("name"))
-    shares: List[Tuple[str, float]] = []
-    for number, share in enumerate(_list(item, "functions")):
-        place = "%s.functions[%d]" % (where, number)
-        check_value(place, "object", share)
-        check_keys(place, share, ("name", "proportion"))
-        if share.get("name") not in functions:
-            raise ValueError("%s.name: no function %s"
-                             % (place, json.dumps(share.get("name"))))
-        check_value(place + ".proportion", "share", share.get("proportion", 1))
-        shares.append((share["name"], share.get("proportion", 1)))
-    if not shares:
-        raise ValueError(where + ".functions: expected at least one")
-    return item["name"], shares
 
 
 # ---- rules without I/O: dispatch and scaling ----
