@@ -175,6 +175,7 @@ CHUNK_BYTES = 262144
 MAX_CONNECTIONS = 4096
 END_S = 5.0                  # for processes that were killed
 EXEC_S = 0.02                # a process that is being forked has no environment yet
+SLICE_S = 1.0                # of a wait under a limit
 FREEZE_S = 0.2               # waiting that much too long means: we were frozen
 LOGS_KEPT = 100              # log folders of workers that have stopped
 
@@ -395,7 +396,8 @@ def choose_function(dispatch: str, fc_name: str, default: str,
 
 
 class Bucket:
-    """The rate limit of a function: tokens, full at first [fcc.limit.rate]."""
+    """The rate limit of a function: tokens, full at first [fcc.limit.rate]. It gains
+    some in a freeze, too: the caller's time has gone on."""
 
     def __init__(self, profile: Profile, now: float) -> None:
         self.profile = profile
@@ -441,6 +443,44 @@ def judge_answer(control_path: str, status: int, fc_status: str) -> bool:
     if fc_status in ("200", "404"):
         return fc_status == "200"
     return status != 404 or control_path != "/invoke"
+
+
+# ---- running time ----
+
+class Clock:
+    """Seconds without those for which the container was frozen, the time of all limits
+    [fcc.freeze.clocks]. Who waits says how long that was to take at most: a wait that
+    took far longer was a freeze, and is counted for nobody."""
+
+    def __init__(self) -> None:
+        self._frozen_s = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> float:
+        """Return the running time."""
+        return time.monotonic() - self._frozen_s
+
+    def waited(self, begin: float, most_s: float) -> float:
+        """Return the running time after a wait."""
+        with self._lock:
+            now = self.now()
+            if now - begin <= most_s + FREEZE_S:
+                return now
+            self._frozen_s += now - begin
+            return begin
+
+    def acquire(self, lock: threading.Lock, deadline: float) -> bool:
+        """Take a lock by the deadline; tell whether that worked."""
+        now = self.now()
+        while now < deadline:
+            slice_s = min(SLICE_S, deadline - now)
+            if lock.acquire(timeout=slice_s):
+                return True
+            now = self.waited(now, slice_s)
+        return lock.acquire(blocking=False)
+
+
+clock = Clock()
 
 
 # ---- HTTP: one strict parser for both directions ----
@@ -589,12 +629,7 @@ def framing(length: Optional[int]) -> str:
 
 
 class Stream:
-    """A connected socket with the bytes read ahead, and a deadline.
-
-    Reads and writes block in slices: one that took far longer than it may means that
-    the container was frozen, and does not count, so that limits are running time
-    [fcc.freeze.clocks].
-    """
+    """A connected socket with the bytes read ahead, and a deadline."""
 
     __slots__ = ("socket", "rest", "deadline", "_slice_s")
 
@@ -607,44 +642,38 @@ class Stream:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_LIMIT)
 
     def arm(self, deadline: float) -> None:
-        """Let reads raise Late after the deadline, a monotonic time; inf = never."""
+        """Let reads raise Late after the deadline, a running time; inf = never."""
         self.deadline = deadline
         slice_s = 0.0
         if deadline != math.inf:
-            slice_s = min(1.0, max(0.001, deadline - time.monotonic()))
+            slice_s = min(SLICE_S, max(0.001, deadline - clock.now()))
         if slice_s != self._slice_s:
             self._slice_s = slice_s
             whole = int(slice_s)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack(
                 "ll", whole, int((slice_s - whole) * 1e6)))
 
-    def _count(self, begin: float, slice_s: float) -> None:
-        if self.deadline == math.inf:
-            return
-        now = time.monotonic()
-        if now - begin > slice_s + FREEZE_S:
-            self.deadline += now - begin
-        if now >= self.deadline:
-            raise Late
-
     def read(self, size: int = 65536) -> bytes:
         """Return what has come, b"" at the end of the stream. Raises Late, OSError."""
         while True:
-            begin = time.monotonic()
+            begin = clock.now()
+            data = None
             try:
                 data = self.socket.recv(size)
             except BlockingIOError:
-                self._count(begin, self._slice_s)
-                self.arm(self.deadline)
-                continue
-            self._count(begin, self._slice_s)
-            return data
+                pass
+            if self.deadline != math.inf and (
+                    clock.waited(begin, self._slice_s) >= self.deadline):
+                raise Late
+            if data is not None:
+                return data
+            self.arm(self.deadline)
 
     def send(self, data: bytes) -> None:
         """Send everything. Raises Late, OSError."""
         left: Union[bytes, memoryview] = data
         while left:
-            begin = time.monotonic()
+            begin = clock.now()
             try:
                 sent = self.socket.send(left)
             except BlockingIOError:
@@ -652,39 +681,34 @@ class Stream:
             if sent == len(left):
                 return
             left = memoryview(left)[sent:]
-            self._count(begin, _SEND_SLICE_S)
+            if clock.waited(begin, _SEND_SLICE_S) >= self.deadline:
+                raise Late
 
     def head(self) -> Optional[Message]:
         """Read a head; None at the end of the stream. Blocks until it begins, then
         HEAD_TIMEOUT_S unless there is a deadline. Raises BadMessage, Late, OSError."""
+        is_idle = self.deadline == math.inf
         data = self.rest or self.read()
         while data[:2] == b"\r\n":  # empty lines before a message are legal
             data = data[2:] or self.read()
         if not data:
             return None
         end = data.find(b"\r\n\r\n")
-        if end < 0:
-            idle = self.deadline == math.inf
-            if idle:
-                self.arm(time.monotonic() + HEAD_TIMEOUT_S)
-            data, end = self._slow_head(data)
-            if idle:
-                self.arm(math.inf)
-        self.rest = data[end + 4:]
-        return parse_head(data[:end].decode("latin-1"))
-
-    def _slow_head(self, data: bytes) -> Tuple[bytes, int]:
-        end = -1
         while end < 0:
             if len(data) > HEAD_BYTES:
                 raise BadMessage("a head over 64 KiB", 431)
+            if self.deadline == math.inf:
+                self.arm(clock.now() + HEAD_TIMEOUT_S)
             more = self.read()
             if not more:
                 raise BadMessage("the stream ends within a head")
             searched = max(0, len(data) - 3)
             data += more
             end = data.find(b"\r\n\r\n", searched)
-        return data, end
+        if is_idle:
+            self.arm(math.inf)
+        self.rest = data[end + 4:]
+        return parse_head(data[:end].decode("latin-1"))
 
     def parts(self, length: Optional[int]) -> Iterator[bytes]:
         """Yield a body as it comes; None = until the stream ends. Raises BadMessage
@@ -821,7 +845,7 @@ class Worker:
         os.makedirs(self.scratch, exist_ok=True)
         # [fcc.launch.command]
         words = profile.command or [os.path.join(profile.folder, "bootstrap")]
-        begin = time.monotonic()
+        begin = clock.now()
         with open(os.path.join(self.log_folder, "stdout.log"), "wb") as out:
             with open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
                 try:
@@ -858,19 +882,18 @@ class Worker:
 
     def _await_port(self, begin: float) -> Stream:
         """Dial until the worker listens. Raises Failure."""
-        left_s = self.profile.init_timeout_s
-        last = begin
-        while left_s > 0:
+        now = begin
+        while now < begin + self.profile.init_timeout_s:
             try:
                 return self._dial()
             except OSError:
                 pass
             if self.process is None or self.process.poll() is not None:
                 raise self._died()
-            now = time.monotonic()
-            time.sleep(0.001 if now < begin + 0.05 else 0.005)
-            left_s -= min(now - last, FREEZE_S)  # frozen time does not count
-            last = now
+            now = clock.now()
+            pause_s = 0.001 if now < begin + 0.05 else 0.005
+            time.sleep(pause_s)
+            now = clock.waited(now, pause_s)
         raise Failure("InitTimeout", "worker %s does not listen on port %d within %g s"
                       % (self.id, self.port, self.profile.init_timeout_s))
 
@@ -934,7 +957,7 @@ class Worker:
                 return stream
             stream.socket.close()
         try:
-            return self._dial(min(1.0, max(0.001, deadline - time.monotonic())))
+            return self._dial(min(1.0, max(0.001, deadline - clock.now())))
         except OSError:
             return None
 
@@ -1052,7 +1075,7 @@ class Call:
         self.agent = agent
         self.name = name
         self.metadata = metadata
-        self.started = time.monotonic()
+        self.started = clock.now()
         self.deadline = self.started + metadata.timeout_s
         self.lines: List[str] = []   # the header fields of the answer
         self._parts: Iterator[bytes] = iter(())
@@ -1111,7 +1134,7 @@ class Call:
 
     def _take_head(self, message: Message) -> None:
         assert self._stream is not None
-        self.first_byte_s = time.monotonic() - self.started
+        self.first_byte_s = clock.now() - self.started
         self.status = int(message.words[1])
         self.is_ok = judge_answer(self.control_path, self.status,
                                   message.get("x-fc-status"))
@@ -1404,14 +1427,14 @@ class Agent:
                 return
             self._enqueue(broker, call)
         assert call.gate is not None
-        if not call.gate.acquire(timeout=max(0.0, call.deadline - time.monotonic())):
+        if not clock.acquire(call.gate, call.deadline):
             with self.lock:
                 if call in broker.queue:
                     broker.queue.remove(call)
-        call.queued_s = time.monotonic() - call.started
+        call.queued_s = clock.now() - call.started
         if call.refusal is not None:
             raise call.refusal
-        if call.worker is None or time.monotonic() >= call.deadline:
+        if call.worker is None or clock.now() >= call.deadline:
             # [fcc.timeout.queue]
             raise Failure("QueueTimeout", "no worker of %s was free within %g s"
                           % (call.name, call.metadata.timeout_s))
@@ -1452,7 +1475,7 @@ class Agent:
         worker.active += 1
         worker.served += 1
         if worker.active == 1 and self._next_check == math.inf:
-            self._next_check = time.monotonic() + self.settings["memory_check_s"]
+            self._next_check = clock.now() + self.settings["memory_check_s"]
             self._wake.notify()
 
     def _serve_queue(self, broker: Broker) -> None:
@@ -1502,7 +1525,7 @@ class Agent:
                "true" if call.is_new else "false", quote(metadata.method),
                quote(metadata.url), call.status,
                quote(call.error) if call.error else "null", call.queued_s * 1e3,
-               call.first_byte_s * 1e3, (time.monotonic() - call.started) * 1e3,
+               call.first_byte_s * 1e3, (clock.now() - call.started) * 1e3,
                call.size))
 
     # Workers come and go. All with the lock held, but launched() and exited().
@@ -1534,7 +1557,7 @@ class Agent:
         self._launch_queue.append(worker)
         self._launch_next()
         if self._next_tick == math.inf:
-            self._next_tick = time.monotonic() + self.settings["tick_s"]
+            self._next_tick = clock.now() + self.settings["tick_s"]
             self._wake.notify()
         return None
 
@@ -1616,7 +1639,7 @@ class Agent:
         elif action == "kill":
             worker.signal(signal.SIGKILL)
         elif action == "drain" and worker.active:
-            worker.deadline = time.monotonic() + self.settings["drain_s"]
+            worker.deadline = clock.now() + self.settings["drain_s"]
             self._wake.notify()
         elif action == "drain":
             worker.move("drained")
@@ -1626,7 +1649,7 @@ class Agent:
 
     def _terminate(self, worker: Worker) -> None:
         worker.signal(signal.SIGTERM)  # [fcc.stop.signals]
-        worker.deadline = time.monotonic() + self.settings["grace_s"]
+        worker.deadline = clock.now() + self.settings["grace_s"]
         self._wake.notify()
 
     # The control loop: ticks, memory, the deadlines of workers that go.
@@ -1643,13 +1666,11 @@ class Agent:
     def _control_once(self) -> None:
         due = min([self._next_tick, self._next_check]
                   + [worker.deadline for worker in self.workers])
-        now = time.monotonic()
+        now = clock.now()
         if due > now:  # no worker, no reason to wake up
             self._wake.wait(None if due == math.inf else due - now)
+            clock.waited(now, due - now)
             return
-        if now - due > FREEZE_S:  # [fcc.freeze.clocks] we were frozen for so long
-            for worker in self.workers:
-                worker.deadline += now - due
         if self._next_tick <= now:
             self._next_tick = math.inf
             self._tick_all(now)
@@ -1687,7 +1708,7 @@ class Agent:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
         for worker in self.workers:
             if worker.active:
-                self._next_check = time.monotonic() + self.settings["memory_check_s"]
+                self._next_check = clock.now() + self.settings["memory_check_s"]
                 over = worker.memory_bytes() > worker.profile.memory_bytes
                 worker.strikes = worker.strikes + 1 if over else 0
                 if worker.strikes > MEMORY_STRIKES:
@@ -1700,8 +1721,8 @@ class Agent:
             if self.state == "running":
                 self.state = "closing"
             limit_s = self.settings["drain_s"] if drain_s is None else drain_s
-            self.drain_until = min(self.drain_until, time.monotonic() + limit_s)
-            while self.calls and time.monotonic() < self.drain_until:
+            self.drain_until = min(self.drain_until, clock.now() + limit_s)
+            while self.calls and clock.now() < self.drain_until:
                 self._changed.wait(0.1)
             drained = not self.calls
             for broker in self.brokers.values():
@@ -1710,8 +1731,8 @@ class Agent:
                 self._retire(worker)
                 if worker.state == "pending-stop" and worker.move("late"):
                     self._terminate(worker)
-            end = time.monotonic() + self.settings["grace_s"] + 2
-            while self.workers and time.monotonic() < end:
+            end = clock.now() + self.settings["grace_s"] + 2
+            while self.workers and clock.now() < end:
                 self._changed.wait(0.1)
         return drained
 
@@ -1723,8 +1744,8 @@ class Agent:
             for worker in list(self.workers):
                 self._retire(worker)  # what is being started ends when it is there
                 worker.signal(signal.SIGKILL)
-            deadline = time.monotonic() + END_S
-            while self.workers and time.monotonic() < deadline:
+            deadline = clock.now() + END_S
+            while self.workers and clock.now() < deadline:
                 self._changed.wait(0.1)
         if self.counts["workers"]:
             time.sleep(EXEC_S)
@@ -1793,7 +1814,7 @@ class Request:
         self.keep_alive = False
         if self.expects:
             return
-        self.stream.arm(time.monotonic() + HEAD_TIMEOUT_S)
+        self.stream.arm(clock.now() + HEAD_TIMEOUT_S)
         size = 0
         try:
             for part in self.stream.parts(self.length):
@@ -1811,7 +1832,7 @@ class Request:
         if document is not None:
             body = json.dumps(document).encode() + b"\n"
             lines = [*lines, "Content-Type: application/json"]
-        self.stream.deadline = time.monotonic() + HEAD_TIMEOUT_S
+        self.stream.deadline = clock.now() + HEAD_TIMEOUT_S
         self.send_head(status, lines, len(body), b"" if self.method == "HEAD" else body)
 
     def send_head(self, status: int, lines: Sequence[str],
@@ -1879,12 +1900,12 @@ class Server:
         except OSError:
             pass
         self._listener.close()
-        deadline = time.monotonic() + 1
+        deadline = clock.now() + 1
         connections = list(self._connections.items())
         for stream, _ in connections:
             stream.shut(socket.SHUT_RD)  # who waits for a request waits no more
         for stream, thread in connections:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - clock.now()))
             stream.shut()
 
     def _serve(self, accepted: socket.socket, address: str) -> None:
@@ -1908,7 +1929,7 @@ class Server:
     def _refuse(self, stream: Stream, error: BadMessage) -> None:
         body = json.dumps({"errorType": "BadRequest", "errorMessage": str(error)})
         try:
-            stream.deadline = time.monotonic() + HEAD_TIMEOUT_S
+            stream.deadline = clock.now() + HEAD_TIMEOUT_S
             stream.send(format_head(status_line(error.status), [
                 "Content-Type: application/json", "Connection: close",
                 framing(len(body))]) + body.encode())
@@ -1972,7 +1993,7 @@ class Server:
                 message.get("x-noslated-dispatch"), message.get("x-fc-function-name"),
                 self.default_function, self.agent.brokers, self.agent.services,
                 random.random())
-            body = request.body(time.monotonic() + metadata.timeout_s + BODY_EXTRA_S)
+            body = request.body(clock.now() + metadata.timeout_s + BODY_EXTRA_S)
             call = self.agent.invoke(name, body, metadata)
         except Failure as failure:
             status = 404 if request.kind == "/invoke" else FAILURES[failure.name]
@@ -2048,7 +2069,7 @@ class Server:
         request.answer(200)
 
     def _admin_body(self, request: Request) -> Iterable[bytes]:
-        body = request.body(time.monotonic() + HEAD_TIMEOUT_S)
+        body = request.body(clock.now() + HEAD_TIMEOUT_S)
         return [body] if isinstance(body, bytes) else body
 
 

@@ -274,6 +274,23 @@ def test_fcc_freeze_clocks__call() -> None:
         assert call.result().status == 200
 
 
+def test_fcc_freeze_clocks__queue() -> None:
+    """Nor does it count while a call waits for a worker."""
+    worker = {"maxActivateRequests": 1, "replicaCountLimit": 1}
+    with Container([profile(worker=worker)],
+                   *SLOW) as container, ThreadPoolExecutor(2) as pool:
+        gate = container.folder / "gate"
+        pool.submit(container.invoke, call_of("hold", gate=str(gate)))
+        until(lambda: [one for one in container.function()["workers"] if one["active"]])
+        call = pool.submit(container.invoke, b"next", X_Fc_Function_Timeout="0.3")
+        until(lambda: container.function()["queued"])
+        os.killpg(container.process.pid, signal.SIGSTOP)
+        time.sleep(0.6)
+        gate.touch()
+        os.killpg(container.process.pid, signal.SIGCONT)
+        assert call.result().body == b"next"
+
+
 # ---- the emulator as the platform, bootstraps as workers ----
 
 
