@@ -178,6 +178,7 @@ EXEC_S = 0.02                # a process that is being forked has no environment
 SLICE_S = 1.0                # of a wait under a limit
 FREEZE_S = 0.2               # waiting that much too long means: we were frozen
 LOGS_KEPT = 100              # log folders of workers that have stopped
+RESERVED = 2                 # rank of workers that nobody waits for; disposable: 0
 
 
 # ---- rules without I/O: profiles ----
@@ -794,8 +795,8 @@ class Worker:
         self.served = 0
         self.deadline = math.inf     # of draining, then of stopping
         self.strikes = 0
-        self.launching = False       # its thread runs
-        self.reserve = False         # nobody waits for it
+        self.has_thread = False      # else it waits for its turn to start
+        self.rank = 1                # among those that wait, the lowest first
         self.secret = secrets.token_hex(16)   # [fcc.worker.secret]
         self.port = 0
         self._own_lines = (
@@ -807,11 +808,6 @@ class Worker:
         self.process: Optional["subprocess.Popen[bytes]"] = None
         self.log_folder = os.path.join(agent.log_folder, "workers", self.id)
         self.scratch = os.path.join(agent.work_folder, "sandbox", self.id)
-
-    def move(self, call: str) -> str:
-        """Change the state (lock held); return the action, "" if it cannot be."""
-        action, self.state = STATES.get((self.state, call), ("", self.state))
-        return action
 
     def run(self) -> None:
         """Launch, serve, end; the body of the worker's thread."""
@@ -1337,7 +1333,6 @@ class Agent:
         self.lock = threading.Lock()
         self._wake = threading.Condition(self.lock)      # of the control loop
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
-        self._launch_queue: List[Worker] = []
         self._old_logs: Deque[str] = collections.deque()
         self._next_tick = self._next_check = math.inf
         self._write_log = write_log
@@ -1362,12 +1357,12 @@ class Agent:
                 broker.reject(Failure("UnknownFunction", "%s was removed"
                                       % broker.profile.name))
                 for worker in list(broker.workers):
-                    self._retire(worker)
+                    self._step(worker, "retire")
             self.services = services
             for name, profile in functions.items():
                 broker = self.brokers.setdefault(name, Broker(profile, now))
                 for worker in broker.update(profile, now):
-                    self._retire(worker)
+                    self._step(worker, "retire")
                 self._refill(broker)
                 self._reserve(broker)
 
@@ -1427,7 +1422,9 @@ class Agent:
                 return
             self._enqueue(broker, call)
         assert call.gate is not None
-        if not clock.acquire(call.gate, call.deadline):
+        try:
+            clock.acquire(call.gate, call.deadline)
+        finally:
             with self.lock:
                 if call in broker.queue:
                     broker.queue.remove(call)
@@ -1455,7 +1452,7 @@ class Agent:
         """Put a call into the queue and order a worker (lock held). Raises Failure."""
         profile = broker.profile
         if profile.queue_disabled:  # [fcc.queue.disabled]
-            self._want_worker(broker, 1)
+            self._order(broker, 1 - broker.count("created"))
             raise Failure("QueueDisabled", "%s has no free worker" % call.name)
         queued = sum(len(one.queue) for one in self.brokers.values())
         if queued >= self.settings["queued_calls"]:
@@ -1493,7 +1490,7 @@ class Agent:
         with self.lock:
             assert call.worker is not None
             call.worker.active -= 1
-            self._retire(call.worker)
+            self._step(call.worker, "retire")
             call.worker = call.gate = None
 
     def settle(self, call: Call) -> None:
@@ -1505,11 +1502,10 @@ class Agent:
             if worker is not None:
                 worker.active -= 1
                 if worker.profile.disposable or call.error in RETIRING:
-                    self._retire(worker)
-                elif worker.state == "ready":
-                    self._serve_queue(worker.broker)
-                if not worker.active and worker.move("drained"):
-                    self._terminate(worker)
+                    self._step(worker, "retire")
+                self._serve_queue(worker.broker)
+                if not worker.active:
+                    self._step(worker, "drained")
             if self.state != "running":
                 self._changed.notify_all()
 
@@ -1530,66 +1526,63 @@ class Agent:
 
     # Workers come and go. All with the lock held, but launched() and exited().
 
-    def _want_worker(self, broker: Broker, demand: int,
-                     reserve: bool = False) -> Optional[Failure]:
-        """Order one worker unless those that start can take `demand` calls or the
-        function has all it may have. Return why it is impossible, None if it is not."""
+    def _order(self, broker: Broker, number: int, rank: int = 1) -> Optional[Failure]:
+        """Order so many workers, but not more than the function may have. Return why
+        one is impossible, None if each is possible."""
         profile = broker.profile
-        if self.state == "closed":
-            return Failure("AgentClosed", "the gateway has ended")
-        starting = broker.count("created")
-        if starting * profile.max_active >= demand or (  # [fcc.limit.replicas]
-                starting + broker.count("ready") >= profile.replica_limit):
-            return None
-        used = sum(worker.profile.memory_bytes for worker in self.workers
-                   if worker.state in ("created", "ready"))
-        # [fcc.limit.pool]
-        if used + profile.memory_bytes > self.settings["memory_pool_bytes"]:
-            return Failure("MemoryPoolFull", "%s needs %d bytes, the pool of %d has %d"
-                           % (profile.name, profile.memory_bytes, self.settings[
-                               "memory_pool_bytes"],
-                              self.settings["memory_pool_bytes"] - used))
-        self.counts["workers"] += 1
-        worker = Worker(self, broker, self.counts["workers"])
-        worker.reserve = reserve
-        broker.workers.append(worker)
-        self.workers.append(worker)
-        self._launch_queue.append(worker)
+        failure = None
+        for _ in range(min(number, profile.replica_limit
+                           - broker.count("created", "ready"))):  # [fcc.limit.replicas]
+            failure = self._no_room(profile)
+            if failure is not None:
+                break
+            self.counts["workers"] += 1
+            worker = Worker(self, broker, self.counts["workers"])
+            worker.rank = 0 if profile.disposable else rank
+            broker.workers.append(worker)
+            self.workers.append(worker)
         self._launch_next()
-        if self._next_tick == math.inf:
+        if self.workers and self._next_tick == math.inf:
             self._next_tick = clock.now() + self.settings["tick_s"]
             self._wake.notify()
-        return None
+        return failure
+
+    def _no_room(self, profile: Profile) -> Optional[Failure]:
+        if self.state == "closed":
+            return Failure("AgentClosed", "the gateway has ended")
+        pool = self.settings["memory_pool_bytes"]
+        left = pool - sum(worker.profile.memory_bytes for worker in self.workers
+                          if worker.state in ("created", "ready"))
+        if profile.memory_bytes <= left:  # [fcc.limit.pool]
+            return None
+        return Failure("MemoryPoolFull", "%s needs %d bytes, the pool of %d has %d"
+                       % (profile.name, profile.memory_bytes, pool, left))
 
     def _refill(self, broker: Broker) -> None:
         """Order the workers that the queue needs [fcc.launch.demand]."""
-        while broker.queue:
-            before = len(broker.workers)
-            failure = self._want_worker(broker, len(broker.queue))
-            if failure is not None:
-                broker.reject(failure)
-            if len(broker.workers) == before:
-                return
+        needed = math.ceil(len(broker.queue) / broker.profile.max_active)
+        failure = self._order(broker, needed - broker.count("created"))
+        if failure is not None:
+            broker.reject(failure)
 
     def _reserve(self, broker: Broker) -> None:
-        # [fcc.scale.reserve]
-        while broker.count("created", "ready") < broker.profile.reserved:
-            failure = self._want_worker(broker, 1 << 30, reserve=True)
-            if failure is not None:
-                broker.failure = failure
-                return
+        missing = broker.profile.reserved - broker.count("created", "ready")
+        failure = self._order(broker, missing, RESERVED)  # [fcc.scale.reserve]
+        if failure is not None:
+            broker.failure = failure
 
     def _launch_next(self) -> None:
-        """Start what may start; disposable first, reserved last [fcc.launch.parallel].
-        """
-        self._launch_queue.sort(key=lambda one: 0 if one.profile.disposable else
-                                2 if one.reserve else 1)
-        running = sum(one.launching for one in self.workers)
-        while self._launch_queue and running < self.settings["launches"]:
-            worker = self._launch_queue.pop(0)
-            worker.launching = True
-            running += 1
-            threading.Thread(target=worker.run, daemon=True).start()
+        """Start the workers whose turn it is [fcc.launch.parallel]."""
+        created = [one for one in self.workers if one.state == "created"]
+        waiting = [one for one in created if not one.has_thread]
+        waiting.sort(key=lambda one: one.rank)
+        free = int(self.settings["launches"]) - (len(created) - len(waiting))
+        for worker in waiting[:max(0, free)]:
+            try:
+                threading.Thread(target=worker.run, daemon=True).start()
+            except RuntimeError:
+                return  # no more threads: something must end first, and then we retry
+            worker.has_thread = True
 
     def pids(self) -> List[int]:
         """Return the processes of all workers."""
@@ -1603,54 +1596,60 @@ class Agent:
     def launched(self, worker: Worker, failure: Optional[Failure]) -> None:
         """The worker can serve, or never will."""
         with self.lock:
-            worker.launching = False
-            if failure is None and worker.move("installed"):
-                self._serve_queue(worker.broker)
-            elif failure is not None and worker.move("failed"):
-                worker.signal(signal.SIGKILL)
+            if failure is None:
+                self._step(worker, "installed")
+            elif worker.state == "created":
                 worker.broker.reject(failure)
                 self.counts[failure.name] += 1
+                self._step(worker, "failed")
             self._launch_next()
             self._changed.notify_all()
 
     def exited(self, worker: Worker) -> None:
         """The process has ended, or there never was one."""
         with self.lock:
-            worker.move("exit")
-            self._forget(worker)
+            self._step(worker, "exit")
             self._old_logs.append(worker.log_folder)
             spent = self._old_logs.popleft() if len(self._old_logs) > LOGS_KEPT else ""
         if spent:
             shutil.rmtree(spent, ignore_errors=True)
 
+    def _step(self, worker: Worker, call: str) -> None:
+        """Let a worker make a transition, if STATES has one for this call."""
+        action, worker.state = STATES.get((worker.state, call), ("", worker.state))
+        if action:
+            self.ACTIONS[action](self, worker)
+            self._refill(worker.broker)
+
+    def _serve(self, worker: Worker) -> None:
+        self._serve_queue(worker.broker)
+
+    def _drain(self, worker: Worker) -> None:  # [fcc.stop.drain]
+        self._limit(worker, "drain_s")
+        if not worker.active:
+            self._step(worker, "drained")
+
+    def _terminate(self, worker: Worker) -> None:  # [fcc.stop.signals]
+        worker.signal(signal.SIGTERM)
+        self._limit(worker, "grace_s")
+
+    def _kill(self, worker: Worker) -> None:
+        worker.signal(signal.SIGKILL)
+        if not worker.has_thread:  # and never will have
+            self._step(worker, "exit")
+
     def _forget(self, worker: Worker) -> None:
         self.workers.remove(worker)
         worker.broker.workers.remove(worker)
-        if self.brokers.get(worker.profile.name) is worker.broker:
-            self._refill(worker.broker)
         self._changed.notify_all()
 
-    def _retire(self, worker: Worker) -> None:
-        """Give a worker no more calls; stop it when it has none [fcc.stop.drain]."""
-        action = worker.move("retire")
-        if action == "kill" and not worker.launching:
-            self._launch_queue.remove(worker)
-            self._forget(worker)
-        elif action == "kill":
-            worker.signal(signal.SIGKILL)
-        elif action == "drain" and worker.active:
-            worker.deadline = clock.now() + self.settings["drain_s"]
-            self._wake.notify()
-        elif action == "drain":
-            worker.move("drained")
-            self._terminate(worker)
-        if action:
-            self._refill(worker.broker)
-
-    def _terminate(self, worker: Worker) -> None:
-        worker.signal(signal.SIGTERM)  # [fcc.stop.signals]
-        worker.deadline = clock.now() + self.settings["grace_s"]
+    def _limit(self, worker: Worker, setting: str) -> None:
+        worker.deadline = clock.now() + self.settings[setting]
         self._wake.notify()
+
+    ACTIONS: Dict[str, Callable[["Agent", Worker], None]] = {
+        "serve": _serve, "drain": _drain, "terminate": _terminate, "kill": _kill,
+        "forget": _forget}
 
     # The control loop: ticks, memory, the deadlines of workers that go.
 
@@ -1677,13 +1676,10 @@ class Agent:
         if self._next_check <= now:
             self._next_check = math.inf
             self._check_memory()
-        for worker in self.workers:
+        for worker in list(self.workers):
             if worker.deadline <= now:
                 worker.deadline = math.inf
-                if worker.move("late") == "terminate":
-                    self._terminate(worker)
-                else:
-                    worker.signal(signal.SIGKILL)
+                self._step(worker, "late")
 
     def _tick_all(self, now: float) -> None:
         if self.state != "running":
@@ -1699,10 +1695,8 @@ class Agent:
             broker.profile, broker.active(), broker.count("ready"),
             broker.count("created"), broker.low_ticks, self.settings["idle_ticks"])
         for worker in broker.victims(-change) if change < 0 else []:
-            self._retire(worker)
-        for _ in range(change):
-            if self._want_worker(broker, 1 << 30, reserve=True) is not None:
-                return  # the pool is full: nobody waits, so nobody is told
+            self._step(worker, "retire")
+        self._order(broker, change, RESERVED)  # if not: nobody waits, so nobody is told
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
@@ -1728,9 +1722,9 @@ class Agent:
             for broker in self.brokers.values():
                 broker.reject(Failure("AgentClosed", "the gateway is stopping"))
             for worker in list(self.workers):
-                self._retire(worker)
-                if worker.state == "pending-stop" and worker.move("late"):
-                    self._terminate(worker)
+                self._step(worker, "retire")
+                if worker.state == "pending-stop":
+                    self._step(worker, "late")
             end = clock.now() + self.settings["grace_s"] + 2
             while self.workers and clock.now() < end:
                 self._changed.wait(0.1)
@@ -1742,7 +1736,7 @@ class Agent:
             self.state = "closed"
             self._wake.notify_all()
             for worker in list(self.workers):
-                self._retire(worker)  # what is being started ends when it is there
+                self._step(worker, "retire")  # what is starting ends when it is there
                 worker.signal(signal.SIGKILL)
             deadline = clock.now() + END_S
             while self.workers and clock.now() < deadline:
