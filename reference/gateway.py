@@ -50,8 +50,8 @@ import time
 import traceback
 import urllib.parse
 from http import HTTPStatus
-from typing import (Any, Callable, Deque, Dict, FrozenSet, Generator, Iterable,
-                    Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union)
+from typing import (Any, Callable, Deque, Dict, FrozenSet, Iterable, Iterator,
+                    List, NamedTuple, Optional, Sequence, Tuple, Union)
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"  # of SPEC.md; `__spec__` itself belongs to the import system
@@ -629,6 +629,11 @@ def framing(length: Optional[int]) -> str:
         "Content-Length: %d" % length)
 
 
+def frame(part: bytes, chunked: bool) -> bytes:
+    """Write a part of a body; the empty one is the last."""
+    return b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
+
+
 class Stream:
     """A connected socket with the bytes read ahead, and a deadline."""
 
@@ -822,9 +827,8 @@ class Worker:
         if self.process is not None:
             self.process.wait()
             kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.worker.forks]
-        self.agent.exited(self)
-        while self.pool:
-            self.pool.pop().socket.close()
+        for stream in self.agent.exited(self):
+            stream.socket.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         time.sleep(EXEC_S)
         kill_marked("NOSLATE_WORKER_ID=" + self.id)
@@ -1049,7 +1053,7 @@ def kill_marked(variable: str) -> None:
 
 class Call:
     """One invocation. Agent.invoke() returns it as the answer: `status`, `headers`,
-    and the body to iterate over; close() it when you stop before its end."""
+    and the body to iterate over; end() it when you stop before its end."""
 
     worker: Optional[Worker] = None
     gate: Optional[threading.Lock] = None    # of a call that waits in a queue
@@ -1061,25 +1065,36 @@ class Call:
     length: Optional[int] = None   # of the body; None = unknown
     is_bare = False              # there is no body, whatever its length
     is_ok = False                # the handler did not fail
+    is_ended = False             # and holds nothing of the worker any more
     error = ""
     size = 0                     # of the body so far
     _stream: Optional[Stream] = None
     _upload: Optional["Upload"] = None
-    _reusable = _released = _closed = False
+    _reusable = False            # the stream, once the body was read
 
-    def __init__(self, agent: "Agent", name: str, metadata: Metadata) -> None:
+    def __init__(self, agent: "Agent", metadata: Metadata, name: str = "") -> None:
         self.agent = agent
-        self.name = name
         self.metadata = metadata
+        self.name = name
         self.started = clock.now()
         self.deadline = self.started + metadata.timeout_s
         self.lines: List[str] = []   # the header fields of the answer
         self._parts: Iterator[bytes] = iter(())
+        with agent.lock:
+            agent.calls += 1
 
-    def exchange(self, stream: Stream, body: Body) -> None:
-        """Send the call and read the head of the answer. Raises Failure."""
-        self._stream = stream
-        stream.arm(self.deadline)
+    def send(self, body: Body) -> None:
+        """Send the call to a worker and read the head of the answer. Blocks until the
+        deadline at most. Raises Failure."""
+        try:
+            stream = self._stream = self.agent.connect(self)
+            stream.arm(self.deadline)
+            self._take_head(stream, self._exchange(stream, body))
+        except BaseException as error:
+            self.end(error.name if isinstance(error, Failure) else "CallerGone")
+            raise
+
+    def _exchange(self, stream: Stream, body: Body) -> Message:
         head, chunked = self._format(body)
         try:
             if isinstance(body, bytes):
@@ -1087,20 +1102,19 @@ class Call:
             else:
                 stream.send(head)
                 self._upload = Upload(stream, body, chunked)
-            message = read_answer(stream)
+            return read_answer(stream)
         except Late:
-            if self._upload is not None and self._upload.waits:
+            if self._upload is not None and self._upload.state == "reading":
                 raise Failure("CallerGone", "the caller has not sent its body in time")
             raise Failure("HeadTimeout", "%s gave no answer within %g s"
                           % (self.name, self.metadata.timeout_s))
         except BadMessage as error:
             raise Failure("BadAnswer", "%s: %s" % (self.name, error))
         except OSError as error:
-            if self._upload is not None and self._upload.error is not None:
+            if self._upload is not None and self._upload.state == "broken":
                 raise Failure("CallerGone", "the caller sent half a body")
             raise Failure("WorkerDied", "the worker of %s is gone: %s"
                           % (self.name, error))
-        self._take_head(message)
 
     def _format(self, body: Body) -> Tuple[bytes, bool]:
         """Return the head of the request, and whether its body goes in chunks."""
@@ -1128,8 +1142,7 @@ class Call:
             raise BadMessage("no method, URL and id: %r" % start[:80])
         return format_head(start, lines), length is None
 
-    def _take_head(self, message: Message) -> None:
-        assert self._stream is not None
+    def _take_head(self, stream: Stream, message: Message) -> None:
         self.first_byte_s = clock.now() - self.started
         self.status = int(message.words[1])
         self.is_ok = judge_answer(self.control_path, self.status,
@@ -1145,8 +1158,12 @@ class Call:
         if self.is_bare:
             length = 0
         self._reusable = length is not None and message.keep_alive()
-        self._stream.deadline += BODY_EXTRA_S  # [fcc.timeout.body]
-        self._parts = self._stream.parts(length)
+        stream.deadline += BODY_EXTRA_S  # [fcc.timeout.body]
+        self._parts = stream.parts(length)
+        if self._upload is None and length is not None and (
+                0 <= length <= len(stream.rest)):
+            self._parts = iter(list(self._parts))  # all is here: free the worker
+            self.end()
 
     @property
     def headers(self) -> List[Tuple[str, str]]:
@@ -1154,58 +1171,52 @@ class Call:
         pairs = [line.partition(":") for line in self.lines]
         return [(name, value.strip(" \t")) for name, _, value in pairs]
 
-    def __iter__(self) -> Generator[bytes, None, None]:
+    def __iter__(self) -> Iterator[bytes]:
         """Yield the body as it comes. Raises Failure when it breaks off."""
-        done = False
         try:
             for part in self._parts:
                 self.size += len(part)
                 yield part
-            done = True
+            self.end()
         except Late:
-            raise self._broken("BodyTimeout", "the answer takes too long")
+            self.end("BodyTimeout")
+            raise Failure("BodyTimeout", "%s: the answer takes too long" % self.name)
         except (BadMessage, OSError) as error:
-            raise self._broken("StreamBroken", str(error))
+            self.end("StreamBroken")
+            raise Failure("StreamBroken", "%s: %s" % (self.name, error))
         finally:
-            self.close("" if done else "CallerGone")
+            self.end("CallerGone")
 
-    def _broken(self, name: str, message: str) -> Failure:
-        self.error = name
-        return Failure(name, "%s: %s" % (self.name, message))
-
-    def body_ready(self) -> bool:
-        """Tell whether the body can be read without waiting."""
-        return bool(self.length) and not self.is_bare and (
-            self._stream is not None and len(self._stream.rest) >= (self.length or 0))
-
-    def release(self, error: str = "") -> None:
-        """Give the worker's slot and connection back; the body has been read."""
-        if self._released:
+    def end(self, error: str = "") -> None:
+        """Give the worker's slot and connection back, unless that was done."""
+        if self.is_ended:
             return
-        self._released = True
-        self.error = self.error or error
+        self.is_ended = True
+        self.error = error or self.error
         stream, upload = self._stream, self._upload
         reusable = self._reusable and not error and (
-            upload is None or upload.done.is_set())
-        if stream is not None and reusable and not stream.rest and (
-                self.worker is not None and self.worker.state == "ready"):
-            self.worker.pool.append(stream)
-            stream = None
-        if stream is not None:
-            stream.shut()  # the handler may learn that nobody waits [fcc.caller.gone]
-        self.agent.settle(self)
+            upload is None or upload.state == "done")
+        if self.agent.settle(self, stream if reusable else None) or stream is None:
+            return
+        stream.shut()  # the handler may learn that nobody waits [fcc.caller.gone]
         if upload is not None:
             upload.thread.join()
-        if stream is not None:
-            stream.socket.close()
+        stream.socket.close()
 
-    def close(self, error: str = "") -> None:
-        """End the call, and write its line of the access log."""
-        self.release(error)
-        if not self._closed:
-            self._closed = True
-            self.error = self.error or error
-            self.agent.log(self)
+    def log_line(self) -> str:
+        """Return the line of the access log [fcc.log.access]."""
+        metadata = self.metadata
+        return (
+            '{"time": %.3f, "request_id": %s, "function": %s, "worker": %s, '
+            '"new_worker": %s, "method": %s, "url": %s, "status": %d, "error": %s, '
+            '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f, "bytes": %d}\n'
+            % (time.time(), quote(metadata.request_id), quote(self.name),
+               quote(self.worker.id) if self.worker else "null",
+               "true" if self.is_new else "false", quote(metadata.method),
+               quote(metadata.url), self.status,
+               quote(self.error) if self.error else "null", self.queued_s * 1e3,
+               self.first_byte_s * 1e3, (clock.now() - self.started) * 1e3,
+               self.size))
 
 
 class Upload:
@@ -1213,9 +1224,9 @@ class Upload:
     while it reads. What the worker does not want any more is read and dropped."""
 
     def __init__(self, stream: Stream, body: Iterable[bytes], chunked: bool) -> None:
-        self.error: Optional[Exception] = None   # of the caller's side
-        self.waits = True                        # for the caller, not for the worker
-        self.done = threading.Event()            # the worker has it all
+        # reading from the caller, sending to the worker; at last done, refused by the
+        # worker, or broken by the caller
+        self.state = "reading"
         self._stream = stream
         self._body = body
         self._chunked = chunked
@@ -1223,25 +1234,24 @@ class Upload:
         self.thread.start()
 
     def _run(self) -> None:
-        wanted = True
         try:
             for part in self._body:
-                wanted = wanted and self._send(
-                    b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
-            if wanted and self._send(b"0\r\n\r\n" if self._chunked else b""):
-                self.done.set()
-        except (BadMessage, Late, OSError) as error:
-            self.error = error
+                if part:
+                    self._send(part, "reading")
+            self._send(b"", "done")
+        except (BadMessage, Late, OSError):
+            self.state = "broken"
             self._stream.shut()  # half a body: the worker must notice
 
-    def _send(self, data: bytes) -> bool:
-        self.waits = False
+    def _send(self, part: bytes, next_state: str) -> None:
+        if self.state == "refused":
+            return
+        self.state = "sending"
         try:
-            self._stream.send(data)
+            self._stream.send(frame(part, self._chunked))
+            self.state = next_state
         except (Late, OSError):
-            return False
-        self.waits = bool(data)
-        return True
+            self.state = "refused"
 
 
 class Broker:
@@ -1317,7 +1327,6 @@ class Agent:
     brokers and workers; it is never held while something blocks."""
 
     def __init__(self, settings: Optional[Settings] = None, *, log_folder: str = "",
-                 write_log: Callable[[str], None] = lambda line: None,
                  on_failure: Callable[[], None] = lambda: None) -> None:
         self.settings = {name: limit.default for name, limit in LIMITS.items()}
         self.settings.update(settings or {})
@@ -1335,7 +1344,6 @@ class Agent:
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
         self._old_logs: Deque[str] = collections.deque()
         self._next_tick = self._next_check = math.inf
-        self._write_log = write_log
         self._on_failure = on_failure
         self._control_thread = threading.Thread(target=self._control, daemon=True)
         self.drain_until = math.inf              # a signal handler may lower it
@@ -1389,41 +1397,47 @@ class Agent:
     def invoke(self, name: str, stream: Body = b"",
                metadata: Metadata = Metadata()) -> Call:
         """Call a function. Return its answer when the head is there; the worker's slot
-        is held until the body was read or closed. Blocks until the deadline at most.
-        Raises Failure; no call is ever sent twice [fcc.retry.none]."""
-        call = Call(self, name, metadata)
-        with self.lock:
-            self.calls += 1
-        try:
-            while True:
-                self._admit(call)
-                assert call.worker is not None
-                connected = call.worker.connect(call.deadline)
-                if connected is not None:
-                    break
-                self._lost(call)  # nothing was sent: another worker may have it
-            call.exchange(connected, stream)
-        except Failure as failure:
-            call.error = failure.name
-            call.close(failure.name)
-            raise
-        except BaseException:
-            call.close("CallerGone")
-            raise
+        is held until the body was read, or the call ended. Blocks until the deadline at
+        most. Raises Failure; no call is ever sent twice [fcc.retry.none]."""
+        call = Call(self, metadata, name)
+        call.send(stream)
         return call
 
-    def _admit(self, call: Call) -> None:
+    def connect(self, call: Call) -> Stream:
+        """Get a slot and a connection for a call. Raises Failure."""
+        with self.lock:
+            broker = self._broker(call)
+            if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
+                raise Failure("Overloaded", "too many calls: %d" % self.calls)
+            if not broker.bucket.take(time.monotonic()):
+                raise Failure("RateLimited", "%s is over its rate" % call.name)
+        while True:
+            worker = self._admit(call)
+            stream = worker.connect(call.deadline)
+            if stream is not None:
+                return stream
+            with self.lock:  # nothing was sent: another worker may have it
+                self._leave(worker, True)
+                call.worker = None
+
+    def _broker(self, call: Call) -> "Broker":
+        if self.state != "running":
+            raise Failure("AgentClosed", "the gateway is %s" % self.state)
+        if call.name not in self.brokers:
+            raise Failure("UnknownFunction", "no function %r" % call.name)
+        return self.brokers[call.name]
+
+    def _admit(self, call: Call) -> Worker:
         """Get a slot for the call, at once or out of the queue. Raises Failure."""
         with self.lock:
-            broker = self._check(call)
+            broker = self._broker(call)
             worker = None if broker.queue else broker.pick()
             if worker is not None:
                 self._take(worker, call)
-                return
-            self._enqueue(broker, call)
-        assert call.gate is not None
+                return worker
+            gate = self._enqueue(broker, call)
         try:
-            clock.acquire(call.gate, call.deadline)
+            clock.acquire(gate, call.deadline)
         finally:
             with self.lock:
                 if call in broker.queue:
@@ -1431,25 +1445,14 @@ class Agent:
         call.queued_s = clock.now() - call.started
         if call.refusal is not None:
             raise call.refusal
-        if call.worker is None or clock.now() >= call.deadline:
-            # [fcc.timeout.queue]
+        if call.worker is None or clock.now() >= call.deadline:  # [fcc.timeout.queue]
             raise Failure("QueueTimeout", "no worker of %s was free within %g s"
                           % (call.name, call.metadata.timeout_s))
+        return call.worker
 
-    def _check(self, call: Call) -> Broker:
-        broker = self.brokers.get(call.name)
-        if self.state != "running":
-            raise Failure("AgentClosed", "the gateway is %s" % self.state)
-        if broker is None:
-            raise Failure("UnknownFunction", "no function %r" % call.name)
-        if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
-            raise Failure("Overloaded", "too many calls: %d" % self.calls)
-        if not broker.bucket.take(time.monotonic()):
-            raise Failure("RateLimited", "%s is over its rate" % call.name)
-        return broker
-
-    def _enqueue(self, broker: Broker, call: Call) -> None:
-        """Put a call into the queue and order a worker (lock held). Raises Failure."""
+    def _enqueue(self, broker: Broker, call: Call) -> threading.Lock:
+        """Put a call into the queue and order a worker (lock held). Return what opens
+        when it comes out. Raises Failure."""
         profile = broker.profile
         if profile.queue_disabled:  # [fcc.queue.disabled]
             self._order(broker, 1 - broker.count("created"))
@@ -1465,6 +1468,7 @@ class Agent:
         call.gate.acquire()
         broker.queue.append(call)
         self._refill(broker)
+        return call.gate
 
     def _take(self, worker: Worker, call: Call) -> None:
         call.is_new = worker.served == 0
@@ -1485,44 +1489,30 @@ class Agent:
             assert call.gate is not None
             call.gate.release()
 
-    def _lost(self, call: Call) -> None:
-        """A worker cannot be connected to: it gets no more calls."""
-        with self.lock:
-            assert call.worker is not None
-            call.worker.active -= 1
-            self._step(call.worker, "retire")
-            call.worker = call.gate = None
-
-    def settle(self, call: Call) -> None:
-        """A call has ended: pass its slot on."""
+    def settle(self, call: Call, stream: Optional[Stream]) -> bool:
+        """A call has ended: pass its slot on, and its connection if it is given. Return
+        whether the worker keeps that."""
         worker = call.worker
         with self.lock:
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
-            if worker is not None:
-                worker.active -= 1
-                if worker.profile.disposable or call.error in RETIRING:
-                    self._step(worker, "retire")
-                self._serve_queue(worker.broker)
-                if not worker.active:
-                    self._step(worker, "drained")
             if self.state != "running":
                 self._changed.notify_all()
+            if worker is None:
+                return False
+            self._leave(worker, worker.profile.disposable or call.error in RETIRING)
+            self._serve_queue(worker.broker)
+            if stream is None or worker.state != "ready":
+                return False
+            worker.pool.append(stream)
+            return True
 
-    def log(self, call: Call) -> None:
-        """Write the line of a call [fcc.log.access]."""
-        metadata = call.metadata
-        self._write_log(
-            '{"time": %.3f, "request_id": %s, "function": %s, "worker": %s, '
-            '"new_worker": %s, "method": %s, "url": %s, "status": %d, "error": %s, '
-            '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f, "bytes": %d}\n'
-            % (time.time(), quote(metadata.request_id), quote(call.name),
-               quote(call.worker.id) if call.worker else "null",
-               "true" if call.is_new else "false", quote(metadata.method),
-               quote(metadata.url), call.status,
-               quote(call.error) if call.error else "null", call.queued_s * 1e3,
-               call.first_byte_s * 1e3, (clock.now() - call.started) * 1e3,
-               call.size))
+    def _leave(self, worker: Worker, retires: bool) -> None:
+        worker.active -= 1
+        if retires:
+            self._step(worker, "retire")
+        if not worker.active:
+            self._step(worker, "drained")
 
     # Workers come and go. All with the lock held, but launched() and exited().
 
@@ -1605,14 +1595,16 @@ class Agent:
             self._launch_next()
             self._changed.notify_all()
 
-    def exited(self, worker: Worker) -> None:
-        """The process has ended, or there never was one."""
+    def exited(self, worker: Worker) -> List[Stream]:
+        """The process has ended, or there never was one. Return its connections."""
         with self.lock:
             self._step(worker, "exit")
             self._old_logs.append(worker.log_folder)
             spent = self._old_logs.popleft() if len(self._old_logs) > LOGS_KEPT else ""
+            unused, worker.pool = worker.pool, []
         if spent:
             shutil.rmtree(spent, ignore_errors=True)
+        return unused
 
     def _step(self, worker: Worker, call: str) -> None:
         """Let a worker make a transition, if STATES has one for this call."""
@@ -1772,7 +1764,8 @@ class Request:
         self.stream = stream
         self.is_old = version == "HTTP/1.0"
         self.keep_alive = message.keep_alive()
-        self.length = message.length() or 0
+        self.length = message.length() or 0   # 0 too when the body has been read
+        self.parts = self._parts()            # of the body
         self.expects = message.get("expect").lower() == "100-continue"
         self.control_path = message.get("x-fc-control-path")
         # Without the field the path decides [fcc.invoke.kind]
@@ -1784,14 +1777,11 @@ class Request:
         """Return a body that is small, else an iterator over it as it comes."""
         if not self.length:
             return b""
-        if 0 < self.length <= len(self.stream.rest):
-            body = self.stream.rest[:self.length]
-            self.stream.rest = self.stream.rest[self.length:]
-            self.length = 0
-            return body
-        self.stream.arm(deadline)
-        parts = self._parts()
-        return b"".join(parts) if 0 < self.length <= WHOLE_BYTES else parts
+        if not 0 < self.length <= len(self.stream.rest):
+            self.stream.arm(deadline)
+        if 0 < self.length <= WHOLE_BYTES:
+            return b"".join(self.parts)
+        return self.parts
 
     def _parts(self) -> Iterator[bytes]:
         if self.expects and not self.stream.rest:
@@ -1803,15 +1793,14 @@ class Request:
     def skip(self) -> None:
         """Read what is left of a body that nobody wanted, within bounds, so that the
         caller gets to see the answer."""
-        if not self.length:
-            return
-        self.keep_alive = False
-        if self.expects:
+        if self.length:
+            self.keep_alive = False
+        if not self.length or self.expects:
             return
         self.stream.arm(clock.now() + HEAD_TIMEOUT_S)
         size = 0
         try:
-            for part in self.stream.parts(self.length):
+            for part in self.parts:
                 size += len(part)
                 if size > SKIP_BYTES:
                     return
@@ -1846,9 +1835,11 @@ class Server:
     """The HTTP server of the container. It dispatches to an agent."""
 
     def __init__(self, agent: Agent, host: str, port: int, default_function: str = "",
+                 write_log: Callable[[str], None] = lambda line: None,
                  on_failure: Callable[[], None] = lambda: None) -> None:
         self.agent = agent
         self.default_function = default_function
+        self._write_log = write_log
         self._on_failure = on_failure
         self._connections: Dict[Stream, threading.Thread] = {}
         self._listener = socket.socket(
@@ -1938,7 +1929,7 @@ class Server:
         kind = request.kind
         if kind in ("/invoke", "/http-invoke"):
             self._invoke(request)
-        elif kind in self.HOOKS:
+        elif kind in ("/initialize", "/pre-freeze", "/pre-stop"):  # [fcc.hook.methods]
             self._hook(request)
         elif is_local and not request.control_path and request.path in (
                 "/-/stats", "/-/profiles"):  # [fcc.admin.local]
@@ -1949,54 +1940,44 @@ class Server:
         stream.arm(math.inf)
         return request.keep_alive
 
-    # Hooks [fcc.hook.methods]
-
     def _hook(self, request: Request) -> None:
+        """Answer a hook. At /pre-freeze there is nothing to do: limits are in running
+        time, and nothing is buffered [fcc.freeze.hook]."""
         try:
-            self.HOOKS[request.kind](self)
+            if request.kind == "/initialize":  # [fcc.initialize.ready]
+                self.agent.initialize()
+            if request.kind == "/pre-stop" and not self.agent.close():
+                raise Failure("AgentClosed", "calls were cut off")  # [fcc.stop.hook]
         except Failure as failure:
             self._fail(request, failure, 404)
-            return
-        request.answer(200)
-
-    def _initialize(self) -> None:  # [fcc.initialize.ready]
-        self.agent.initialize()
-
-    def _pre_freeze(self) -> None:
-        """Nothing to do: limits count running time, and nothing is buffered
-        [fcc.freeze.hook]."""
-
-    def _pre_stop(self) -> None:  # [fcc.stop.hook]
-        if not self.agent.close():
-            raise Failure("AgentClosed", "calls were cut off")
-
-    HOOKS: Dict[str, Callable[["Server"], None]] = {
-        "/initialize": _initialize, "/pre-freeze": _pre_freeze, "/pre-stop": _pre_stop}
-
-    # Invocations
+        else:
+            request.answer(200)
 
     def _invoke(self, request: Request) -> None:
         message = request.message
-        metadata = Metadata(
+        call = Call(self.agent, Metadata(
             request.method, request.target, (),
             self._timeout_s(message.get("x-fc-function-timeout")),
             message.get("x-fc-request-id") or message.get("x-noslated-request-id")
-            or "unknown", message.lines)
+            or "unknown", message.lines))
         try:
-            name = choose_function(
+            call.name = choose_function(
                 message.get("x-noslated-dispatch"), message.get("x-fc-function-name"),
                 self.default_function, self.agent.brokers, self.agent.services,
                 random.random())
-            body = request.body(clock.now() + metadata.timeout_s + BODY_EXTRA_S)
-            call = self.agent.invoke(name, body, metadata)
+            call.send(request.body(call.deadline + BODY_EXTRA_S))
+            self._pass(request, call)
         except Failure as failure:
-            status = 404 if request.kind == "/invoke" else FAILURES[failure.name]
-            if failure.name == "CallerGone":
-                request.keep_alive = False
-            else:
+            call.end(failure.name)
+            status = FAILURES[failure.name]
+            if status:
+                status = 404 if request.kind == "/invoke" else status
                 self._fail(request, failure, status)
-            return
-        self._pass(request, call)
+            else:  # [fcc.error.late] the caller sees that something is missing
+                request.keep_alive = False
+        finally:
+            call.end("CallerGone")
+            self._write_log(call.log_line())
 
     def _timeout_s(self, text: str) -> float:
         try:
@@ -2012,21 +1993,12 @@ class Server:
         stream = request.stream
         stream.deadline = call.deadline + BODY_EXTRA_S
         parts = iter(call)
-        try:
-            first = b""
-            if call.body_ready():  # head and body in one write, the log after it
-                first = next(parts, b"")
-                call.release()
-            request.send_head(call.status, lines, call.length, first)
-            chunked = not (call.is_bare or request.is_old) and call.length is None
-            for part in parts:
-                stream.send(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
-            if chunked:
-                stream.send(b"0\r\n\r\n")
-        except Failure:  # [fcc.error.late] the caller sees that something is missing
-            request.keep_alive = False
-        finally:
-            parts.close()
+        first = next(parts, b"") if call.is_ended else b""  # in one write with the head
+        request.send_head(call.status, lines, call.length, first)
+        chunked = not (call.is_bare or request.is_old) and call.length is None
+        for part in parts:
+            stream.send(frame(part, chunked))
+        stream.send(frame(b"", chunked))
         if request.length:
             request.keep_alive = False
 
@@ -2046,25 +2018,20 @@ class Server:
             request.answer(405)
 
     def _put_profiles(self, request: Request) -> None:
-        if request.length > PROFILES_BYTES:
-            request.answer(413)
-            return
-        text = b""
-        for part in self._admin_body(request):
-            text += part
-            if len(text) > PROFILES_BYTES:  # in chunks, which have no end in sight
-                raise BadMessage("a list of functions over 8 MiB", 413)
+        status, seen, text = 200, None, b""
+        request.stream.arm(clock.now() + HEAD_TIMEOUT_S)
         try:
+            for part in request.parts:
+                text += part
+                if len(text) > PROFILES_BYTES:
+                    raise BadMessage("a list of functions over 8 MiB", 413)
             self.agent.set_profiles(json.loads(text))
         except (ValueError, RecursionError) as error:
-            request.answer(400, {"errorType": "InvalidProfiles",
-                                 "errorMessage": str(error)})
-            return
-        request.answer(200)
-
-    def _admin_body(self, request: Request) -> Iterable[bytes]:
-        body = request.body(clock.now() + HEAD_TIMEOUT_S)
-        return [body] if isinstance(body, bytes) else body
+            status, seen = 400, str(error)
+        except BadMessage as error:
+            status, seen = error.status, str(error)
+        request.answer(status, seen and {"errorType": "InvalidProfiles",
+                                         "errorMessage": seen})
 
 
 # ---- command line ----
@@ -2083,7 +2050,6 @@ class Container:
         self.is_stopping = False
         self._log_fd = self._open_log()
         self.agent = Agent(settings, log_folder=options.log_folder,
-                           write_log=self._write_log,
                            on_failure=self._lose)
 
     def _open_log(self) -> int:
@@ -2120,7 +2086,8 @@ class Container:
         self.agent.start()
         try:
             server = Server(self.agent, self.options.host, self.options.port,
-                            self.options.default_function, self._lose)
+                            self.options.default_function, self._write_log,
+                            self._lose)
         except OSError as error:
             talk("cannot listen on port %d: %s" % (self.options.port, error))
             self.agent.end()

@@ -488,6 +488,17 @@ def test_fcc_log_access(container: Container) -> None:
     assert 0 < line["queue_ms"] <= line["first_byte_ms"] <= line["total_ms"]
 
 
+def test_fcc_log_access__nobody(container: Container) -> None:
+    """A call that leads to no function has a line too, and counts."""
+    before = container.stats()["counts"].get("UnknownService", 0)
+    container.invoke(b"", "service:unheard-of", X_Fc_Request_Id="1-nobody")
+    line = until(lambda: [line for line in container.log()
+                          if line["request_id"] == "1-nobody"])[0]
+    assert (line["function"], line["worker"], line["error"]) == (
+        "", None, "UnknownService")
+    assert container.stats()["counts"]["UnknownService"] == before + 1
+
+
 def test_fcc_log_worker(container: Container) -> None:
     """What a worker prints is in its files."""
     worker = container.invoke(call_of("env")).json["env"]["NOSLATE_WORKER_ID"]

@@ -362,7 +362,7 @@ def test_fcc_stream_both__library() -> None:
             agent.invoke("echo")
         agent.set_profiles([profile()])
         agent.start()
-        call = agent.invoke("echo", [b"a", b"bc"], gateway.Metadata("POST", "/x"))
+        call = agent.invoke("echo", [b"a", b"", b"bc"], gateway.Metadata("POST", "/x"))
         assert (call.status, call.headers, call.length) == (200, [], 3)
         assert b"".join(call) == b"abc"
         order = call_of("request")
