@@ -463,12 +463,14 @@ class Clock:
 
     def waited(self, begin: float, most_s: float) -> float:
         """Return the running time after a wait."""
-        with self._lock:
-            now = self.now()
-            if now - begin <= most_s + FREEZE_S:
-                return now
-            self._frozen_s += now - begin
-            return begin
+        now = self.now()
+        if now - begin > most_s + FREEZE_S:
+            with self._lock:  # another thread may have found out meanwhile
+                now = self.now()
+                if now - begin > most_s + FREEZE_S:
+                    self._frozen_s += now - begin
+                    return begin
+        return now
 
     def acquire(self, lock: threading.Lock, deadline: float) -> bool:
         """Take a lock by the deadline; tell whether that worked."""
@@ -514,7 +516,7 @@ class BadMessage(Exception):
 
 
 class Late(Exception):
-    """The peer was not done by the deadline of its stream."""
+    """The peer was not done by the deadline."""
 
 
 class Message(NamedTuple):
@@ -821,8 +823,12 @@ class Worker:
             self._launch()
         except Failure as error:
             failure = error
+        except Late as error:
+            failure = Failure("InitTimeout", "worker %s %s within %g s" % (
+                self.id, error, self.profile.init_timeout_s))
         except (OSError, ValueError) as error:
-            failure = Failure("InitFailed", "worker %s: %s" % (self.id, error))
+            failure = Failure("InitFailed", "worker %s %s" % (
+                self.id, self._why(error)))
         self.agent.launched(self, failure)
         if self.process is not None:
             self.process.wait()
@@ -832,20 +838,47 @@ class Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
         time.sleep(EXEC_S)
         kill_marked("NOSLATE_WORKER_ID=" + self.id)
-        reap_orphans(self.agent.pids())
+        with self.agent.spawning:
+            reap_orphans([one.process.pid for one in list(self.agent.workers)
+                          if one.process is not None])
+
+    def _why(self, error: Exception) -> str:
+        """Return what went wrong; if the process has ended, that is the reason."""
+        try:
+            status = self.process.wait(0.25) if self.process is not None else None
+        except subprocess.TimeoutExpired:
+            status = None
+        if status is None:
+            return "cannot serve: %s" % error
+        with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
+            tail = file.read()[-500:].decode("utf-8", "replace").strip()
+        return "ended with status %s before it could serve: %s" % (status, tail)
 
     def _launch(self) -> None:
-        """Start the process and wait until it can serve. Raises Failure, OSError."""
+        """Start the process and wait until it can serve. Raises Failure, Late,
+        OSError."""
         profile = self.profile
         if not os.path.isdir(profile.folder):
             raise Failure("CodeMissing", "%s: no folder %s"
                           % (profile.name, profile.folder))
-        self.port = free_port(self.agent.ports_taken())
         os.makedirs(self.log_folder, exist_ok=True)
         os.makedirs(self.scratch, exist_ok=True)
+        deadline = clock.now() + profile.init_timeout_s
+        with self.agent.spawning:
+            self.port = free_port([one.port for one in list(self.agent.workers)])
+            self._start_process()
+        if self.state != "created":  # retired before there was a process to kill
+            self.signal(signal.SIGKILL)
+        stream = self._await_port(deadline)
+        if profile.initializer:
+            self._initialize(stream, deadline)
+        else:
+            self.pool.append(stream)
+
+    def _start_process(self) -> None:
+        profile = self.profile
         # [fcc.launch.command]
         words = profile.command or [os.path.join(profile.folder, "bootstrap")]
-        begin = clock.now()
         with open(os.path.join(self.log_folder, "stdout.log"), "wb") as out:
             with open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
                 try:
@@ -855,13 +888,6 @@ class Worker:
                 except (OSError, ValueError) as error:
                     raise Failure("CodeMissing", "%s: cannot start %s: %s"
                                   % (profile.name, words[0], error))
-        if self.state != "created":  # retired before there was a process to kill
-            self.signal(signal.SIGKILL)
-        stream = self._await_port(begin)
-        if profile.initializer:
-            self._initialize(stream, begin)
-        else:
-            self.pool.append(stream)
 
     def _environment(self) -> Dict[str, str]:
         """Nothing is inherited but what every program needs [fcc.worker.environment].
@@ -880,38 +906,31 @@ class Worker:
         env.update(NOSLATE_WORKER_ID=self.id, NOSLATE_WORKER_SECRET=self.secret)
         return env
 
-    def _await_port(self, begin: float) -> Stream:
-        """Dial until the worker listens. Raises Failure."""
-        now = begin
-        while now < begin + self.profile.init_timeout_s:
+    def _await_port(self, deadline: float) -> Stream:
+        """Dial until the worker listens. Raises Late, OSError."""
+        begin = now = clock.now()
+        while now < deadline:
             try:
                 return self._dial()
             except OSError:
                 pass
             if self.process is None or self.process.poll() is not None:
-                raise self._died()
+                raise ConnectionError("nobody there")
             now = clock.now()
             pause_s = 0.001 if now < begin + 0.05 else 0.005
             time.sleep(pause_s)
             now = clock.waited(now, pause_s)
-        raise Failure("InitTimeout", "worker %s does not listen on port %d within %g s"
-                      % (self.id, self.port, self.profile.init_timeout_s))
-
-    def _died(self) -> Failure:
-        status = None if self.process is None else self.process.wait()
-        with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
-            tail = file.read()[-500:].decode("utf-8", "replace").strip()
-        return Failure("InitFailed", "worker %s ended with status %s before it could "
-                       "serve: %s" % (self.id, status, tail))
+        raise Late("does not listen on port %d" % self.port)
 
     def _dial(self, timeout_s: float = 1.0) -> Stream:
         connected = socket.create_connection(("127.0.0.1", self.port), timeout_s)
         connected.settimeout(None)
         return Stream(connected)
 
-    def _initialize(self, stream: Stream, begin: float) -> None:
-        """Call the initializer [fcc.launch.initialize]. Raises Failure, OSError."""
-        stream.arm(begin + self.profile.init_timeout_s)
+    def _initialize(self, stream: Stream, deadline: float) -> None:
+        """Call the initializer [fcc.launch.initialize]. Raises Failure, Late, OSError.
+        """
+        stream.arm(deadline)
         own = self.own_lines("/initialize", secrets.token_hex(16), 0)
         try:
             stream.send(format_head("POST /initialize HTTP/1.1",
@@ -920,24 +939,14 @@ class Worker:
             for _ in stream.parts(message.length()):
                 pass
         except Late:
-            raise Failure("InitTimeout", "the initializer of %s takes more than %g s"
-                          % (self.profile.name, self.profile.init_timeout_s))
-        except BadMessage as error:
-            raise Failure("InitFailed", "the initializer's answer: %s" % error)
-        except OSError:
-            raise self._died() if self._ends() else Failure(
-                "InitFailed", "the initializer of %s broke off" % self.profile.name)
+            raise Late("does not answer its initializer")
+        except (BadMessage, OSError) as error:
+            raise ConnectionError("its initializer: %s" % error)
         if message.keep_alive() and message.length() is not None:
             self.pool.append(stream)
-        if not 200 <= int(message.words[1]) < 300:
+        if message.words[1][0] != "2":
             raise Failure("InitFailed", "the initializer of %s answered %s"
                           % (self.profile.name, message.words[1]))
-
-    def _ends(self) -> bool:
-        try:
-            return self.process is None or self.process.wait(0.25) is not None
-        except subprocess.TimeoutExpired:
-            return False
 
     def own_lines(self, control_path: str, request_id: str,
                   timeout_s: float) -> List[str]:
@@ -963,8 +972,11 @@ class Worker:
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process is still there."""
-        if self.process is not None and self.process.returncode is None:
-            send_signal(self.process.pid, number)
+        try:
+            if self.process is not None:
+                self.process.send_signal(number)
+        except OSError:
+            pass  # it has just ended
 
     def memory_bytes(self) -> int:
         """Return the resident memory of the process, 0 if nobody knows."""
@@ -998,7 +1010,7 @@ def read_answer(stream: Stream) -> Message:
             raise BadMessage("an upgrade that nobody asked for")
 
 
-def reap_orphans(own: Iterable[int]) -> None:
+def reap_orphans(own: Sequence[int]) -> None:
     """Reap children that are no workers: as process 1 of a container we inherit what
     workers have left behind, and what nobody reaps stays in the process table."""
     try:
@@ -1025,14 +1037,6 @@ def free_port(taken: Iterable[int]) -> int:
         if port not in taken:
             return port
     raise OSError("no free port between 10240 and 32000")
-
-
-def send_signal(pid: int, number: int) -> None:
-    """Send a signal to a process that may have ended."""
-    try:
-        os.kill(pid, number)
-    except OSError:
-        pass
 
 
 def kill_marked(variable: str) -> None:
@@ -1340,6 +1344,7 @@ class Agent:
         self.calls = 0
         self.counts: Dict[str, int] = collections.Counter()
         self.lock = threading.Lock()
+        self.spawning = threading.Lock()  # until a process, and its port, has its owner
         self._wake = threading.Condition(self.lock)      # of the control loop
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
         self._old_logs: Deque[str] = collections.deque()
@@ -1573,15 +1578,6 @@ class Agent:
             except RuntimeError:
                 return  # no more threads: something must end first, and then we retry
             worker.has_thread = True
-
-    def pids(self) -> List[int]:
-        """Return the processes of all workers."""
-        return [worker.process.pid for worker in list(self.workers)
-                if worker.process is not None]
-
-    def ports_taken(self) -> List[int]:
-        """Return the ports of all workers."""
-        return [worker.port for worker in list(self.workers)]
 
     def launched(self, worker: Worker, failure: Optional[Failure]) -> None:
         """The worker can serve, or never will."""
