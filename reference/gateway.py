@@ -1376,7 +1376,7 @@ class Agent:
                 broker = self.brokers.setdefault(name, Broker(profile, now))
                 for worker in broker.update(profile, now):
                     self._step(worker, "retire")
-                self._refill(broker)
+                self._supply(broker)
                 self._reserve(broker)
 
     def initialize(self) -> None:
@@ -1472,7 +1472,7 @@ class Agent:
         call.gate = threading.Lock()
         call.gate.acquire()
         broker.queue.append(call)
-        self._refill(broker)
+        self._supply(broker)
         return call.gate
 
     def _take(self, worker: Worker, call: Call) -> None:
@@ -1484,10 +1484,15 @@ class Agent:
             self._next_check = clock.now() + self.settings["memory_check_s"]
             self._wake.notify()
 
-    def _serve_queue(self, broker: Broker) -> None:
+    def _supply(self, broker: Broker) -> None:
+        """Serve the queue, and order the workers that the rest of it needs."""
         while broker.queue:
             worker = broker.pick()
-            if worker is None:
+            if worker is None:  # [fcc.launch.demand]
+                needed = math.ceil(len(broker.queue) / broker.profile.max_active)
+                failure = self._order(broker, needed - broker.count("created"))
+                if failure is not None:
+                    broker.reject(failure)
                 return
             call = broker.queue.popleft()
             self._take(worker, call)
@@ -1506,7 +1511,7 @@ class Agent:
             if worker is None:
                 return False
             self._leave(worker, worker.profile.disposable or call.error in RETIRING)
-            self._serve_queue(worker.broker)
+            self._supply(worker.broker)
             if stream is None or worker.state != "ready":
                 return False
             worker.pool.append(stream)
@@ -1553,13 +1558,6 @@ class Agent:
         return Failure("MemoryPoolFull", "%s needs %d bytes, the pool of %d has %d"
                        % (profile.name, profile.memory_bytes, pool, left))
 
-    def _refill(self, broker: Broker) -> None:
-        """Order the workers that the queue needs [fcc.launch.demand]."""
-        needed = math.ceil(len(broker.queue) / broker.profile.max_active)
-        failure = self._order(broker, needed - broker.count("created"))
-        if failure is not None:
-            broker.reject(failure)
-
     def _reserve(self, broker: Broker) -> None:
         missing = broker.profile.reserved - broker.count("created", "ready")
         failure = self._order(broker, missing, RESERVED)  # [fcc.scale.reserve]
@@ -1588,7 +1586,6 @@ class Agent:
                 worker.broker.reject(failure)
                 self.counts[failure.name] += 1
                 self._step(worker, "failed")
-            self._launch_next()
             self._changed.notify_all()
 
     def exited(self, worker: Worker) -> List[Stream]:
@@ -1607,10 +1604,11 @@ class Agent:
         action, worker.state = STATES.get((worker.state, call), ("", worker.state))
         if action:
             self.ACTIONS[action](self, worker)
-            self._refill(worker.broker)
+            self._supply(worker.broker)
+            self._launch_next()
 
     def _serve(self, worker: Worker) -> None:
-        self._serve_queue(worker.broker)
+        """Nothing else than after every transition."""
 
     def _drain(self, worker: Worker) -> None:  # [fcc.stop.drain]
         self._limit(worker, "drain_s")
@@ -1688,12 +1686,13 @@ class Agent:
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
-        for worker in self.workers:
+        for worker in list(self.workers):
             if worker.active:
                 self._next_check = clock.now() + self.settings["memory_check_s"]
                 over = worker.memory_bytes() > worker.profile.memory_bytes
                 worker.strikes = worker.strikes + 1 if over else 0
                 if worker.strikes > MEMORY_STRIKES:
+                    self._step(worker, "retire")
                     worker.signal(signal.SIGKILL)
 
     def close(self, drain_s: Optional[float] = None) -> bool:
@@ -1737,7 +1736,8 @@ class Agent:
     def stats(self) -> Dict[str, object]:
         """Return what GET /-/stats shows."""
         with self.lock:
-            return {"state": self.state, "calls": self.calls, "counts": self.counts,
+            return {"state": self.state, "calls": self.calls,
+                    "counts": dict(self.counts),
                     "functions": {name: {
                         "queued": len(broker.queue), "low_ticks": broker.low_ticks,
                         "workers": [one.state_of_play() for one in broker.workers]}
@@ -2070,10 +2070,7 @@ class Container:
 
     def run(self) -> int:
         """Serve until a signal or the loss of a part; return the exit status."""
-        try:
-            self._load()
-        except (OSError, ValueError, RecursionError) as error:
-            talk("%s: %s" % (self.options.profiles, error))
+        if not self._load():
             self.agent.end()
             return 2
         signal.set_wakeup_fd(self._tell)
@@ -2101,24 +2098,23 @@ class Container:
             if event == LOST:
                 talk("a part of the gateway is lost")  # [fcc.end.part]
                 return 1
-            if event[0] == signal.SIGHUP:
-                self._reload()
+            if event[0] == signal.SIGHUP and not self._load():
+                talk("the list of functions stays as it was")
             elif event[0] in (signal.SIGTERM, signal.SIGINT):
                 self.agent.close()  # [fcc.stop.sigterm]
                 return 0
 
-    def _load(self) -> None:
-        if self.options.profiles:
-            with open(self.options.profiles, "rb") as file:
-                self.agent.set_profiles(json.load(file))
-
-    def _reload(self) -> None:
+    def _load(self) -> bool:
+        """Read the list of functions; tell whether it is a good one."""
         try:
-            self._load()
+            if self.options.profiles:
+                with open(self.options.profiles, "rb") as file:
+                    self.agent.set_profiles(json.load(file))
         except (OSError, ValueError, RecursionError) as error:
-            talk("the list of functions stays as it was: %s" % error)
-        else:
-            talk("%d functions" % len(self.agent.brokers))
+            talk("%s: %s" % (self.options.profiles, error))
+            return False
+        talk("%d functions" % len(self.agent.brokers))
+        return True
 
 
 def talk(text: str) -> None:

@@ -296,6 +296,20 @@ def test_fcc_profile_identity() -> None:
     assert pids[0] == pids[1] and len(set(pids)) == 4
 
 
+def test_fcc_queue_order__limit(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+    """Calls that wait are served at once when a new list gives workers more of them."""
+    worker = {"maxActivateRequests": 1, "replicaCountLimit": 1}
+    with Container([profile(worker=worker)], *SLOW) as container:
+        hold(pool, container, gate, 1)
+        active(container, 1)
+        call = pool.submit(container.invoke, b"next")
+        until(lambda: container.function()["queued"] == 1)
+        worker["maxActivateRequests"] = 2
+        put(container, [profile(worker=worker)])
+        assert call.result().body == b"next"
+        gate.touch()
+
+
 def test_fcc_profile_drain(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
     """Running calls outlive the change and the removal of their function."""
     with Container([profile()], *SLOW) as container:
