@@ -396,6 +396,15 @@ def choose_function(dispatch: str, fc_name: str, default: str,
     return services[name][-1][0]
 
 
+def kind_of(control_path: str, method: str, target: str) -> str:
+    """Tell what a request is: an invocation, a hook or nothing. [fcc.invoke.kind]
+    Method and path decide only without X-Fc-Control-Path."""
+    path = target.partition("?")[0]
+    if control_path or (method, path) == ("POST", "/invoke"):
+        return control_path or path
+    return path if method in ("GET", "POST") and path != "/invoke" else ""
+
+
 class Bucket:
     """The rate limit of a function: tokens, full at first [fcc.limit.rate]. It gains
     some in a freeze, too: the caller's time has gone on."""
@@ -585,7 +594,7 @@ def parse_head(text: str) -> Message:
     return Message(start.split(" ", 2), lines, table)
 
 
-def _join_duplicates(parsed: List[Parsed]) -> Dict[str, str]:
+def _join_duplicates(parsed: Iterable[Parsed]) -> Dict[str, str]:
     table: Dict[str, str] = {}
     for key, value in parsed:
         if key in table and key in ("content-length", "transfer-encoding"):
@@ -598,18 +607,19 @@ def split_lines(lines: Iterable[str],
                 dropped: FrozenSet[str]) -> Tuple[List[str], Dict[str, str]]:
     """Return the lines that pass on, and the values of the others by lower-case name.
     Fields that a Connection field names do not pass on either. Raises BadMessage."""
-    kept, others = [], {}
+    kept, others = [], []
     known = _LINES.get
     for line in lines:
-        key, value = known(line) or parse_line(line)
-        if key in dropped:
-            others[key] = value
+        parsed = known(line) or parse_line(line)
+        if parsed[0] in dropped:
+            others.append(parsed)
         else:
             kept.append(line)
-    if "connection" in others:
-        named = {word.strip() for word in others["connection"].lower().split(",")}
+    table = _join_duplicates(others)
+    if "connection" in table:
+        named = {word.strip() for word in table["connection"].lower().split(",")}
         kept = [line for line in kept if parse_line(line)[0] not in named]
-    return kept, others
+    return kept, table
 
 
 def format_head(start: str, lines: Iterable[str]) -> bytes:
@@ -1127,9 +1137,9 @@ class Call:
         lines, others = split_lines(
             metadata.lines or ["%s: %s" % pair for pair in metadata.headers],
             DROPPED_REQUEST)
-        self.control_path = others.get("x-fc-control-path") or (
-            "/invoke" if (metadata.method, metadata.url) == ("POST", "/invoke")
-            else "/http-invoke")
+        kind = kind_of(others.get("x-fc-control-path", ""), metadata.method,
+                       metadata.url)
+        self.control_path = "/invoke" if kind == "/invoke" else "/http-invoke"
         if not lines or not any(line[:5].lower() == "host:" for line in lines):
             lines.append("Host: 127.0.0.1")
         lines += self.worker.own_lines(self.control_path, metadata.request_id,
@@ -1764,10 +1774,7 @@ class Request:
         self.parts = self._parts()            # of the body
         self.expects = message.get("expect").lower() == "100-continue"
         self.control_path = message.get("x-fc-control-path")
-        # Without the field the path decides [fcc.invoke.kind]
-        self.kind = self.control_path or (
-            "/invoke" if (method, self.path) == ("POST", "/invoke") else
-            self.path if method in ("GET", "POST") and self.path != "/invoke" else "")
+        self.kind = kind_of(self.control_path, method, target)
 
     def body(self, deadline: float) -> Body:
         """Return a body that is small, else an iterator over it as it comes."""

@@ -109,7 +109,7 @@ def test_fcc_answer_fields(container: Container) -> None:
     """Status and fields reach the caller, duplicates too; forged ones do not."""
     order = call_of("reply", status=201, fields=[
         ["Set-Cookie", "a=1"], ["Set-Cookie", "b=2"], ["Connection", "X-Hop"],
-        ["X-Hop", "1"]])
+        ["Connection", "keep-alive"], ["X-Hop", "1"]])
     wire = container.raw(b"POST /page HTTP/1.1\r\nX-Fc-Control-Path: /http-invoke\r\n"
                          b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(order)
                          + order)
@@ -161,6 +161,14 @@ def test_fcc_invoke_kind(container: Container, method: str, path: str, control: 
     assert found.status == status
     if status == 404:
         assert found.failure == (404, "404", "UnknownPath")
+
+
+@pytest.mark.parametrize("path, kind", [
+    ("/invoke", "/invoke"), ("/invoke?x=1", "/invoke")])
+def test_fcc_invoke_kind__query(container: Container, path: str, kind: str) -> None:
+    """Without the field a worker hears the same kind that the gateway goes by."""
+    seen = container.ask("POST", path, call_of("request")).json
+    assert dict(seen["fields"])["X-Fc-Control-Path"] == kind
 
 
 def test_fcc_path_unknown(container: Container) -> None:
