@@ -183,45 +183,50 @@ RESERVED = 2                 # rank of workers that nobody waits for; disposable
 
 # ---- rules without I/O: profiles ----
 
+PAIRS = "a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_"
+
+
 class Field(NamedTuple):
     """One field of a profile: where it is, what it must be, and what if it is not."""
 
     path: str
-    kind: str
+    kind: str                # one of KINDS, or "one of" and the texts it may be
     required: bool = False
 
 
-PROFILE_FIELDS: Tuple[Field, ...] = (
-    Field("name", "text", True),
+PROFILE_FIELDS = (
+    Field("name", "a text that is not empty", True),
     Field("runtime", "one of custom", True),
-    Field("url", "file URL", True),
-    Field("signature", "text", True),
-    Field("handler", "text"),
-    Field("initializer", "text"),
-    Field("command", "words"),
-    Field("namespace", "text"),
-    Field("environments", "pairs"),
-    Field("resourceLimit", "object"),
-    Field("resourceLimit.memory", "count"),
-    Field("resourceLimit.cpu", "share"),
-    Field("rateLimit", "object"),
-    Field("rateLimit.maxTokenCount", "number"),
-    Field("rateLimit.tokensPerFill", "number"),
-    Field("rateLimit.fillInterval", "positive number"),
-    Field("worker", "object"),
-    Field("worker.maxActivateRequests", "count"),
-    Field("worker.replicaCountLimit", "count"),
-    Field("worker.reservationCount", "count or 0"),
-    Field("worker.initializationTimeout", "positive number"),
-    Field("worker.disposable", "flag"),
-    Field("worker.fastFailRequestsOnStarting", "flag"),
-    Field("worker.disableRequestQueue", "flag"),
+    Field("url", "file:// and an absolute folder", True),
+    Field("signature", "a text that is not empty", True),
+    Field("handler", "a text that is not empty"),
+    Field("initializer", "a text that is not empty"),
+    Field("command", "a list of words, at least one"),
+    Field("namespace", "a text that is not empty"),
+    Field("environments", PAIRS),
+    Field("resourceLimit", "an object"),
+    Field("resourceLimit.memory", "a whole number from 1"),
+    Field("resourceLimit.cpu", "a number from 0 to 1"),
+    Field("rateLimit", "an object"),
+    Field("rateLimit.maxTokenCount", "a number from 0"),
+    Field("rateLimit.tokensPerFill", "a number from 0"),
+    Field("rateLimit.fillInterval", "a number above 0"),
+    Field("worker", "an object"),
+    Field("worker.maxActivateRequests", "a whole number from 1"),
+    Field("worker.replicaCountLimit", "a whole number from 1"),
+    Field("worker.reservationCount", "a whole number from 0"),
+    Field("worker.initializationTimeout", "a number above 0"),
+    Field("worker.disposable", "true or false"),
+    Field("worker.fastFailRequestsOnStarting", "true or false"),
+    Field("worker.disableRequestQueue", "true or false"),
     Field("worker.dispatchMode", "one of least-request-count, round-robin"),
     Field("worker.shrinkStrategy", "one of LCC, FIFO, FILO"),
 )
-LIST_FIELDS = (Field("functions", "list"), Field("services", "list"))
-SERVICE_FIELDS = (Field("name", "text", True), Field("functions", "shares", True))
-SHARE_FIELDS = (Field("name", "text", True), Field("proportion", "share"))
+LIST_FIELDS = (Field("functions", "a list"), Field("services", "a list"))
+SERVICE_FIELDS = (Field("name", "a text that is not empty", True),
+                  Field("functions", "a list, not empty", True))
+SHARE_FIELDS = (Field("name", "a text that is not empty", True),
+                Field("proportion", "a number from 0 to 1"))
 
 
 def _is_number(value: object, least: float) -> bool:
@@ -245,46 +250,45 @@ def _is_pair(item: object) -> bool:
             and not item["key"].startswith(("NOSLATE_", "NOSLATED_", "FC_")))
 
 
-KINDS: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
-    "text": ("a text that is not empty", _is_text),
-    "file URL": ("file:// and an absolute folder", lambda value: (
-        _is_text(value) and value.startswith("file:///") and "%00" not in value)),
-    "words": ("a list of words, at least one", lambda value: (
-        isinstance(value, list) and bool(value) and all(map(_is_word, value)))),
-    "pairs": ("a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_",
-              lambda value: isinstance(value, list) and all(map(_is_pair, value))),
-    "list": ("a list", lambda value: isinstance(value, list)),
-    "shares": ("a list with at least one function", lambda value: (
-        isinstance(value, list) and bool(value))),
-    "object": ("an object", lambda value: isinstance(value, dict)),
-    "count": ("a whole number from 1", lambda value: (
-        isinstance(value, int) and _is_number(value, 1))),
-    "count or 0": ("a whole number from 0", lambda value: (
-        isinstance(value, int) and _is_number(value, 0))),
-    "number": ("a number from 0", lambda value: _is_number(value, 0)),
-    "positive number": ("a number above 0", lambda value: (
-        _is_number(value, 0) and value > 0)),
-    "share": ("a number from 0 to 1", lambda value: (
-        _is_number(value, 0) and value <= 1)),
-    "flag": ("true or false", lambda value: isinstance(value, bool)),
+def _is_list(value: object, least: int, is_item: Callable[[Any], bool]) -> bool:
+    return (isinstance(value, list) and len(value) >= least
+            and all(is_item(item) for item in value))
+
+
+KINDS: Dict[str, Callable[[Any], bool]] = {
+    "a text that is not empty": _is_text,
+    "file:// and an absolute folder": lambda value: (
+        _is_text(value) and value.startswith("file:///") and "%00" not in value),
+    "a list of words, at least one": lambda value: _is_list(value, 1, _is_word),
+    PAIRS: lambda value: _is_list(value, 0, _is_pair),
+    "a list": lambda value: isinstance(value, list),
+    "a list, not empty": lambda value: isinstance(value, list) and value != [],
+    "an object": lambda value: isinstance(value, dict),
+    "a whole number from 0": lambda value: (
+        isinstance(value, int) and _is_number(value, 0)),
+    "a whole number from 1": lambda value: (
+        isinstance(value, int) and _is_number(value, 1)),
+    "a number from 0": lambda value: _is_number(value, 0),
+    "a number above 0": lambda value: _is_number(value, 0) and value > 0,
+    "a number from 0 to 1": lambda value: _is_number(value, 0) and value <= 1,
+    "true or false": lambda value: isinstance(value, bool),
 }
 
 
 def check_value(where: str, kind: str, value: object) -> None:
     """Raise ValueError, naming the place, unless the value is of that kind."""
     if kind.startswith("one of "):
-        wanted, good = kind, value in kind[7:].split(", ")
+        good = value in kind[7:].split(", ")
     else:
-        wanted, check = KINDS[kind]
-        good = check(value)
+        good = KINDS[kind](value)
     if not good:
         raise ValueError("%s: expected %s, found %s"
-                         % (where, wanted, json.dumps(value)[:80]))
+                         % (where, kind, json.dumps(value)[:80]))
 
 
 def check_item(where: str, item: Any, fields: Sequence[Field]) -> None:
     """Raise ValueError, naming the field, unless an object is as its fields say."""
-    check_value(where, "object", item)
+    check_value(where, "an object", item)
     tops = [field.path.partition(".")[0] for field in fields]
     for key in item:  # inside `worker` and the like unknown ones are allowed
         if key not in tops:
@@ -731,21 +735,15 @@ class Stream:
     def parts(self, length: Optional[int]) -> Iterator[bytes]:
         """Yield a body as it comes; None = until the stream ends. Raises BadMessage
         when it ends early, Late, OSError."""
-        if length is None:
-            return self._until_end()
         return self._chunked() if length == -1 else self._counted(length)
 
-    def _until_end(self) -> Iterator[bytes]:
-        data, self.rest = self.rest or self.read(CHUNK_BYTES), b""
-        while data:
-            yield data
-            data = self.read(CHUNK_BYTES)
-
-    def _counted(self, length: int) -> Iterator[bytes]:
-        left = length
+    def _counted(self, length: Optional[int]) -> Iterator[bytes]:
+        left = sys.maxsize if length is None else length
         while left:
             data = self.rest or self.read(min(left, CHUNK_BYTES))
             if not data:
+                if length is None:
+                    return
                 raise BadMessage("the stream ends after %d of %d body bytes"
                                  % (length - left, length))
             if self.rest:
