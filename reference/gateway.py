@@ -16,16 +16,11 @@ stopped in here. The list of functions is a list of *profiles*:
 It is a library too: `Agent(settings).start()`, `agent.set_profiles(...)`, then
 `agent.invoke(name, stream, metadata)` gives status, headers and a stream.
 
-The seed names Noslate's own parts; this is what stands in for them. turf: a plain
-subprocess, its memory looked at once a second. gRPC between gateway and planes: calls
-in one process. The frame protocol between data plane and worker: the fc protocol, so
-bootstrap.py and the samples are workers as they are; the worker listens and the
-gateway connects, not the other way round. Code packages: folders, no downloads.
+What stands in for Noslate's own parts, and what is not claimed, begins chapter 9 of
+SPEC.md: workers are plain processes that speak the fc protocol, so bootstrap.py and the
+samples are workers as they are; code packages are folders; nothing is isolated.
 
-Not claimed: isolation, the aworker and nodejs runtimes, warm fork, snapshots, the SDK's
-interface, baggage, Dapr, key-value storage, resource locks, inspector, WebSocket.
-
-SPEC.md chapter 9 has the rules that comments such as [fcc.queue.order] cite. Standard
+Chapter 9 has the rules, too, that comments such as [fcc.queue.order] cite. Standard
 library only, CPython 3.8 or later, Linux (elsewhere without memory figures).
 """
 from __future__ import annotations
@@ -409,29 +404,6 @@ def kind_of(control_path: str, method: str, target: str) -> str:
     return path if method in ("GET", "POST") and path != "/invoke" else ""
 
 
-class Bucket:
-    """The rate limit of a function: tokens, full at first [fcc.limit.rate]. It gains
-    some in a freeze, too: the caller's time has gone on."""
-
-    def __init__(self, profile: Profile, now: float) -> None:
-        self.profile = profile
-        self.tokens = profile.tokens
-        self.filled = now
-
-    def take(self, now: float) -> bool:
-        """Take a token; False when there is none."""
-        profile = self.profile
-        fills = (now - self.filled) // profile.fill_interval_s
-        if fills:
-            self.filled += fills * profile.fill_interval_s
-            self.tokens = min(profile.tokens,
-                              self.tokens + fills * profile.tokens_per_fill)
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
-
-
 def plan_workers(profile: Profile, active: int, ready: int, starting: int,
                  low_ticks: int, idle_ticks: float) -> Tuple[int, int]:
     """Return (workers to add, or to remove if negative; low ticks in a row by now)."""
@@ -632,11 +604,6 @@ def format_head(start: str, lines: Iterable[str]) -> bytes:
 
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-
-
-def status_line(status: int) -> str:
-    """Write the first line of an answer."""
-    return "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
 
 
 def framing(length: Optional[int]) -> str:
@@ -995,12 +962,6 @@ class Worker:
         except (OSError, IndexError, ValueError):
             return 0
 
-    def state_of_play(self) -> Dict[str, object]:
-        """Return what GET /-/stats shows of a worker."""
-        return {"id": self.id, "state": self.state, "active": self.active,
-                "pid": self.process.pid if self.process else None,
-                "served": self.served}
-
 
 def read_answer(stream: Stream) -> Message:
     """Read the head of a worker's answer, past interim ones. Raises ConnectionError
@@ -1267,14 +1228,15 @@ class Upload:
 
 
 class Broker:
-    """What belongs to one function: workers, queue, tokens. The agent's lock guards
-    it; no method blocks."""
+    """What belongs to one function: workers, queue, and the tokens of its rate limit,
+    all there at first. The agent's lock guards it; no method blocks."""
 
     def __init__(self, profile: Profile, now: float) -> None:
         self.profile = profile
         self.workers: List[Worker] = []          # all but the stopped, oldest first
         self.queue: Deque[Call] = collections.deque()   # [fcc.queue.order]
-        self.bucket = Bucket(profile, now)
+        self.tokens = profile.tokens             # [fcc.limit.rate]
+        self.filled = now                        # in real time: callers are not frozen
         self.low_ticks = 0
         self.turn = 0
         self.failure: Optional[Failure] = None   # of the last launch
@@ -1284,13 +1246,25 @@ class Broker:
         old, self.profile = self.profile, profile
         if (old.tokens, old.tokens_per_fill, old.fill_interval_s) != (
                 profile.tokens, profile.tokens_per_fill, profile.fill_interval_s):
-            self.bucket = Bucket(profile, now)
-        self.bucket.profile = profile
+            self.tokens, self.filled = profile.tokens, now
         if old.identity != profile.identity:
             return list(self.workers)
         for worker in self.workers:
             worker.profile = profile
         return []
+
+    def take_token(self, now: float) -> bool:
+        """Take a token; False when there is none."""
+        profile = self.profile
+        fills = (now - self.filled) // profile.fill_interval_s
+        if fills:
+            self.filled += fills * profile.fill_interval_s
+            self.tokens = min(profile.tokens,
+                              self.tokens + fills * profile.tokens_per_fill)
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
 
     def count(self, *states: str) -> int:
         """Return how many workers are in one of these states."""
@@ -1422,7 +1396,7 @@ class Agent:
             broker = self._broker(call)
             if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
                 raise Failure("Overloaded", "too many calls: %d" % self.calls)
-            if not broker.bucket.take(time.monotonic()):
+            if not broker.take_token(time.monotonic()):
                 raise Failure("RateLimited", "%s is over its rate" % call.name)
         while True:
             worker = self._admit(call)
@@ -1610,40 +1584,28 @@ class Agent:
     def _step(self, worker: Worker, call: str) -> None:
         """Let a worker make a transition, if STATES has one for this call."""
         action, worker.state = STATES.get((worker.state, call), ("", worker.state))
+        if action == "drain":  # [fcc.stop.drain]
+            self._limit(worker, "drain_s")
+            if not worker.active:
+                self._step(worker, "drained")
+        elif action == "terminate":  # [fcc.stop.signals]
+            worker.signal(signal.SIGTERM)
+            self._limit(worker, "grace_s")
+        elif action == "kill":
+            worker.signal(signal.SIGKILL)
+            if not worker.has_thread:  # and never will have
+                self._step(worker, "exit")
+        elif action == "forget":
+            self.workers.remove(worker)
+            worker.broker.workers.remove(worker)
+            self._changed.notify_all()
         if action:
-            self.ACTIONS[action](self, worker)
             self._supply(worker.broker)
             self._launch_next()
-
-    def _serve(self, worker: Worker) -> None:
-        """Nothing else than after every transition."""
-
-    def _drain(self, worker: Worker) -> None:  # [fcc.stop.drain]
-        self._limit(worker, "drain_s")
-        if not worker.active:
-            self._step(worker, "drained")
-
-    def _terminate(self, worker: Worker) -> None:  # [fcc.stop.signals]
-        worker.signal(signal.SIGTERM)
-        self._limit(worker, "grace_s")
-
-    def _kill(self, worker: Worker) -> None:
-        worker.signal(signal.SIGKILL)
-        if not worker.has_thread:  # and never will have
-            self._step(worker, "exit")
-
-    def _forget(self, worker: Worker) -> None:
-        self.workers.remove(worker)
-        worker.broker.workers.remove(worker)
-        self._changed.notify_all()
 
     def _limit(self, worker: Worker, setting: str) -> None:
         worker.deadline = clock.now() + self.settings[setting]
         self._wake.notify()
-
-    ACTIONS: Dict[str, Callable[["Agent", Worker], None]] = {
-        "serve": _serve, "drain": _drain, "terminate": _terminate, "kill": _kill,
-        "forget": _forget}
 
     # The control loop: ticks, memory, the deadlines of workers that go.
 
@@ -1666,7 +1628,10 @@ class Agent:
             return
         if self._next_tick <= now:
             self._next_tick = math.inf
-            self._tick_all(now)
+            for broker in self.brokers.values() if self.state == "running" else []:
+                self.tick(broker)
+                if self.workers or broker.profile.reserved:
+                    self._next_tick = now + self.settings["tick_s"]
         if self._next_check <= now:
             self._next_check = math.inf
             self._check_memory()
@@ -1674,14 +1639,6 @@ class Agent:
             if worker.deadline <= now:
                 worker.deadline = math.inf
                 self._step(worker, "late")
-
-    def _tick_all(self, now: float) -> None:
-        if self.state != "running":
-            return
-        for broker in self.brokers.values():
-            self.tick(broker)
-        if self.workers or any(one.profile.reserved for one in self.brokers.values()):
-            self._next_tick = now + self.settings["tick_s"]
 
     def tick(self, broker: Broker) -> None:
         """Look at the load of a function and order or retire workers (lock held)."""
@@ -1744,13 +1701,15 @@ class Agent:
     def stats(self) -> Dict[str, object]:
         """Return what GET /-/stats shows."""
         with self.lock:
-            return {"state": self.state, "calls": self.calls,
-                    "counts": dict(self.counts),
-                    "functions": {name: {
-                        "queued": len(broker.queue), "low_ticks": broker.low_ticks,
-                        "workers": [one.state_of_play() for one in broker.workers]}
-                        for name, broker in self.brokers.items()},
-                    "services": self.services}
+            functions = {}
+            for name, broker in self.brokers.items():
+                workers = [{"id": one.id, "state": one.state, "active": one.active,
+                            "pid": one.process.pid if one.process else None,
+                            "served": one.served} for one in broker.workers]
+                functions[name] = {"queued": len(broker.queue), "workers": workers,
+                                   "low_ticks": broker.low_ticks}
+            return {"state": self.state, "calls": self.calls, "functions": functions,
+                    "counts": dict(self.counts), "services": self.services}
 
 
 # ---- the server ----
@@ -1829,7 +1788,12 @@ class Request:
                 lines = [*lines, framing(length)]
         if not self.keep_alive:
             lines = [*lines, "Connection: close"]
-        self.stream.send(format_head(status_line(status), lines) + body)
+        start = "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
+        self.stream.send(format_head(start, lines) + body)
+
+
+# A request that could not be read is answered like this one, and no other follows it
+UNREADABLE = Message(["GET", "/", "HTTP/1.1"], [], {"connection": "close"})
 
 
 class Server:
@@ -1873,9 +1837,9 @@ class Server:
             accepted.close()
             return
         try:
-            threading.Thread(target=self._serve, args=(accepted, address[0]),
-                             daemon=True).start()
-        except RuntimeError:  # no more threads: calls must end first
+            threading.Thread(target=self._serve, daemon=True,
+                             args=(Stream(accepted), address[0])).start()
+        except (OSError, RuntimeError):  # no more threads: calls must end first
             accepted.close()
 
     def close(self) -> None:
@@ -1894,33 +1858,21 @@ class Server:
             thread.join(max(0.0, deadline - clock.now()))
             stream.shut()
 
-    def _serve(self, accepted: socket.socket, address: str) -> None:
-        stream: Optional[Stream] = None
+    def _serve(self, stream: Stream, address: str) -> None:
         try:
-            stream = Stream(accepted)
             self._connections[stream] = threading.current_thread()
             is_local = address.startswith("127.") or address == "::1"
-            while self._serve_one(stream, is_local):
-                pass
-        except BadMessage as error:
-            assert stream is not None
-            self._refuse(stream, error)
+            try:
+                while self._serve_one(stream, is_local):
+                    pass
+            except BadMessage as error:
+                Request(UNREADABLE, stream).answer(error.status, {
+                    "errorType": "BadRequest", "errorMessage": str(error)})
         except (Late, OSError):
             pass  # the caller is gone, or too slow
         finally:
-            if stream is not None:
-                self._connections.pop(stream, None)
-            accepted.close()
-
-    def _refuse(self, stream: Stream, error: BadMessage) -> None:
-        body = json.dumps({"errorType": "BadRequest", "errorMessage": str(error)})
-        try:
-            stream.deadline = clock.now() + HEAD_TIMEOUT_S
-            stream.send(format_head(status_line(error.status), [
-                "Content-Type: application/json", "Connection: close",
-                framing(len(body))]) + body.encode())
-        except (Late, OSError):
-            pass
+            self._connections.pop(stream, None)
+            stream.socket.close()
 
     def _serve_one(self, stream: Stream, is_local: bool) -> bool:
         message = stream.head()
@@ -2049,14 +2001,12 @@ class Container:
         self._events, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         self.is_stopping = False
-        self._log_fd = self._open_log()
+        self._log_fd = 2
+        if options.access_log != "-":
+            self._log_fd = os.open(options.access_log,
+                                   os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.agent = Agent(settings, log_folder=options.log_folder,
                            on_failure=self._lose)
-
-    def _open_log(self) -> int:
-        path = self.options.access_log
-        return 2 if path == "-" else os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _write_log(self, line: str) -> None:
         try:

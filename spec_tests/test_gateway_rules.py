@@ -143,8 +143,8 @@ def test_fcc_limit_rate__bucket() -> None:
     """The bucket is full at first, gains by interval, and never overflows."""
     profile = gateway.Profile(changed("rateLimit", {
         "maxTokenCount": 3, "tokensPerFill": 2, "fillInterval": 500}), SETTINGS)
-    bucket = gateway.Bucket(profile, 100.0)
-    taken = [bucket.take(at) for at in (
+    broker = gateway.Broker(profile, 100.0)
+    taken = [broker.take_token(at) for at in (
         100.0, 100.1, 100.2, 100.3, 100.5, 100.5, 100.6, 103.0, 103.0, 103.0, 103.0)]
     assert taken == [True, True, True, False, True, True, False, True, True, True, False]
 
