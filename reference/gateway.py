@@ -1333,7 +1333,7 @@ class Agent:
         self._next_tick = self._next_check = math.inf
         self._on_failure = on_failure
         self._control_thread = threading.Thread(target=self._control, daemon=True)
-        self.drain_until = math.inf              # a signal handler may lower it
+        self.is_hasty = False                    # a signal handler may set it
 
     def start(self) -> None:
         """Start the control loop; from here on calls are dispatched."""
@@ -1660,15 +1660,14 @@ class Agent:
                     self._step(worker, "retire")
                     worker.signal(signal.SIGKILL)
 
-    def close(self, drain_s: Optional[float] = None) -> bool:
+    def close(self) -> bool:
         """Take no more calls, let those that are here end, stop every worker. Return
         whether all of them ended by themselves. Blocks drain_s and grace_s at most."""
         with self.lock:
             if self.state == "running":
                 self.state = "closing"
-            limit_s = self.settings["drain_s"] if drain_s is None else drain_s
-            self.drain_until = min(self.drain_until, clock.now() + limit_s)
-            while self.calls and clock.now() < self.drain_until:
+            end = clock.now() + self.settings["drain_s"]
+            while self.calls and not self.is_hasty and clock.now() < end:
                 self._changed.wait(0.1)
             drained = not self.calls
             for broker in self.brokers.values():
@@ -2020,7 +2019,7 @@ class Container:
     def _on_signal(self, number: int, frame: object) -> None:
         if number != signal.SIGHUP:
             if self.is_stopping:
-                self.agent.drain_until = 0.0  # the second signal: at once
+                self.agent.is_hasty = True  # the second signal: at once
             self.is_stopping = True
 
     def run(self) -> int:
@@ -2052,6 +2051,7 @@ class Container:
             event = os.read(self._events, 1)
             if event == LOST:
                 talk("a part of the gateway is lost")  # [fcc.end.part]
+                self.agent.end()  # so that no call holds up the end of the server
                 return 1
             if event[0] == signal.SIGHUP and not self._load():
                 talk("the list of functions stays as it was")
