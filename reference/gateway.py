@@ -1493,11 +1493,12 @@ class Agent:
             if worker is None:
                 return False
             self._leave(worker, worker.profile.disposable or call.error in RETIRING)
+            kept = False
+            if stream is not None and worker.state == "ready":
+                worker.pool.append(stream)  # before the next call looks for one
+                kept = True
             self._supply(worker.broker)
-            if stream is None or worker.state != "ready":
-                return False
-            worker.pool.append(stream)
-            return True
+            return kept
 
     def _leave(self, worker: Worker, retires: bool) -> None:
         worker.active -= 1
