@@ -119,7 +119,7 @@ def test_fcc_end_part__calls(tmp_path: pathlib.Path) -> None:
         assert container.process.wait(gateways.PATIENCE_S) == 1
 
 
-def test_fcc_worker_forks__reaped(tmp_path: pathlib.Path) -> None:
+def test_fcc_stop_signals__forks_reaped(tmp_path: pathlib.Path) -> None:
     """As the first process of a container it reaps what workers leave behind."""
     program = tmp_path / "first.py"
     program.write_text(SPOILED.format(
@@ -363,7 +363,7 @@ def test_fcc_invoke_kind__event(cloud: emulator.Platform) -> None:
     assert (outcome.kind, outcome.body, outcome.violations) == ("ok", b"hello", ())
 
 
-def test_fcc_error_handler(cloud: emulator.Platform) -> None:
+def test_fcc_answer_fields__handler(cloud: emulator.Platform) -> None:
     """A handler that fails makes the invocation fail, with its own document."""
     outcome = cloud.invoke(b'{"do":"raise","type":"Refused","message":"no"}')
     assert outcome.kind == "function-error"
@@ -371,8 +371,8 @@ def test_fcc_error_handler(cloud: emulator.Platform) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_fcc_worker_port__languages(cloud: emulator.Platform, language: str,
-                                    workers: List[Dict[str, Any]]) -> None:
+def test_fcc_launch_ready__port_languages(cloud: emulator.Platform, language: str,
+                                          workers: List[Dict[str, Any]]) -> None:
     """Bootstraps are workers as they are."""
     outcome = through(cloud, workers, language, b'{"do":"env","name":"FC_FUNCTION_NAME"}')
     assert (outcome.kind, outcome.body) == ("ok", language.encode())
