@@ -16,16 +16,11 @@ stopped in here. The list of functions is a list of *profiles*:
 It is a library too: `Agent(settings).start()`, `agent.set_profiles(...)`, then
 `agent.invoke(name, stream, metadata)` gives status, headers and a stream.
 
-The seed names Noslate's own parts; this is what stands in for them. turf: a plain
-subprocess, its memory looked at once a second. gRPC between gateway and planes: calls
-in one process. The frame protocol between data plane and worker: the fc protocol, so
-bootstrap.py and the samples are workers as they are; the worker listens and the
-gateway connects, not the other way round. Code packages: folders, no downloads.
+What stands in for Noslate's own parts, and what is not claimed, begins chapter 9 of
+SPEC.md: workers are plain processes that speak the fc protocol, so bootstrap.py and the
+samples are workers as they are; code packages are folders; nothing is isolated.
 
-Not claimed: isolation, the aworker and nodejs runtimes, warm fork, snapshots, the SDK's
-interface, baggage, Dapr, key-value storage, resource locks, inspector, WebSocket.
-
-SPEC.md chapter 9 has the rules that comments such as [fcc.queue.order] cite. Standard
+Chapter 9 has the rules, too, that comments such as [fcc.queue.order] cite. Standard
 library only, CPython 3.8 or later, Linux (elsewhere without memory figures).
 """
 from __future__ import annotations
@@ -50,8 +45,8 @@ import time
 import traceback
 import urllib.parse
 from http import HTTPStatus
-from typing import (Any, Callable, Deque, Dict, FrozenSet, Generator, Iterable,
-                    Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union)
+from typing import (Any, Callable, Deque, Dict, FrozenSet, Iterable, Iterator,
+                    List, NamedTuple, Optional, Sequence, Tuple, Union)
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"  # of SPEC.md; `__spec__` itself belongs to the import system
@@ -175,49 +170,58 @@ CHUNK_BYTES = 262144
 MAX_CONNECTIONS = 4096
 END_S = 5.0                  # for processes that were killed
 EXEC_S = 0.02                # a process that is being forked has no environment yet
+SLICE_S = 1.0                # of a wait under a limit
 FREEZE_S = 0.2               # waiting that much too long means: we were frozen
 LOGS_KEPT = 100              # log folders of workers that have stopped
+RESERVED = 2                 # rank of workers that nobody waits for; disposable: 0
 
 
 # ---- rules without I/O: profiles ----
+
+PAIRS = "a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_"
+
 
 class Field(NamedTuple):
     """One field of a profile: where it is, what it must be, and what if it is not."""
 
     path: str
-    kind: str
+    kind: str                # one of KINDS, or "one of" and the texts it may be
     required: bool = False
 
 
-PROFILE_FIELDS: Tuple[Field, ...] = (
-    Field("name", "text", True),
+PROFILE_FIELDS = (
+    Field("name", "a text that is not empty", True),
     Field("runtime", "one of custom", True),
-    Field("url", "file URL", True),
-    Field("signature", "text", True),
-    Field("handler", "text"),
-    Field("initializer", "text"),
-    Field("command", "words"),
-    Field("namespace", "text"),
-    Field("environments", "pairs"),
-    Field("resourceLimit", "object"),
-    Field("resourceLimit.memory", "count"),
-    Field("resourceLimit.cpu", "share"),
-    Field("rateLimit", "object"),
-    Field("rateLimit.maxTokenCount", "number"),
-    Field("rateLimit.tokensPerFill", "number"),
-    Field("rateLimit.fillInterval", "positive number"),
-    Field("worker", "object"),
-    Field("worker.maxActivateRequests", "count"),
-    Field("worker.replicaCountLimit", "count"),
-    Field("worker.reservationCount", "count or 0"),
-    Field("worker.initializationTimeout", "positive number"),
-    Field("worker.disposable", "flag"),
-    Field("worker.fastFailRequestsOnStarting", "flag"),
-    Field("worker.disableRequestQueue", "flag"),
+    Field("url", "file:// and an absolute folder", True),
+    Field("signature", "a text that is not empty", True),
+    Field("handler", "a text that is not empty"),
+    Field("initializer", "a text that is not empty"),
+    Field("command", "a list of words, at least one"),
+    Field("namespace", "a text that is not empty"),
+    Field("environments", PAIRS),
+    Field("resourceLimit", "an object"),
+    Field("resourceLimit.memory", "a whole number from 1"),
+    Field("resourceLimit.cpu", "a number from 0 to 1"),
+    Field("rateLimit", "an object"),
+    Field("rateLimit.maxTokenCount", "a number from 0"),
+    Field("rateLimit.tokensPerFill", "a number from 0"),
+    Field("rateLimit.fillInterval", "a number above 0"),
+    Field("worker", "an object"),
+    Field("worker.maxActivateRequests", "a whole number from 1"),
+    Field("worker.replicaCountLimit", "a whole number from 1"),
+    Field("worker.reservationCount", "a whole number from 0"),
+    Field("worker.initializationTimeout", "a number above 0"),
+    Field("worker.disposable", "true or false"),
+    Field("worker.fastFailRequestsOnStarting", "true or false"),
+    Field("worker.disableRequestQueue", "true or false"),
     Field("worker.dispatchMode", "one of least-request-count, round-robin"),
     Field("worker.shrinkStrategy", "one of LCC, FIFO, FILO"),
 )
-_TOP_KEYS = {field.path.partition(".")[0] for field in PROFILE_FIELDS}
+LIST_FIELDS = (Field("functions", "a list"), Field("services", "a list"))
+SERVICE_FIELDS = (Field("name", "a text that is not empty", True),
+                  Field("functions", "a list, not empty", True))
+SHARE_FIELDS = (Field("name", "a text that is not empty", True),
+                Field("proportion", "a number from 0 to 1"))
 
 
 def _is_number(value: object, least: float) -> bool:
@@ -241,53 +245,50 @@ def _is_pair(item: object) -> bool:
             and not item["key"].startswith(("NOSLATE_", "NOSLATED_", "FC_")))
 
 
-KINDS: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
-    "text": ("a text that is not empty", _is_text),
-    "file URL": ("file:// and an absolute folder", lambda value: (
-        _is_text(value) and value.startswith("file:///") and "%00" not in value)),
-    "words": ("a list of words, at least one", lambda value: (
-        isinstance(value, list) and bool(value) and all(map(_is_word, value)))),
-    "pairs": ("a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_",
-              lambda value: isinstance(value, list) and all(map(_is_pair, value))),
-    "object": ("an object", lambda value: isinstance(value, dict)),
-    "count": ("a whole number from 1", lambda value: (
-        isinstance(value, int) and _is_number(value, 1))),
-    "count or 0": ("a whole number from 0", lambda value: (
-        isinstance(value, int) and _is_number(value, 0))),
-    "number": ("a number from 0", lambda value: _is_number(value, 0)),
-    "positive number": ("a number above 0", lambda value: (
-        _is_number(value, 0) and value > 0)),
-    "share": ("a number from 0 to 1", lambda value: (
-        _is_number(value, 0) and value <= 1)),
-    "flag": ("true or false", lambda value: isinstance(value, bool)),
+def _is_list(value: object, least: int, is_item: Callable[[Any], bool]) -> bool:
+    return (isinstance(value, list) and len(value) >= least
+            and all(is_item(item) for item in value))
+
+
+KINDS: Dict[str, Callable[[Any], bool]] = {
+    "a text that is not empty": _is_text,
+    "file:// and an absolute folder": lambda value: (
+        _is_text(value) and value.startswith("file:///") and "%00" not in value),
+    "a list of words, at least one": lambda value: _is_list(value, 1, _is_word),
+    PAIRS: lambda value: _is_list(value, 0, _is_pair),
+    "a list": lambda value: isinstance(value, list),
+    "a list, not empty": lambda value: isinstance(value, list) and value != [],
+    "an object": lambda value: isinstance(value, dict),
+    "a whole number from 0": lambda value: (
+        isinstance(value, int) and _is_number(value, 0)),
+    "a whole number from 1": lambda value: (
+        isinstance(value, int) and _is_number(value, 1)),
+    "a number from 0": lambda value: _is_number(value, 0),
+    "a number above 0": lambda value: _is_number(value, 0) and value > 0,
+    "a number from 0 to 1": lambda value: _is_number(value, 0) and value <= 1,
+    "true or false": lambda value: isinstance(value, bool),
 }
 
 
 def check_value(where: str, kind: str, value: object) -> None:
     """Raise ValueError, naming the place, unless the value is of that kind."""
     if kind.startswith("one of "):
-        wanted, good = kind, value in kind[7:].split(", ")
+        good = value in kind[7:].split(", ")
     else:
-        wanted, check = KINDS[kind]
-        good = check(value)
+        good = KINDS[kind](value)
     if not good:
         raise ValueError("%s: expected %s, found %s"
-                         % (where, wanted, json.dumps(value)[:80]))
+                         % (where, kind, json.dumps(value)[:80]))
 
 
-def check_keys(where: str, item: Dict[str, Any], known: Iterable[str]) -> None:
-    """Raise ValueError for a key that nobody knows."""
-    for key in item:
-        if key not in known:
+def check_item(where: str, item: Any, fields: Sequence[Field]) -> None:
+    """Raise ValueError, naming the field, unless an object is as its fields say."""
+    check_value(where, "an object", item)
+    tops = [field.path.partition(".")[0] for field in fields]
+    for key in item:  # inside `worker` and the like unknown ones are allowed
+        if key not in tops:
             raise ValueError("%s.%s: unknown field" % (where, key))
-
-
-def check_profile(where: str, item: object) -> None:
-    """Raise ValueError, naming the field, unless this is a profile."""
-    check_value(where, "object", item)
-    assert isinstance(item, dict)
-    check_keys(where, item, _TOP_KEYS)  # inside `worker` and the like they are allowed
-    for field in PROFILE_FIELDS:
+    for field in fields:
         outer, _, inner = field.path.rpartition(".")
         place = item.get(outer, {}) if outer else item
         if inner in place:
@@ -334,57 +335,36 @@ class Profile:
 Services = Dict[str, List[Tuple[str, float]]]
 
 
-def read_profiles(document: object,
+def read_profiles(document: Any,
                   settings: Settings) -> Tuple[Dict[str, Profile], Services]:
     """Return functions and services of a list of profiles, or of an object with the
     lists `functions` and `services`. Raises ValueError for the whole [fcc.profile.all].
     """
     if isinstance(document, list):
         document = {"functions": document}
-    check_value("profiles", "object", document)
-    assert isinstance(document, dict)
-    check_keys("profiles", document, ("functions", "services"))
+    check_item("profiles", document, LIST_FIELDS)
     functions: Dict[str, Profile] = {}
-    for number, item in enumerate(_list(document, "functions")):
+    for number, item in enumerate(document.get("functions", [])):
         where = "functions[%d]" % number
-        check_profile(where, item)
+        check_item(where, item, PROFILE_FIELDS)
         if item["name"] in functions:
             raise ValueError("%s.name: %s is there twice" % (where, item["name"]))
         functions[item["name"]] = Profile(item, settings)
     services: Services = {}
-    for number, item in enumerate(_list(document, "services")):
-        name, shares = _read_service("services[%d]" % number, item, functions)
-        if name in services:
-            raise ValueError("services[%d].name: %s is there twice" % (number, name))
-        services[name] = shares
+    for number, item in enumerate(document.get("services", [])):
+        where = "services[%d]" % number
+        check_item(where, item, SERVICE_FIELDS)
+        if item["name"] in services:
+            raise ValueError("%s.name: %s is there twice" % (where, item["name"]))
+        services[item["name"]] = []
+        for place, share in enumerate(item["functions"]):
+            inner = "%s.functions[%d]" % (where, place)
+            check_item(inner, share, SHARE_FIELDS)
+            if share["name"] not in functions:
+                raise ValueError("%s.name: no function %s"
+                                 % (inner, json.dumps(share["name"])))
+            services[item["name"]].append((share["name"], share.get("proportion", 1)))
     return functions, services
-
-
-def _list(document: Dict[str, Any], key: str) -> List[Any]:
-    items = document.get(key, [])
-    if not isinstance(items, list):
-        raise ValueError("%s: expected a list" % key)
-    return items
-
-
-def _read_service(where: str, item: Any, functions: Dict[str, Profile]) -> Tuple[
-        str, List[Tuple[str, float]]]:
-    check_value(where, "object", item)
-    check_keys(where, item, ("name", "functions"))
-    check_value(where + ".name", "text", item.get("name"))
-    shares: List[Tuple[str, float]] = []
-    for number, share in enumerate(_list(item, "functions")):
-        place = "%s.functions[%d]" % (where, number)
-        check_value(place, "object", share)
-        check_keys(place, share, ("name", "proportion"))
-        if share.get("name") not in functions:
-            raise ValueError("%s.name: no function %s"
-                             % (place, json.dumps(share.get("name"))))
-        check_value(place + ".proportion", "share", share.get("proportion", 1))
-        shares.append((share["name"], share.get("proportion", 1)))
-    if not shares:
-        raise ValueError(where + ".functions: expected at least one")
-    return item["name"], shares
 
 
 # ---- rules without I/O: dispatch and scaling ----
@@ -415,26 +395,13 @@ def choose_function(dispatch: str, fc_name: str, default: str,
     return services[name][-1][0]
 
 
-class Bucket:
-    """The rate limit of a function: tokens, full at first [fcc.limit.rate]."""
-
-    def __init__(self, profile: Profile, now: float) -> None:
-        self.profile = profile
-        self.tokens = profile.tokens
-        self.filled = now
-
-    def take(self, now: float) -> bool:
-        """Take a token; False when there is none."""
-        profile = self.profile
-        fills = (now - self.filled) // profile.fill_interval_s
-        if fills:
-            self.filled += fills * profile.fill_interval_s
-            self.tokens = min(profile.tokens,
-                              self.tokens + fills * profile.tokens_per_fill)
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
+def kind_of(control_path: str, method: str, target: str) -> str:
+    """Tell what a request is: an invocation, a hook or nothing. [fcc.invoke.kind]
+    Method and path decide only without X-Fc-Control-Path."""
+    path = target.partition("?")[0]
+    if control_path or (method, path) == ("POST", "/invoke"):
+        return control_path or path
+    return path if method in ("GET", "POST") and path != "/invoke" else ""
 
 
 def plan_workers(profile: Profile, active: int, ready: int, starting: int,
@@ -462,6 +429,46 @@ def judge_answer(control_path: str, status: int, fc_status: str) -> bool:
     if fc_status in ("200", "404"):
         return fc_status == "200"
     return status != 404 or control_path != "/invoke"
+
+
+# ---- running time ----
+
+class Clock:
+    """Seconds without those for which the container was frozen, the time of all limits
+    [fcc.freeze.clocks]. Who waits says how long that was to take at most: a wait that
+    took far longer was a freeze, and is counted for nobody."""
+
+    def __init__(self) -> None:
+        self._frozen_s = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> float:
+        """Return the running time."""
+        return time.monotonic() - self._frozen_s
+
+    def waited(self, begin: float, most_s: float) -> float:
+        """Return the running time after a wait."""
+        now = self.now()
+        if now - begin > most_s + FREEZE_S:
+            with self._lock:  # another thread may have found out meanwhile
+                now = self.now()
+                if now - begin > most_s + FREEZE_S:
+                    self._frozen_s += now - begin
+                    return begin
+        return now
+
+    def acquire(self, lock: threading.Lock, deadline: float) -> bool:
+        """Take a lock by the deadline; tell whether that worked."""
+        now = self.now()
+        while now < deadline:
+            slice_s = min(SLICE_S, deadline - now)
+            if lock.acquire(timeout=slice_s):
+                return True
+            now = self.waited(now, slice_s)
+        return lock.acquire(blocking=False)
+
+
+clock = Clock()
 
 
 # ---- HTTP: one strict parser for both directions ----
@@ -494,7 +501,7 @@ class BadMessage(Exception):
 
 
 class Late(Exception):
-    """The peer was not done by the deadline of its stream."""
+    """The peer was not done by the deadline."""
 
 
 class Message(NamedTuple):
@@ -563,7 +570,7 @@ def parse_head(text: str) -> Message:
     return Message(start.split(" ", 2), lines, table)
 
 
-def _join_duplicates(parsed: List[Parsed]) -> Dict[str, str]:
+def _join_duplicates(parsed: Iterable[Parsed]) -> Dict[str, str]:
     table: Dict[str, str] = {}
     for key, value in parsed:
         if key in table and key in ("content-length", "transfer-encoding"):
@@ -576,18 +583,19 @@ def split_lines(lines: Iterable[str],
                 dropped: FrozenSet[str]) -> Tuple[List[str], Dict[str, str]]:
     """Return the lines that pass on, and the values of the others by lower-case name.
     Fields that a Connection field names do not pass on either. Raises BadMessage."""
-    kept, others = [], {}
+    kept, others = [], []
     known = _LINES.get
     for line in lines:
-        key, value = known(line) or parse_line(line)
-        if key in dropped:
-            others[key] = value
+        parsed = known(line) or parse_line(line)
+        if parsed[0] in dropped:
+            others.append(parsed)
         else:
             kept.append(line)
-    if "connection" in others:
-        named = {word.strip() for word in others["connection"].lower().split(",")}
+    table = _join_duplicates(others)
+    if "connection" in table:
+        named = {word.strip() for word in table["connection"].lower().split(",")}
         kept = [line for line in kept if parse_line(line)[0] not in named]
-    return kept, others
+    return kept, table
 
 
 def format_head(start: str, lines: Iterable[str]) -> bytes:
@@ -598,24 +606,19 @@ def format_head(start: str, lines: Iterable[str]) -> bytes:
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
-def status_line(status: int) -> str:
-    """Write the first line of an answer."""
-    return "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
-
-
 def framing(length: Optional[int]) -> str:
     """Return the line that announces a body; None = unknown size."""
     return "Transfer-Encoding: chunked" if length is None else (
         "Content-Length: %d" % length)
 
 
-class Stream:
-    """A connected socket with the bytes read ahead, and a deadline.
+def frame(part: bytes, chunked: bool) -> bytes:
+    """Write a part of a body; the empty one is the last."""
+    return b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
 
-    Reads and writes block in slices: one that took far longer than it may means that
-    the container was frozen, and does not count, so that limits are running time
-    [fcc.freeze.clocks].
-    """
+
+class Stream:
+    """A connected socket with the bytes read ahead, and a deadline."""
 
     __slots__ = ("socket", "rest", "deadline", "_slice_s")
 
@@ -628,44 +631,38 @@ class Stream:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_LIMIT)
 
     def arm(self, deadline: float) -> None:
-        """Let reads raise Late after the deadline, a monotonic time; inf = never."""
+        """Let reads raise Late after the deadline, a running time; inf = never."""
         self.deadline = deadline
         slice_s = 0.0
         if deadline != math.inf:
-            slice_s = min(1.0, max(0.001, deadline - time.monotonic()))
+            slice_s = min(SLICE_S, max(0.001, deadline - clock.now()))
         if slice_s != self._slice_s:
             self._slice_s = slice_s
             whole = int(slice_s)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack(
                 "ll", whole, int((slice_s - whole) * 1e6)))
 
-    def _count(self, begin: float, slice_s: float) -> None:
-        if self.deadline == math.inf:
-            return
-        now = time.monotonic()
-        if now - begin > slice_s + FREEZE_S:
-            self.deadline += now - begin
-        if now >= self.deadline:
-            raise Late
-
     def read(self, size: int = 65536) -> bytes:
         """Return what has come, b"" at the end of the stream. Raises Late, OSError."""
         while True:
-            begin = time.monotonic()
+            begin = clock.now()
+            data = None
             try:
                 data = self.socket.recv(size)
             except BlockingIOError:
-                self._count(begin, self._slice_s)
-                self.arm(self.deadline)
-                continue
-            self._count(begin, self._slice_s)
-            return data
+                pass
+            if self.deadline != math.inf and (
+                    clock.waited(begin, self._slice_s) >= self.deadline):
+                raise Late
+            if data is not None:
+                return data
+            self.arm(self.deadline)
 
     def send(self, data: bytes) -> None:
         """Send everything. Raises Late, OSError."""
         left: Union[bytes, memoryview] = data
         while left:
-            begin = time.monotonic()
+            begin = clock.now()
             try:
                 sent = self.socket.send(left)
             except BlockingIOError:
@@ -673,58 +670,47 @@ class Stream:
             if sent == len(left):
                 return
             left = memoryview(left)[sent:]
-            self._count(begin, _SEND_SLICE_S)
+            if clock.waited(begin, _SEND_SLICE_S) >= self.deadline:
+                raise Late
 
     def head(self) -> Optional[Message]:
         """Read a head; None at the end of the stream. Blocks until it begins, then
         HEAD_TIMEOUT_S unless there is a deadline. Raises BadMessage, Late, OSError."""
+        is_idle = self.deadline == math.inf
         data = self.rest or self.read()
         while data[:2] == b"\r\n":  # empty lines before a message are legal
             data = data[2:] or self.read()
         if not data:
             return None
         end = data.find(b"\r\n\r\n")
-        if end < 0:
-            idle = self.deadline == math.inf
-            if idle:
-                self.arm(time.monotonic() + HEAD_TIMEOUT_S)
-            data, end = self._slow_head(data)
-            if idle:
-                self.arm(math.inf)
-        self.rest = data[end + 4:]
-        return parse_head(data[:end].decode("latin-1"))
-
-    def _slow_head(self, data: bytes) -> Tuple[bytes, int]:
-        end = -1
         while end < 0:
             if len(data) > HEAD_BYTES:
                 raise BadMessage("a head over 64 KiB", 431)
+            if self.deadline == math.inf:
+                self.arm(clock.now() + HEAD_TIMEOUT_S)
             more = self.read()
             if not more:
                 raise BadMessage("the stream ends within a head")
             searched = max(0, len(data) - 3)
             data += more
             end = data.find(b"\r\n\r\n", searched)
-        return data, end
+        if is_idle:
+            self.arm(math.inf)
+        self.rest = data[end + 4:]
+        return parse_head(data[:end].decode("latin-1"))
 
     def parts(self, length: Optional[int]) -> Iterator[bytes]:
         """Yield a body as it comes; None = until the stream ends. Raises BadMessage
         when it ends early, Late, OSError."""
-        if length is None:
-            return self._until_end()
         return self._chunked() if length == -1 else self._counted(length)
 
-    def _until_end(self) -> Iterator[bytes]:
-        data, self.rest = self.rest or self.read(CHUNK_BYTES), b""
-        while data:
-            yield data
-            data = self.read(CHUNK_BYTES)
-
-    def _counted(self, length: int) -> Iterator[bytes]:
-        left = length
+    def _counted(self, length: Optional[int]) -> Iterator[bytes]:
+        left = sys.maxsize if length is None else length
         while left:
             data = self.rest or self.read(min(left, CHUNK_BYTES))
             if not data:
+                if length is None:
+                    return
                 raise BadMessage("the stream ends after %d of %d body bytes"
                                  % (length - left, length))
             if self.rest:
@@ -791,8 +777,8 @@ class Worker:
         self.served = 0
         self.deadline = math.inf     # of draining, then of stopping
         self.strikes = 0
-        self.launching = False       # its thread runs
-        self.reserve = False         # nobody waits for it
+        self.has_thread = False      # else it waits for its turn to start
+        self.rank = 1                # among those that wait, the lowest first
         self.secret = secrets.token_hex(16)   # [fcc.worker.secret]
         self.port = 0
         self._own_lines = (
@@ -805,11 +791,6 @@ class Worker:
         self.log_folder = os.path.join(agent.log_folder, "workers", self.id)
         self.scratch = os.path.join(agent.work_folder, "sandbox", self.id)
 
-    def move(self, call: str) -> str:
-        """Change the state (lock held); return the action, "" if it cannot be."""
-        action, self.state = STATES.get((self.state, call), ("", self.state))
-        return action
-
     def run(self) -> None:
         """Launch, serve, end; the body of the worker's thread."""
         failure = None
@@ -817,32 +798,62 @@ class Worker:
             self._launch()
         except Failure as error:
             failure = error
+        except Late as error:
+            failure = Failure("InitTimeout", "worker %s %s within %g s" % (
+                self.id, error, self.profile.init_timeout_s))
         except (OSError, ValueError) as error:
-            failure = Failure("InitFailed", "worker %s: %s" % (self.id, error))
+            failure = Failure("InitFailed", "worker %s %s" % (
+                self.id, self._why(error)))
         self.agent.launched(self, failure)
         if self.process is not None:
             self.process.wait()
             kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
-        self.agent.exited(self)
-        while self.pool:
-            self.pool.pop().socket.close()
+        for stream in self.agent.exited(self):
+            stream.socket.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         time.sleep(EXEC_S)
         kill_marked("NOSLATE_WORKER_ID=" + self.id)
-        reap_orphans(self.agent.pids())
+        with self.agent.spawning:
+            reap_orphans([one.process.pid for one in list(self.agent.workers)
+                          if one.process is not None])
+
+    def _why(self, error: Exception) -> str:
+        """Return what went wrong; if the process has ended, that is the reason."""
+        try:
+            status = self.process.wait(0.25) if self.process is not None else None
+        except subprocess.TimeoutExpired:
+            status = None
+        if status is None:
+            return "cannot serve: %s" % error
+        with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
+            tail = file.read()[-500:].decode("utf-8", "replace").strip()
+        return "ended with status %s before it could serve: %s" % (status, tail)
 
     def _launch(self) -> None:
-        """Start the process and wait until it can serve. Raises Failure, OSError."""
+        """Start the process and wait until it can serve. Raises Failure, Late,
+        OSError."""
         profile = self.profile
         if not os.path.isdir(profile.folder):
             raise Failure("CodeMissing", "%s: no folder %s"
                           % (profile.name, profile.folder))
-        self.port = free_port(self.agent.ports_taken())
         os.makedirs(self.log_folder, exist_ok=True)
         os.makedirs(self.scratch, exist_ok=True)
+        deadline = clock.now() + profile.init_timeout_s
+        with self.agent.spawning:
+            self.port = free_port([one.port for one in list(self.agent.workers)])
+            self._start_process()
+        if self.state != "created":  # retired before there was a process to kill
+            self.signal(signal.SIGKILL)
+        stream = self._await_port(deadline)
+        if profile.initializer:
+            self._initialize(stream, deadline)
+        else:
+            self.pool.append(stream)
+
+    def _start_process(self) -> None:
+        profile = self.profile
         # [fcc.launch.command]
         words = profile.command or [os.path.join(profile.folder, "bootstrap")]
-        begin = time.monotonic()
         with open(os.path.join(self.log_folder, "stdout.log"), "wb") as out:
             with open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
                 try:
@@ -852,13 +863,6 @@ class Worker:
                 except (OSError, ValueError) as error:
                     raise Failure("CodeMissing", "%s: cannot start %s: %s"
                                   % (profile.name, words[0], error))
-        if self.state != "created":  # retired before there was a process to kill
-            self.signal(signal.SIGKILL)
-        stream = self._await_port(begin)
-        if profile.initializer:
-            self._initialize(stream, begin)
-        else:
-            self.pool.append(stream)
 
     def _environment(self) -> Dict[str, str]:
         """Nothing is inherited but what every program needs [fcc.worker.environment].
@@ -877,39 +881,31 @@ class Worker:
         env.update(NOSLATE_WORKER_ID=self.id, NOSLATE_WORKER_SECRET=self.secret)
         return env
 
-    def _await_port(self, begin: float) -> Stream:
-        """Dial until the worker listens. Raises Failure."""
-        left_s = self.profile.init_timeout_s
-        last = begin
-        while left_s > 0:
+    def _await_port(self, deadline: float) -> Stream:
+        """Dial until the worker listens. Raises Late, OSError."""
+        begin = now = clock.now()
+        while now < deadline:
             try:
                 return self._dial()
             except OSError:
                 pass
             if self.process is None or self.process.poll() is not None:
-                raise self._died()
-            now = time.monotonic()
-            time.sleep(0.001 if now < begin + 0.05 else 0.005)
-            left_s -= min(now - last, FREEZE_S)  # frozen time does not count
-            last = now
-        raise Failure("InitTimeout", "worker %s does not listen on port %d within %g s"
-                      % (self.id, self.port, self.profile.init_timeout_s))
-
-    def _died(self) -> Failure:
-        status = None if self.process is None else self.process.wait()
-        with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
-            tail = file.read()[-500:].decode("utf-8", "replace").strip()
-        return Failure("InitFailed", "worker %s ended with status %s before it could "
-                       "serve: %s" % (self.id, status, tail))
+                raise ConnectionError("nobody there")
+            now = clock.now()
+            pause_s = 0.001 if now < begin + 0.05 else 0.005
+            time.sleep(pause_s)
+            now = clock.waited(now, pause_s)
+        raise Late("does not listen on port %d" % self.port)
 
     def _dial(self, timeout_s: float = 1.0) -> Stream:
         connected = socket.create_connection(("127.0.0.1", self.port), timeout_s)
         connected.settimeout(None)
         return Stream(connected)
 
-    def _initialize(self, stream: Stream, begin: float) -> None:
-        """Call the initializer [fcc.launch.ready]. Raises Failure, OSError."""
-        stream.arm(begin + self.profile.init_timeout_s)
+    def _initialize(self, stream: Stream, deadline: float) -> None:
+        """Call the initializer [fcc.launch.ready]. Raises Failure, Late, OSError.
+        """
+        stream.arm(deadline)
         own = self.own_lines("/initialize", secrets.token_hex(16), 0)
         try:
             stream.send(format_head("POST /initialize HTTP/1.1",
@@ -918,24 +914,14 @@ class Worker:
             for _ in stream.parts(message.length()):
                 pass
         except Late:
-            raise Failure("InitTimeout", "the initializer of %s takes more than %g s"
-                          % (self.profile.name, self.profile.init_timeout_s))
-        except BadMessage as error:
-            raise Failure("InitFailed", "the initializer's answer: %s" % error)
-        except OSError:
-            raise self._died() if self._ends() else Failure(
-                "InitFailed", "the initializer of %s broke off" % self.profile.name)
+            raise Late("does not answer its initializer")
+        except (BadMessage, OSError) as error:
+            raise ConnectionError("its initializer: %s" % error)
         if message.keep_alive() and message.length() is not None:
             self.pool.append(stream)
-        if not 200 <= int(message.words[1]) < 300:
+        if message.words[1][0] != "2":
             raise Failure("InitFailed", "the initializer of %s answered %s"
                           % (self.profile.name, message.words[1]))
-
-    def _ends(self) -> bool:
-        try:
-            return self.process is None or self.process.wait(0.25) is not None
-        except subprocess.TimeoutExpired:
-            return False
 
     def own_lines(self, control_path: str, request_id: str,
                   timeout_s: float) -> List[str]:
@@ -955,14 +941,17 @@ class Worker:
                 return stream
             stream.socket.close()
         try:
-            return self._dial(min(1.0, max(0.001, deadline - time.monotonic())))
+            return self._dial(min(1.0, max(0.001, deadline - clock.now())))
         except OSError:
             return None
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process is still there."""
-        if self.process is not None and self.process.returncode is None:
-            send_signal(self.process.pid, number)
+        try:
+            if self.process is not None:
+                self.process.send_signal(number)
+        except OSError:
+            pass  # it has just ended
 
     def memory_bytes(self) -> int:
         """Return the resident memory of the process, 0 if nobody knows."""
@@ -972,12 +961,6 @@ class Worker:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, IndexError, ValueError):
             return 0
-
-    def state_of_play(self) -> Dict[str, object]:
-        """Return what GET /-/stats shows of a worker."""
-        return {"id": self.id, "state": self.state, "active": self.active,
-                "pid": self.process.pid if self.process else None,
-                "served": self.served}
 
 
 def read_answer(stream: Stream) -> Message:
@@ -996,7 +979,7 @@ def read_answer(stream: Stream) -> Message:
             raise BadMessage("an upgrade that nobody asked for")
 
 
-def reap_orphans(own: Iterable[int]) -> None:
+def reap_orphans(own: Sequence[int]) -> None:
     """Reap children that are no workers: as process 1 of a container we inherit what
     workers have left behind, and what nobody reaps stays in the process table."""
     try:
@@ -1025,14 +1008,6 @@ def free_port(taken: Iterable[int]) -> int:
     raise OSError("no free port between 10240 and 32000")
 
 
-def send_signal(pid: int, number: int) -> None:
-    """Send a signal to a process that may have ended."""
-    try:
-        os.kill(pid, number)
-    except OSError:
-        pass
-
-
 def kill_marked(variable: str) -> None:
     """Kill every process with this end of a variable in its environment: what a worker
     forked inherits it. By group is no way: workers stay in the container's process
@@ -1051,7 +1026,7 @@ def kill_marked(variable: str) -> None:
 
 class Call:
     """One invocation. Agent.invoke() returns it as the answer: `status`, `headers`,
-    and the body to iterate over; close() it when you stop before its end."""
+    and the body to iterate over; end() it when you stop before its end."""
 
     worker: Optional[Worker] = None
     gate: Optional[threading.Lock] = None    # of a call that waits in a queue
@@ -1063,25 +1038,36 @@ class Call:
     length: Optional[int] = None   # of the body; None = unknown
     is_bare = False              # there is no body, whatever its length
     is_ok = False                # the handler did not fail
+    is_ended = False             # and holds nothing of the worker any more
     error = ""
     size = 0                     # of the body so far
     _stream: Optional[Stream] = None
     _upload: Optional["Upload"] = None
-    _reusable = _released = _closed = False
+    _reusable = False            # the stream, once the body was read
 
-    def __init__(self, agent: "Agent", name: str, metadata: Metadata) -> None:
+    def __init__(self, agent: "Agent", metadata: Metadata, name: str = "") -> None:
         self.agent = agent
-        self.name = name
         self.metadata = metadata
-        self.started = time.monotonic()
+        self.name = name
+        self.started = clock.now()
         self.deadline = self.started + metadata.timeout_s
         self.lines: List[str] = []   # the header fields of the answer
         self._parts: Iterator[bytes] = iter(())
+        with agent.lock:
+            agent.calls += 1
 
-    def exchange(self, stream: Stream, body: Body) -> None:
-        """Send the call and read the head of the answer. Raises Failure."""
-        self._stream = stream
-        stream.arm(self.deadline)
+    def send(self, body: Body) -> None:
+        """Send the call to a worker and read the head of the answer. Blocks until the
+        deadline at most. Raises Failure."""
+        try:
+            stream = self._stream = self.agent.connect(self)
+            stream.arm(self.deadline)
+            self._take_head(stream, self._exchange(stream, body))
+        except BaseException as error:
+            self.end(error.name if isinstance(error, Failure) else "CallerGone")
+            raise
+
+    def _exchange(self, stream: Stream, body: Body) -> Message:
         head, chunked = self._format(body)
         try:
             if isinstance(body, bytes):
@@ -1089,20 +1075,19 @@ class Call:
             else:
                 stream.send(head)
                 self._upload = Upload(stream, body, chunked)
-            message = read_answer(stream)
+            return read_answer(stream)
         except Late:
-            if self._upload is not None and self._upload.waits:
+            if self._upload is not None and self._upload.state == "reading":
                 raise Failure("CallerGone", "the caller has not sent its body in time")
             raise Failure("HeadTimeout", "%s gave no answer within %g s"
                           % (self.name, self.metadata.timeout_s))
         except BadMessage as error:
             raise Failure("BadAnswer", "%s: %s" % (self.name, error))
         except OSError as error:
-            if self._upload is not None and self._upload.error is not None:
+            if self._upload is not None and self._upload.state == "broken":
                 raise Failure("CallerGone", "the caller sent half a body")
             raise Failure("WorkerDied", "the worker of %s is gone: %s"
                           % (self.name, error))
-        self._take_head(message)
 
     def _format(self, body: Body) -> Tuple[bytes, bool]:
         """Return the head of the request, and whether its body goes in chunks."""
@@ -1111,9 +1096,9 @@ class Call:
         lines, others = split_lines(
             metadata.lines or ["%s: %s" % pair for pair in metadata.headers],
             DROPPED_REQUEST)
-        self.control_path = others.get("x-fc-control-path") or (
-            "/invoke" if (metadata.method, metadata.url) == ("POST", "/invoke")
-            else "/http-invoke")
+        kind = kind_of(others.get("x-fc-control-path", ""), metadata.method,
+                       metadata.url)
+        self.control_path = "/invoke" if kind == "/invoke" else "/http-invoke"
         if not lines or not any(line[:5].lower() == "host:" for line in lines):
             lines.append("Host: 127.0.0.1")
         lines += self.worker.own_lines(self.control_path, metadata.request_id,
@@ -1130,9 +1115,8 @@ class Call:
             raise BadMessage("no method, URL and id: %r" % start[:80])
         return format_head(start, lines), length is None
 
-    def _take_head(self, message: Message) -> None:
-        assert self._stream is not None
-        self.first_byte_s = time.monotonic() - self.started
+    def _take_head(self, stream: Stream, message: Message) -> None:
+        self.first_byte_s = clock.now() - self.started
         self.status = int(message.words[1])
         self.is_ok = judge_answer(self.control_path, self.status,
                                   message.get("x-fc-status"))
@@ -1147,8 +1131,12 @@ class Call:
         if self.is_bare:
             length = 0
         self._reusable = length is not None and message.keep_alive()
-        self._stream.deadline += BODY_EXTRA_S  # [fcc.timeout.body]
-        self._parts = self._stream.parts(length)
+        stream.deadline += BODY_EXTRA_S  # [fcc.timeout.body]
+        self._parts = stream.parts(length)
+        if self._upload is None and length is not None and (
+                0 <= length <= len(stream.rest)):
+            self._parts = iter(list(self._parts))  # all is here: free the worker
+            self.end()
 
     @property
     def headers(self) -> List[Tuple[str, str]]:
@@ -1156,58 +1144,52 @@ class Call:
         pairs = [line.partition(":") for line in self.lines]
         return [(name, value.strip(" \t")) for name, _, value in pairs]
 
-    def __iter__(self) -> Generator[bytes, None, None]:
+    def __iter__(self) -> Iterator[bytes]:
         """Yield the body as it comes. Raises Failure when it breaks off."""
-        done = False
         try:
             for part in self._parts:
                 self.size += len(part)
                 yield part
-            done = True
+            self.end()
         except Late:
-            raise self._broken("BodyTimeout", "the answer takes too long")
+            self.end("BodyTimeout")
+            raise Failure("BodyTimeout", "%s: the answer takes too long" % self.name)
         except (BadMessage, OSError) as error:
-            raise self._broken("StreamBroken", str(error))
+            self.end("StreamBroken")
+            raise Failure("StreamBroken", "%s: %s" % (self.name, error))
         finally:
-            self.close("" if done else "CallerGone")
+            self.end("CallerGone")
 
-    def _broken(self, name: str, message: str) -> Failure:
-        self.error = name
-        return Failure(name, "%s: %s" % (self.name, message))
-
-    def body_ready(self) -> bool:
-        """Tell whether the body can be read without waiting."""
-        return bool(self.length) and not self.is_bare and (
-            self._stream is not None and len(self._stream.rest) >= (self.length or 0))
-
-    def release(self, error: str = "") -> None:
-        """Give the worker's slot and connection back; the body has been read."""
-        if self._released:
+    def end(self, error: str = "") -> None:
+        """Give the worker's slot and connection back, unless that was done."""
+        if self.is_ended:
             return
-        self._released = True
-        self.error = self.error or error
+        self.is_ended = True
+        self.error = error or self.error
         stream, upload = self._stream, self._upload
         reusable = self._reusable and not error and (
-            upload is None or upload.done.is_set())
-        if stream is not None and reusable and not stream.rest and (
-                self.worker is not None and self.worker.state == "ready"):
-            self.worker.pool.append(stream)
-            stream = None
-        if stream is not None:
-            stream.shut()  # the handler may learn that nobody waits [fcc.caller.gone]
-        self.agent.settle(self)
+            upload is None or upload.state == "done")
+        if self.agent.settle(self, stream if reusable else None) or stream is None:
+            return
+        stream.shut()  # the handler may learn that nobody waits [fcc.caller.gone]
         if upload is not None:
             upload.thread.join()
-        if stream is not None:
-            stream.socket.close()
+        stream.socket.close()
 
-    def close(self, error: str = "") -> None:
-        """End the call, and write its line of the access log."""
-        self.release(error)
-        if not self._closed:
-            self._closed = True
-            self.error = self.error or error
-            self.agent.log(self)
+    def log_line(self) -> str:
+        """Return the line of the access log [fcc.log.access]."""
+        metadata = self.metadata
+        return (
+            '{"time": %.3f, "request_id": %s, "function": %s, "worker": %s, '
+            '"new_worker": %s, "method": %s, "url": %s, "status": %d, "error": %s, '
+            '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f, "bytes": %d}\n'
+            % (time.time(), quote(metadata.request_id), quote(self.name),
+               quote(self.worker.id) if self.worker else "null",
+               "true" if self.is_new else "false", quote(metadata.method),
+               quote(metadata.url), self.status,
+               quote(self.error) if self.error else "null", self.queued_s * 1e3,
+               self.first_byte_s * 1e3, (clock.now() - self.started) * 1e3,
+               self.size))
 
 
 class Upload:
@@ -1215,9 +1197,9 @@ class Upload:
     while it reads. What the worker does not want any more is read and dropped."""
 
     def __init__(self, stream: Stream, body: Iterable[bytes], chunked: bool) -> None:
-        self.error: Optional[Exception] = None   # of the caller's side
-        self.waits = True                        # for the caller, not for the worker
-        self.done = threading.Event()            # the worker has it all
+        # reading from the caller, sending to the worker; at last done, refused by the
+        # worker, or broken by the caller
+        self.state = "reading"
         self._stream = stream
         self._body = body
         self._chunked = chunked
@@ -1225,36 +1207,36 @@ class Upload:
         self.thread.start()
 
     def _run(self) -> None:
-        wanted = True
         try:
             for part in self._body:
-                wanted = wanted and self._send(
-                    b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
-            if wanted and self._send(b"0\r\n\r\n" if self._chunked else b""):
-                self.done.set()
-        except (BadMessage, Late, OSError) as error:
-            self.error = error
+                if part:
+                    self._send(part, "reading")
+            self._send(b"", "done")
+        except (BadMessage, Late, OSError):
+            self.state = "broken"
             self._stream.shut()  # half a body: the worker must notice
 
-    def _send(self, data: bytes) -> bool:
-        self.waits = False
+    def _send(self, part: bytes, next_state: str) -> None:
+        if self.state == "refused":
+            return
+        self.state = "sending"
         try:
-            self._stream.send(data)
+            self._stream.send(frame(part, self._chunked))
+            self.state = next_state
         except (Late, OSError):
-            return False
-        self.waits = bool(data)
-        return True
+            self.state = "refused"
 
 
 class Broker:
-    """What belongs to one function: workers, queue, tokens. The agent's lock guards
-    it; no method blocks."""
+    """What belongs to one function: workers, queue, and the tokens of its rate limit,
+    all there at first. The agent's lock guards it; no method blocks."""
 
     def __init__(self, profile: Profile, now: float) -> None:
         self.profile = profile
         self.workers: List[Worker] = []          # all but the stopped, oldest first
         self.queue: Deque[Call] = collections.deque()   # [fcc.queue.order]
-        self.bucket = Bucket(profile, now)
+        self.tokens = profile.tokens             # [fcc.limit.rate]
+        self.filled = now                        # in real time: callers are not frozen
         self.low_ticks = 0
         self.turn = 0
         self.failure: Optional[Failure] = None   # of the last launch
@@ -1264,13 +1246,25 @@ class Broker:
         old, self.profile = self.profile, profile
         if (old.tokens, old.tokens_per_fill, old.fill_interval_s) != (
                 profile.tokens, profile.tokens_per_fill, profile.fill_interval_s):
-            self.bucket = Bucket(profile, now)
-        self.bucket.profile = profile
+            self.tokens, self.filled = profile.tokens, now
         if old.identity != profile.identity:
             return list(self.workers)
         for worker in self.workers:
             worker.profile = profile
         return []
+
+    def take_token(self, now: float) -> bool:
+        """Take a token; False when there is none."""
+        profile = self.profile
+        fills = (now - self.filled) // profile.fill_interval_s
+        if fills:
+            self.filled += fills * profile.fill_interval_s
+            self.tokens = min(profile.tokens,
+                              self.tokens + fills * profile.tokens_per_fill)
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
 
     def count(self, *states: str) -> int:
         """Return how many workers are in one of these states."""
@@ -1319,7 +1313,6 @@ class Agent:
     brokers and workers; it is never held while something blocks."""
 
     def __init__(self, settings: Optional[Settings] = None, *, log_folder: str = "",
-                 write_log: Callable[[str], None] = lambda line: None,
                  on_failure: Callable[[], None] = lambda: None) -> None:
         self.settings = {name: limit.default for name, limit in LIMITS.items()}
         self.settings.update(settings or {})
@@ -1333,15 +1326,14 @@ class Agent:
         self.calls = 0
         self.counts: Dict[str, int] = collections.Counter()
         self.lock = threading.Lock()
+        self.spawning = threading.Lock()  # until a process, and its port, has its owner
         self._wake = threading.Condition(self.lock)      # of the control loop
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
-        self._launch_queue: List[Worker] = []
         self._old_logs: Deque[str] = collections.deque()
         self._next_tick = self._next_check = math.inf
-        self._write_log = write_log
         self._on_failure = on_failure
         self._control_thread = threading.Thread(target=self._control, daemon=True)
-        self.drain_until = math.inf              # a signal handler may lower it
+        self.is_hasty = False                    # a signal handler may set it
 
     def start(self) -> None:
         """Start the control loop; from here on calls are dispatched."""
@@ -1350,7 +1342,7 @@ class Agent:
 
     def set_profiles(self, document: object) -> None:
         """Replace the whole list. Workers whose code is another now finish their calls
-        first [fcc.profile.identity]. Raises ValueError: nothing has changed then."""
+        first [fcc.profile.identity]. Raises ValueError; nothing has changed then."""
         functions, services = read_profiles(document, self.settings)
         now = time.monotonic()
         with self.lock:
@@ -1360,13 +1352,13 @@ class Agent:
                 broker.reject(Failure("UnknownFunction", "%s was removed"
                                       % broker.profile.name))
                 for worker in list(broker.workers):
-                    self._retire(worker)
+                    self._step(worker, "retire")
             self.services = services
             for name, profile in functions.items():
                 broker = self.brokers.setdefault(name, Broker(profile, now))
                 for worker in broker.update(profile, now):
-                    self._retire(worker)
-                self._refill(broker)
+                    self._step(worker, "retire")
+                self._supply(broker)
                 self._reserve(broker)
 
     def initialize(self) -> None:
@@ -1392,68 +1384,65 @@ class Agent:
     def invoke(self, name: str, stream: Body = b"",
                metadata: Metadata = Metadata()) -> Call:
         """Call a function. Return its answer when the head is there; the worker's slot
-        is held until the body was read or closed. Blocks until the deadline at most.
-        Raises Failure; no call is ever sent twice [fcc.retry.none]."""
-        call = Call(self, name, metadata)
-        with self.lock:
-            self.calls += 1
-        try:
-            while True:
-                self._admit(call)
-                assert call.worker is not None
-                connected = call.worker.connect(call.deadline)
-                if connected is not None:
-                    break
-                self._lost(call)  # nothing was sent: another worker may have it
-            call.exchange(connected, stream)
-        except Failure as failure:
-            call.error = failure.name
-            call.close(failure.name)
-            raise
-        except BaseException:
-            call.close("CallerGone")
-            raise
+        is held until the body was read, or the call ended. Blocks until the deadline at
+        most. Raises Failure; no call is ever sent twice [fcc.retry.none]."""
+        call = Call(self, metadata, name)
+        call.send(stream)
         return call
 
-    def _admit(self, call: Call) -> None:
+    def connect(self, call: Call) -> Stream:
+        """Get a slot and a connection for a call. Raises Failure."""
+        with self.lock:
+            broker = self._broker(call)
+            if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
+                raise Failure("Overloaded", "too many calls: %d" % self.calls)
+            if not broker.take_token(time.monotonic()):
+                raise Failure("RateLimited", "%s is over its rate" % call.name)
+        while True:
+            worker = self._admit(call)
+            stream = worker.connect(call.deadline)
+            if stream is not None:
+                return stream
+            with self.lock:  # nothing was sent: another worker may have it
+                self._leave(worker, True)
+                call.worker = None
+
+    def _broker(self, call: Call) -> "Broker":
+        if self.state != "running":
+            raise Failure("AgentClosed", "the gateway is %s" % self.state)
+        if call.name not in self.brokers:
+            raise Failure("UnknownFunction", "no function %r" % call.name)
+        return self.brokers[call.name]
+
+    def _admit(self, call: Call) -> Worker:
         """Get a slot for the call, at once or out of the queue. Raises Failure."""
         with self.lock:
-            broker = self._check(call)
+            broker = self._broker(call)
             worker = None if broker.queue else broker.pick()
             if worker is not None:
                 self._take(worker, call)
-                return
-            self._enqueue(broker, call)
-        assert call.gate is not None
-        if not call.gate.acquire(timeout=max(0.0, call.deadline - time.monotonic())):
+                return worker
+            gate = self._enqueue(broker, call)
+        try:
+            clock.acquire(gate, call.deadline)
+        finally:
             with self.lock:
                 if call in broker.queue:
                     broker.queue.remove(call)
-        call.queued_s = time.monotonic() - call.started
+        call.queued_s = clock.now() - call.started
         if call.refusal is not None:
             raise call.refusal
-        if call.worker is None or time.monotonic() >= call.deadline:
-            # [fcc.timeout.head]
+        if call.worker is None or clock.now() >= call.deadline:  # [fcc.timeout.head]
             raise Failure("QueueTimeout", "no worker of %s was free within %g s"
                           % (call.name, call.metadata.timeout_s))
+        return call.worker
 
-    def _check(self, call: Call) -> Broker:
-        broker = self.brokers.get(call.name)
-        if self.state != "running":
-            raise Failure("AgentClosed", "the gateway is %s" % self.state)
-        if broker is None:
-            raise Failure("UnknownFunction", "no function %r" % call.name)
-        if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
-            raise Failure("Overloaded", "too many calls: %d" % self.calls)
-        if not broker.bucket.take(time.monotonic()):
-            raise Failure("RateLimited", "%s is over its rate" % call.name)
-        return broker
-
-    def _enqueue(self, broker: Broker, call: Call) -> None:
-        """Put a call into the queue and order a worker (lock held). Raises Failure."""
+    def _enqueue(self, broker: Broker, call: Call) -> threading.Lock:
+        """Put a call into the queue and order a worker (lock held). Return what opens
+        when it comes out. Raises Failure."""
         profile = broker.profile
         if profile.queue_disabled:  # [fcc.queue.disabled]
-            self._want_worker(broker, 1)
+            self._order(broker, 1 - broker.count("created"))
             raise Failure("QueueDisabled", "%s has no free worker" % call.name)
         queued = sum(len(one.queue) for one in self.brokers.values())
         if queued >= self.settings["queued_calls"]:
@@ -1465,7 +1454,8 @@ class Agent:
         call.gate = threading.Lock()
         call.gate.acquire()
         broker.queue.append(call)
-        self._refill(broker)
+        self._supply(broker)
+        return call.gate
 
     def _take(self, worker: Worker, call: Call) -> None:
         call.is_new = worker.served == 0
@@ -1473,181 +1463,149 @@ class Agent:
         worker.active += 1
         worker.served += 1
         if worker.active == 1 and self._next_check == math.inf:
-            self._next_check = time.monotonic() + self.settings["memory_check_s"]
+            self._next_check = clock.now() + self.settings["memory_check_s"]
             self._wake.notify()
 
-    def _serve_queue(self, broker: Broker) -> None:
+    def _supply(self, broker: Broker) -> None:
+        """Serve the queue, and order the workers that the rest of it needs."""
         while broker.queue:
             worker = broker.pick()
-            if worker is None:
+            if worker is None:  # [fcc.launch.demand]
+                needed = math.ceil(len(broker.queue) / broker.profile.max_active)
+                failure = self._order(broker, needed - broker.count("created"))
+                if failure is not None:
+                    broker.reject(failure)
                 return
             call = broker.queue.popleft()
             self._take(worker, call)
             assert call.gate is not None
             call.gate.release()
 
-    def _lost(self, call: Call) -> None:
-        """A worker cannot be connected to: it gets no more calls."""
-        with self.lock:
-            assert call.worker is not None
-            call.worker.active -= 1
-            self._retire(call.worker)
-            call.worker = call.gate = None
-
-    def settle(self, call: Call) -> None:
-        """A call has ended: pass its slot on."""
+    def settle(self, call: Call, stream: Optional[Stream]) -> bool:
+        """A call has ended: pass its slot on, and its connection if it is given. Return
+        whether the worker keeps that."""
         worker = call.worker
         with self.lock:
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
-            if worker is not None:
-                worker.active -= 1
-                if worker.profile.disposable or call.error in RETIRING:
-                    self._retire(worker)
-                elif worker.state == "ready":
-                    self._serve_queue(worker.broker)
-                if not worker.active and worker.move("drained"):
-                    self._terminate(worker)
             if self.state != "running":
                 self._changed.notify_all()
+            if worker is None:
+                return False
+            self._leave(worker, worker.profile.disposable or call.error in RETIRING)
+            kept = False
+            if stream is not None and worker.state == "ready":
+                worker.pool.append(stream)  # before the next call looks for one
+                kept = True
+            self._supply(worker.broker)
+            return kept
 
-    def log(self, call: Call) -> None:
-        """Write the line of a call [fcc.log.access]."""
-        metadata = call.metadata
-        self._write_log(
-            '{"time": %.3f, "request_id": %s, "function": %s, "worker": %s, '
-            '"new_worker": %s, "method": %s, "url": %s, "status": %d, "error": %s, '
-            '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f, "bytes": %d}\n'
-            % (time.time(), quote(metadata.request_id), quote(call.name),
-               quote(call.worker.id) if call.worker else "null",
-               "true" if call.is_new else "false", quote(metadata.method),
-               quote(metadata.url), call.status,
-               quote(call.error) if call.error else "null", call.queued_s * 1e3,
-               call.first_byte_s * 1e3, (time.monotonic() - call.started) * 1e3,
-               call.size))
+    def _leave(self, worker: Worker, retires: bool) -> None:
+        worker.active -= 1
+        if retires:
+            self._step(worker, "retire")
+        if not worker.active:
+            self._step(worker, "drained")
 
     # Workers come and go. All with the lock held, but launched() and exited().
 
-    def _want_worker(self, broker: Broker, demand: int,
-                     reserve: bool = False) -> Optional[Failure]:
-        """Order one worker unless those that start can take `demand` calls or the
-        function has all it may have. Return why it is impossible, None if it is not."""
+    def _order(self, broker: Broker, number: int, rank: int = 1) -> Optional[Failure]:
+        """Order so many workers, but not more than the function may have. Return why
+        one is impossible, None if each is possible."""
         profile = broker.profile
+        failure = None
+        for _ in range(min(number, profile.replica_limit
+                           - broker.count("created", "ready"))):  # [fcc.limit.replicas]
+            failure = self._no_room(profile)
+            if failure is not None:
+                break
+            self.counts["workers"] += 1
+            worker = Worker(self, broker, self.counts["workers"])
+            worker.rank = 0 if profile.disposable else rank
+            broker.workers.append(worker)
+            self.workers.append(worker)
+        self._launch_next()
+        if self.workers and self._next_tick == math.inf:
+            self._next_tick = clock.now() + self.settings["tick_s"]
+            self._wake.notify()
+        return failure
+
+    def _no_room(self, profile: Profile) -> Optional[Failure]:
         if self.state == "closed":
             return Failure("AgentClosed", "the gateway has ended")
-        starting = broker.count("created")
-        if starting * profile.max_active >= demand or (  # [fcc.limit.replicas]
-                starting + broker.count("ready") >= profile.replica_limit):
+        pool = self.settings["memory_pool_bytes"]
+        left = pool - sum(worker.profile.memory_bytes for worker in self.workers
+                          if worker.state in ("created", "ready"))
+        if profile.memory_bytes <= left:  # [fcc.limit.pool]
             return None
-        used = sum(worker.profile.memory_bytes for worker in self.workers
-                   if worker.state in ("created", "ready"))
-        # [fcc.limit.pool]
-        if used + profile.memory_bytes > self.settings["memory_pool_bytes"]:
-            return Failure("MemoryPoolFull", "%s needs %d bytes, the pool of %d has %d"
-                           % (profile.name, profile.memory_bytes, self.settings[
-                               "memory_pool_bytes"],
-                              self.settings["memory_pool_bytes"] - used))
-        self.counts["workers"] += 1
-        worker = Worker(self, broker, self.counts["workers"])
-        worker.reserve = reserve
-        broker.workers.append(worker)
-        self.workers.append(worker)
-        self._launch_queue.append(worker)
-        self._launch_next()
-        if self._next_tick == math.inf:
-            self._next_tick = time.monotonic() + self.settings["tick_s"]
-            self._wake.notify()
-        return None
-
-    def _refill(self, broker: Broker) -> None:
-        """Order the workers that the queue needs [fcc.launch.demand]."""
-        while broker.queue:
-            before = len(broker.workers)
-            failure = self._want_worker(broker, len(broker.queue))
-            if failure is not None:
-                broker.reject(failure)
-            if len(broker.workers) == before:
-                return
+        return Failure("MemoryPoolFull", "%s needs %d bytes, the pool of %d has %d"
+                       % (profile.name, profile.memory_bytes, pool, left))
 
     def _reserve(self, broker: Broker) -> None:
-        # [fcc.scale.reserve]
-        while broker.count("created", "ready") < broker.profile.reserved:
-            failure = self._want_worker(broker, 1 << 30, reserve=True)
-            if failure is not None:
-                broker.failure = failure
-                return
+        missing = broker.profile.reserved - broker.count("created", "ready")
+        failure = self._order(broker, missing, RESERVED)  # [fcc.scale.reserve]
+        if failure is not None:
+            broker.failure = failure
 
     def _launch_next(self) -> None:
-        """Start what may start; disposable first, reserved last [fcc.launch.parallel].
-        """
-        self._launch_queue.sort(key=lambda one: 0 if one.profile.disposable else
-                                2 if one.reserve else 1)
-        running = sum(one.launching for one in self.workers)
-        while self._launch_queue and running < self.settings["launches"]:
-            worker = self._launch_queue.pop(0)
-            worker.launching = True
-            running += 1
-            threading.Thread(target=worker.run, daemon=True).start()
-
-    def pids(self) -> List[int]:
-        """Return the processes of all workers."""
-        return [worker.process.pid for worker in list(self.workers)
-                if worker.process is not None]
-
-    def ports_taken(self) -> List[int]:
-        """Return the ports of all workers."""
-        return [worker.port for worker in list(self.workers)]
+        """Start the workers whose turn it is [fcc.launch.parallel]."""
+        created = [one for one in self.workers if one.state == "created"]
+        waiting = [one for one in created if not one.has_thread]
+        waiting.sort(key=lambda one: one.rank)
+        free = int(self.settings["launches"]) - (len(created) - len(waiting))
+        for worker in waiting[:max(0, free)]:
+            try:
+                threading.Thread(target=worker.run, daemon=True).start()
+            except RuntimeError:
+                return  # no more threads: something must end first, and then we retry
+            worker.has_thread = True
 
     def launched(self, worker: Worker, failure: Optional[Failure]) -> None:
         """The worker can serve, or never will."""
         with self.lock:
-            worker.launching = False
-            if failure is None and worker.move("installed"):
-                self._serve_queue(worker.broker)
-            elif failure is not None and worker.move("failed"):
-                worker.signal(signal.SIGKILL)
+            if failure is None:
+                self._step(worker, "installed")
+            elif worker.state == "created":
                 worker.broker.reject(failure)
                 self.counts[failure.name] += 1
-            self._launch_next()
+                self._step(worker, "failed")
             self._changed.notify_all()
 
-    def exited(self, worker: Worker) -> None:
-        """The process has ended, or there never was one."""
+    def exited(self, worker: Worker) -> List[Stream]:
+        """The process has ended, or there never was one. Return its connections."""
         with self.lock:
-            worker.move("exit")
-            self._forget(worker)
+            self._step(worker, "exit")
             self._old_logs.append(worker.log_folder)
             spent = self._old_logs.popleft() if len(self._old_logs) > LOGS_KEPT else ""
+            unused, worker.pool = worker.pool, []
         if spent:
             shutil.rmtree(spent, ignore_errors=True)
+        return unused
 
-    def _forget(self, worker: Worker) -> None:
-        self.workers.remove(worker)
-        worker.broker.workers.remove(worker)
-        if self.brokers.get(worker.profile.name) is worker.broker:
-            self._refill(worker.broker)
-        self._changed.notify_all()
-
-    def _retire(self, worker: Worker) -> None:
-        """Give a worker no more calls; stop it when it has none [fcc.stop.drain]."""
-        action = worker.move("retire")
-        if action == "kill" and not worker.launching:
-            self._launch_queue.remove(worker)
-            self._forget(worker)
+    def _step(self, worker: Worker, call: str) -> None:
+        """Let a worker make a transition, if STATES has one for this call."""
+        action, worker.state = STATES.get((worker.state, call), ("", worker.state))
+        if action == "drain":  # [fcc.stop.drain]
+            self._limit(worker, "drain_s")
+            if not worker.active:
+                self._step(worker, "drained")
+        elif action == "terminate":  # [fcc.stop.signals]
+            worker.signal(signal.SIGTERM)
+            self._limit(worker, "grace_s")
         elif action == "kill":
             worker.signal(signal.SIGKILL)
-        elif action == "drain" and worker.active:
-            worker.deadline = time.monotonic() + self.settings["drain_s"]
-            self._wake.notify()
-        elif action == "drain":
-            worker.move("drained")
-            self._terminate(worker)
+            if not worker.has_thread:  # and never will have
+                self._step(worker, "exit")
+        elif action == "forget":
+            self.workers.remove(worker)
+            worker.broker.workers.remove(worker)
+            self._changed.notify_all()
         if action:
-            self._refill(worker.broker)
+            self._supply(worker.broker)
+            self._launch_next()
 
-    def _terminate(self, worker: Worker) -> None:
-        worker.signal(signal.SIGTERM)  # [fcc.stop.signals]
-        worker.deadline = time.monotonic() + self.settings["grace_s"]
+    def _limit(self, worker: Worker, setting: str) -> None:
+        worker.deadline = clock.now() + self.settings[setting]
         self._wake.notify()
 
     # The control loop: ticks, memory, the deadlines of workers that go.
@@ -1664,34 +1622,24 @@ class Agent:
     def _control_once(self) -> None:
         due = min([self._next_tick, self._next_check]
                   + [worker.deadline for worker in self.workers])
-        now = time.monotonic()
+        now = clock.now()
         if due > now:  # no worker, no reason to wake up
             self._wake.wait(None if due == math.inf else due - now)
+            clock.waited(now, due - now)
             return
-        if now - due > FREEZE_S:  # [fcc.freeze.clocks] we were frozen for so long
-            for worker in self.workers:
-                worker.deadline += now - due
         if self._next_tick <= now:
             self._next_tick = math.inf
-            self._tick_all(now)
+            for broker in self.brokers.values() if self.state == "running" else []:
+                self.tick(broker)
+                if self.workers or broker.profile.reserved:
+                    self._next_tick = now + self.settings["tick_s"]
         if self._next_check <= now:
             self._next_check = math.inf
             self._check_memory()
-        for worker in self.workers:
+        for worker in list(self.workers):
             if worker.deadline <= now:
                 worker.deadline = math.inf
-                if worker.move("late") == "terminate":
-                    self._terminate(worker)
-                else:
-                    worker.signal(signal.SIGKILL)
-
-    def _tick_all(self, now: float) -> None:
-        if self.state != "running":
-            return
-        for broker in self.brokers.values():
-            self.tick(broker)
-        if self.workers or any(one.profile.reserved for one in self.brokers.values()):
-            self._next_tick = now + self.settings["tick_s"]
+                self._step(worker, "late")
 
     def tick(self, broker: Broker) -> None:
         """Look at the load of a function and order or retire workers (lock held)."""
@@ -1699,40 +1647,38 @@ class Agent:
             broker.profile, broker.active(), broker.count("ready"),
             broker.count("created"), broker.low_ticks, self.settings["idle_ticks"])
         for worker in broker.victims(-change) if change < 0 else []:
-            self._retire(worker)
-        for _ in range(change):
-            if self._want_worker(broker, 1 << 30, reserve=True) is not None:
-                return  # the pool is full: nobody waits, so nobody is told
+            self._step(worker, "retire")
+        self._order(broker, change, RESERVED)  # if not: nobody waits, so nobody is told
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
-        for worker in self.workers:
+        for worker in list(self.workers):
             if worker.active:
-                self._next_check = time.monotonic() + self.settings["memory_check_s"]
+                self._next_check = clock.now() + self.settings["memory_check_s"]
                 over = worker.memory_bytes() > worker.profile.memory_bytes
                 worker.strikes = worker.strikes + 1 if over else 0
                 if worker.strikes > MEMORY_STRIKES:
+                    self._step(worker, "retire")
                     worker.signal(signal.SIGKILL)
 
-    def close(self, drain_s: Optional[float] = None) -> bool:
+    def close(self) -> bool:
         """Take no more calls, let those that are here end, stop every worker. Return
         whether all of them ended by themselves. Blocks drain_s and grace_s at most."""
         with self.lock:
             if self.state == "running":
                 self.state = "closing"
-            limit_s = self.settings["drain_s"] if drain_s is None else drain_s
-            self.drain_until = min(self.drain_until, time.monotonic() + limit_s)
-            while self.calls and time.monotonic() < self.drain_until:
+            end = clock.now() + self.settings["drain_s"]
+            while self.calls and not self.is_hasty and clock.now() < end:
                 self._changed.wait(0.1)
             drained = not self.calls
             for broker in self.brokers.values():
                 broker.reject(Failure("AgentClosed", "the gateway is stopping"))
             for worker in list(self.workers):
-                self._retire(worker)
-                if worker.state == "pending-stop" and worker.move("late"):
-                    self._terminate(worker)
-            end = time.monotonic() + self.settings["grace_s"] + 2
-            while self.workers and time.monotonic() < end:
+                self._step(worker, "retire")
+                if worker.state == "pending-stop":
+                    self._step(worker, "late")
+            end = clock.now() + self.settings["grace_s"] + 2
+            while self.workers and clock.now() < end:
                 self._changed.wait(0.1)
         return drained
 
@@ -1742,10 +1688,10 @@ class Agent:
             self.state = "closed"
             self._wake.notify_all()
             for worker in list(self.workers):
-                self._retire(worker)  # what is being started ends when it is there
+                self._step(worker, "retire")  # what is starting ends when it is there
                 worker.signal(signal.SIGKILL)
-            deadline = time.monotonic() + END_S
-            while self.workers and time.monotonic() < deadline:
+            deadline = clock.now() + END_S
+            while self.workers and clock.now() < deadline:
                 self._changed.wait(0.1)
         if self.counts["workers"]:
             time.sleep(EXEC_S)
@@ -1755,12 +1701,15 @@ class Agent:
     def stats(self) -> Dict[str, object]:
         """Return what GET /-/stats shows."""
         with self.lock:
-            return {"state": self.state, "calls": self.calls, "counts": self.counts,
-                    "functions": {name: {
-                        "queued": len(broker.queue), "low_ticks": broker.low_ticks,
-                        "workers": [one.state_of_play() for one in broker.workers]}
-                        for name, broker in self.brokers.items()},
-                    "services": self.services}
+            functions = {}
+            for name, broker in self.brokers.items():
+                workers = [{"id": one.id, "state": one.state, "active": one.active,
+                            "pid": one.process.pid if one.process else None,
+                            "served": one.served} for one in broker.workers]
+                functions[name] = {"queued": len(broker.queue), "workers": workers,
+                                   "low_ticks": broker.low_ticks}
+            return {"state": self.state, "calls": self.calls, "functions": functions,
+                    "counts": dict(self.counts), "services": self.services}
 
 
 # ---- the server ----
@@ -1778,26 +1727,21 @@ class Request:
         self.stream = stream
         self.is_old = version == "HTTP/1.0"
         self.keep_alive = message.keep_alive()
-        self.length = message.length() or 0
+        self.length = message.length() or 0   # 0 too when the body has been read
+        self.parts = self._parts()            # of the body
         self.expects = message.get("expect").lower() == "100-continue"
         self.control_path = message.get("x-fc-control-path")
-        # Without the field the path decides [fcc.invoke.kind]
-        self.kind = self.control_path or (
-            "/invoke" if (method, self.path) == ("POST", "/invoke") else
-            self.path if method in ("GET", "POST") and self.path != "/invoke" else "")
+        self.kind = kind_of(self.control_path, method, target)
 
     def body(self, deadline: float) -> Body:
         """Return a body that is small, else an iterator over it as it comes."""
         if not self.length:
             return b""
-        if 0 < self.length <= len(self.stream.rest):
-            body = self.stream.rest[:self.length]
-            self.stream.rest = self.stream.rest[self.length:]
-            self.length = 0
-            return body
-        self.stream.arm(deadline)
-        parts = self._parts()
-        return b"".join(parts) if 0 < self.length <= WHOLE_BYTES else parts
+        if not 0 < self.length <= len(self.stream.rest):
+            self.stream.arm(deadline)
+        if 0 < self.length <= WHOLE_BYTES:
+            return b"".join(self.parts)
+        return self.parts
 
     def _parts(self) -> Iterator[bytes]:
         if self.expects and not self.stream.rest:
@@ -1809,15 +1753,14 @@ class Request:
     def skip(self) -> None:
         """Read what is left of a body that nobody wanted, within bounds, so that the
         caller gets to see the answer."""
-        if not self.length:
+        if self.length:
+            self.keep_alive = False
+        if not self.length or self.expects:
             return
-        self.keep_alive = False
-        if self.expects:
-            return
-        self.stream.arm(time.monotonic() + HEAD_TIMEOUT_S)
+        self.stream.arm(clock.now() + HEAD_TIMEOUT_S)
         size = 0
         try:
-            for part in self.stream.parts(self.length):
+            for part in self.parts:
                 size += len(part)
                 if size > SKIP_BYTES:
                     return
@@ -1832,7 +1775,7 @@ class Request:
         if document is not None:
             body = json.dumps(document).encode() + b"\n"
             lines = [*lines, "Content-Type: application/json"]
-        self.stream.deadline = time.monotonic() + HEAD_TIMEOUT_S
+        self.stream.deadline = clock.now() + HEAD_TIMEOUT_S
         self.send_head(status, lines, len(body), b"" if self.method == "HEAD" else body)
 
     def send_head(self, status: int, lines: Sequence[str],
@@ -1845,16 +1788,23 @@ class Request:
                 lines = [*lines, framing(length)]
         if not self.keep_alive:
             lines = [*lines, "Connection: close"]
-        self.stream.send(format_head(status_line(status), lines) + body)
+        start = "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
+        self.stream.send(format_head(start, lines) + body)
+
+
+# A request that could not be read is answered like this one, and no other follows it
+UNREADABLE = Message(["GET", "/", "HTTP/1.1"], [], {"connection": "close"})
 
 
 class Server:
     """The HTTP server of the container. It dispatches to an agent."""
 
     def __init__(self, agent: Agent, host: str, port: int, default_function: str = "",
+                 write_log: Callable[[str], None] = lambda line: None,
                  on_failure: Callable[[], None] = lambda: None) -> None:
         self.agent = agent
         self.default_function = default_function
+        self._write_log = write_log
         self._on_failure = on_failure
         self._connections: Dict[Stream, threading.Thread] = {}
         self._listener = socket.socket(
@@ -1887,9 +1837,9 @@ class Server:
             accepted.close()
             return
         try:
-            threading.Thread(target=self._serve, args=(accepted, address[0]),
-                             daemon=True).start()
-        except RuntimeError:  # no more threads: calls must end first
+            threading.Thread(target=self._serve, daemon=True,
+                             args=(Stream(accepted), address[0])).start()
+        except (OSError, RuntimeError):  # no more threads: calls must end first
             accepted.close()
 
     def close(self) -> None:
@@ -1900,41 +1850,29 @@ class Server:
         except OSError:
             pass
         self._listener.close()
-        deadline = time.monotonic() + 1
+        deadline = clock.now() + 1
         connections = list(self._connections.items())
         for stream, _ in connections:
             stream.shut(socket.SHUT_RD)  # who waits for a request waits no more
         for stream, thread in connections:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - clock.now()))
             stream.shut()
 
-    def _serve(self, accepted: socket.socket, address: str) -> None:
-        stream: Optional[Stream] = None
+    def _serve(self, stream: Stream, address: str) -> None:
         try:
-            stream = Stream(accepted)
             self._connections[stream] = threading.current_thread()
             is_local = address.startswith("127.") or address == "::1"
-            while self._serve_one(stream, is_local):
-                pass
-        except BadMessage as error:
-            assert stream is not None
-            self._refuse(stream, error)
+            try:
+                while self._serve_one(stream, is_local):
+                    pass
+            except BadMessage as error:
+                Request(UNREADABLE, stream).answer(error.status, {
+                    "errorType": "BadRequest", "errorMessage": str(error)})
         except (Late, OSError):
             pass  # the caller is gone, or too slow
         finally:
-            if stream is not None:
-                self._connections.pop(stream, None)
-            accepted.close()
-
-    def _refuse(self, stream: Stream, error: BadMessage) -> None:
-        body = json.dumps({"errorType": "BadRequest", "errorMessage": str(error)})
-        try:
-            stream.deadline = time.monotonic() + HEAD_TIMEOUT_S
-            stream.send(format_head(status_line(error.status), [
-                "Content-Type: application/json", "Connection: close",
-                framing(len(body))]) + body.encode())
-        except (Late, OSError):
-            pass
+            self._connections.pop(stream, None)
+            stream.socket.close()
 
     def _serve_one(self, stream: Stream, is_local: bool) -> bool:
         message = stream.head()
@@ -1944,7 +1882,7 @@ class Server:
         kind = request.kind
         if kind in ("/invoke", "/http-invoke"):
             self._invoke(request)
-        elif kind in self.HOOKS:
+        elif kind in ("/initialize", "/pre-freeze", "/pre-stop"):  # [fcc.invoke.kind]
             self._hook(request)
         elif is_local and not request.control_path and request.path in (
                 "/-/stats", "/-/profiles"):  # [fcc.admin.local]
@@ -1955,54 +1893,44 @@ class Server:
         stream.arm(math.inf)
         return request.keep_alive
 
-    # Hooks [fcc.invoke.kind]
-
     def _hook(self, request: Request) -> None:
+        """Answer a hook. At /pre-freeze there is nothing to do: limits are in running
+        time, and nothing is buffered [fcc.freeze.hook]."""
         try:
-            self.HOOKS[request.kind](self)
+            if request.kind == "/initialize":  # [fcc.initialize.ready]
+                self.agent.initialize()
+            if request.kind == "/pre-stop" and not self.agent.close():
+                raise Failure("AgentClosed", "calls were cut off")  # [fcc.stop.hook]
         except Failure as failure:
             self._fail(request, failure, 404)
-            return
-        request.answer(200)
-
-    def _initialize(self) -> None:  # [fcc.initialize.ready]
-        self.agent.initialize()
-
-    def _pre_freeze(self) -> None:
-        """Nothing to do: limits count running time, and nothing is buffered
-        [fcc.freeze.hook]."""
-
-    def _pre_stop(self) -> None:  # [fcc.stop.hook]
-        if not self.agent.close():
-            raise Failure("AgentClosed", "calls were cut off")
-
-    HOOKS: Dict[str, Callable[["Server"], None]] = {
-        "/initialize": _initialize, "/pre-freeze": _pre_freeze, "/pre-stop": _pre_stop}
-
-    # Invocations
+        else:
+            request.answer(200)
 
     def _invoke(self, request: Request) -> None:
         message = request.message
-        metadata = Metadata(
+        call = Call(self.agent, Metadata(
             request.method, request.target, (),
             self._timeout_s(message.get("x-fc-function-timeout")),
             message.get("x-fc-request-id") or message.get("x-noslated-request-id")
-            or "unknown", message.lines)
+            or "unknown", message.lines))
         try:
-            name = choose_function(
+            call.name = choose_function(
                 message.get("x-noslated-dispatch"), message.get("x-fc-function-name"),
                 self.default_function, self.agent.brokers, self.agent.services,
                 random.random())
-            body = request.body(time.monotonic() + metadata.timeout_s + BODY_EXTRA_S)
-            call = self.agent.invoke(name, body, metadata)
+            call.send(request.body(call.deadline + BODY_EXTRA_S))
+            self._pass(request, call)
         except Failure as failure:
-            status = 404 if request.kind == "/invoke" else FAILURES[failure.name]
-            if failure.name == "CallerGone":
-                request.keep_alive = False
-            else:
+            call.end(failure.name)
+            status = FAILURES[failure.name]
+            if status:
+                status = 404 if request.kind == "/invoke" else status
                 self._fail(request, failure, status)
-            return
-        self._pass(request, call)
+            else:  # [fcc.error.late] the caller sees that something is missing
+                request.keep_alive = False
+        finally:
+            call.end("CallerGone")
+            self._write_log(call.log_line())
 
     def _timeout_s(self, text: str) -> float:
         try:
@@ -2018,21 +1946,12 @@ class Server:
         stream = request.stream
         stream.deadline = call.deadline + BODY_EXTRA_S
         parts = iter(call)
-        try:
-            first = b""
-            if call.body_ready():  # head and body in one write, the log after it
-                first = next(parts, b"")
-                call.release()
-            request.send_head(call.status, lines, call.length, first)
-            chunked = not (call.is_bare or request.is_old) and call.length is None
-            for part in parts:
-                stream.send(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
-            if chunked:
-                stream.send(b"0\r\n\r\n")
-        except Failure:  # [fcc.error.late] the caller sees that something is missing
-            request.keep_alive = False
-        finally:
-            parts.close()
+        first = next(parts, b"") if call.is_ended else b""  # in one write with the head
+        request.send_head(call.status, lines, call.length, first)
+        chunked = not (call.is_bare or request.is_old) and call.length is None
+        for part in parts:
+            stream.send(frame(part, chunked))
+        stream.send(frame(b"", chunked))
         if request.length:
             request.keep_alive = False
 
@@ -2052,25 +1971,20 @@ class Server:
             request.answer(405)
 
     def _put_profiles(self, request: Request) -> None:
-        if request.length > PROFILES_BYTES:
-            request.answer(413)
-            return
-        text = b""
-        for part in self._admin_body(request):
-            text += part
-            if len(text) > PROFILES_BYTES:  # in chunks, which have no end in sight
-                raise BadMessage("a list of functions over 8 MiB", 413)
+        status, seen, text = 200, None, b""
+        request.stream.arm(clock.now() + HEAD_TIMEOUT_S)
         try:
+            for part in request.parts:
+                text += part
+                if len(text) > PROFILES_BYTES:
+                    raise BadMessage("a list of functions over 8 MiB", 413)
             self.agent.set_profiles(json.loads(text))
         except (ValueError, RecursionError) as error:
-            request.answer(400, {"errorType": "InvalidProfiles",
-                                 "errorMessage": str(error)})
-            return
-        request.answer(200)
-
-    def _admin_body(self, request: Request) -> Iterable[bytes]:
-        body = request.body(time.monotonic() + HEAD_TIMEOUT_S)
-        return [body] if isinstance(body, bytes) else body
+            status, seen = 400, str(error)
+        except BadMessage as error:
+            status, seen = error.status, str(error)
+        request.answer(status, seen and {"errorType": "InvalidProfiles",
+                                         "errorMessage": seen})
 
 
 # ---- command line ----
@@ -2087,15 +2001,12 @@ class Container:
         self._events, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         self.is_stopping = False
-        self._log_fd = self._open_log()
+        self._log_fd = 2
+        if options.access_log != "-":
+            self._log_fd = os.open(options.access_log,
+                                   os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.agent = Agent(settings, log_folder=options.log_folder,
-                           write_log=self._write_log,
                            on_failure=self._lose)
-
-    def _open_log(self) -> int:
-        path = self.options.access_log
-        return 2 if path == "-" else os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _write_log(self, line: str) -> None:
         try:
@@ -2109,15 +2020,12 @@ class Container:
     def _on_signal(self, number: int, frame: object) -> None:
         if number != signal.SIGHUP:
             if self.is_stopping:
-                self.agent.drain_until = 0.0  # the second signal: at once
+                self.agent.is_hasty = True  # the second signal: at once
             self.is_stopping = True
 
     def run(self) -> int:
         """Serve until a signal or the loss of a part; return the exit status."""
-        try:
-            self._load()
-        except (OSError, ValueError, RecursionError) as error:
-            talk("%s: %s" % (self.options.profiles, error))
+        if not self._load():
             self.agent.end()
             return 2
         signal.set_wakeup_fd(self._tell)
@@ -2126,7 +2034,8 @@ class Container:
         self.agent.start()
         try:
             server = Server(self.agent, self.options.host, self.options.port,
-                            self.options.default_function, self._lose)
+                            self.options.default_function, self._write_log,
+                            self._lose)
         except OSError as error:
             talk("cannot listen on port %d: %s" % (self.options.port, error))
             self.agent.end()
@@ -2143,25 +2052,25 @@ class Container:
             event = os.read(self._events, 1)
             if event == LOST:
                 talk("a part of the gateway is lost")  # [fcc.end.part]
+                self.agent.end()  # so that no call holds up the end of the server
                 return 1
-            if event[0] == signal.SIGHUP:
-                self._reload()
+            if event[0] == signal.SIGHUP and not self._load():
+                talk("the list of functions stays as it was")
             elif event[0] in (signal.SIGTERM, signal.SIGINT):
                 self.agent.close()  # [fcc.stop.sigterm]
                 return 0
 
-    def _load(self) -> None:
-        if self.options.profiles:
-            with open(self.options.profiles, "rb") as file:
-                self.agent.set_profiles(json.load(file))
-
-    def _reload(self) -> None:
+    def _load(self) -> bool:
+        """Read the list of functions; tell whether it is a good one."""
         try:
-            self._load()
+            if self.options.profiles:
+                with open(self.options.profiles, "rb") as file:
+                    self.agent.set_profiles(json.load(file))
         except (OSError, ValueError, RecursionError) as error:
-            talk("the list of functions stays as it was: %s" % error)
-        else:
-            talk("%d functions" % len(self.agent.brokers))
+            talk("%s: %s" % (self.options.profiles, error))
+            return False
+        talk("%d functions" % len(self.agent.brokers))
+        return True
 
 
 def talk(text: str) -> None:

@@ -109,7 +109,7 @@ def test_fcc_answer_fields(container: Container) -> None:
     """Status and fields reach the caller, duplicates too; forged ones do not."""
     order = call_of("reply", status=201, fields=[
         ["Set-Cookie", "a=1"], ["Set-Cookie", "b=2"], ["Connection", "X-Hop"],
-        ["X-Hop", "1"]])
+        ["Connection", "keep-alive"], ["X-Hop", "1"]])
     wire = container.raw(b"POST /page HTTP/1.1\r\nX-Fc-Control-Path: /http-invoke\r\n"
                          b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(order)
                          + order)
@@ -161,6 +161,14 @@ def test_fcc_invoke_kind(container: Container, method: str, path: str, control: 
     assert found.status == status
     if status == 404:
         assert found.failure == (404, "404", "UnknownPath")
+
+
+@pytest.mark.parametrize("path, kind", [
+    ("/invoke", "/invoke"), ("/invoke?x=1", "/invoke")])
+def test_fcc_invoke_kind__query(container: Container, path: str, kind: str) -> None:
+    """Without the field a worker hears the same kind that the gateway goes by."""
+    seen = container.ask("POST", path, call_of("request")).json
+    assert dict(seen["fields"])["X-Fc-Control-Path"] == kind
 
 
 def test_fcc_path_unknown(container: Container) -> None:
@@ -486,6 +494,17 @@ def test_fcc_log_access(container: Container) -> None:
             line["error"]) == ("once", True, 200, 4, None)
     assert line["worker"].startswith("once-")
     assert 0 < line["queue_ms"] <= line["first_byte_ms"] <= line["total_ms"]
+
+
+def test_fcc_log_access__nobody(container: Container) -> None:
+    """A call that leads to no function has a line too, and counts."""
+    before = container.stats()["counts"].get("UnknownService", 0)
+    container.invoke(b"", "service:unheard-of", X_Fc_Request_Id="1-nobody")
+    line = until(lambda: [line for line in container.log()
+                          if line["request_id"] == "1-nobody"])[0]
+    assert (line["function"], line["worker"], line["error"]) == (
+        "", None, "UnknownService")
+    assert container.stats()["counts"]["UnknownService"] == before + 1
 
 
 def test_fcc_log_worker(container: Container) -> None:

@@ -103,6 +103,22 @@ def test_fcc_end_part(tmp_path: pathlib.Path, spoil: str) -> None:
         assert not container.temporary()
 
 
+def test_fcc_end_part__calls(tmp_path: pathlib.Path) -> None:
+    """No call holds up that end: its worker ends first, and the caller is told."""
+    program, mark = tmp_path / "spoiled.py", tmp_path / "mark"
+    program.write_text(SPOILED.format(
+        folder=str(gateways.GATEWAY.parent), spoil="tick = gateway.Agent.tick\n"
+        "import os\ngateway.Agent.tick = lambda agent, broker: (\n"
+        "    lost if os.path.exists(%r) else tick)(agent, broker)" % str(mark)))
+    with Container([profile()], "--tick", "0.02", program=program) as container, \
+            ThreadPoolExecutor(1) as pool:
+        call = pool.submit(container.invoke, call_of("hang"))
+        until(lambda: [one for one in container.function()["workers"] if one["active"]])
+        mark.touch()
+        assert call.result().failure == (404, "404", "WorkerDied")
+        assert container.process.wait(gateways.PATIENCE_S) == 1
+
+
 def test_fcc_stop_signals__forks_reaped(tmp_path: pathlib.Path) -> None:
     """As the first process of a container it reaps what workers leave behind."""
     program = tmp_path / "first.py"
@@ -272,6 +288,23 @@ def test_fcc_freeze_clocks__call() -> None:
         gate.touch()
         os.killpg(container.process.pid, signal.SIGCONT)
         assert call.result().status == 200
+
+
+def test_fcc_freeze_clocks__queue() -> None:
+    """Nor does it count while a call waits for a worker."""
+    worker = {"maxActivateRequests": 1, "replicaCountLimit": 1}
+    with Container([profile(worker=worker)],
+                   *SLOW) as container, ThreadPoolExecutor(2) as pool:
+        gate = container.folder / "gate"
+        pool.submit(container.invoke, call_of("hold", gate=str(gate)))
+        until(lambda: [one for one in container.function()["workers"] if one["active"]])
+        call = pool.submit(container.invoke, b"next", X_Fc_Function_Timeout="0.5")
+        until(lambda: container.function()["queued"])
+        os.killpg(container.process.pid, signal.SIGSTOP)
+        time.sleep(0.75)
+        gate.touch()
+        os.killpg(container.process.pid, signal.SIGCONT)
+        assert call.result().body == b"next"
 
 
 # ---- the emulator as the platform, bootstraps as workers ----

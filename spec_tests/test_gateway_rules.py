@@ -62,9 +62,11 @@ BAD_LISTS = {
     "twice": ([GOOD, GOOD], "functions[1].name: a is there twice"),
     "no-object": ([1], "functions[0]: expected an object"),
     "unknown-list": ({"functions": [], "function": []}, "profiles.function: unknown"),
-    "services": ({"services": {}}, "services: expected a list"),
-    "service-name": ({"services": [{"functions": []}]}, "services[0].name: expected"),
-    "service-empty": ({"services": [{"name": "s"}]}, "services[0].functions: expected"),
+    "services": ({"services": {}}, "profiles.services: expected a list"),
+    "service-name": ({"services": [{"functions": []}]}, "services[0].name: missing"),
+    "service-missing": ({"services": [{"name": "s"}]}, "services[0].functions: missing"),
+    "service-empty": ({"services": [{"name": "s", "functions": []}]},
+                      "services[0].functions: expected"),
     "service-function": (
         {"services": [{"name": "s", "functions": [{"name": "b"}]}]},
         'services[0].functions[0].name: no function "b"'),
@@ -141,8 +143,8 @@ def test_fcc_limit_rate__bucket() -> None:
     """The bucket is full at first, gains by interval, and never overflows."""
     profile = gateway.Profile(changed("rateLimit", {
         "maxTokenCount": 3, "tokensPerFill": 2, "fillInterval": 500}), SETTINGS)
-    bucket = gateway.Bucket(profile, 100.0)
-    taken = [bucket.take(at) for at in (
+    broker = gateway.Broker(profile, 100.0)
+    taken = [broker.take_token(at) for at in (
         100.0, 100.1, 100.2, 100.3, 100.5, 100.5, 100.6, 103.0, 103.0, 103.0, 103.0)]
     assert taken == [True, True, True, False, True, True, False, True, True, True, False]
 

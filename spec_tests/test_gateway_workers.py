@@ -298,6 +298,20 @@ def test_fcc_profile_identity() -> None:
     assert pids[0] == pids[1] and len(set(pids)) == 4
 
 
+def test_fcc_queue_order__limit(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+    """Calls that wait are served at once when a new list gives workers more of them."""
+    worker = {"maxActivateRequests": 1, "replicaCountLimit": 1}
+    with Container([profile(worker=worker)], *SLOW) as container:
+        hold(pool, container, gate, 1)
+        active(container, 1)
+        call = pool.submit(container.invoke, b"next")
+        until(lambda: container.function()["queued"] == 1)
+        worker["maxActivateRequests"] = 2
+        put(container, [profile(worker=worker)])
+        assert call.result().body == b"next"
+        gate.touch()
+
+
 def test_fcc_profile_identity__drain(pool: ThreadPoolExecutor,
                                      gate: pathlib.Path) -> None:
     """Running calls outlive the change and the removal of their function."""
@@ -365,7 +379,7 @@ def test_fcc_stream_both__library() -> None:
             agent.invoke("echo")
         agent.set_profiles([profile()])
         agent.start()
-        call = agent.invoke("echo", [b"a", b"bc"], gateway.Metadata("POST", "/x"))
+        call = agent.invoke("echo", [b"a", b"", b"bc"], gateway.Metadata("POST", "/x"))
         assert (call.status, call.headers, call.length) == (200, [], 3)
         assert b"".join(call) == b"abc"
         order = call_of("request")
