@@ -354,6 +354,7 @@ INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8
 # [scf.env.handler-default]; for the others chosen
 DEFAULT_HANDLER = {"scf": "index.main_handler", "fg": "index.handler",
                    "fc": "index.handler"}
+DEFAULT_VERSION = {"scf": "$LATEST", "fg": "latest", "fc": "LATEST"}
 
 # Names that a user may not set [any.env.reserved].
 RESERVED_ENV = {"scf": ("SCF_", "QCLOUD_", "TENCENTCLOUD_", "_HANDLER"),
@@ -370,25 +371,21 @@ class Limit(NamedTuple):
 
 _COMMON_LIMITS = {
     "max_instances": Limit(8, "--max-instances", True),  # 0: disabled
-    "concurrency": Limit(1, ""),
     "queue": Limit(1000, "--queue", True),
     "queue_timeout_s": Limit(60, "--queue-timeout"),
     "idle_s": Limit(60, "--idle"),
     "grace_s": Limit(2, "--grace", True),
 }
+_PULL_LIMITS = dict(
+    _COMMON_LIMITS,
+    timeout_s=Limit(3, "--timeout"),
+    init_timeout_s=Limit(65, "--init-timeout"),
+    memory_mb=Limit(128, "--memory"),
+    event_bytes=Limit(6 * MIB, "--max-event"),
+    result_bytes=Limit(6 * MIB, "--max-result"))
 LIMITS: Dict[str, Dict[str, Limit]] = {
-    "scf": dict(_COMMON_LIMITS,
-                timeout_s=Limit(3, "--timeout"),
-                init_timeout_s=Limit(65, "--init-timeout"),
-                memory_mb=Limit(128, "--memory"),
-                event_bytes=Limit(6 * MIB, "--max-event"),
-                result_bytes=Limit(6 * MIB, "--max-result")),
-    "fg": dict(_COMMON_LIMITS,
-               timeout_s=Limit(3, "--timeout"),
-               init_timeout_s=Limit(0, "--init-timeout", True),  # 0: timeout_s
-               memory_mb=Limit(128, "--memory"),
-               event_bytes=Limit(6 * MIB, "--max-event"),
-               result_bytes=Limit(6 * MIB, "--max-result")),
+    "scf": _PULL_LIMITS,
+    "fg": dict(_PULL_LIMITS, init_timeout_s=Limit(0, "--init-timeout", True)),
     "fc": dict(_COMMON_LIMITS,
                concurrency=Limit(1, "--concurrency"),
                timeout_s=Limit(60, "--timeout"),
@@ -403,6 +400,11 @@ LIMITS: Dict[str, Dict[str, Limit]] = {
                response_header_bytes=Limit(8192, "--response-header-bytes"),
                path_bytes=Limit(4096, "--path-bytes")),
 }
+
+# The settings that are no LIMITS; the latter of fc alone.
+WORDS = ("handler", "env", "name", "version", "region", "port", "credentials")
+FC_WORDS = ("command", "initializer", "pre_freeze", "pre_stop", "freeze", "image",
+            "health_check")
 
 # healthCheckConfig of fc: our name -> vendor's field, lowest, highest, default
 # [fc.health.fields]
@@ -592,92 +594,73 @@ def _fc_answer(kind: str, body: bytes, facts: Facts,
 
 # ---- rules without I/O: the function's configuration ----
 
+def setting_names(protocol: str) -> List[str]:
+    """Return the settings that a function of this protocol has."""
+    return sorted(WORDS + tuple(LIMITS[protocol])
+                  + (FC_WORDS if protocol == "fc" else ()))
+
+
 class Function:
-    """The configuration of a function: fields of LIMITS and the words below.
+    """The configuration of a function; `settings` are fields of WORDS and LIMITS.
 
     Raises ValueError that names the setting, when one is unknown or out of range.
     """
 
+    command: Sequence[str] = ()
+    handler = ""
+    env: Dict[str, str] = {}
+    name = "function"
+    version = ""
+    region = "local"
+    port = 9000
+    initializer = pre_freeze = pre_stop = False
+    freeze = True
+    image = ""
+    health_check: Dict[str, Any] = {}
+    credentials: Dict[str, str] = {}
+
     max_instances: int
-    concurrency: int
     queue: int
     queue_timeout_s: float
     idle_s: float
     grace_s: float
     timeout_s: float
-    init_timeout_s: float = 0
-    start_timeout_s: float = 0
-    initializer_timeout_s: float = 0
-    pre_freeze_timeout_s: float = 0
-    pre_stop_timeout_s: float = 0
     memory_mb: int
     event_bytes: int
     result_bytes: int
+    concurrency = 1
+    init_timeout_s = start_timeout_s = initializer_timeout_s = 0.0
+    pre_freeze_timeout_s = pre_stop_timeout_s = 0.0
+    request_header_bytes = response_header_bytes = path_bytes = 0
 
-    request_header_bytes: int = 0
-    response_header_bytes: int = 0
-    path_bytes: int = 0
-
-    _WHOLE = ("max_instances", "concurrency", "queue", "memory_mb", "event_bytes",
-              "result_bytes", "request_header_bytes", "response_header_bytes",
-              "path_bytes")
-
-    def __init__(self, protocol: str, *, command: Sequence[str] = (), handler: str = "",
-                 env: Optional[Dict[str, str]] = None, name: str = "function",
-                 version: str = "", region: str = "local", port: int = 9000,
-                 initializer: bool = False, pre_freeze: bool = False,
-                 pre_stop: bool = False, freeze: bool = True, image: str = "",
-                 health_check: Optional[Dict[str, Any]] = None,
-                 credentials: Optional[Dict[str, str]] = None,
-                 **limits: float) -> None:
+    def __init__(self, protocol: str, **settings: Any) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError("protocol %r is not one of %s"
                              % (protocol, ", ".join(PROTOCOLS)))
         self.protocol = protocol
-        self.command = tuple(command)
-        self.handler = handler or DEFAULT_HANDLER[protocol]
-        self.env = check_env(protocol, env or {})
-        self.name = name
-        self.version = version or {"scf": "$LATEST", "fg": "latest"}.get(protocol,
-                                                                         "LATEST")
-        self.region = region
-        self.port = port
-        self.initializer = initializer
-        self.pre_freeze = pre_freeze
-        self.pre_stop = pre_stop
-        self.image = image
-        self.freeze = freeze and not image  # the container is not in our group
-        self.health_check = check_health_config(health_check)
-        self.credentials = credentials or {}
-        for what, text in dict(self.credentials, handler=self.handler, name=name,
-                               version=self.version, region=region,
-                               image=image).items():
-            if not isinstance(text, str) or _BAD_VALUE.search(text):
-                raise ValueError("%s must be a text without control characters" % what)
-        self._set_limits(limits)
-
-    def _set_limits(self, given: Dict[str, float]) -> None:
-        table = LIMITS[self.protocol]
-        for name in given:
-            if name not in table:
+        known = setting_names(protocol)
+        for name, value in settings.items():
+            if name not in known:
                 raise ValueError("%s is not a setting of %s; known: %s"
-                                 % (name, self.protocol, ", ".join(sorted(table))))
-        for name, limit in table.items():
-            value = given.get(name, limit.default)
-            known = "%s (%s)" % (name, limit.option) if limit.option else name
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError("%s must be a number, not %r" % (known, value))
-            if value < 0 or value == 0 and not limit.zero or not math.isfinite(value):
-                raise ValueError("%s must be more than 0, not %g" % (known, value))
-            if name in self._WHOLE and int(value) != value:
-                raise ValueError("%s must be a whole number, not %g" % (known, value))
-            setattr(self, name, int(value) if name in self._WHOLE else value)
-        if not 1 <= self.concurrency <= 200:  # [fc.concurrency.range]
+                                 % (name, protocol, ", ".join(known)))
+            setattr(self, name, value)
+        for name, limit in LIMITS[protocol].items():
+            setattr(self, name, check_limit(name, limit, settings))
+        self.handler = self.handler or DEFAULT_HANDLER[protocol]
+        self.version = self.version or DEFAULT_VERSION[protocol]
+        self.env = check_env(protocol, self.env)
+        self.freeze = self.freeze and not self.image  # no process of our group
+        self.health_check = check_health_config(self.health_check)
+        for name, text in dict(self.credentials, handler=self.handler, name=self.name,
+                               version=self.version, region=self.region,
+                               image=self.image).items():
+            if not isinstance(text, str) or _BAD_VALUE.search(text):
+                raise ValueError("%s must be a text without control characters" % name)
+        if self.concurrency > 200:  # [fc.concurrency.range]
             raise ValueError("concurrency must be 1 to 200, not %d" % self.concurrency)
-        if self.protocol == "fc" and self.port:
+        if protocol == "fc" and self.port:
             self.max_instances = min(1, self.max_instances)  # [fc.port.fixed]
-        if not self.init_timeout_s:
-            self.init_timeout_s = self.timeout_s  # [fg.init.limit]
+        self.init_timeout_s = self.init_timeout_s or self.timeout_s  # [fg.init.limit]
 
     def facts(self, code_root: str) -> Facts:
         """Return the values that the templates of ENVIRONMENT and HEADERS name."""
@@ -691,6 +674,22 @@ class Function:
             timeout_whole_s=str(max(1, math.ceil(self.timeout_s))),
             result_bytes=str(self.result_bytes), user_data=json.dumps(self.env),
             cpu=str(200 + 100 * self.memory_mb // 128))  # [fg.env.cpu]
+
+
+def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
+    """Return a setting of LIMITS. Raises ValueError that names its option too."""
+    value = settings.get(name, limit.default)
+    known = "%s (%s)" % (name, limit.option)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("%s must be a number, not %r" % (known, value))
+    if value < 0 or value == 0 and not limit.zero or not math.isfinite(value):
+        raise ValueError("%s must be %s, not %g" % (
+            known, "0 or more" if limit.zero else "more than 0", value))
+    if name.endswith("_s"):
+        return value
+    if int(value) != value:
+        raise ValueError("%s must be a whole number, not %g" % (known, value))
+    return int(value)
 
 
 def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
