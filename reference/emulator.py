@@ -914,12 +914,27 @@ _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
+def body_length(table: Dict[str, str]) -> Optional[int]:
+    """Return the announced body size; -1 = chunked, None = none announced. Raises
+    BadMessage unless the body's end is beyond doubt [any.http.framing]."""
+    length, coding = table.get("content-length"), table.get("transfer-encoding")
+    if coding is not None:
+        if length is not None or coding.lower() != "chunked":
+            raise BadMessage("any.http.framing", "Transfer-Encoding: %s, "
+                             "Content-Length: %s" % (coding[:40], length))
+        return -1
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit() and len(length) < 16):
+        raise BadMessage("any.http.framing", "Content-Length: " + repr(length[:40]))
+    return int(length)
+
+
 class Message:
     """The head of a request or an answer; never changed once it is parsed.
 
     `words` are method, target, version; or version, status, reason. `fields` keeps
-    order, case and duplicates. `length` is the announced body size; -1 = chunked,
-    None = none announced. `keep_alive`: another message may follow.
+    order, case and duplicates. `keep_alive`: another message may follow.
     """
 
     __slots__ = ("words", "fields", "table", "length", "keep_alive", "is_request")
@@ -929,11 +944,7 @@ class Message:
         self.words = words
         self.fields = fields
         self.table = table      # by lower-case name
-        self.length: Optional[int] = None
-        if "transfer-encoding" in table:
-            self.length = -1
-        elif "content-length" in table:
-            self.length = int(table["content-length"])
+        self.length = body_length(table)
         connection = self.get("connection").lower()
         self.keep_alive = ("keep-alive" in connection if "HTTP/1.0" in words
                            else "close" not in connection)
@@ -983,20 +994,8 @@ def parse_head(text: str) -> Message:
         else:
             table[key] = value
         fields.append((name, value))
-    check_framing(table)
     return Message((words[0], words[1], words[2] if len(words) > 2 else ""), fields,
                    table)
-
-
-def check_framing(table: Dict[str, str]) -> None:
-    """Raise BadMessage unless the body's end is beyond doubt [any.http.framing]."""
-    length, coding = table.get("content-length"), table.get("transfer-encoding")
-    if coding is not None and (length is not None or coding.lower() != "chunked"):
-        raise BadMessage("any.http.framing", "Transfer-Encoding: %s, Content-Length: %s"
-                         % (coding[:40], length))
-    if length is not None and not (length.isascii() and length.isdigit()
-                                   and len(length) < 16):
-        raise BadMessage("any.http.framing", "Content-Length: " + repr(length[:40]))
 
 
 def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
@@ -1013,6 +1012,15 @@ def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
 def status_line(status: int) -> str:
     """Write the first line of an answer."""
     return "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
+
+
+def json_answer(status: int, document: object, *fields: Tuple[str, str]
+                ) -> Tuple[bytes, bytes]:
+    """Return (head, body) of an answer in JSON."""
+    body = _json(document)
+    return format_head(status_line(status), (
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))), *fields)), body
 
 
 EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empty]
@@ -1060,8 +1068,7 @@ class Stream:
         deadline = time.monotonic() + (self.head_limit_s or math.inf)
         self.limit_reads(self.head_limit_s)
         size, data = len(data), data.lstrip(b"\r\n")
-        end = data.find(b"\r\n\r\n")
-        while end < 0:
+        while b"\r\n\r\n" not in data:
             if size > HEAD_BYTES:  # empty lines count as well
                 raise BadMessage("any.limits.head", "a head over 64 KiB", 431)
             more = self._read(65536)
@@ -1071,29 +1078,40 @@ class Stream:
             if time.monotonic() > deadline:
                 raise BadMessage("any.limits.slow", "a head takes too long", 408)
             size += len(more)
-            searched = max(0, len(data) - 3)
-            data = data + more if data else more.lstrip(b"\r\n")
-            end = data.find(b"\r\n\r\n", searched)
+            data = (data + more).lstrip(b"\r\n")
         self.limit_reads(self.idle_limit_s)
-        return data, end
+        return data, data.find(b"\r\n\r\n")
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, flags: int = 0) -> bytes:
         if self.before_read is not None:
             self.before_read()
         try:
-            return self.socket.recv(size)
+            return self.socket.recv(size, flags)
         except BlockingIOError:
             raise BadMessage("any.limits.slow", "silence within a message", 408)
         except ConnectionError as error:
             raise BadMessage("any.http.complete", "the connection broke within a "
                              "message: %s" % error.strerror)
 
-    def chunks(self, length: Optional[int]) -> Iterator[bytes]:
+    def chunks(self, length: Optional[int], limit: int = sys.maxsize
+               ) -> Iterator[bytes]:
         """Yield the body as it comes, at most CHUNK_BYTES at a time. `length` as of
-        Message. Raises BadMessage when it ends early [any.http.complete]."""
+        Message. Raises BadMessage when it ends early [any.http.complete], BodyTooLarge
+        when the limit is passed."""
+        size = 0
+        for part in self._chunked() if length == -1 else self._counted(length or 0):
+            size += len(part)
+            if size > limit:
+                raise BodyTooLarge(size, limit)
+            yield part
+
+    def body(self, length: int, limit: int) -> bytes:
+        """Read a whole body. Raises as chunks(), or before a byte is read."""
+        if length > limit:
+            raise BodyTooLarge(length, limit)
         if length == -1:
-            return self._chunked()
-        return self._counted(length or 0)
+            return b"".join(self.chunks(length, limit))
+        return b"".join(self._counted(length, length, socket.MSG_WAITALL))
 
     def until_end(self) -> Iterator[bytes]:
         """Yield a body that ends with the stream."""
@@ -1103,10 +1121,11 @@ class Stream:
                 return
             yield data
 
-    def _counted(self, length: int) -> Iterator[bytes]:
+    def _counted(self, length: int, most: int = CHUNK_BYTES,
+                 flags: int = 0) -> Iterator[bytes]:
         left = length
         while left:
-            data = self.rest or self._read(min(left, CHUNK_BYTES))
+            data = self.rest or self._read(min(left, most), flags)
             if not data:
                 raise BadMessage("any.http.complete", "end of stream after %d of %d "
                                  "body bytes" % (length - left, length))
@@ -1140,39 +1159,6 @@ class Stream:
         line, _, self.rest = self.rest.partition(b"\r\n")
         return line
 
-    def body(self, length: Optional[int], limit: int) -> bytes:
-        """Read a whole body. Raises BodyTooLarge before or while it is read."""
-        if not length:
-            return b""
-        if length > limit:
-            raise BodyTooLarge(length, limit)
-        if length > len(self.rest) + CHUNK_BYTES:
-            return self._large_body(length)
-        parts, size = [], 0
-        for part in self.chunks(length):
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise BodyTooLarge(size, limit)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _large_body(self, length: int) -> bytes:
-        whole = bytearray(length)  # the limit was checked: no more than announced
-        view = memoryview(whole)
-        done = len(self.rest)
-        view[:done] = self.rest
-        self.rest = b""
-        while done < length:
-            try:
-                count = self.socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
-            except BlockingIOError:
-                raise BadMessage("any.limits.slow", "silence within a body", 408)
-            if not count:
-                raise BadMessage("any.http.complete", "end of stream after %d of %d "
-                                 "body bytes" % (done, length))
-            done += count
-        return bytes(whole)
-
     def send(self, head: bytes, body: bytes = b"") -> None:
         """Send in one write, or in two without joining when the body is large."""
         if len(body) > 65536:
@@ -1181,23 +1167,15 @@ class Stream:
         else:
             self.socket.sendall(head + body)
 
-    def peer_gone(self) -> bool:
-        """Tell whether the peer has closed, without blocking or consuming."""
+    def peek(self) -> Optional[bytes]:
+        """Look whether something waits, without blocking or consuming: None = nothing
+        yet, no bytes = the peer has gone."""
         try:
-            return not self.socket.recv(1, _PEEK)
+            return self.socket.recv(1, _PEEK)
         except BlockingIOError:
-            return False
+            return None
         except OSError:
-            return True
-
-    def is_quiet(self) -> bool:
-        """Tell whether the peer is there and has sent nothing that waits."""
-        try:
-            return not self.rest and self.socket.recv(1, _PEEK) is None
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+            return b""
 
     def shut(self) -> None:
         """Wake whoever reads or writes the socket; the owner closes it."""
@@ -1236,11 +1214,13 @@ class Connection:
         finally:
             if self.deferred and not self.app.gone(self):
                 self._answered.acquire()  # somebody is writing: keep the socket open
-            self.app.closed(self)
             self.stream.socket.close()
 
     def _serve_one(self) -> bool:
-        message = self._next_head()
+        try:
+            message = self.stream.head()
+        except BlockingIOError:  # silent for the app's idle limit
+            return self.deferred
         if message is None:
             return False
         if self.deferred:  # pipelined behind a request whose answer must wait
@@ -1256,41 +1236,41 @@ class Connection:
         self.app.handle(self, message)
         return self.deferred or not self.closing
 
-    def _next_head(self) -> Optional[Message]:
-        while True:
-            try:
-                return self.stream.head()
-            except BlockingIOError:  # silent for the app's idle limit
-                if not self.deferred:
-                    return None
-
     def read_body(self, limit: int) -> bytes:
         """Read the request's body. Raises BodyTooLarge, BadMessage, OSError."""
-        length = self.message.length
+        length, stream = self.message.length, self.stream
         if not length:
             return b""
-        stream = self.stream
         if 0 < length <= min(limit, len(stream.rest)):  # it came with the head
             body, stream.rest = stream.rest[:length], stream.rest[length:]
             return body
         if length > limit:
             self.skip_body()
             raise BodyTooLarge(length, limit)
-        self.before_body()
+        self._ask_for_body()
         try:
             return stream.body(length, limit)
         except BodyTooLarge:
             self.closing = True
             raise
         finally:
-            self.after_body()
+            stream.limit_reads(stream.idle_limit_s)
 
-    def after_body(self) -> None:
-        """Go back to waiting for the next request."""
-        self.stream.limit_reads(self.app.idle_limit_s)
+    def body_parts(self, limit: int) -> Iterator[bytes]:
+        """Yield the request's body as it comes. Raises as read_body()."""
+        if not self.message.length:
+            return
+        self._ask_for_body()
+        try:
+            yield from self.stream.chunks(self.message.length, limit)
+        except BodyTooLarge:
+            self.closing = True  # what follows is no request
+            raise
+        finally:
+            self.stream.limit_reads(self.stream.idle_limit_s)
 
-    def before_body(self) -> None:
-        """Ask for the body, and let it come without delay or end."""
+    def _ask_for_body(self) -> None:
+        """Let the body come without delay or end."""
         if self.message.get("expect").lower() == "100-continue" and not (
                 self.stream.rest):
             self.stream.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -1330,22 +1310,16 @@ class Connection:
     def post(self, head: bytes, body: bytes = b"") -> None:
         """Send the answer without blocking; what does not fit goes to a thread, so
         that a slow caller never holds up an instance."""
-        if len(body) > 65536:
-            threading.Thread(target=self.answer, args=(head, body), daemon=True).start()
-            return
-        data = head + body
-        try:
-            sent = self.stream.socket.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            sent = len(data)
-            self.closing = True
-        if sent < len(data):
-            threading.Thread(target=self.answer, args=(data[sent:],),
-                             daemon=True).start()
-        else:
-            self._release()
+        if len(body) <= 65536:
+            head, body = head + body, b""
+            try:
+                head = head[self.stream.socket.send(head, socket.MSG_DONTWAIT):]
+            except OSError:
+                pass  # full or broken: the thread finds out
+            if not head:
+                self._release()
+                return
+        threading.Thread(target=self.answer, args=(head, body), daemon=True).start()
 
     def _release(self) -> None:
         if self.deferred:
@@ -1356,12 +1330,10 @@ class Connection:
 
     def _refuse(self, error: BadMessage) -> None:
         self.app.refused(self, error.violation)
-        body = _json({"error": error.violation.rule, "seen": error.violation.seen})
-        head = format_head(status_line(error.status), (
-            ("Content-Type", "application/json"), ("Content-Length", str(len(body))),
-            ("Connection", "close")))
         if not self.deferred:
-            self.answer(head, body)
+            self.answer(*json_answer(error.status, {
+                "error": error.violation.rule, "seen": error.violation.seen},
+                ("Connection", "close")))
 
 
 class App:
@@ -1376,9 +1348,6 @@ class App:
     def gone(self, connection: Connection) -> bool:
         """The peer left before a deferred answer. True = nobody will answer."""
         raise NotImplementedError
-
-    def closed(self, connection: Connection) -> None:
-        """The connection has ended."""
 
     def refused(self, connection: Connection, violation: Violation) -> None:
         """The peer sent something that is not HTTP."""
@@ -1952,9 +1921,10 @@ class Invocation:
     def __init__(self, request_id: str, event: bytes,
                  http_request: Optional[HttpRequest] = None,
                  on_done: Optional[Callable[[Outcome], None]] = None,
-                 caller: Optional[Connection] = None) -> None:
+                 caller: Optional[Connection] = None, size: int = 0) -> None:
         self.request_id = request_id
         self.event = event
+        self.size = size or len(event)      # as it was announced
         self.http_request = http_request
         self.on_done = on_done
         self.caller = caller
@@ -2018,7 +1988,7 @@ def wait_readable(file: Union[int, socket.socket],
     while True:
         if any(ready == number for ready, _ in poll.poll()):
             return True
-        if caller is None or _HANGUP or caller.stream.peer_gone():
+        if caller is None or _HANGUP or caller.stream.peek() == b"":
             return False
         poll.unregister(caller.stream.socket)  # it pipelines; look again later
 
@@ -2242,7 +2212,7 @@ class PullInstance(Instance):
 
     def _deliver(self, poll: Connection, invocation: Invocation) -> bool:
         # [any.poll.dead] a client that has hung up must not swallow the event
-        if poll.stream.peer_gone():
+        if poll.stream.peek() == b"":
             poll.closing = True
             poll.answer(b"")
             return False
@@ -2298,10 +2268,7 @@ class PullInstance(Instance):
         document = {"error": message}
         if self.platform.protocol == "fg":  # [fg.api.error-document]
             document = {"error_code": "FSS.0%d" % status, "error_msg": message}
-        body = _json(document)
-        connection.answer(format_head(status_line(status), (
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))))), body)
+        connection.answer(*json_answer(status, document))
 
     def _receive(self, connection: Connection, call: str, request_id: str, body: bytes,
                  size: int) -> None:
@@ -2528,7 +2495,7 @@ class Upload:
     """Sends a request's body from a thread of its own.
 
     `failure` is what was wrong with the body itself: BadMessage, BodyTooLarge or
-    CallerGone. When nobody wants the body any more it is read away.
+    OSError. When nobody wants the body any more it is read away.
     """
 
     def __init__(self, stream: Stream, parts: Iterable[bytes], chunked: bool) -> None:
@@ -2545,7 +2512,7 @@ class Upload:
                 self._send(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
             if chunked:
                 self._send(b"0\r\n\r\n")
-        except (BadMessage, BodyTooLarge, CallerGone) as error:
+        except (BadMessage, BodyTooLarge, OSError) as error:
             self.failure = error
             self._stream.shut()  # half a request must not look like a whole one
 
@@ -2972,7 +2939,8 @@ class PushInstance(Instance):
         """Return a connection, and whether it was used before."""
         while self.pool:
             stream = self.pool.pop()
-            if stream.is_quiet():  # bytes beyond the last answer answer nothing
+            # bytes beyond the last answer answer nothing
+            if not stream.rest and stream.peek() is None:
                 return stream, True
             stream.socket.close()
         return self._dial(timeout_s or self.function.timeout_s), False
@@ -3424,7 +3392,7 @@ class Platform:
         self._pending += 1
         if self.on_log is not None and self.protocol != "fc":
             invocation.on_end = self.log_end
-        size = len(invocation.event)
+        size = invocation.size
         if self._closing:
             self.settle(invocation, "cancelled", message="the platform stops")
         elif size > function.event_bytes:  # [any.event.size]
@@ -3808,6 +3776,10 @@ def copy_stream(source: Stream, target: Stream) -> None:
     target.shut()
 
 
+NATIVE_CALLS = {"/-/invoke": ("POST",), "/-/health": ("GET", "HEAD"),
+                "/-/state": ("GET", "HEAD")}
+
+
 class FrontDoor(App):
     """What callers of the function talk to."""
 
@@ -3820,43 +3792,37 @@ class FrontDoor(App):
         """Route a request: /-/invoke, /-/health, /-/state, or the HTTP function."""
         method, target = message.words[:2]
         path = target.partition("?")[0]
-        if path == "/-/invoke":
-            if method == "POST":
-                self._invoke(connection)
-            else:
-                self._error(connection, 405, "POST an event to /-/invoke")
-        elif path in ("/-/health", "/-/state"):
-            if method not in ("GET", "HEAD"):
-                self._error(connection, 405, "GET %s" % path)
-            else:
-                self._json(connection, 200, self.platform.state()
-                           if path == "/-/state" else {"status": "ok"})
-        elif self.platform.protocol == "fc" and not path.startswith("/-/"):
+        methods = NATIVE_CALLS.get(path)
+        if methods is None and not path.startswith("/-/") and (
+                self.platform.protocol == "fc"):
             self._http(connection, message)
+        elif methods is None:
+            self._json(connection, 404, {"error": "there is nothing at %s; POST "
+                       "/-/invoke, GET /-/health or /-/state" % path[:80]})
+        elif method not in methods:
+            self._json(connection, 405, {"error": "use %s %s" % (methods[0], path)})
+        elif path == "/-/invoke":
+            self._invoke(connection)
         else:
-            self._error(connection, 404, "there is nothing at %s; POST /-/invoke, GET "
-                        "/-/health or /-/state" % path[:80])
+            self._json(connection, 200, self.platform.state()
+                       if path == "/-/state" else {"status": "ok"})
 
     def _json(self, connection: Connection, status: int, document: object) -> None:
         if connection.message.length:
             connection.skip_body()
-        body = _json(document)
-        connection.answer(format_head(status_line(status), (
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))))),
-            b"" if connection.message.words[0] == "HEAD" else body)
+        self._answer(connection, *json_answer(status, document))
 
-    def _error(self, connection: Connection, status: int, message: str) -> None:
-        self._json(connection, status, {"error": message})
+    def _answer(self, connection: Connection, head: bytes, body: bytes) -> None:
+        is_head = connection.message.words[0] == "HEAD"
+        connection.answer(head, b"" if is_head else body)
 
     def _invoke(self, connection: Connection) -> None:
-        platform = self.platform
+        platform, event, size = self.platform, b"", 0
         try:
             event = connection.read_body(platform.function.event_bytes)
         except BodyTooLarge as error:
-            self._too_large(connection, error)
-            return
-        invocation = Invocation(platform.new_id(), event)
+            size = error.size  # its outcome is given without having read it
+        invocation = Invocation(platform.new_id(), event, size=size)
         if platform.protocol == "fc":
             invocation.caller = connection
             outcome = platform.run(invocation, Answer(platform.function.result_bytes),
@@ -3869,54 +3835,29 @@ class FrontDoor(App):
         connection.defer()
         platform.submit(invocation)
 
-    def _too_large(self, connection: Connection, error: BodyTooLarge) -> None:
-        """Give an event over the limit its outcome without having read it."""
-        platform = self.platform
-        invocation = Invocation(platform.new_id(), b"")
-        with platform.lock:
-            platform.counts["accepted"] += 1
-            platform._pending += 1
-            platform.settle(invocation, "request-too-large", size=error.size,
-                            message="the request: %s" % error)
-        assert invocation.outcome is not None
-        connection.closing = True
-        connection.answer(*native_answer(invocation.outcome))
-
     def _http(self, connection: Connection, message: Message) -> None:
-        platform = self.platform
+        platform, length = self.platform, message.length or 0
         method, target, _ = message.words
-        length = message.length
-        if length is not None and length > platform.function.event_bytes:
+        limit = platform.function.event_bytes
+        if length > limit:
             connection.skip_body()
-            self._too_large(connection, BodyTooLarge(
-                length, platform.function.event_bytes))
-            return
         invocation = Invocation(platform.new_id(), b"", HttpRequest(
-            method, target, tuple(message.fields)), caller=connection)
+            method, target, tuple(message.fields)), caller=connection, size=length)
         answer = CallerAnswer(connection, invocation.request_id)
-        if length:
-            connection.before_body()
-        body = limited(connection.stream.chunks(length), platform.function.event_bytes)
-        outcome = platform.run(invocation, answer, body, length)
-        failure = None if invocation.upload is None else invocation.upload.failure
-        if isinstance(failure, BadMessage) and not answer.begun:
-            raise failure  # answered with 400, and the connection ends
-        if length and not (invocation.upload and invocation.upload.is_done()):
+        outcome = platform.run(invocation, answer, connection.body_parts(limit),
+                               message.length)
+        upload = invocation.upload
+        if upload is not None and isinstance(upload.failure, BadMessage) and (
+                not answer.begun):
+            raise upload.failure  # answered with 400, and the connection ends
+        if length and not (upload and upload.is_done()):
             connection.closing = True  # some of the body may be left
-        self._finish(connection, answer, outcome)
-        if length:
-            connection.after_body()
-        settle_down(invocation)
-
-    def _finish(self, connection: Connection, answer: CallerAnswer,
-                outcome: Outcome) -> None:
         if not answer.begun:
-            head, body = native_answer(outcome)
-            is_head = connection.message.words[0] == "HEAD"
-            connection.answer(head, b"" if is_head else body)
+            self._answer(connection, *native_answer(outcome))
         elif outcome.kind not in ("ok", "function-error"):
             connection.closing = True  # half an answer must look like half an answer
             connection.stream.shut()
+        settle_down(invocation)
 
     def gone(self, connection: Connection) -> bool:
         """A caller hung up while its event runs [any.caller.gone]."""
@@ -3925,19 +3866,6 @@ class FrontDoor(App):
             return False
         self.platform.log_end(invocation)
         return True
-
-
-def limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    """Pass a caller's body on. Raises BodyTooLarge past the limit, CallerGone."""
-    size = 0
-    try:
-        for part in parts:
-            size += len(part)
-            if size > limit:
-                raise BodyTooLarge(size, limit)
-            yield part
-    except OSError:
-        raise CallerGone
 
 
 def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:

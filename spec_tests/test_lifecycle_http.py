@@ -168,6 +168,18 @@ def test_any_event_size__answer_arrives(path: str) -> None:
         assert b"InvalidArgument" in caller.answer("POST").body
 
 
+@pytest.mark.parametrize("path", ("/up", "/-/invoke"))
+def test_any_event_size__rest_is_no_request(path: str) -> None:
+    """What is left of a body that passed the limit is not read as a request."""
+    with Stage("fc", event_bytes=1000) as stage:
+        caller = stage.caller(b"POST %s HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+                              b"fffff\r\n%s" % (path.encode(), b"x" * 1001))
+        assert b"InvalidArgument" in caller.answer("POST").body
+        with contextlib.suppress(wire.WireError):  # it may have hung up already
+            caller.send(wire.request_bytes("GET", "/-/state"))
+        assert caller.everything() == b""
+
+
 @pytest.mark.parametrize("body", (b"zz\r\n", b"2\r\nabc\r\n", b"-1\r\n", b"2 2\r\nab"))
 def test_any_http_chunked__caller(stage: Stage, body: bytes) -> None:
     """A caller's malformed body is the caller's fault, not the function's."""
