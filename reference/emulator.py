@@ -3881,7 +3881,7 @@ def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
 
 USAGE_ERROR, FAILED, BROKEN_RULE = 2, 1, 3
 
-# The vendors' CreateFunction fields that --config understands -> (option, how)
+# The vendors' CreateFunction fields that --config takes as they are -> setting
 CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
     "scf": {"FunctionName": "name", "Handler": "handler", "Timeout": "timeout_s",
             "InitTimeout": "init_timeout_s", "MemorySize": "memory_mb"},
@@ -3892,40 +3892,49 @@ CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
 }
 
 
-def read_config(protocol: str, path: str) -> Dict[str, Any]:
-    """Return settings from a vendor's CreateFunction document. Raises ValueError."""
+def read_file(option: str, path: str) -> bytes:
+    """Return what a file holds. Raises ValueError that names the option."""
     try:
         with open(path, "rb") as file:
-            document = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError("--config %s: %s" % (path, error))
-    if not isinstance(document, dict):
-        raise ValueError("--config %s: the document must be a JSON object" % path)
-    settings: Dict[str, Any] = {}
-    for field, name in CONFIG_FIELDS[protocol].items():
-        if field in document:
-            settings[name] = document[field]
+            return file.read()
+    except OSError as error:
+        raise ValueError("%s %s: %s" % (option, path, error.strerror))
+
+
+def read_object(option: str, path: str) -> Dict[str, Any]:
+    """Return the JSON object of a file. Raises ValueError that names the option."""
+    data = read_file(option, path)
     try:
-        {"scf": _scf_config, "fg": _fg_config, "fc": _fc_config}[protocol](document,
-                                                                           settings)
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("%s %s: %s" % (option, path, error))
+    if not isinstance(document, dict):
+        raise ValueError("%s %s: the document must be a JSON object" % (option, path))
+    return document
+
+
+def read_config(protocol: str, path: str) -> Dict[str, Any]:
+    """Return settings from a vendor's CreateFunction document. Raises ValueError."""
+    document = read_object("--config", path)
+    settings = {name: document[field] for field, name in CONFIG_FIELDS[protocol].items()
+                if field in document}
+    try:
+        if protocol == "scf":
+            variables = document.get("Environment", {}).get("Variables", [])
+            settings["env"] = {one["Key"]: one["Value"] for one in variables}
+        elif protocol == "fg":
+            settings["env"] = dict(json.loads(document.get("user_data") or "{}"))
+        else:
+            settings.update(_fc_config(document))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError("--config %s: unexpected shape: %r" % (path, error))
     return settings
 
 
-def _scf_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
-    variables = document.get("Environment", {}).get("Variables", [])
-    settings["env"] = {one["Key"]: one["Value"] for one in variables}
-
-
-def _fg_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
-    settings["env"] = dict(json.loads(document.get("user_data") or "{}"))
-
-
-def _fc_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
+def _fc_config(document: Dict[str, Any]) -> Dict[str, Any]:
+    settings: Dict[str, Any] = {"env": dict(document.get("environmentVariables") or {})}
     container = document.get("customContainerConfig") or {}
     runtime = document.get("customRuntimeConfig") or container
-    settings["env"] = dict(document.get("environmentVariables") or {})
     words = list(runtime.get("command") or []) + list(runtime.get("args") or [])
     if container.get("image"):
         settings["image"] = str(container["image"])
@@ -3948,6 +3957,7 @@ def _fc_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
             settings[name] = True
             if "timeout" in hook:
                 settings[name + "_timeout_s"] = hook["timeout"]
+    return settings
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -3991,163 +4001,120 @@ def _add_tasks(add: Callable[..., object]) -> None:
         help="use all processor cores for itself; one is faster from 2 callers on")
 
 
+# From here on an option whose value is a setting has its own name as `dest`.
+
 def _add_function(add: Callable[..., object]) -> None:
     add("--config", metavar="FILE.json", help="the vendor's CreateFunction document")
     add("--credentials", metavar="FILE.json",
         help="access_key_id, access_key_secret, security_token, auth_token")
     add("--env", action="append", default=[], metavar="K=V", help="a user variable")
-    add("--handler", help="the handler's name")
-    add("--name", help="the function's name")
-    add("--port", type=int, help="fc: the server's port (9000; 0 = a free one for each "
-                                 "instance); with --attach: the runtime API's")
+    add("--handler", dest="--handler", metavar="NAME", help="the handler's name")
+    add("--name", dest="--name", metavar="NAME", help="the function's name")
+    add("--port", dest="--port", metavar="PORT", type=int,
+        help="fc: the server's port (9000; 0 = a free one for each instance); with "
+             "--attach: the runtime API's")
 
 
 def _add_fc(add: Callable[..., object]) -> None:
-    for name in ("initializer", "pre-freeze", "pre-stop"):
-        add("--" + name, action="store_true", default=None,
+    for hook in ("--initializer", "--pre-freeze", "--pre-stop"):
+        add(hook, dest=hook, action="store_const", const=True,
             help="the function has this hook")
-    add("--freeze", action="store_true", default=None, dest="freeze",
+    add("--freeze", dest="--freeze", action="store_const", const=True,
         help="freeze the instance between requests (default)")
-    add("--no-freeze", action="store_false", dest="freeze", help="do not")
-    add("--health-check", metavar="PATH", help="check this path (healthCheckConfig)")
-    add("--image", metavar="NAME", help="run this image with docker")
+    add("--no-freeze", dest="--freeze", action="store_const", const=False,
+        help="do not")
+    add("--health-check", dest="--health-check", metavar="PATH",
+        help="check this path (healthCheckConfig)")
+    add("--image", dest="--image", metavar="NAME", help="run this image with docker")
 
 
 def _add_limits(add: Callable[..., object]) -> None:
-    for option, names in sorted(limit_options().items()):
-        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
-        defaults = {protocol: "%s %d" % (name, LIMITS[protocol][name].default)
-                    for protocol, name in names.items()}
-        same = len(names) == len(PROTOCOLS) and len(set(defaults.values())) == 1
-        add(option, *aliases, type=float, metavar="N", dest=option, help=(
-            defaults["fc"] if same else "; ".join(
-                "%s: %s" % pair for pair in defaults.items())))
-
-
-def limit_options() -> Dict[str, Dict[str, str]]:
-    """Return option -> protocol -> setting for everything in LIMITS."""
     options: Dict[str, Dict[str, str]] = {}
     for protocol, table in LIMITS.items():
         for name, limit in table.items():
-            if limit.option:
-                options.setdefault(limit.option, {})[protocol] = name
-    return options
-
-
-def split_command(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """Split the arguments at `--`: ours, and the start command."""
-    words = list(argv)
-    if "--" in words:
-        at = words.index("--")
-        return words[:at], words[at + 1:]
-    return words, []
+            options.setdefault(limit.option, {})[protocol] = "%s %d" % (
+                name, limit.default)
+    for option, shown in sorted(options.items()):
+        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
+        same = len(shown) == len(PROTOCOLS) and len(set(shown.values())) == 1
+        add(option, *aliases, type=float, metavar="N", dest=option,
+            help=shown["fc"] if same else "; ".join(
+                "%s: %s" % pair for pair in shown.items()))
 
 
 def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, Any]:
     """Return the settings of Function that the command line gives. ValueError."""
     protocol = LONG_NAMES.get(options.protocol, options.protocol)
-    settings: Dict[str, Any] = {}
-    if options.config:
-        settings.update(read_config(protocol, options.config))
+    settings = read_config(protocol, options.config) if options.config else {}
     if options.credentials:
-        settings["credentials"] = read_credentials(options.credentials)
-    given = vars(options)
-    for name in ("handler", "name", "port", "initializer", "pre_freeze", "pre_stop",
-                 "freeze", "image"):
-        if given[name] is not None:
-            settings[name] = given[name]
-    if protocol != "fc":
-        for name in ("initializer", "pre_freeze", "pre_stop", "freeze", "image",
-                     "health_check"):
-            if given[name] is not None:
-                raise ValueError("--%s does not apply to %s"
-                                 % (name.replace("_", "-"), protocol))
-        if options.port is not None and not options.attach:
-            raise ValueError("--port without --attach does not apply to %s" % protocol)
-    for option, names in limit_options().items():
-        if given[option] is not None:
-            if protocol not in names:
-                raise ValueError("%s does not apply to %s" % (option, protocol))
-            settings[names[protocol]] = given[option]
-    if options.health_check:
-        settings["health_check"] = dict(settings.get("health_check") or {},
-                                        path=options.health_check)
+        settings["credentials"] = {
+            name: str(value) for name, value
+            in read_object("--credentials", options.credentials).items()}
+    names = {"--" + name.replace("_", "-"): name for name in setting_names(protocol)}
+    names.update((limit.option, name) for name, limit in LIMITS[protocol].items())
+    for option, value in vars(options).items():
+        if value is None or not option.startswith("--"):
+            continue
+        if option not in names:
+            raise ValueError("%s does not apply to %s" % (option, protocol))
+        if option == "--health-check":
+            value = dict(settings.get("health_check") or {}, path=value)
+        settings[names[option]] = value
     for pair in options.env:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError("--env %s: write NAME=VALUE" % name)
         settings.setdefault("env", {})[name] = value
-    if command and protocol != "fc":
+    if protocol == "fc":
+        settings.update({"command": command} if command else {})
+    elif command:
         raise ValueError("a start command after -- is for fc; %s starts the file "
                          "bootstrap" % protocol)
-    if command:
-        settings["command"] = command
+    elif "port" in settings and not options.attach:
+        raise ValueError("--port without --attach does not apply to %s" % protocol)
     return settings
-
-
-def read_credentials(path: str) -> Dict[str, str]:
-    """Read credentials from a file, so that they are in no argument list."""
-    try:
-        with open(path, "rb") as file:
-            document = json.load(file)
-        return {str(key): str(value) for key, value in document.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError("--credentials %s: %s" % (path, error))
-
-
-def read_event(text: str) -> bytes:
-    """Return the bytes of an --event argument. Raises ValueError."""
-    if text == "-":
-        return sys.stdin.buffer.read()
-    if text.startswith("@"):
-        try:
-            with open(text[1:], "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise ValueError("--event %s: %s" % (text, error.strerror))
-    return os.fsencode(text)
 
 
 def read_events(options: argparse.Namespace) -> List[bytes]:
     """Return all events of --event and --events. Raises ValueError."""
-    events = [read_event(text) for text in options.event]
+    events = []
+    for text in options.event:
+        if text == "-":
+            events.append(sys.stdin.buffer.read())
+        elif text.startswith("@"):
+            events.append(read_file("--event", text[1:]))
+        else:
+            events.append(os.fsencode(text))
     if options.events:
-        try:
-            with open(options.events, "rb") as file:
-                events += [line for line in file.read().split(b"\n") if line.strip()]
-        except OSError as error:
-            raise ValueError("--events %s: %s" % (options.events, error.strerror))
+        lines = read_file("--events", options.events).split(b"\n")
+        events += [line for line in lines if line.strip()]
     return events
 
 
 class Talk:
-    """What goes to stderr: function output as it is, our own lines with a prefix.
-
-    Never waits for a reader: what he does not take is kept up to BACKLOG_BYTES, then
-    dropped, and he is told.
-    """
+    """Writes to stderr or a trace file, and never waits for a reader: what he does not
+    take is kept up to BACKLOG_BYTES, then dropped, and he is told."""
 
     BACKLOG_BYTES = 4 * MIB
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, number: int) -> None:
+        self._number = number   # of the open file
         self._lock = threading.Lock()
-        self._quiet = quiet
         self._backlog = bytearray()
         self._dropped = 0
         self._mid_line = False
         self._thread = threading.Thread()
         self._writable = select.poll()
-        self._writable.register(2, select.POLLOUT)
+        self._writable.register(number, select.POLLOUT)
 
-    def log(self, data: bytes) -> None:
-        """Write output of the function or a platform line."""
-        if not self._quiet:
-            self._write(data)
+    def line(self, text: str) -> None:
+        """Write a text on a line of its own."""
+        line = "%s%s\n" % ("\n" if self._mid_line else "", text)
+        self.write(line.encode("utf-8", "backslashreplace"))
 
     def note(self, text: str) -> None:
-        """Write a line of our own, on a line of its own."""
-        line = "%semulator: %s\n" % ("\n" if self._mid_line else "", text)
-        self._write(line.encode("utf-8", "backslashreplace"))
+        """Say something of our own."""
+        self.line("emulator: " + text)
 
     def flush(self) -> None:
         """Give the reader 2 s to take what is left."""
@@ -4156,7 +4123,8 @@ class Talk:
         if thread is not None:
             thread.join(2)
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Write bytes as they are."""
         with self._lock:
             self._mid_line = data[-1:] not in (b"", b"\n")
             if not self._backlog:
@@ -4176,7 +4144,7 @@ class Talk:
         sent = 0
         try:
             while sent < len(data) and self._writable.poll(0):
-                sent += os.write(2, data[sent:sent + select.PIPE_BUF])
+                sent += os.write(self._number, data[sent:sent + select.PIPE_BUF])
         except OSError:
             return len(data)  # nobody reads; the invocations go on
         return sent
@@ -4197,25 +4165,24 @@ class Talk:
 class Tracer:
     """Writes --trace: JSON lines, or aligned text on a terminal."""
 
-    def __init__(self, path: str) -> None:
-        try:
-            self._file: TextIO = sys.stderr if path == "-" else open(
-                path, "w", encoding="utf-8")
-        except OSError as error:
-            raise ValueError("--trace %s: %s" % (path, error.strerror))
-        self._pretty = self._file.isatty()
-        self._lock = threading.Lock()
+    def __init__(self, path: str, stderr: Talk) -> None:
+        number = 2
+        self.talk = stderr
+        if path != "-":
+            try:
+                number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            except OSError as error:
+                raise ValueError("--trace %s: %s" % (path, error.strerror))
+            self.talk = Talk(number)
+        self._pretty = os.isatty(number)
 
     def write(self, facts: Dict[str, object]) -> None:
         """Write one message or change."""
         if self._pretty:
             rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
-            line = "%12s %-9s %s" % (facts["ms"], facts["what"], rest)
+            self.talk.line("%12s %-9s %s" % (facts["ms"], facts["what"], rest))
         else:
-            line = json.dumps(facts)
-        with self._lock:
-            self._file.write(line + "\n")
-            self._file.flush()
+            self.talk.line(json.dumps(facts))
 
 
 def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
@@ -4289,7 +4256,6 @@ class Adapter:
         self._parallel = parallel
         self._slots = threading.Semaphore(parallel)
         self._lock = threading.Lock()
-        self._threads: List[threading.Thread] = []
         self.all_ok = True
 
     def run(self, lines: Iterable[bytes]) -> None:
@@ -4300,7 +4266,6 @@ class Adapter:
             try:
                 identity, event, request = parse_line(line)
             except (ValueError, TypeError, RecursionError) as error:
-                self.all_ok = False
                 self._print({"id": None, "kind": "invalid-line",
                              "message": "line %d: %s" % (number, error)})
                 continue
@@ -4308,8 +4273,6 @@ class Adapter:
             self._submit(identity, event, request)
         for _ in range(self._parallel):  # every outcome is printed
             self._slots.acquire()
-        for thread in self._threads:
-            thread.join()
 
     def _submit(self, identity: object, event: bytes,
                 request: Optional[HttpRequest]) -> None:
@@ -4328,13 +4291,11 @@ class Adapter:
             return
         platform.enter(invocation)
         length = len(event) if event or request is None else None
-        thread = threading.Thread(target=lambda: done(platform.carry(
-            invocation, Answer(platform.function.result_bytes), event, length)))
-        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-        thread.start()
+        threading.Thread(target=lambda: done(platform.carry(
+            invocation, Answer(platform.function.result_bytes), event, length)),
+            daemon=True).start()
 
     def _show(self, identity: object, outcome: Outcome) -> None:
-        self.all_ok = self.all_ok and outcome.kind == "ok"
         document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
         try:
             document["body"] = outcome.body.decode("utf-8")
@@ -4349,6 +4310,7 @@ class Adapter:
 
     def _print(self, document: Dict[str, object]) -> None:
         with self._lock:
+            self.all_ok = self.all_ok and document["kind"] == "ok"
             sys.stdout.write(json.dumps(document) + "\n")
             sys.stdout.flush()
 
@@ -4358,14 +4320,14 @@ def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
     document = json.loads(line)
     if not isinstance(document, dict):
         raise ValueError("an object is expected")
+    event = document.get("event", "" if "method" in document else None)
     if "event_base64" in document:
         try:
             event = base64.b64decode(document["event_base64"], validate=True)
         except (TypeError, binascii.Error) as error:
             raise ValueError("event_base64: %s" % error)
-    elif isinstance(document.get("event", None if "method" not in document else ""),
-                    str):
-        event = document.get("event", "").encode()
+    elif isinstance(event, str):
+        event = event.encode()
     else:
         raise ValueError("event must be a text, or give event_base64")
     request = None
@@ -4377,13 +4339,10 @@ def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
     return document.get("id"), event, request
 
 
-def print_exports(env: Dict[str, str]) -> None:
-    """Print what a bootstrap started by hand needs (--attach)."""
-    own = [name for name in env if name not in INHERITED]
-    lines = ["export %s='%s'" % (name, env[name].replace("'", "'\\''"))
-             for name in own]
-    sys.stderr.write("\n".join(lines) + "\n")
-    sys.stderr.flush()
+def exports(env: Dict[str, str]) -> str:
+    """Return what a bootstrap started by hand needs, for a shell (--attach)."""
+    return "\n".join("export %s='%s'" % (name, value.replace("'", "'\\''"))
+                     for name, value in env.items() if name not in INHERITED)
 
 
 def choose_core() -> Optional[List[int]]:
@@ -4410,13 +4369,14 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
     if options.parallel < 1:
         raise ValueError("--parallel must be at least 1")
-    talk = Talk(options.quiet)
-    tracer = Tracer(options.trace) if options.trace else None
+    talk = Talk(2)
+    tracer = Tracer(options.trace, talk) if options.trace else None
     all_ok = True
     with Platform(options.protocol, options.code or ".",
-                  on_log=None if options.quiet else talk.log, on_note=talk.note,
+                  on_log=None if options.quiet else talk.write, on_note=talk.note,
                   on_trace=tracer.write if tracer else None,
-                  attach=print_exports if options.attach else None,
+                  attach=(lambda env: talk.line(exports(env))) if options.attach
+                  else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
         if events:
@@ -4429,6 +4389,8 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
             serve(platform, address, talk)
         broken = bool(platform.violations)
     talk.flush()
+    if tracer:
+        tracer.talk.flush()
     if options.strict and broken:
         return BROKEN_RULE
     return 0 if all_ok else FAILED
@@ -4436,7 +4398,10 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status."""
-    words, command = split_command(sys.argv[1:] if argv is None else argv)
+    words, command = list(sys.argv[1:] if argv is None else argv), []
+    if "--" in words:
+        at = words.index("--")
+        words, command = words[:at], words[at + 1:]
     options = make_parser().parse_args(words)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import sys
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -188,15 +188,16 @@ def test_any_log_drained__escaped_child(protocol: str, code: str) -> None:
 
 
 @protocols
-@pytest.mark.parametrize("script,kind", (
-    ((["flood", 4 * MIB, "78"], ["say", "x"]), "ok"),
-    ((["flood", 4 * MIB, "78"], ["hang"]), "timeout")))
+@pytest.mark.parametrize("script,kind,options", (
+    ((["flood", 4 * MIB, "78"], ["say", "x"]), "ok", ()),
+    ((["flood", 4 * MIB, "78"], ["say", "x"]), "ok", ("--trace", "-")),
+    ((["flood", 4 * MIB, "78"], ["hang"]), "timeout", ())))
 def test_any_log_drained__nobody_reads(protocol: str, script: Any, kind: str,
-                                       code: str) -> None:
+                                       options: Tuple[str, ...], code: str) -> None:
     """Nobody reads what the emulator itself prints: the invocations go on."""
     program = subprocess.Popen(
         [sys.executable, emulator.__file__, protocol, code, "--jsonl", "--timeout",
-         "0.5" if kind == "timeout" else "9",
+         "0.5" if kind == "timeout" else "9", *options,
          *(("--port", "0") if protocol == "fc" else ())], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert program.stdin is not None and program.stdout is not None
