@@ -1093,25 +1093,18 @@ class Stream:
             raise BadMessage("any.http.complete", "the connection broke within a "
                              "message: %s" % error.strerror)
 
-    def chunks(self, length: Optional[int], limit: int = sys.maxsize
-               ) -> Iterator[bytes]:
-        """Yield the body as it comes, at most CHUNK_BYTES at a time. `length` as of
+    def chunks(self, length: Optional[int], limit: int = sys.maxsize,
+               most: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Yield the body as it comes, at most so much at a time. `length` as of
         Message. Raises BadMessage when it ends early [any.http.complete], BodyTooLarge
         when the limit is passed."""
         size = 0
-        for part in self._chunked() if length == -1 else self._counted(length or 0):
+        for part in (self._chunked() if length == -1
+                     else self._counted(length or 0, most)):
             size += len(part)
             if size > limit:
                 raise BodyTooLarge(size, limit)
             yield part
-
-    def body(self, length: int, limit: int) -> bytes:
-        """Read a whole body. Raises as chunks(), or before a byte is read."""
-        if length > limit:
-            raise BodyTooLarge(length, limit)
-        if length == -1:
-            return b"".join(self.chunks(length, limit))
-        return b"".join(self._counted(length, length, socket.MSG_WAITALL))
 
     def until_end(self) -> Iterator[bytes]:
         """Yield a body that ends with the stream."""
@@ -1121,9 +1114,9 @@ class Stream:
                 return
             yield data
 
-    def _counted(self, length: int, most: int = CHUNK_BYTES,
-                 flags: int = 0) -> Iterator[bytes]:
+    def _counted(self, length: int, most: int) -> Iterator[bytes]:
         left = length
+        flags = socket.MSG_WAITALL if most > CHUNK_BYTES else 0
         while left:
             data = self.rest or self._read(min(left, most), flags)
             if not data:
@@ -1141,7 +1134,7 @@ class Stream:
             size = int(text, 16)
             if not size:
                 break
-            yield from self._counted(size)
+            yield from self._counted(size, CHUNK_BYTES)
             if self._line():
                 raise BadMessage("any.http.chunked", "no CRLF after a chunk")
         for _ in range(HEAD_FIELDS):  # trailers
@@ -1247,36 +1240,26 @@ class Connection:
         if length > limit:
             self.skip_body()
             raise BodyTooLarge(length, limit)
-        self._ask_for_body()
-        try:
-            return stream.body(length, limit)
-        except BodyTooLarge:
-            self.closing = True
-            raise
-        finally:
-            stream.limit_reads(stream.idle_limit_s)
+        return b"".join(self.body_parts(limit, limit))
 
-    def body_parts(self, limit: int) -> Iterator[bytes]:
-        """Yield the request's body as it comes. Raises as read_body()."""
-        if not self.message.length:
+    def body_parts(self, limit: int, most: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Yield the request's body, at most so much at a time. Raises as read_body().
+        """
+        stream, message = self.stream, self.message
+        if not message.length:
             return
-        self._ask_for_body()
+        if message.get("expect").lower() == "100-continue" and not stream.rest:
+            stream.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if _QUICKACK is not None:  # a client that sends head and body apart stalls
+            stream.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        stream.limit_reads(SILENCE_S)
         try:
-            yield from self.stream.chunks(self.message.length, limit)
+            yield from stream.chunks(message.length, limit, most)
         except BodyTooLarge:
             self.closing = True  # what follows is no request
             raise
         finally:
-            self.stream.limit_reads(self.stream.idle_limit_s)
-
-    def _ask_for_body(self) -> None:
-        """Let the body come without delay or end."""
-        if self.message.get("expect").lower() == "100-continue" and not (
-                self.stream.rest):
-            self.stream.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if _QUICKACK is not None:  # a client that sends head and body apart stalls
-            self.stream.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        self.stream.limit_reads(SILENCE_S)
+            stream.limit_reads(stream.idle_limit_s)
 
     def skip_body(self) -> None:
         """Read the body away, within bounds, so that the client gets to see the
@@ -1286,7 +1269,10 @@ class Connection:
         if self.message.get("expect") or length > SKIP_BYTES:
             return  # it waits for us, or sends too much
         self.stream.limit_reads(LINGER_S)
-        for _ in self.stream.chunks(length):
+        try:
+            for _ in self.stream.chunks(length, SKIP_BYTES):
+                pass
+        except BodyTooLarge:
             pass
 
     def defer(self) -> None:
@@ -3771,7 +3757,7 @@ def copy_stream(source: Stream, target: Stream) -> None:
     try:
         for data in source.until_end():
             target.socket.sendall(data)
-    except OSError:
+    except (BadMessage, OSError):
         pass  # either side broke; both end
     target.shut()
 

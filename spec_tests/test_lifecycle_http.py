@@ -543,6 +543,15 @@ def test_fc_upgrade_pass__ended_by_the_function(stage: Stage) -> None:
     assert caller.everything() == b"bye" and stage.ends("ok")
 
 
+@pytest.mark.parametrize("breaks", ("caller", "function"))
+def test_fc_upgrade_pass__broken(stage: Stage, breaks: str) -> None:
+    """When one side breaks it off the other one gets the end."""
+    caller, function = upgraded(stage)
+    broken, other = (caller, function) if breaks == "caller" else (function, caller)
+    broken.reset()
+    assert other.everything() == b"" and stage.ends("ok")
+
+
 def test_fc_upgrade_pass__ended_by_time() -> None:
     """The time limit ends it on both sides."""
     with Stage("fc", timeout_s=0.2) as stage:
