@@ -1014,13 +1014,12 @@ def status_line(status: int) -> str:
     return "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
 
 
-def json_answer(status: int, document: object, *fields: Tuple[str, str]
-                ) -> Tuple[bytes, bytes]:
+def json_answer(status: int, document: object) -> Tuple[bytes, bytes]:
     """Return (head, body) of an answer in JSON."""
     body = _json(document)
     return format_head(status_line(status), (
         ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))), *fields)), body
+        ("Content-Length", str(len(body))))), body
 
 
 EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empty]
@@ -1192,7 +1191,8 @@ class Connection:
         self.message: Message
         self.invocation: Optional["Invocation"] = None  # that this caller waits for
         self.deferred = False
-        self.closing = False
+        self.closing = False    # this request is the last one
+        self.unread = False     # so far, some of its body: what follows is no request
         self._answered = threading.Lock()
 
     def run(self) -> None:
@@ -1226,8 +1226,9 @@ class Connection:
             raise BadMessage("any.http.start-line", repr(" ".join(message.words)[:80]))
         self.message = message
         self.closing = not message.keep_alive
+        self.unread = bool(message.length)
         self.app.handle(self, message)
-        return self.deferred or not self.closing
+        return self.deferred or not (self.closing or self.unread)
 
     def read_body(self, limit: int) -> bytes:
         """Read the request's body. Raises BodyTooLarge, BadMessage, OSError."""
@@ -1236,13 +1237,15 @@ class Connection:
             return b""
         if 0 < length <= min(limit, len(stream.rest)):  # it came with the head
             body, stream.rest = stream.rest[:length], stream.rest[length:]
+            self.unread = False
             return body
         if length > limit:
             self.skip_body()
             raise BodyTooLarge(length, limit)
         return b"".join(self.body_parts(limit, limit))
 
-    def body_parts(self, limit: int, most: int = CHUNK_BYTES) -> Iterator[bytes]:
+    def body_parts(self, limit: int, most: int = CHUNK_BYTES,
+                   silence_s: float = 0) -> Iterator[bytes]:
         """Yield the request's body, at most so much at a time. Raises as read_body().
         """
         stream, message = self.stream, self.message
@@ -1252,25 +1255,18 @@ class Connection:
             stream.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if _QUICKACK is not None:  # a client that sends head and body apart stalls
             stream.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        stream.limit_reads(SILENCE_S)
-        try:
-            yield from stream.chunks(message.length, limit, most)
-        except BodyTooLarge:
-            self.closing = True  # what follows is no request
-            raise
-        finally:
-            stream.limit_reads(stream.idle_limit_s)
+        stream.limit_reads(silence_s or SILENCE_S)
+        yield from stream.chunks(message.length, limit, most)
+        self.unread = False
+        stream.limit_reads(stream.idle_limit_s)
 
     def skip_body(self) -> None:
         """Read the body away, within bounds, so that the client gets to see the
-        answer; the connection ends after it."""
-        self.closing = True
-        length = self.message.length or 0
-        if self.message.get("expect") or length > SKIP_BYTES:
+        answer."""
+        if self.message.get("expect") or (self.message.length or 0) > SKIP_BYTES:
             return  # it waits for us, or sends too much
-        self.stream.limit_reads(LINGER_S)
         try:
-            for _ in self.stream.chunks(length, SKIP_BYTES):
+            for _ in self.body_parts(SKIP_BYTES, silence_s=LINGER_S):
                 pass
         except BodyTooLarge:
             pass
@@ -1283,6 +1279,27 @@ class Connection:
     def answer(self, head: bytes, body: bytes = b"") -> bool:
         """Send the answer from this thread; False when the peer is gone. Blocks while
         the peer does not read, SILENCE_S at most per write."""
+        if (self.closing or self.unread) and head:
+            head = head[:-2] + b"Connection: close\r\n\r\n"
+        return self._send(head, body)
+
+    def post(self, head: bytes, body: bytes = b"") -> None:
+        """Send the answer without blocking; what does not fit goes to a thread, so
+        that a slow caller never holds up an instance."""
+        if self.closing or self.unread:
+            head = head[:-2] + b"Connection: close\r\n\r\n"
+        if len(body) <= 65536:
+            head, body = head + body, b""
+            try:
+                head = head[self.stream.socket.send(head, socket.MSG_DONTWAIT):]
+            except OSError:
+                pass  # full or broken: the thread finds out
+            if not head:
+                self._release()
+                return
+        threading.Thread(target=self._send, args=(head, body), daemon=True).start()
+
+    def _send(self, head: bytes, body: bytes) -> bool:
         try:
             self.stream.send(head, body)
         except OSError:
@@ -1293,33 +1310,19 @@ class Connection:
             self._release()
         return True
 
-    def post(self, head: bytes, body: bytes = b"") -> None:
-        """Send the answer without blocking; what does not fit goes to a thread, so
-        that a slow caller never holds up an instance."""
-        if len(body) <= 65536:
-            head, body = head + body, b""
-            try:
-                head = head[self.stream.socket.send(head, socket.MSG_DONTWAIT):]
-            except OSError:
-                pass  # full or broken: the thread finds out
-            if not head:
-                self._release()
-                return
-        threading.Thread(target=self.answer, args=(head, body), daemon=True).start()
-
     def _release(self) -> None:
         if self.deferred:
             self.deferred = False
-            if self.closing:
+            if self.closing or self.unread:
                 self.stream.shut()
             self._answered.release()
 
     def _refuse(self, error: BadMessage) -> None:
         self.app.refused(self, error.violation)
         if not self.deferred:
+            self.closing = True
             self.answer(*json_answer(error.status, {
-                "error": error.violation.rule, "seen": error.violation.seen},
-                ("Connection", "close")))
+                "error": error.violation.rule, "seen": error.violation.seen}))
 
 
 class App:
@@ -3830,14 +3833,13 @@ class FrontDoor(App):
         invocation = Invocation(platform.new_id(), b"", HttpRequest(
             method, target, tuple(message.fields)), caller=connection, size=length)
         answer = CallerAnswer(connection, invocation.request_id)
-        outcome = platform.run(invocation, answer, connection.body_parts(limit),
-                               message.length)
-        upload = invocation.upload
-        if upload is not None and isinstance(upload.failure, BadMessage) and (
-                not answer.begun):
-            raise upload.failure  # answered with 400, and the connection ends
-        if length and not (upload and upload.is_done()):
-            connection.closing = True  # some of the body may be left
+        body: Union[bytes, Iterator[bytes]] = connection.body_parts(limit)
+        if 0 < length <= min(limit, len(connection.stream.rest)):
+            body = connection.read_body(limit)  # it came with the head: one write
+        outcome = platform.run(invocation, answer, body, message.length)
+        failure = None if invocation.upload is None else invocation.upload.failure
+        if isinstance(failure, BadMessage) and not answer.begun:
+            raise failure  # answered with 400, and the connection ends
         if not answer.begun:
             self._answer(connection, *native_answer(outcome))
         elif outcome.kind not in ("ok", "function-error"):

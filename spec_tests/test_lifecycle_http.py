@@ -222,6 +222,38 @@ def test_fc_invoke_http__answer_before_the_body(stage: Stage) -> None:
     assert caller.answer().body == b"next"
 
 
+def test_any_http_reuse__body_not_wanted(stage: Stage) -> None:
+    """A body that comes after its answer is read away; then the next request counts."""
+    caller = stage.caller(b"POST /up HTTP/1.1\r\nContent-Length: 8\r\n\r\nhalf")
+    function = stage.accept()
+    function.head()
+    function.reply(b"no thanks")
+    assert caller.answer("POST").body == b"no thanks"
+    caller.send(b"rest" + wire.request_bytes("GET", "/-/health"))
+    assert caller.answer().body == b'{"status":"ok"}'
+
+
+@pytest.mark.parametrize("late", (False, True), ids=("with the head", "after it"))
+def test_any_http_reuse__posts(stage: Stage, late: bool) -> None:
+    """A caller's connection outlives any number of requests with a body."""
+    stage.serve(lambda request: wire.response(200, body=request.body))
+    caller = stage.caller()
+    for _ in range(200):
+        head = b"POST /up HTTP/1.1\r\nContent-Length: 4\r\n\r\n"
+        if late:
+            caller.send(head)
+        caller.send(b"body" if late else head + b"body")
+        assert caller.answer("POST").body == b"body"
+
+
+def test_any_http_reuse__last_one() -> None:
+    """A connection that ends with an answer says so in it."""
+    with Stage("fc", event_bytes=10) as stage:
+        caller = stage.caller(b"POST /-/invoke HTTP/1.1\r\nExpect: 100-continue\r\n"
+                              b"Content-Length: 11\r\n\r\n")
+        assert "Connection: close" in caller.head()
+
+
 def test_any_http_continue__caller(stage: Stage) -> None:
     """A caller that expects 100 gets it before it sends the body, and only then."""
     caller = stage.caller(b"POST /up HTTP/1.1\r\nExpect: 100-continue\r\n"
