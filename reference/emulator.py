@@ -4035,9 +4035,7 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
     protocol = LONG_NAMES.get(options.protocol, options.protocol)
     settings = read_config(protocol, options.config) if options.config else {}
     if options.credentials:
-        settings["credentials"] = {
-            name: str(value) for name, value
-            in read_object("--credentials", options.credentials).items()}
+        settings["credentials"] = read_object("--credentials", options.credentials)
     names = {"--" + name.replace("_", "-"): name for name in setting_names(protocol)}
     names.update((limit.option, name) for name, limit in LIMITS[protocol].items())
     for option, value in vars(options).items():
@@ -4244,10 +4242,12 @@ class Adapter:
         self._parallel = parallel
         self._slots = threading.Semaphore(parallel)
         self._lock = threading.Lock()
+        self._unread = False    # nobody takes the outcomes any more
         self.all_ok = True
 
     def run(self, lines: Iterable[bytes]) -> None:
-        """Invoke for each line; returns when every outcome is printed."""
+        """Invoke for each line; returns when every outcome is printed. Raises
+        BrokenPipeError when nobody reads them."""
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -4258,9 +4258,13 @@ class Adapter:
                              "message": "line %d: %s" % (number, error)})
                 continue
             self._slots.acquire()
+            if self._unread:
+                raise BrokenPipeError
             self._submit(identity, event, request)
         for _ in range(self._parallel):  # every outcome is printed
             self._slots.acquire()
+        if self._unread:
+            raise BrokenPipeError
 
     def _submit(self, identity: object, event: bytes,
                 request: Optional[HttpRequest]) -> None:
@@ -4299,8 +4303,11 @@ class Adapter:
     def _print(self, document: Dict[str, object]) -> None:
         with self._lock:
             self.all_ok = self.all_ok and document["kind"] == "ok"
-            sys.stdout.write(json.dumps(document) + "\n")
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(json.dumps(document) + "\n")
+                sys.stdout.flush()
+            except BrokenPipeError:  # the slot must become free all the same
+                self._unread = True
 
 
 def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
@@ -4353,7 +4360,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         raise ValueError("CODE is missing: the folder or ZIP that holds the bootstrap")
     events = read_events(options)
     address = serve_address(options.serve) if options.serve is not None else None
-    if not events and address is None and not options.jsonl:
+    if not (options.event or options.events or options.jsonl) and address is None:
         raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
     if options.parallel < 1:
         raise ValueError("--parallel must be at least 1")
@@ -4367,7 +4374,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        if events:
+        if options.event or options.events:
             all_ok = run_events(platform, events, talk)
         if options.jsonl:
             adapter = Adapter(platform, options.parallel)
@@ -4400,6 +4407,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered goes nowhere
         return FAILED
 
 
