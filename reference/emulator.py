@@ -480,21 +480,17 @@ FG_ERRORS: Dict[str, Tuple[int, str, str]] = {
     "throttled": (429, "0429", "too many requests"),
 }
 
-# kind -> (status of an event call, of an HTTP call, X-Fc-Error-Type, errorMessage)
-# [fc.outcome.function]
-FC_FAILURES: Dict[str, Tuple[int, int, str, str]] = {
-    "timeout": (200, 502, "InvocationError",
-                "Function timed out after {timeout} seconds "
-                "(maxMemoryUsage: {peak_mb}MB)"),
-    "exit": (200, 502, "InvocationError",
-             "Process exited unexpectedly before completing request "
-             "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)"),
-    "out-of-memory": (200, 502, "FunctionOOMError",
-                      "Process exited unexpectedly before completing request "
-                      "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)"),
-    "init-timeout": (200, 502, "InitializationError",
+# kind -> (X-Fc-Error-Type, errorMessage) [fc.outcome.function]
+_FC_EXITED = ("Process exited unexpectedly before completing request "
+              "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)")
+FC_FAILURES: Dict[str, Tuple[str, str]] = {
+    "timeout": ("InvocationError", "Function timed out after {timeout} seconds "
+                                   "(maxMemoryUsage: {peak_mb}MB)"),
+    "exit": ("InvocationError", _FC_EXITED),
+    "out-of-memory": ("FunctionOOMError", _FC_EXITED),
+    "init-timeout": ("InitializationError",
                      "Initializer timed out after {init_timeout} seconds"),
-    "init-error": (200, 502, "InitializationError", "{message}"),
+    "init-error": ("InitializationError", "{message}"),
 }
 
 # kind -> (status, Code, Message) [fc.outcome.platform]
@@ -542,11 +538,9 @@ DROPPED_RESPONSE = frozenset(("connection", "keep-alive", "content-length",
 def caller_answer(protocol: str, kind: str, body: bytes, facts: Facts,
                   is_http: bool) -> Tuple[int, Pairs, bytes]:
     """Return (status, headers, body) that the cloud shows its caller."""
-    if protocol == "scf":
-        return _scf_answer(kind, body, facts)
-    if protocol == "fg":
-        return _fg_answer(kind, body, facts)
-    return _fc_answer(kind, body, facts, is_http)
+    if protocol == "fc":
+        return _fc_answer(kind, body, facts, 502 if is_http else 200)
+    return (_scf_answer if protocol == "scf" else _fg_answer)(kind, body, facts)
 
 
 def _scf_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, bytes]:
@@ -573,23 +567,23 @@ def _fg_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, bytes]
 
 
 def _fc_answer(kind: str, body: bytes, facts: Facts,
-               is_http: bool) -> Tuple[int, Pairs, bytes]:
-    request_id = ("X-Fc-Request-Id", facts["request_id"])
+               failed: int) -> Tuple[int, Pairs, bytes]:
+    headers: Pairs = (("X-Fc-Request-Id", facts["request_id"]),)
     if kind == "ok":
-        return 200, (request_id,), body
+        return 200, headers, body
     if kind == "function-error":
-        return 200, (request_id, ("X-Fc-Error-Type", "InvocationError")), body
+        return 200, headers + (("X-Fc-Error-Type", "InvocationError"),), body
     if kind in FC_FAILURES:
-        event_status, http_status, error_type, message = FC_FAILURES[kind]
+        status = failed
+        error_type, message = FC_FAILURES[kind]
         document = {"errorMessage": message.format_map(facts)}
-        headers = (request_id, ("X-Fc-Error-Type", error_type),
-                   ("Content-Type", "application/json"))
-        return http_status if is_http else event_status, headers, _json(document)
-    status, code, message = FC_ERRORS[kind]
-    code, message = code.format_map(facts), message.format_map(facts)
-    return status, (request_id, ("Content-Type", "application/json")), _json(
-        {"RequestId": facts["request_id"], "Code": code, "Message": message,
-         "ErrorCode": code, "ErrorMessage": message})
+        headers += (("X-Fc-Error-Type", error_type),)
+    else:
+        status, code, message = FC_ERRORS[kind]
+        code, message = code.format_map(facts), message.format_map(facts)
+        document = {"RequestId": facts["request_id"], "Code": code, "Message": message,
+                    "ErrorCode": code, "ErrorMessage": message}
+    return status, headers + (("Content-Type", "application/json"),), _json(document)
 
 
 # ---- rules without I/O: the function's configuration ----
