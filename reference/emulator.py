@@ -1273,15 +1273,12 @@ class Connection:
     def answer(self, head: bytes, body: bytes = b"") -> bool:
         """Send the answer from this thread; False when the peer is gone. Blocks while
         the peer does not read, SILENCE_S at most per write."""
-        if (self.closing or self.unread) and head:
-            head = head[:-2] + b"Connection: close\r\n\r\n"
-        return self._send(head, body)
+        return self._send(self._announce_end(head), body)
 
     def post(self, head: bytes, body: bytes = b"") -> None:
         """Send the answer without blocking; what does not fit goes to a thread, so
         that a slow caller never holds up an instance."""
-        if self.closing or self.unread:
-            head = head[:-2] + b"Connection: close\r\n\r\n"
+        head = self._announce_end(head)
         if len(body) <= 65536:
             head, body = head + body, b""
             try:
@@ -1292,6 +1289,11 @@ class Connection:
                 self._release()
                 return
         threading.Thread(target=self._send, args=(head, body), daemon=True).start()
+
+    def _announce_end(self, head: bytes) -> bytes:
+        if head and (self.closing or self.unread):
+            return head[:-2] + b"Connection: close\r\n\r\n"
+        return head
 
     def _send(self, head: bytes, body: bytes) -> bool:
         try:
@@ -1372,17 +1374,14 @@ class Listener:
             self._start(accepted)
 
     def _start(self, accepted: socket.socket) -> None:
-        try:
-            connection = Connection(accepted, self._app)
-        except OSError:
-            accepted.close()
-            return
-        thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
         with self._lock:  # whoever finds the thread may join it
             try:
+                connection = Connection(accepted, self._app)
+                thread = threading.Thread(target=self._run, args=(connection,),
+                                          daemon=True)
                 thread.start()
                 self.connections[connection] = thread
-            except RuntimeError:  # no more threads
+            except (OSError, RuntimeError):  # it has gone; no more threads
                 accepted.close()
 
     def _run(self, connection: Connection) -> None:
