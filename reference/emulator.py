@@ -4078,6 +4078,7 @@ class Talk:
 
     def __init__(self, number: int) -> None:
         self._number = number   # of the open file
+        self._pretty = os.isatty(number)
         self._lock = threading.Lock()
         self._backlog = bytearray()
         self._dropped = 0
@@ -4094,6 +4095,14 @@ class Talk:
     def note(self, text: str) -> None:
         """Say something of our own."""
         self.line("emulator: " + text)
+
+    def trace(self, facts: Dict[str, object]) -> None:
+        """Write one message or change: JSON, or aligned text on a terminal."""
+        if self._pretty:
+            rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
+            self.line("%12s %-9s %s" % (facts["ms"], facts["what"], rest))
+        else:
+            self.line(json.dumps(facts))
 
     def flush(self) -> None:
         """Give the reader 2 s to take what is left."""
@@ -4141,27 +4150,12 @@ class Talk:
             self.note("%d bytes of output were dropped: nobody read them" % dropped)
 
 
-class Tracer:
-    """Writes --trace: JSON lines, or aligned text on a terminal."""
-
-    def __init__(self, path: str, stderr: Talk) -> None:
-        number = 2
-        self.talk = stderr
-        if path != "-":
-            try:
-                number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            except OSError as error:
-                raise ValueError("--trace %s: %s" % (path, error.strerror))
-            self.talk = Talk(number)
-        self._pretty = os.isatty(number)
-
-    def write(self, facts: Dict[str, object]) -> None:
-        """Write one message or change."""
-        if self._pretty:
-            rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
-            self.talk.line("%12s %-9s %s" % (facts["ms"], facts["what"], rest))
-        else:
-            self.talk.line(json.dumps(facts))
+def open_trace(path: str) -> Talk:
+    """Open a file for --trace. Raises ValueError."""
+    try:
+        return Talk(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+    except OSError as error:
+        raise ValueError("--trace %s: %s" % (path, error.strerror))
 
 
 def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
@@ -4358,11 +4352,11 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     if options.parallel < 1:
         raise ValueError("--parallel must be at least 1")
     talk = Talk(2)
-    tracer = Tracer(options.trace, talk) if options.trace else None
+    trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     all_ok = True
     with Platform(options.protocol, options.code or ".",
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
-                  on_trace=tracer.write if tracer else None,
+                  on_trace=trace.trace if options.trace else None,
                   attach=(lambda env: talk.line(exports(env))) if options.attach
                   else None,
                   cores=None if options.no_pin else choose_core(),
@@ -4377,8 +4371,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
             serve(platform, address, talk)
         broken = bool(platform.violations)
     talk.flush()
-    if tracer:
-        tracer.talk.flush()
+    trace.flush()
     if options.strict and broken:
         return BROKEN_RULE
     return 0 if all_ok else FAILED
