@@ -354,6 +354,7 @@ INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8
 # [scf.env.handler]; for the others chosen
 DEFAULT_HANDLER = {"scf": "index.main_handler", "fg": "index.handler",
                    "fc": "index.handler"}
+DEFAULT_VERSION = {"scf": "$LATEST", "fg": "latest", "fc": "LATEST"}
 
 # Names that a user may not set [any.env.names].
 RESERVED_ENV = {"scf": ("SCF_", "QCLOUD_", "TENCENTCLOUD_", "_HANDLER"),
@@ -370,25 +371,21 @@ class Limit(NamedTuple):
 
 _COMMON_LIMITS = {
     "max_instances": Limit(8, "--max-instances", True),  # 0: disabled
-    "concurrency": Limit(1, ""),
     "queue": Limit(1000, "--queue", True),
     "queue_timeout_s": Limit(60, "--queue-timeout"),
     "idle_s": Limit(60, "--idle"),
     "grace_s": Limit(2, "--grace", True),
 }
+_PULL_LIMITS = dict(
+    _COMMON_LIMITS,
+    timeout_s=Limit(3, "--timeout"),
+    init_timeout_s=Limit(65, "--init-timeout"),
+    memory_mb=Limit(128, "--memory"),
+    event_bytes=Limit(6 * MIB, "--max-event"),
+    result_bytes=Limit(6 * MIB, "--max-result"))
 LIMITS: Dict[str, Dict[str, Limit]] = {
-    "scf": dict(_COMMON_LIMITS,
-                timeout_s=Limit(3, "--timeout"),
-                init_timeout_s=Limit(65, "--init-timeout"),
-                memory_mb=Limit(128, "--memory"),
-                event_bytes=Limit(6 * MIB, "--max-event"),
-                result_bytes=Limit(6 * MIB, "--max-result")),
-    "fg": dict(_COMMON_LIMITS,
-               timeout_s=Limit(3, "--timeout"),
-               init_timeout_s=Limit(0, "--init-timeout", True),  # 0: timeout_s
-               memory_mb=Limit(128, "--memory"),
-               event_bytes=Limit(6 * MIB, "--max-event"),
-               result_bytes=Limit(6 * MIB, "--max-result")),
+    "scf": _PULL_LIMITS,
+    "fg": dict(_PULL_LIMITS, init_timeout_s=Limit(0, "--init-timeout", True)),
     "fc": dict(_COMMON_LIMITS,
                concurrency=Limit(1, "--concurrency"),
                timeout_s=Limit(60, "--timeout"),
@@ -403,6 +400,11 @@ LIMITS: Dict[str, Dict[str, Limit]] = {
                response_header_bytes=Limit(8192, "--response-header-bytes"),
                path_bytes=Limit(4096, "--path-bytes")),
 }
+
+# The settings that are no LIMITS; the latter of fc alone.
+WORDS = ("handler", "env", "name", "version", "region", "port", "credentials")
+FC_WORDS = ("command", "initializer", "pre_freeze", "pre_stop", "freeze", "image",
+            "health_check")
 
 # healthCheckConfig of fc: our name -> vendor's field, lowest, highest, default
 # [fc.health.check]
@@ -478,21 +480,17 @@ FG_ERRORS: Dict[str, Tuple[int, str, str]] = {
     "throttled": (429, "0429", "too many requests"),
 }
 
-# kind -> (status of an event call, of an HTTP call, X-Fc-Error-Type, errorMessage)
-# [fc.outcome.document]
-FC_FAILURES: Dict[str, Tuple[int, int, str, str]] = {
-    "timeout": (200, 502, "InvocationError",
-                "Function timed out after {timeout} seconds "
-                "(maxMemoryUsage: {peak_mb}MB)"),
-    "exit": (200, 502, "InvocationError",
-             "Process exited unexpectedly before completing request "
-             "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)"),
-    "out-of-memory": (200, 502, "FunctionOOMError",
-                      "Process exited unexpectedly before completing request "
-                      "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)"),
-    "init-timeout": (200, 502, "InitializationError",
+# kind -> (X-Fc-Error-Type, errorMessage) [fc.outcome.document]
+_FC_EXITED = ("Process exited unexpectedly before completing request "
+              "(duration: {duration}ms, maxMemoryUsage: {peak_mb}MB)")
+FC_FAILURES: Dict[str, Tuple[str, str]] = {
+    "timeout": ("InvocationError", "Function timed out after {timeout} seconds "
+                                   "(maxMemoryUsage: {peak_mb}MB)"),
+    "exit": ("InvocationError", _FC_EXITED),
+    "out-of-memory": ("FunctionOOMError", _FC_EXITED),
+    "init-timeout": ("InitializationError",
                      "Initializer timed out after {init_timeout} seconds"),
-    "init-error": (200, 502, "InitializationError", "{message}"),
+    "init-error": ("InitializationError", "{message}"),
 }
 
 # kind -> (status, Code, Message) [fc.outcome.document]
@@ -540,11 +538,9 @@ DROPPED_RESPONSE = frozenset(("connection", "keep-alive", "content-length",
 def caller_answer(protocol: str, kind: str, body: bytes, facts: Facts,
                   is_http: bool) -> Tuple[int, Pairs, bytes]:
     """Return (status, headers, body) that the cloud shows its caller."""
-    if protocol == "scf":
-        return _scf_answer(kind, body, facts)
-    if protocol == "fg":
-        return _fg_answer(kind, body, facts)
-    return _fc_answer(kind, body, facts, is_http)
+    if protocol == "fc":
+        return _fc_answer(kind, body, facts, 502 if is_http else 200)
+    return (_scf_answer if protocol == "scf" else _fg_answer)(kind, body, facts)
 
 
 def _scf_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, bytes]:
@@ -571,113 +567,95 @@ def _fg_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, bytes]
 
 
 def _fc_answer(kind: str, body: bytes, facts: Facts,
-               is_http: bool) -> Tuple[int, Pairs, bytes]:
-    request_id = ("X-Fc-Request-Id", facts["request_id"])
+               failed: int) -> Tuple[int, Pairs, bytes]:
+    headers: Pairs = (("X-Fc-Request-Id", facts["request_id"]),)
     if kind == "ok":
-        return 200, (request_id,), body
+        return 200, headers, body
     if kind == "function-error":
-        return 200, (request_id, ("X-Fc-Error-Type", "InvocationError")), body
+        return 200, headers + (("X-Fc-Error-Type", "InvocationError"),), body
     if kind in FC_FAILURES:
-        event_status, http_status, error_type, message = FC_FAILURES[kind]
+        status = failed
+        error_type, message = FC_FAILURES[kind]
         document = {"errorMessage": message.format_map(facts)}
-        headers = (request_id, ("X-Fc-Error-Type", error_type),
-                   ("Content-Type", "application/json"))
-        return http_status if is_http else event_status, headers, _json(document)
-    status, code, message = FC_ERRORS[kind]
-    code, message = code.format_map(facts), message.format_map(facts)
-    return status, (request_id, ("Content-Type", "application/json")), _json(
-        {"RequestId": facts["request_id"], "Code": code, "Message": message,
-         "ErrorCode": code, "ErrorMessage": message})
+        headers += (("X-Fc-Error-Type", error_type),)
+    else:
+        status, code, message = FC_ERRORS[kind]
+        code, message = code.format_map(facts), message.format_map(facts)
+        document = {"RequestId": facts["request_id"], "Code": code, "Message": message,
+                    "ErrorCode": code, "ErrorMessage": message}
+    return status, headers + (("Content-Type", "application/json"),), _json(document)
 
 
 # ---- rules without I/O: the function's configuration ----
 
+def setting_names(protocol: str) -> List[str]:
+    """Return the settings that a function of this protocol has."""
+    return sorted(WORDS + tuple(LIMITS[protocol])
+                  + (FC_WORDS if protocol == "fc" else ()))
+
+
 class Function:
-    """The configuration of a function: fields of LIMITS and the words below.
+    """The configuration of a function; `settings` are fields of WORDS and LIMITS.
 
     Raises ValueError that names the setting, when one is unknown or out of range.
     """
 
+    command: Sequence[str] = ()
+    handler = ""
+    env: Dict[str, str] = {}
+    name = "function"
+    version = ""
+    region = "local"
+    port = 9000
+    initializer = pre_freeze = pre_stop = False
+    freeze = True
+    image = ""
+    health_check: Dict[str, Any] = {}
+    credentials: Dict[str, str] = {}
+
     max_instances: int
-    concurrency: int
     queue: int
     queue_timeout_s: float
     idle_s: float
     grace_s: float
     timeout_s: float
-    init_timeout_s: float = 0
-    start_timeout_s: float = 0
-    initializer_timeout_s: float = 0
-    pre_freeze_timeout_s: float = 0
-    pre_stop_timeout_s: float = 0
     memory_mb: int
     event_bytes: int
     result_bytes: int
+    concurrency = 1
+    init_timeout_s = start_timeout_s = initializer_timeout_s = 0.0
+    pre_freeze_timeout_s = pre_stop_timeout_s = 0.0
+    request_header_bytes = response_header_bytes = path_bytes = 0
 
-    request_header_bytes: int = 0
-    response_header_bytes: int = 0
-    path_bytes: int = 0
-
-    _WHOLE = ("max_instances", "concurrency", "queue", "memory_mb", "event_bytes",
-              "result_bytes", "request_header_bytes", "response_header_bytes",
-              "path_bytes")
-
-    def __init__(self, protocol: str, *, command: Sequence[str] = (), handler: str = "",
-                 env: Optional[Dict[str, str]] = None, name: str = "function",
-                 version: str = "", region: str = "local", port: int = 9000,
-                 initializer: bool = False, pre_freeze: bool = False,
-                 pre_stop: bool = False, freeze: bool = True, image: str = "",
-                 health_check: Optional[Dict[str, Any]] = None,
-                 credentials: Optional[Dict[str, str]] = None,
-                 **limits: float) -> None:
+    def __init__(self, protocol: str, **settings: Any) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError("protocol %r is not one of %s"
                              % (protocol, ", ".join(PROTOCOLS)))
         self.protocol = protocol
-        self.command = tuple(command)
-        self.handler = handler or DEFAULT_HANDLER[protocol]
-        self.env = check_env(protocol, env or {})
-        self.name = name
-        self.version = version or {"scf": "$LATEST", "fg": "latest"}.get(protocol,
-                                                                         "LATEST")
-        self.region = region
-        self.port = port
-        self.initializer = initializer
-        self.pre_freeze = pre_freeze
-        self.pre_stop = pre_stop
-        self.image = image
-        self.freeze = freeze and not image  # the container is not in our group
-        self.health_check = check_health_config(health_check)
-        self.credentials = credentials or {}
-        for what, text in dict(self.credentials, handler=self.handler, name=name,
-                               version=self.version, region=region,
-                               image=image).items():
-            if not isinstance(text, str) or _BAD_VALUE.search(text):
-                raise ValueError("%s must be a text without control characters" % what)
-        self._set_limits(limits)
-
-    def _set_limits(self, given: Dict[str, float]) -> None:
-        table = LIMITS[self.protocol]
-        for name in given:
-            if name not in table:
+        known = setting_names(protocol)
+        for name, value in settings.items():
+            if name not in known:
                 raise ValueError("%s is not a setting of %s; known: %s"
-                                 % (name, self.protocol, ", ".join(sorted(table))))
-        for name, limit in table.items():
-            value = given.get(name, limit.default)
-            known = "%s (%s)" % (name, limit.option) if limit.option else name
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError("%s must be a number, not %r" % (known, value))
-            if value < 0 or value == 0 and not limit.zero or not math.isfinite(value):
-                raise ValueError("%s must be more than 0, not %g" % (known, value))
-            if name in self._WHOLE and int(value) != value:
-                raise ValueError("%s must be a whole number, not %g" % (known, value))
-            setattr(self, name, int(value) if name in self._WHOLE else value)
-        if not 1 <= self.concurrency <= 200:  # [fc.concurrency.limit]
+                                 % (name, protocol, ", ".join(known)))
+            setattr(self, name, value)
+        for name, limit in LIMITS[protocol].items():
+            setattr(self, name, check_limit(name, limit, settings))
+        self.handler = self.handler or DEFAULT_HANDLER[protocol]
+        self.version = self.version or DEFAULT_VERSION[protocol]
+        self.env = check_env(protocol, self.env)
+        self.freeze = self.freeze and not self.image  # no process of our group
+        self.health_check = check_health_config(self.health_check)
+        for name, text in dict(self.credentials, handler=self.handler, name=self.name,
+                               version=self.version, region=self.region,
+                               image=self.image).items():
+            if not isinstance(text, str) or _BAD_VALUE.search(text):
+                raise ValueError("%s must be a text without control characters" % name)
+        if self.concurrency > 200:  # [fc.concurrency.limit]
             raise ValueError("concurrency must be 1 to 200, not %d" % self.concurrency)
-        if self.protocol == "fc" and self.port:
+        if protocol == "fc" and self.port:
             self.max_instances = min(1, self.max_instances)  # [any.instance.on-demand]
-        if not self.init_timeout_s:
-            self.init_timeout_s = self.timeout_s  # [any.init.timeout]
+        # [any.init.timeout]
+        self.init_timeout_s = self.init_timeout_s or self.timeout_s
 
     def facts(self, code_root: str) -> Facts:
         """Return the values that the templates of ENVIRONMENT and HEADERS name."""
@@ -691,6 +669,22 @@ class Function:
             timeout_whole_s=str(max(1, math.ceil(self.timeout_s))),
             result_bytes=str(self.result_bytes), user_data=json.dumps(self.env),
             cpu=str(200 + 100 * self.memory_mb // 128))  # [fg.env.table]
+
+
+def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
+    """Return a setting of LIMITS. Raises ValueError that names its option too."""
+    value = settings.get(name, limit.default)
+    known = "%s (%s)" % (name, limit.option)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("%s must be a number, not %r" % (known, value))
+    if value < 0 or value == 0 and not limit.zero or not math.isfinite(value):
+        raise ValueError("%s must be %s, not %g" % (
+            known, "0 or more" if limit.zero else "more than 0", value))
+    if name.endswith("_s"):
+        return value
+    if int(value) != value:
+        raise ValueError("%s must be a whole number, not %g" % (known, value))
+    return int(value)
 
 
 def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
@@ -915,12 +909,27 @@ _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
+def body_length(table: Dict[str, str]) -> Optional[int]:
+    """Return the announced body size; -1 = chunked, None = none announced. Raises
+    BadMessage unless the body's end is beyond doubt [any.http.framing]."""
+    length, coding = table.get("content-length"), table.get("transfer-encoding")
+    if coding is not None:
+        if length is not None or coding.lower() != "chunked":
+            raise BadMessage("any.http.framing", "Transfer-Encoding: %s, "
+                             "Content-Length: %s" % (coding[:40], length))
+        return -1
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit() and len(length) < 16):
+        raise BadMessage("any.http.framing", "Content-Length: " + repr(length[:40]))
+    return int(length)
+
+
 class Message:
     """The head of a request or an answer; never changed once it is parsed.
 
     `words` are method, target, version; or version, status, reason. `fields` keeps
-    order, case and duplicates. `length` is the announced body size; -1 = chunked,
-    None = none announced. `keep_alive`: another message may follow.
+    order, case and duplicates. `keep_alive`: another message may follow.
     """
 
     __slots__ = ("words", "fields", "table", "length", "keep_alive", "is_request")
@@ -930,11 +939,7 @@ class Message:
         self.words = words
         self.fields = fields
         self.table = table      # by lower-case name
-        self.length: Optional[int] = None
-        if "transfer-encoding" in table:
-            self.length = -1
-        elif "content-length" in table:
-            self.length = int(table["content-length"])
+        self.length = body_length(table)
         connection = self.get("connection").lower()
         self.keep_alive = ("keep-alive" in connection if "HTTP/1.0" in words
                            else "close" not in connection)
@@ -984,20 +989,8 @@ def parse_head(text: str) -> Message:
         else:
             table[key] = value
         fields.append((name, value))
-    check_framing(table)
     return Message((words[0], words[1], words[2] if len(words) > 2 else ""), fields,
                    table)
-
-
-def check_framing(table: Dict[str, str]) -> None:
-    """Raise BadMessage unless the body's end is beyond doubt [any.http.framing]."""
-    length, coding = table.get("content-length"), table.get("transfer-encoding")
-    if coding is not None and (length is not None or coding.lower() != "chunked"):
-        raise BadMessage("any.http.framing", "Transfer-Encoding: %s, Content-Length: %s"
-                         % (coding[:40], length))
-    if length is not None and not (length.isascii() and length.isdigit()
-                                   and len(length) < 16):
-        raise BadMessage("any.http.framing", "Content-Length: " + repr(length[:40]))
 
 
 def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
@@ -1014,6 +1007,14 @@ def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
 def status_line(status: int) -> str:
     """Write the first line of an answer."""
     return "HTTP/1.1 %d %s" % (status, _REASONS.get(status, "Unknown"))
+
+
+def json_answer(status: int, document: object) -> Tuple[bytes, bytes]:
+    """Return (head, body) of an answer in JSON."""
+    body = _json(document)
+    return format_head(status_line(status), (
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))))), body
 
 
 EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empty]
@@ -1061,8 +1062,7 @@ class Stream:
         deadline = time.monotonic() + (self.head_limit_s or math.inf)
         self.limit_reads(self.head_limit_s)
         size, data = len(data), data.lstrip(b"\r\n")
-        end = data.find(b"\r\n\r\n")
-        while end < 0:
+        while b"\r\n\r\n" not in data:
             if size > HEAD_BYTES:  # empty lines count as well
                 raise BadMessage("any.limits.head", "a head over 64 KiB", 431)
             more = self._read(65536)
@@ -1072,29 +1072,33 @@ class Stream:
             if time.monotonic() > deadline:
                 raise BadMessage("any.limits.slow", "a head takes too long", 408)
             size += len(more)
-            searched = max(0, len(data) - 3)
-            data = data + more if data else more.lstrip(b"\r\n")
-            end = data.find(b"\r\n\r\n", searched)
+            data = (data + more).lstrip(b"\r\n")
         self.limit_reads(self.idle_limit_s)
-        return data, end
+        return data, data.find(b"\r\n\r\n")
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, flags: int = 0) -> bytes:
         if self.before_read is not None:
             self.before_read()
         try:
-            return self.socket.recv(size)
+            return self.socket.recv(size, flags)
         except BlockingIOError:
             raise BadMessage("any.limits.slow", "silence within a message", 408)
         except ConnectionError as error:
             raise BadMessage("any.http.no-effect", "the connection broke within a "
                              "message: %s" % error.strerror)
 
-    def chunks(self, length: Optional[int]) -> Iterator[bytes]:
-        """Yield the body as it comes, at most CHUNK_BYTES at a time. `length` as of
-        Message. Raises BadMessage when it ends early [any.http.no-effect]."""
-        if length == -1:
-            return self._chunked()
-        return self._counted(length or 0)
+    def chunks(self, length: Optional[int], limit: int = sys.maxsize,
+               most: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Yield the body as it comes, at most so much at a time. `length` as of
+        Message. Raises BadMessage when it ends early [any.http.no-effect], BodyTooLarge
+        when the limit is passed."""
+        size = 0
+        for part in (self._chunked() if length == -1
+                     else self._counted(length or 0, most)):
+            size += len(part)
+            if size > limit:
+                raise BodyTooLarge(size, limit)
+            yield part
 
     def until_end(self) -> Iterator[bytes]:
         """Yield a body that ends with the stream."""
@@ -1104,10 +1108,11 @@ class Stream:
                 return
             yield data
 
-    def _counted(self, length: int) -> Iterator[bytes]:
+    def _counted(self, length: int, most: int) -> Iterator[bytes]:
         left = length
+        flags = socket.MSG_WAITALL if most > CHUNK_BYTES else 0
         while left:
-            data = self.rest or self._read(min(left, CHUNK_BYTES))
+            data = self.rest or self._read(min(left, most), flags)
             if not data:
                 raise BadMessage("any.http.no-effect", "end of stream after %d of %d "
                                  "body bytes" % (length - left, length))
@@ -1123,7 +1128,7 @@ class Stream:
             size = int(text, 16)
             if not size:
                 break
-            yield from self._counted(size)
+            yield from self._counted(size, CHUNK_BYTES)
             if self._line():
                 raise BadMessage("any.http.framing", "no CRLF after a chunk")
         for _ in range(HEAD_FIELDS):  # trailers
@@ -1141,39 +1146,6 @@ class Stream:
         line, _, self.rest = self.rest.partition(b"\r\n")
         return line
 
-    def body(self, length: Optional[int], limit: int) -> bytes:
-        """Read a whole body. Raises BodyTooLarge before or while it is read."""
-        if not length:
-            return b""
-        if length > limit:
-            raise BodyTooLarge(length, limit)
-        if length > len(self.rest) + CHUNK_BYTES:
-            return self._large_body(length)
-        parts, size = [], 0
-        for part in self.chunks(length):
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise BodyTooLarge(size, limit)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _large_body(self, length: int) -> bytes:
-        whole = bytearray(length)  # the limit was checked: no more than announced
-        view = memoryview(whole)
-        done = len(self.rest)
-        view[:done] = self.rest
-        self.rest = b""
-        while done < length:
-            try:
-                count = self.socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
-            except BlockingIOError:
-                raise BadMessage("any.limits.slow", "silence within a body", 408)
-            if not count:
-                raise BadMessage("any.http.no-effect", "end of stream after %d of %d "
-                                 "body bytes" % (done, length))
-            done += count
-        return bytes(whole)
-
     def send(self, head: bytes, body: bytes = b"") -> None:
         """Send in one write, or in two without joining when the body is large."""
         if len(body) > 65536:
@@ -1182,23 +1154,15 @@ class Stream:
         else:
             self.socket.sendall(head + body)
 
-    def peer_gone(self) -> bool:
-        """Tell whether the peer has closed, without blocking or consuming."""
+    def peek(self) -> Optional[bytes]:
+        """Look whether something waits, without blocking or consuming: None = nothing
+        yet, no bytes = the peer has gone."""
         try:
-            return not self.socket.recv(1, _PEEK)
+            return self.socket.recv(1, _PEEK)
         except BlockingIOError:
-            return False
+            return None
         except OSError:
-            return True
-
-    def is_quiet(self) -> bool:
-        """Tell whether the peer is there and has sent nothing that waits."""
-        try:
-            return not self.rest and self.socket.recv(1, _PEEK) is None
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+            return b""
 
     def shut(self) -> None:
         """Wake whoever reads or writes the socket; the owner closes it."""
@@ -1222,7 +1186,8 @@ class Connection:
         self.message: Message
         self.invocation: Optional["Invocation"] = None  # that this caller waits for
         self.deferred = False
-        self.closing = False
+        self.closing = False    # this request is the last one
+        self.unread = False     # so far, some of its body: what follows is no request
         self._answered = threading.Lock()
 
     def run(self) -> None:
@@ -1237,11 +1202,13 @@ class Connection:
         finally:
             if self.deferred and not self.app.gone(self):
                 self._answered.acquire()  # somebody is writing: keep the socket open
-            self.app.closed(self)
             self.stream.socket.close()
 
     def _serve_one(self) -> bool:
-        message = self._next_head()
+        try:
+            message = self.stream.head()
+        except BlockingIOError:  # silent for the app's idle limit
+            return self.deferred
         if message is None:
             return False
         if self.deferred:  # pipelined behind a request whose answer must wait
@@ -1254,60 +1221,49 @@ class Connection:
             raise BadMessage("any.http.malformed", repr(" ".join(message.words)[:80]))
         self.message = message
         self.closing = not message.keep_alive
+        self.unread = bool(message.length)
         self.app.handle(self, message)
-        return self.deferred or not self.closing
-
-    def _next_head(self) -> Optional[Message]:
-        while True:
-            try:
-                return self.stream.head()
-            except BlockingIOError:  # silent for the app's idle limit
-                if not self.deferred:
-                    return None
+        return self.deferred or not (self.closing or self.unread)
 
     def read_body(self, limit: int) -> bytes:
         """Read the request's body. Raises BodyTooLarge, BadMessage, OSError."""
-        length = self.message.length
+        length, stream = self.message.length, self.stream
         if not length:
             return b""
-        stream = self.stream
         if 0 < length <= min(limit, len(stream.rest)):  # it came with the head
             body, stream.rest = stream.rest[:length], stream.rest[length:]
+            self.unread = False
             return body
         if length > limit:
             self.skip_body()
             raise BodyTooLarge(length, limit)
-        self.before_body()
-        try:
-            return stream.body(length, limit)
-        except BodyTooLarge:
-            self.closing = True
-            raise
-        finally:
-            self.after_body()
+        return b"".join(self.body_parts(limit, limit))
 
-    def after_body(self) -> None:
-        """Go back to waiting for the next request."""
-        self.stream.limit_reads(self.app.idle_limit_s)
-
-    def before_body(self) -> None:
-        """Ask for the body, and let it come without delay or end."""
-        if self.message.get("expect").lower() == "100-continue" and not (
-                self.stream.rest):
-            self.stream.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    def body_parts(self, limit: int, most: int = CHUNK_BYTES,
+                   silence_s: float = 0) -> Iterator[bytes]:
+        """Yield the request's body, at most so much at a time. Raises as read_body().
+        """
+        stream, message = self.stream, self.message
+        if not message.length:
+            return
+        if message.get("expect").lower() == "100-continue" and not stream.rest:
+            stream.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if _QUICKACK is not None:  # a client that sends head and body apart stalls
-            self.stream.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        self.stream.limit_reads(SILENCE_S)
+            stream.socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        stream.limit_reads(silence_s or SILENCE_S)
+        yield from stream.chunks(message.length, limit, most)
+        self.unread = False
+        stream.limit_reads(stream.idle_limit_s)
 
     def skip_body(self) -> None:
         """Read the body away, within bounds, so that the client gets to see the
-        answer; the connection ends after it."""
-        self.closing = True
-        length = self.message.length or 0
-        if self.message.get("expect") or length > SKIP_BYTES:
+        answer."""
+        if self.message.get("expect") or (self.message.length or 0) > SKIP_BYTES:
             return  # it waits for us, or sends too much
-        self.stream.limit_reads(LINGER_S)
-        for _ in self.stream.chunks(length):
+        try:
+            for _ in self.body_parts(SKIP_BYTES, silence_s=LINGER_S):
+                pass
+        except BodyTooLarge:
             pass
 
     def defer(self) -> None:
@@ -1318,6 +1274,29 @@ class Connection:
     def answer(self, head: bytes, body: bytes = b"") -> bool:
         """Send the answer from this thread; False when the peer is gone. Blocks while
         the peer does not read, SILENCE_S at most per write."""
+        return self._send(self._announce_end(head), body)
+
+    def post(self, head: bytes, body: bytes = b"") -> None:
+        """Send the answer without blocking; what does not fit goes to a thread, so
+        that a slow caller never holds up an instance."""
+        head = self._announce_end(head)
+        if len(body) <= 65536:
+            head, body = head + body, b""
+            try:
+                head = head[self.stream.socket.send(head, socket.MSG_DONTWAIT):]
+            except OSError:
+                pass  # full or broken: the thread finds out
+            if not head:
+                self._release()
+                return
+        threading.Thread(target=self._send, args=(head, body), daemon=True).start()
+
+    def _announce_end(self, head: bytes) -> bytes:
+        if head and (self.closing or self.unread):
+            return head[:-2] + b"Connection: close\r\n\r\n"
+        return head
+
+    def _send(self, head: bytes, body: bytes) -> bool:
         try:
             self.stream.send(head, body)
         except OSError:
@@ -1328,41 +1307,19 @@ class Connection:
             self._release()
         return True
 
-    def post(self, head: bytes, body: bytes = b"") -> None:
-        """Send the answer without blocking; what does not fit goes to a thread, so
-        that a slow caller never holds up an instance."""
-        if len(body) > 65536:
-            threading.Thread(target=self.answer, args=(head, body), daemon=True).start()
-            return
-        data = head + body
-        try:
-            sent = self.stream.socket.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            sent = len(data)
-            self.closing = True
-        if sent < len(data):
-            threading.Thread(target=self.answer, args=(data[sent:],),
-                             daemon=True).start()
-        else:
-            self._release()
-
     def _release(self) -> None:
         if self.deferred:
             self.deferred = False
-            if self.closing:
+            if self.closing or self.unread:
                 self.stream.shut()
             self._answered.release()
 
     def _refuse(self, error: BadMessage) -> None:
         self.app.refused(self, error.violation)
-        body = _json({"error": error.violation.rule, "seen": error.violation.seen})
-        head = format_head(status_line(error.status), (
-            ("Content-Type", "application/json"), ("Content-Length", str(len(body))),
-            ("Connection", "close")))
         if not self.deferred:
-            self.answer(head, body)
+            self.closing = True
+            self.answer(*json_answer(error.status, {
+                "error": error.violation.rule, "seen": error.violation.seen}))
 
 
 class App:
@@ -1377,9 +1334,6 @@ class App:
     def gone(self, connection: Connection) -> bool:
         """The peer left before a deferred answer. True = nobody will answer."""
         raise NotImplementedError
-
-    def closed(self, connection: Connection) -> None:
-        """The connection has ended."""
 
     def refused(self, connection: Connection, violation: Violation) -> None:
         """The peer sent something that is not HTTP."""
@@ -1421,17 +1375,14 @@ class Listener:
             self._start(accepted)
 
     def _start(self, accepted: socket.socket) -> None:
-        try:
-            connection = Connection(accepted, self._app)
-        except OSError:
-            accepted.close()
-            return
-        thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
         with self._lock:  # whoever finds the thread may join it
             try:
+                connection = Connection(accepted, self._app)
+                thread = threading.Thread(target=self._run, args=(connection,),
+                                          daemon=True)
                 thread.start()
                 self.connections[connection] = thread
-            except RuntimeError:  # no more threads
+            except (OSError, RuntimeError):  # it has gone; no more threads
                 accepted.close()
 
     def _run(self, connection: Connection) -> None:
@@ -1953,9 +1904,10 @@ class Invocation:
     def __init__(self, request_id: str, event: bytes,
                  http_request: Optional[HttpRequest] = None,
                  on_done: Optional[Callable[[Outcome], None]] = None,
-                 caller: Optional[Connection] = None) -> None:
+                 caller: Optional[Connection] = None, size: int = 0) -> None:
         self.request_id = request_id
         self.event = event
+        self.size = size or len(event)      # as it was announced
         self.http_request = http_request
         self.on_done = on_done
         self.caller = caller
@@ -2019,7 +1971,7 @@ def wait_readable(file: Union[int, socket.socket],
     while True:
         if any(ready == number for ready, _ in poll.poll()):
             return True
-        if caller is None or _HANGUP or caller.stream.peer_gone():
+        if caller is None or _HANGUP or caller.stream.peek() == b"":
             return False
         poll.unregister(caller.stream.socket)  # it pipelines; look again later
 
@@ -2243,7 +2195,7 @@ class PullInstance(Instance):
 
     def _deliver(self, poll: Connection, invocation: Invocation) -> bool:
         # [any.poll.dead] a client that has hung up must not swallow the event
-        if poll.stream.peer_gone():
+        if poll.stream.peek() == b"":
             poll.closing = True
             poll.answer(b"")
             return False
@@ -2299,10 +2251,7 @@ class PullInstance(Instance):
         document = {"error": message}
         if self.platform.protocol == "fg":  # [fg.api.error-document]
             document = {"error_code": "FSS.0%d" % status, "error_msg": message}
-        body = _json(document)
-        connection.answer(format_head(status_line(status), (
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))))), body)
+        connection.answer(*json_answer(status, document))
 
     def _receive(self, connection: Connection, call: str, request_id: str, body: bytes,
                  size: int) -> None:
@@ -2529,7 +2478,7 @@ class Upload:
     """Sends a request's body from a thread of its own.
 
     `failure` is what was wrong with the body itself: BadMessage, BodyTooLarge or
-    CallerGone. When nobody wants the body any more it is read away.
+    OSError. When nobody wants the body any more it is read away.
     """
 
     def __init__(self, stream: Stream, parts: Iterable[bytes], chunked: bool) -> None:
@@ -2546,7 +2495,7 @@ class Upload:
                 self._send(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
             if chunked:
                 self._send(b"0\r\n\r\n")
-        except (BadMessage, BodyTooLarge, CallerGone) as error:
+        except (BadMessage, BodyTooLarge, OSError) as error:
             self.failure = error
             self._stream.shut()  # half a request must not look like a whole one
 
@@ -2973,7 +2922,8 @@ class PushInstance(Instance):
         """Return a connection, and whether it was used before."""
         while self.pool:
             stream = self.pool.pop()
-            if stream.is_quiet():  # bytes beyond the last answer answer nothing
+            # bytes beyond the last answer answer nothing
+            if not stream.rest and stream.peek() is None:
                 return stream, True
             stream.socket.close()
         return self._dial(timeout_s or self.function.timeout_s), False
@@ -3425,7 +3375,7 @@ class Platform:
         self._pending += 1
         if self.on_log is not None and self.protocol != "fc":
             invocation.on_end = self.log_end
-        size = len(invocation.event)
+        size = invocation.size
         if self._closing:
             self.settle(invocation, "cancelled", message="the platform stops")
         elif size > function.event_bytes:  # [any.event.size]
@@ -3804,9 +3754,13 @@ def copy_stream(source: Stream, target: Stream) -> None:
     try:
         for data in source.until_end():
             target.socket.sendall(data)
-    except OSError:
+    except (BadMessage, OSError):
         pass  # either side broke; both end
     target.shut()
+
+
+NATIVE_CALLS = {"/-/invoke": ("POST",), "/-/health": ("GET", "HEAD"),
+                "/-/state": ("GET", "HEAD")}
 
 
 class FrontDoor(App):
@@ -3821,43 +3775,37 @@ class FrontDoor(App):
         """Route a request: /-/invoke, /-/health, /-/state, or the HTTP function."""
         method, target = message.words[:2]
         path = target.partition("?")[0]
-        if path == "/-/invoke":
-            if method == "POST":
-                self._invoke(connection)
-            else:
-                self._error(connection, 405, "POST an event to /-/invoke")
-        elif path in ("/-/health", "/-/state"):
-            if method not in ("GET", "HEAD"):
-                self._error(connection, 405, "GET %s" % path)
-            else:
-                self._json(connection, 200, self.platform.state()
-                           if path == "/-/state" else {"status": "ok"})
-        elif self.platform.protocol == "fc" and not path.startswith("/-/"):
+        methods = NATIVE_CALLS.get(path)
+        if methods is None and not path.startswith("/-/") and (
+                self.platform.protocol == "fc"):
             self._http(connection, message)
+        elif methods is None:
+            self._json(connection, 404, {"error": "there is nothing at %s; POST "
+                       "/-/invoke, GET /-/health or /-/state" % path[:80]})
+        elif method not in methods:
+            self._json(connection, 405, {"error": "use %s %s" % (methods[0], path)})
+        elif path == "/-/invoke":
+            self._invoke(connection)
         else:
-            self._error(connection, 404, "there is nothing at %s; POST /-/invoke, GET "
-                        "/-/health or /-/state" % path[:80])
+            self._json(connection, 200, self.platform.state()
+                       if path == "/-/state" else {"status": "ok"})
 
     def _json(self, connection: Connection, status: int, document: object) -> None:
         if connection.message.length:
             connection.skip_body()
-        body = _json(document)
-        connection.answer(format_head(status_line(status), (
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))))),
-            b"" if connection.message.words[0] == "HEAD" else body)
+        self._answer(connection, *json_answer(status, document))
 
-    def _error(self, connection: Connection, status: int, message: str) -> None:
-        self._json(connection, status, {"error": message})
+    def _answer(self, connection: Connection, head: bytes, body: bytes) -> None:
+        is_head = connection.message.words[0] == "HEAD"
+        connection.answer(head, b"" if is_head else body)
 
     def _invoke(self, connection: Connection) -> None:
-        platform = self.platform
+        platform, event, size = self.platform, b"", 0
         try:
             event = connection.read_body(platform.function.event_bytes)
         except BodyTooLarge as error:
-            self._too_large(connection, error)
-            return
-        invocation = Invocation(platform.new_id(), event)
+            size = error.size  # its outcome is given without having read it
+        invocation = Invocation(platform.new_id(), event, size=size)
         if platform.protocol == "fc":
             invocation.caller = connection
             outcome = platform.run(invocation, Answer(platform.function.result_bytes),
@@ -3870,54 +3818,28 @@ class FrontDoor(App):
         connection.defer()
         platform.submit(invocation)
 
-    def _too_large(self, connection: Connection, error: BodyTooLarge) -> None:
-        """Give an event over the limit its outcome without having read it."""
-        platform = self.platform
-        invocation = Invocation(platform.new_id(), b"")
-        with platform.lock:
-            platform.counts["accepted"] += 1
-            platform._pending += 1
-            platform.settle(invocation, "request-too-large", size=error.size,
-                            message="the request: %s" % error)
-        assert invocation.outcome is not None
-        connection.closing = True
-        connection.answer(*native_answer(invocation.outcome))
-
     def _http(self, connection: Connection, message: Message) -> None:
-        platform = self.platform
+        platform, length = self.platform, message.length or 0
         method, target, _ = message.words
-        length = message.length
-        if length is not None and length > platform.function.event_bytes:
+        limit = platform.function.event_bytes
+        if length > limit:
             connection.skip_body()
-            self._too_large(connection, BodyTooLarge(
-                length, platform.function.event_bytes))
-            return
         invocation = Invocation(platform.new_id(), b"", HttpRequest(
-            method, target, tuple(message.fields)), caller=connection)
+            method, target, tuple(message.fields)), caller=connection, size=length)
         answer = CallerAnswer(connection, invocation.request_id)
-        if length:
-            connection.before_body()
-        body = limited(connection.stream.chunks(length), platform.function.event_bytes)
-        outcome = platform.run(invocation, answer, body, length)
+        body: Union[bytes, Iterator[bytes]] = connection.body_parts(limit)
+        if 0 < length <= min(limit, len(connection.stream.rest)):
+            body = connection.read_body(limit)  # it came with the head: one write
+        outcome = platform.run(invocation, answer, body, message.length)
         failure = None if invocation.upload is None else invocation.upload.failure
         if isinstance(failure, BadMessage) and not answer.begun:
             raise failure  # answered with 400, and the connection ends
-        if length and not (invocation.upload and invocation.upload.is_done()):
-            connection.closing = True  # some of the body may be left
-        self._finish(connection, answer, outcome)
-        if length:
-            connection.after_body()
-        settle_down(invocation)
-
-    def _finish(self, connection: Connection, answer: CallerAnswer,
-                outcome: Outcome) -> None:
         if not answer.begun:
-            head, body = native_answer(outcome)
-            is_head = connection.message.words[0] == "HEAD"
-            connection.answer(head, b"" if is_head else body)
+            self._answer(connection, *native_answer(outcome))
         elif outcome.kind not in ("ok", "function-error"):
             connection.closing = True  # half an answer must look like half an answer
             connection.stream.shut()
+        settle_down(invocation)
 
     def gone(self, connection: Connection) -> bool:
         """A caller hung up while its event runs [any.caller.gone]."""
@@ -3926,19 +3848,6 @@ class FrontDoor(App):
             return False
         self.platform.log_end(invocation)
         return True
-
-
-def limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    """Pass a caller's body on. Raises BodyTooLarge past the limit, CallerGone."""
-    size = 0
-    try:
-        for part in parts:
-            size += len(part)
-            if size > limit:
-                raise BodyTooLarge(size, limit)
-            yield part
-    except OSError:
-        raise CallerGone
 
 
 def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
@@ -3954,7 +3863,7 @@ def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
 
 USAGE_ERROR, FAILED, BROKEN_RULE = 2, 1, 3
 
-# The vendors' CreateFunction fields that --config understands -> (option, how)
+# The vendors' CreateFunction fields that --config takes as they are -> setting
 CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
     "scf": {"FunctionName": "name", "Handler": "handler", "Timeout": "timeout_s",
             "InitTimeout": "init_timeout_s", "MemorySize": "memory_mb"},
@@ -3965,40 +3874,49 @@ CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
 }
 
 
-def read_config(protocol: str, path: str) -> Dict[str, Any]:
-    """Return settings from a vendor's CreateFunction document. Raises ValueError."""
+def read_file(option: str, path: str) -> bytes:
+    """Return what a file holds. Raises ValueError that names the option."""
     try:
         with open(path, "rb") as file:
-            document = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError("--config %s: %s" % (path, error))
-    if not isinstance(document, dict):
-        raise ValueError("--config %s: the document must be a JSON object" % path)
-    settings: Dict[str, Any] = {}
-    for field, name in CONFIG_FIELDS[protocol].items():
-        if field in document:
-            settings[name] = document[field]
+            return file.read()
+    except OSError as error:
+        raise ValueError("%s %s: %s" % (option, path, error.strerror))
+
+
+def read_object(option: str, path: str) -> Dict[str, Any]:
+    """Return the JSON object of a file. Raises ValueError that names the option."""
+    data = read_file(option, path)
     try:
-        {"scf": _scf_config, "fg": _fg_config, "fc": _fc_config}[protocol](document,
-                                                                           settings)
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("%s %s: %s" % (option, path, error))
+    if not isinstance(document, dict):
+        raise ValueError("%s %s: the document must be a JSON object" % (option, path))
+    return document
+
+
+def read_config(protocol: str, path: str) -> Dict[str, Any]:
+    """Return settings from a vendor's CreateFunction document. Raises ValueError."""
+    document = read_object("--config", path)
+    settings = {name: document[field] for field, name in CONFIG_FIELDS[protocol].items()
+                if field in document}
+    try:
+        if protocol == "scf":
+            variables = document.get("Environment", {}).get("Variables", [])
+            settings["env"] = {one["Key"]: one["Value"] for one in variables}
+        elif protocol == "fg":
+            settings["env"] = dict(json.loads(document.get("user_data") or "{}"))
+        else:
+            settings.update(_fc_config(document))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError("--config %s: unexpected shape: %r" % (path, error))
     return settings
 
 
-def _scf_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
-    variables = document.get("Environment", {}).get("Variables", [])
-    settings["env"] = {one["Key"]: one["Value"] for one in variables}
-
-
-def _fg_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
-    settings["env"] = dict(json.loads(document.get("user_data") or "{}"))
-
-
-def _fc_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
+def _fc_config(document: Dict[str, Any]) -> Dict[str, Any]:
+    settings: Dict[str, Any] = {"env": dict(document.get("environmentVariables") or {})}
     container = document.get("customContainerConfig") or {}
     runtime = document.get("customRuntimeConfig") or container
-    settings["env"] = dict(document.get("environmentVariables") or {})
     words = list(runtime.get("command") or []) + list(runtime.get("args") or [])
     if container.get("image"):
         settings["image"] = str(container["image"])
@@ -4021,6 +3939,7 @@ def _fc_config(document: Dict[str, Any], settings: Dict[str, Any]) -> None:
             settings[name] = True
             if "timeout" in hook:
                 settings[name + "_timeout_s"] = hook["timeout"]
+    return settings
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -4064,163 +3983,127 @@ def _add_tasks(add: Callable[..., object]) -> None:
         help="use all processor cores for itself; one is faster from 2 callers on")
 
 
+# From here on an option whose value is a setting has its own name as `dest`.
+
 def _add_function(add: Callable[..., object]) -> None:
     add("--config", metavar="FILE.json", help="the vendor's CreateFunction document")
     add("--credentials", metavar="FILE.json",
         help="access_key_id, access_key_secret, security_token, auth_token")
     add("--env", action="append", default=[], metavar="K=V", help="a user variable")
-    add("--handler", help="the handler's name")
-    add("--name", help="the function's name")
-    add("--port", type=int, help="fc: the server's port (9000; 0 = a free one for each "
-                                 "instance); with --attach: the runtime API's")
+    add("--handler", dest="--handler", metavar="NAME", help="the handler's name")
+    add("--name", dest="--name", metavar="NAME", help="the function's name")
+    add("--port", dest="--port", metavar="PORT", type=int,
+        help="fc: the server's port (9000; 0 = a free one for each instance); with "
+             "--attach: the runtime API's")
 
 
 def _add_fc(add: Callable[..., object]) -> None:
-    for name in ("initializer", "pre-freeze", "pre-stop"):
-        add("--" + name, action="store_true", default=None,
+    for hook in ("--initializer", "--pre-freeze", "--pre-stop"):
+        add(hook, dest=hook, action="store_const", const=True,
             help="the function has this hook")
-    add("--freeze", action="store_true", default=None, dest="freeze",
+    add("--freeze", dest="--freeze", action="store_const", const=True,
         help="freeze the instance between requests (default)")
-    add("--no-freeze", action="store_false", dest="freeze", help="do not")
-    add("--health-check", metavar="PATH", help="check this path (healthCheckConfig)")
-    add("--image", metavar="NAME", help="run this image with docker")
+    add("--no-freeze", dest="--freeze", action="store_const", const=False,
+        help="do not")
+    add("--health-check", dest="--health-check", metavar="PATH",
+        help="check this path (healthCheckConfig)")
+    add("--image", dest="--image", metavar="NAME", help="run this image with docker")
 
 
 def _add_limits(add: Callable[..., object]) -> None:
-    for option, names in sorted(limit_options().items()):
-        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
-        defaults = {protocol: "%s %d" % (name, LIMITS[protocol][name].default)
-                    for protocol, name in names.items()}
-        same = len(names) == len(PROTOCOLS) and len(set(defaults.values())) == 1
-        add(option, *aliases, type=float, metavar="N", dest=option, help=(
-            defaults["fc"] if same else "; ".join(
-                "%s: %s" % pair for pair in defaults.items())))
-
-
-def limit_options() -> Dict[str, Dict[str, str]]:
-    """Return option -> protocol -> setting for everything in LIMITS."""
     options: Dict[str, Dict[str, str]] = {}
     for protocol, table in LIMITS.items():
         for name, limit in table.items():
-            if limit.option:
-                options.setdefault(limit.option, {})[protocol] = name
-    return options
-
-
-def split_command(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """Split the arguments at `--`: ours, and the start command."""
-    words = list(argv)
-    if "--" in words:
-        at = words.index("--")
-        return words[:at], words[at + 1:]
-    return words, []
+            options.setdefault(limit.option, {})[protocol] = "%s %d" % (
+                name, limit.default)
+    for option, shown in sorted(options.items()):
+        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
+        same = len(shown) == len(PROTOCOLS) and len(set(shown.values())) == 1
+        add(option, *aliases, type=float, metavar="N", dest=option,
+            help=shown["fc"] if same else "; ".join(
+                "%s: %s" % pair for pair in shown.items()))
 
 
 def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, Any]:
     """Return the settings of Function that the command line gives. ValueError."""
     protocol = LONG_NAMES.get(options.protocol, options.protocol)
-    settings: Dict[str, Any] = {}
-    if options.config:
-        settings.update(read_config(protocol, options.config))
+    settings = read_config(protocol, options.config) if options.config else {}
     if options.credentials:
-        settings["credentials"] = read_credentials(options.credentials)
-    given = vars(options)
-    for name in ("handler", "name", "port", "initializer", "pre_freeze", "pre_stop",
-                 "freeze", "image"):
-        if given[name] is not None:
-            settings[name] = given[name]
-    if protocol != "fc":
-        for name in ("initializer", "pre_freeze", "pre_stop", "freeze", "image",
-                     "health_check"):
-            if given[name] is not None:
-                raise ValueError("--%s does not apply to %s"
-                                 % (name.replace("_", "-"), protocol))
-        if options.port is not None and not options.attach:
-            raise ValueError("--port without --attach does not apply to %s" % protocol)
-    for option, names in limit_options().items():
-        if given[option] is not None:
-            if protocol not in names:
-                raise ValueError("%s does not apply to %s" % (option, protocol))
-            settings[names[protocol]] = given[option]
-    if options.health_check:
-        settings["health_check"] = dict(settings.get("health_check") or {},
-                                        path=options.health_check)
+        settings["credentials"] = read_object("--credentials", options.credentials)
+    names = {"--" + name.replace("_", "-"): name for name in setting_names(protocol)}
+    names.update((limit.option, name) for name, limit in LIMITS[protocol].items())
+    for option, value in vars(options).items():
+        if value is None or not option.startswith("--"):
+            continue
+        if option not in names:
+            raise ValueError("%s does not apply to %s" % (option, protocol))
+        if option == "--health-check":
+            value = dict(settings.get("health_check") or {}, path=value)
+        settings[names[option]] = value
     for pair in options.env:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError("--env %s: write NAME=VALUE" % name)
         settings.setdefault("env", {})[name] = value
-    if command and protocol != "fc":
+    if protocol == "fc":
+        settings.update({"command": command} if command else {})
+    elif command:
         raise ValueError("a start command after -- is for fc; %s starts the file "
                          "bootstrap" % protocol)
-    if command:
-        settings["command"] = command
+    elif "port" in settings and not options.attach:
+        raise ValueError("--port without --attach does not apply to %s" % protocol)
     return settings
-
-
-def read_credentials(path: str) -> Dict[str, str]:
-    """Read credentials from a file, so that they are in no argument list."""
-    try:
-        with open(path, "rb") as file:
-            document = json.load(file)
-        return {str(key): str(value) for key, value in document.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError("--credentials %s: %s" % (path, error))
-
-
-def read_event(text: str) -> bytes:
-    """Return the bytes of an --event argument. Raises ValueError."""
-    if text == "-":
-        return sys.stdin.buffer.read()
-    if text.startswith("@"):
-        try:
-            with open(text[1:], "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise ValueError("--event %s: %s" % (text, error.strerror))
-    return os.fsencode(text)
 
 
 def read_events(options: argparse.Namespace) -> List[bytes]:
     """Return all events of --event and --events. Raises ValueError."""
-    events = [read_event(text) for text in options.event]
+    events = []
+    for text in options.event:
+        if text == "-":
+            events.append(sys.stdin.buffer.read())
+        elif text.startswith("@"):
+            events.append(read_file("--event", text[1:]))
+        else:
+            events.append(os.fsencode(text))
     if options.events:
-        try:
-            with open(options.events, "rb") as file:
-                events += [line for line in file.read().split(b"\n") if line.strip()]
-        except OSError as error:
-            raise ValueError("--events %s: %s" % (options.events, error.strerror))
+        lines = read_file("--events", options.events).split(b"\n")
+        events += [line for line in lines if line.strip()]
     return events
 
 
 class Talk:
-    """What goes to stderr: function output as it is, our own lines with a prefix.
-
-    Never waits for a reader: what he does not take is kept up to BACKLOG_BYTES, then
-    dropped, and he is told.
-    """
+    """Writes to stderr or a trace file, and never waits for a reader: what he does not
+    take is kept up to BACKLOG_BYTES, then dropped, and he is told."""
 
     BACKLOG_BYTES = 4 * MIB
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, number: int) -> None:
+        self._number = number   # of the open file
+        self._pretty = os.isatty(number)
         self._lock = threading.Lock()
-        self._quiet = quiet
         self._backlog = bytearray()
         self._dropped = 0
         self._mid_line = False
         self._thread = threading.Thread()
         self._writable = select.poll()
-        self._writable.register(2, select.POLLOUT)
+        self._writable.register(number, select.POLLOUT)
 
-    def log(self, data: bytes) -> None:
-        """Write output of the function or a platform line."""
-        if not self._quiet:
-            self._write(data)
+    def line(self, text: str) -> None:
+        """Write a text on a line of its own."""
+        line = "%s%s\n" % ("\n" if self._mid_line else "", text)
+        self.write(line.encode("utf-8", "backslashreplace"))
 
     def note(self, text: str) -> None:
-        """Write a line of our own, on a line of its own."""
-        line = "%semulator: %s\n" % ("\n" if self._mid_line else "", text)
-        self._write(line.encode("utf-8", "backslashreplace"))
+        """Say something of our own."""
+        self.line("emulator: " + text)
+
+    def trace(self, facts: Dict[str, object]) -> None:
+        """Write one message or change: JSON, or aligned text on a terminal."""
+        if self._pretty:
+            rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
+            self.line("%12s %-9s %s" % (facts["ms"], facts["what"], rest))
+        else:
+            self.line(json.dumps(facts))
 
     def flush(self) -> None:
         """Give the reader 2 s to take what is left."""
@@ -4229,7 +4112,8 @@ class Talk:
         if thread is not None:
             thread.join(2)
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Write bytes as they are."""
         with self._lock:
             self._mid_line = data[-1:] not in (b"", b"\n")
             if not self._backlog:
@@ -4249,7 +4133,7 @@ class Talk:
         sent = 0
         try:
             while sent < len(data) and self._writable.poll(0):
-                sent += os.write(2, data[sent:sent + select.PIPE_BUF])
+                sent += os.write(self._number, data[sent:sent + select.PIPE_BUF])
         except OSError:
             return len(data)  # nobody reads; the invocations go on
         return sent
@@ -4267,28 +4151,12 @@ class Talk:
             self.note("%d bytes of output were dropped: nobody read them" % dropped)
 
 
-class Tracer:
-    """Writes --trace: JSON lines, or aligned text on a terminal."""
-
-    def __init__(self, path: str) -> None:
-        try:
-            self._file: TextIO = sys.stderr if path == "-" else open(
-                path, "w", encoding="utf-8")
-        except OSError as error:
-            raise ValueError("--trace %s: %s" % (path, error.strerror))
-        self._pretty = self._file.isatty()
-        self._lock = threading.Lock()
-
-    def write(self, facts: Dict[str, object]) -> None:
-        """Write one message or change."""
-        if self._pretty:
-            rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
-            line = "%12s %-9s %s" % (facts["ms"], facts["what"], rest)
-        else:
-            line = json.dumps(facts)
-        with self._lock:
-            self._file.write(line + "\n")
-            self._file.flush()
+def open_trace(path: str) -> Talk:
+    """Open a file for --trace. Raises ValueError."""
+    try:
+        return Talk(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+    except OSError as error:
+        raise ValueError("--trace %s: %s" % (path, error.strerror))
 
 
 def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
@@ -4362,27 +4230,29 @@ class Adapter:
         self._parallel = parallel
         self._slots = threading.Semaphore(parallel)
         self._lock = threading.Lock()
-        self._threads: List[threading.Thread] = []
+        self._unread = False    # nobody takes the outcomes any more
         self.all_ok = True
 
     def run(self, lines: Iterable[bytes]) -> None:
-        """Invoke for each line; returns when every outcome is printed."""
+        """Invoke for each line; returns when every outcome is printed. Raises
+        BrokenPipeError when nobody reads them."""
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 identity, event, request = parse_line(line)
             except (ValueError, TypeError, RecursionError) as error:
-                self.all_ok = False
                 self._print({"id": None, "kind": "invalid-line",
                              "message": "line %d: %s" % (number, error)})
                 continue
             self._slots.acquire()
+            if self._unread:
+                raise BrokenPipeError
             self._submit(identity, event, request)
         for _ in range(self._parallel):  # every outcome is printed
             self._slots.acquire()
-        for thread in self._threads:
-            thread.join()
+        if self._unread:
+            raise BrokenPipeError
 
     def _submit(self, identity: object, event: bytes,
                 request: Optional[HttpRequest]) -> None:
@@ -4401,13 +4271,11 @@ class Adapter:
             return
         platform.enter(invocation)
         length = len(event) if event or request is None else None
-        thread = threading.Thread(target=lambda: done(platform.carry(
-            invocation, Answer(platform.function.result_bytes), event, length)))
-        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-        thread.start()
+        threading.Thread(target=lambda: done(platform.carry(
+            invocation, Answer(platform.function.result_bytes), event, length)),
+            daemon=True).start()
 
     def _show(self, identity: object, outcome: Outcome) -> None:
-        self.all_ok = self.all_ok and outcome.kind == "ok"
         document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
         try:
             document["body"] = outcome.body.decode("utf-8")
@@ -4422,8 +4290,12 @@ class Adapter:
 
     def _print(self, document: Dict[str, object]) -> None:
         with self._lock:
-            sys.stdout.write(json.dumps(document) + "\n")
-            sys.stdout.flush()
+            self.all_ok = self.all_ok and document["kind"] == "ok"
+            try:
+                sys.stdout.write(json.dumps(document) + "\n")
+                sys.stdout.flush()
+            except BrokenPipeError:  # the slot must become free all the same
+                self._unread = True
 
 
 def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
@@ -4431,14 +4303,14 @@ def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
     document = json.loads(line)
     if not isinstance(document, dict):
         raise ValueError("an object is expected")
+    event = document.get("event", "" if "method" in document else None)
     if "event_base64" in document:
         try:
             event = base64.b64decode(document["event_base64"], validate=True)
         except (TypeError, binascii.Error) as error:
             raise ValueError("event_base64: %s" % error)
-    elif isinstance(document.get("event", None if "method" not in document else ""),
-                    str):
-        event = document.get("event", "").encode()
+    elif isinstance(event, str):
+        event = event.encode()
     else:
         raise ValueError("event must be a text, or give event_base64")
     request = None
@@ -4450,13 +4322,10 @@ def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
     return document.get("id"), event, request
 
 
-def print_exports(env: Dict[str, str]) -> None:
-    """Print what a bootstrap started by hand needs (--attach)."""
-    own = [name for name in env if name not in INHERITED]
-    lines = ["export %s='%s'" % (name, env[name].replace("'", "'\\''"))
-             for name in own]
-    sys.stderr.write("\n".join(lines) + "\n")
-    sys.stderr.flush()
+def exports(env: Dict[str, str]) -> str:
+    """Return what a bootstrap started by hand needs, for a shell (--attach)."""
+    return "\n".join("export %s='%s'" % (name, value.replace("'", "'\\''"))
+                     for name, value in env.items() if name not in INHERITED)
 
 
 def choose_core() -> Optional[List[int]]:
@@ -4479,20 +4348,21 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         raise ValueError("CODE is missing: the folder or ZIP that holds the bootstrap")
     events = read_events(options)
     address = serve_address(options.serve) if options.serve is not None else None
-    if not events and address is None and not options.jsonl:
+    if not (options.event or options.events or options.jsonl) and address is None:
         raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
     if options.parallel < 1:
         raise ValueError("--parallel must be at least 1")
-    talk = Talk(options.quiet)
-    tracer = Tracer(options.trace) if options.trace else None
+    talk = Talk(2)
+    trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     all_ok = True
     with Platform(options.protocol, options.code or ".",
-                  on_log=None if options.quiet else talk.log, on_note=talk.note,
-                  on_trace=tracer.write if tracer else None,
-                  attach=print_exports if options.attach else None,
+                  on_log=None if options.quiet else talk.write, on_note=talk.note,
+                  on_trace=trace.trace if options.trace else None,
+                  attach=(lambda env: talk.line(exports(env))) if options.attach
+                  else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        if events:
+        if options.event or options.events:
             all_ok = run_events(platform, events, talk)
         if options.jsonl:
             adapter = Adapter(platform, options.parallel)
@@ -4502,6 +4372,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
             serve(platform, address, talk)
         broken = bool(platform.violations)
     talk.flush()
+    trace.flush()
     if options.strict and broken:
         return BROKEN_RULE
     return 0 if all_ok else FAILED
@@ -4509,7 +4380,10 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status."""
-    words, command = split_command(sys.argv[1:] if argv is None else argv)
+    words, command = list(sys.argv[1:] if argv is None else argv), []
+    if "--" in words:
+        at = words.index("--")
+        words, command = words[:at], words[at + 1:]
     options = make_parser().parse_args(words)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -4520,6 +4394,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered goes nowhere
         return FAILED
 
 

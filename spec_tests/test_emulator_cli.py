@@ -196,14 +196,20 @@ def test_help_names_every_option() -> None:
             and option not in said} == set()
 
 
-def test_closed_stdout(code: str) -> None:
+@pytest.mark.parametrize("task", ("--event", "--jsonl"))
+@PULL_AND_PUSH
+def test_closed_stdout(protocol: str, task: str, code: str) -> None:
     """A reader that has gone ends the run without a traceback."""
-    with subprocess.Popen(words("scf", code, "--event", "large 500000"),
+    event = ["large 500000"] if task == "--event" else []
+    with subprocess.Popen(words(protocol, code, task, *event), stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdin and process.stdout and process.stderr
         process.stdout.close()
+        process.stdin.write(b'{"event": "x"}\n{"event": "y"}\n')
+        process.stdin.close()
         said = process.stderr.read()
-    assert process.returncode not in (0, None) and b"Traceback" not in said
+    assert process.returncode == 1 and b"Traceback" not in said
+    assert b"BrokenPipe" not in said
 
 
 # ---- configuration ----

@@ -417,7 +417,11 @@ BAD_SETTINGS: List[Tuple[str, Settings, str]] = [
     ("scf", {"timeout_s": float("nan")}, "timeout_s"),
     ("scf", {"memory_mb": 1.5}, "memory_mb"), ("scf", {"queue": -1}, "queue"),
     ("scf", {"max_instances": 0.5}, "max_instances"),
+    ("scf", {"queue": -1}, "0 or more"), ("fc", {"idle_s": 0}, "more than 0"),
     ("scf", {"start_timeout_s": 1}, "start_timeout_s is not a setting of scf"),
+    ("scf", {"image": "x"}, "image is not a setting of scf"),
+    ("fg", {"command": ["x"]}, "command is not a setting of fg"),
+    ("fg", {"concurrency": 2}, "concurrency is not a setting of fg"),
     ("scf", {"no_such": 1}, "no_such"), ("fc", {"concurrency": 0}, "concurrency"),
     ("fc", {"concurrency": 201}, "concurrency"), ("scf", {"concurrency": 0}, "concurrency"),
     ("fc", {"init_timeout_s": 1}, "init_timeout_s is not a setting of fc")]

@@ -168,6 +168,18 @@ def test_any_event_size__answer_arrives(path: str) -> None:
         assert b"InvalidArgument" in caller.answer("POST").body
 
 
+@pytest.mark.parametrize("path", ("/up", "/-/invoke"))
+def test_any_event_size__rest_is_no_request(path: str) -> None:
+    """What is left of a body that passed the limit is not read as a request."""
+    with Stage("fc", event_bytes=1000) as stage:
+        caller = stage.caller(b"POST %s HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+                              b"fffff\r\n%s" % (path.encode(), b"x" * 1001))
+        assert b"InvalidArgument" in caller.answer("POST").body
+        with contextlib.suppress(wire.WireError):  # it may have hung up already
+            caller.send(wire.request_bytes("GET", "/-/state"))
+        assert caller.everything() == b""
+
+
 @pytest.mark.parametrize("body", (b"zz\r\n", b"2\r\nabc\r\n", b"-1\r\n", b"2 2\r\nab"))
 def test_any_http_framing__chunked_caller(stage: Stage, body: bytes) -> None:
     """A caller's malformed body is the caller's fault, not the function's."""
@@ -208,6 +220,38 @@ def test_fc_invoke_http__answer_before_the_body(stage: Stage) -> None:
     function.request()
     function.reply(b"next")
     assert caller.answer().body == b"next"
+
+
+def test_any_http_reuse__body_not_wanted(stage: Stage) -> None:
+    """A body that comes after its answer is read away; then the next request counts."""
+    caller = stage.caller(b"POST /up HTTP/1.1\r\nContent-Length: 8\r\n\r\nhalf")
+    function = stage.accept()
+    function.head()
+    function.reply(b"no thanks")
+    assert caller.answer("POST").body == b"no thanks"
+    caller.send(b"rest" + wire.request_bytes("GET", "/-/health"))
+    assert caller.answer().body == b'{"status":"ok"}'
+
+
+@pytest.mark.parametrize("late", (False, True), ids=("with the head", "after it"))
+def test_any_http_reuse__posts(stage: Stage, late: bool) -> None:
+    """A caller's connection outlives any number of requests with a body."""
+    stage.serve(lambda request: wire.response(200, body=request.body))
+    caller = stage.caller()
+    for _ in range(200):
+        head = b"POST /up HTTP/1.1\r\nContent-Length: 4\r\n\r\n"
+        if late:
+            caller.send(head)
+        caller.send(b"body" if late else head + b"body")
+        assert caller.answer("POST").body == b"body"
+
+
+def test_any_http_reuse__last_one() -> None:
+    """A connection that ends with an answer says so in it."""
+    with Stage("fc", event_bytes=10) as stage:
+        caller = stage.caller(b"POST /-/invoke HTTP/1.1\r\nExpect: 100-continue\r\n"
+                              b"Content-Length: 11\r\n\r\n")
+        assert "Connection: close" in caller.head()
 
 
 def test_any_http_continue__caller(stage: Stage) -> None:
@@ -529,6 +573,15 @@ def test_fc_upgrade_pass__ended_by_the_function(stage: Stage) -> None:
     function.send(b"bye")
     function.close()
     assert caller.everything() == b"bye" and stage.ends("ok")
+
+
+@pytest.mark.parametrize("breaks", ("caller", "function"))
+def test_fc_upgrade_pass__broken(stage: Stage, breaks: str) -> None:
+    """When one side breaks it off the other one gets the end."""
+    caller, function = upgraded(stage)
+    broken, other = (caller, function) if breaks == "caller" else (function, caller)
+    broken.reset()
+    assert other.everything() == b"" and stage.ends("ok")
 
 
 def test_fc_upgrade_pass__ended_by_time() -> None:

@@ -8,7 +8,7 @@ import re
 import select
 import signal
 import subprocess
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -188,15 +188,17 @@ def test_any_log_streams__drained_escaped_child(protocol: str, code: str) -> Non
 
 
 @protocols
-@pytest.mark.parametrize("script,kind", (
-    ((["flood", 4 * MIB, "78"], ["say", "x"]), "ok"),
-    ((["flood", 4 * MIB, "78"], ["hang"]), "timeout")))
+@pytest.mark.parametrize("script,kind,options", (
+    ((["flood", 4 * MIB, "78"], ["say", "x"]), "ok", ()),
+    ((["flood", 4 * MIB, "78"], ["say", "x"]), "ok", ("--trace", "-")),
+    ((["flood", 4 * MIB, "78"], ["hang"]), "timeout", ())))
 def test_any_log_streams__drained_nobody_reads(protocol: str, script: Any, kind: str,
+                                               options: Tuple[str, ...],
                                                code: str) -> None:
     """Nobody reads what the emulator itself prints: the invocations go on."""
     program = subprocess.Popen(
         [*START_EMULATOR, protocol, code, "--jsonl", "--timeout",
-         "0.5" if kind == "timeout" else "9",
+         "0.5" if kind == "timeout" else "9", *options,
          *(("--port", "0") if protocol == "fc" else ())], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert program.stdin is not None and program.stdout is not None

@@ -170,6 +170,15 @@ def test_any_limits_head__target(target: Target) -> None:
     assert answer.status in (400, 404)
 
 
+def test_any_limits_slow__endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body without end that nobody wants is not read for ever, nor waited for."""
+    monkeypatch.setattr(emulator, "SKIP_BYTES", 1000)
+    with Stage("scf") as stage:
+        peer = stage.caller(b"POST /-/nothing HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
+                            b"\r\nfffff\r\n%s" % (b"x" * 2000))
+        assert last_word(peer).startswith(b"HTTP/1.1 404 ")
+
+
 LENGTHS = (0, 1, 5 * MIB, 33 * MIB, 65 * MIB, 10 ** 12, 10 ** 15 - 1)
 
 
