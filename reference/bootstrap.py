@@ -441,10 +441,8 @@ class Wire:
             name, colon, value = line.partition(":")
             if not colon or not name or " " in name or "\t" in name:
                 raise ValueError("malformed HTTP header field")
-            name = name.lower()
-            if name in headers:
-                value = headers[name] + ", " + value
-            headers[name] = value.strip(" \t")
+            name, value = name.lower(), value.strip(" \t")
+            headers[name] = headers[name] + ", " + value if name in headers else value
         return start, headers
 
     def read_body(self, headers: "Headers") -> "Optional[bytes]":
