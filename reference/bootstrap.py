@@ -868,7 +868,7 @@ class WsgiCall:
             raise RuntimeError("start_response() was called twice")
         names = {name.lower(): value for name, value in headers}
         if "x-fc-status" not in names:
-            headers = headers + [("x-fc-status", "200")]
+            headers = list(headers) + [("x-fc-status", "200")]
         lines = [name + ": " + value for name, value in headers
                  if name.lower() not in OWN_FIELDS]
         if any(mark in line for mark in "\r\n\0" for line in lines + [status]):
