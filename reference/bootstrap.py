@@ -522,7 +522,7 @@ class PullLoop:
                 pause_s = PAUSE_MIN_S
                 self.handle(context)
                 continue
-            # [any.poll.retry] [any.poll.pause] [any.poll.gone]
+            # [any.poll.retry] [any.poll.pause]
             if monotonic() - started_s > PAUSE_MAX_S:
                 pause_s = PAUSE_MIN_S  # it was held: a long poll that came to its end
             self.stop.wait_idle(self.stop.poller(), pause_s)
@@ -535,7 +535,7 @@ class PullLoop:
             return None
         context = Context(self.protocol, found[0], found[1], monotonic())
         if "{id}" in self.paths["response"] and len(context.request_id.split()) != 1:
-            return None  # there would be no path to answer on [fg.request.no-event]
+            return None  # there would be no path to answer on [any.poll.retry]
         return context
 
     def handle(self, context: Context) -> None:
@@ -544,7 +544,7 @@ class PullLoop:
         name = "response" if ok else "error"
         kind = "application/octet-stream" if ok else "application/json"
         # One result for each poll and no poll before it, since a poll would bring the
-        # same event again. [scf.response.once] [scf.response.order] [fg.response.id]
+        # same event again. [any.result.once] [scf.response.order] [fg.response.id]
         self.call("POST", name, context.request_id, kind, body)
 
     def call(self, method: str, name: str, request_id: str = "", kind: str = "",
@@ -573,7 +573,7 @@ class PullLoop:
                 # have closed a kept connection, unread. If it did read it, no harm is
                 # done: an fg result names its invocation, and an scf result that comes
                 # twice is ignored, since we have not asked for another event yet.
-                # [any.result.no-repeat] [scf.result.unfetched] [fg.result.unknown-id]
+                # [any.result.once] [scf.result.locked] [fg.result.unknown-id]
                 if has_answer or is_last:
                     break
         log("{} {} {}".format(method, path, fault))
@@ -641,7 +641,7 @@ def parse_port(text: str, message: str) -> int:
 # ---- push: fc ----
 
 # The vendor's pages differ in which of the two counts, so both say the same.
-# [fc.invoke.status] [fc.invoke.success-field] [fc.invoke.fail]
+# [fc.invoke.status] [fc.invoke.success-field]
 ANSWERS = {
     True: ("200 OK", "x-fc-status: 200\r\n"),
     False: ("404 Not Found", "Content-Type: application/json\r\nx-fc-status: 404\r\n"),
@@ -691,7 +691,7 @@ class PushServer:
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind(("0.0.0.0", port))  # [fc.start.port] [fc.start.bind]
+                listener.bind(("0.0.0.0", port))  # [fc.start.port]
             except OSError as error:
                 raise ConfigError("cannot listen on port {}: {}".format(port, error))
             listener.listen(1024)
