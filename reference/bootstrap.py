@@ -11,14 +11,13 @@ started it, it learns from the environment (see PROTOCOLS):
     SCF_RUNTIME_API=127.0.0.1 SCF_RUNTIME_API_PORT=9001 ./package/bootstrap
     FC_SERVER_PORT=9000 FC_FUNCTION_HANDLER=index.main_handler ./package/bootstrap
 
-Handler. The platform's handler setting `file.function` names it; `pkg/file.function`
-and `pkg.file.function` work too. The file is looked for in the platform's code
-directory, then the working directory, then the folder of this file. What cannot
-be loaded is told on stderr and ends the process with status 1 before the platform
-is called: no platform has a better place for it, and each shows it as a failed start.
+Handler. The platform's handler setting names it: `file.function`, `pkg/file.function`
+or `pkg.file.function`, looked for in the platform's code directory, then the working
+directory, then the folder of this file. What cannot be loaded is told on stderr and
+ends the process with status 1: each platform shows that as a failed start.
 
 Event. Valid UTF-8 that is JSON (RFC 8259: no NaN) arrives as the Python value, any
-other valid UTF-8 as str, anything else as bytes. So an empty event is ''. The
+other valid UTF-8 as str (so an empty event is ''), anything else as bytes. The
 untouched bytes are always in `context.event_bytes`.
 
 Result. bytes go out as they are, str as UTF-8, None as nothing, everything else as
@@ -33,18 +32,19 @@ handler's module calls `application`. The module's functions `initialize(context
 `pre_freeze(context)` and `pre_stop(context)`, where they exist, are the hooks.
 
 SIGTERM and SIGINT end the process with status 0: at once while idle, else when the
-result of the current invocation (fc: of each) is out. A second signal kills. A
-platform that has gone away is polled at growing intervals, up to 2 s, until then.
+result of each running invocation is out. A second signal kills. A platform that has
+gone away is polled at growing intervals, up to 2 s, until then.
 
 It does not: limit time or memory, run two events at once on scf and fg, install
 packages, speak TLS, or change the working directory.
 """
-import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
+from time import monotonic
 
 TYPE_CHECKING = False  # a typing import would cost a third of the cold start
 if TYPE_CHECKING:
@@ -54,18 +54,20 @@ if TYPE_CHECKING:
     Handler = Callable[..., Any]
     Headers = Dict[str, str]
     Fields = List[Tuple[str, str]]
-    Reply = Tuple[int, Headers, bytes]
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"  # not __spec__: the import system owns that name
 __all__ = ["Context", "decode_event", "encode_result", "load_handler", "main"]
 
 # ---- the protocols side by side ----
-# Settings are variables. Context fields are the first of these that is not empty:
-# header fields in lower case (names are compared so), variables in capitals.
+# Paths of calls; and for everything else the names to look under, the first that is
+# not empty counts: header fields in lower case (they are compared so), variables in
+# capitals. A process with one of the variables of `sign` was started by that platform.
 
 PROTOCOLS = {
     "scf": {
+        "sign": "SCF_RUNTIME_API",
+        "port": "SCF_RUNTIME_API_PORT",
         "handler": "_HANDLER",
         "code": "USER_CODE_ROOT",
         "ready": "/runtime/init/ready",
@@ -82,6 +84,7 @@ PROTOCOLS = {
         "security_token": "TENCENTCLOUD_SESSIONTOKEN",
     },
     "fg": {
+        "sign": "RUNTIME_API_ADDR",
         "handler": "RUNTIME_HANDLER",
         "code": "RUNTIME_CODE_ROOT",
         "next": "/v1/runtime/invocation/request",
@@ -98,6 +101,9 @@ PROTOCOLS = {
         "invoke_type": "x-cff-invoke-type",
     },
     "fc": {
+        "sign": "FC_SERVER_PORT FC_CUSTOM_LISTEN_PORT FC_FUNC_CODE_PATH",
+        # The first is in no document but in every tool; where both are, they agree.
+        "port": "FC_SERVER_PORT FC_CUSTOM_LISTEN_PORT",
         "handler": "FC_FUNCTION_HANDLER",
         "code": "FC_FUNC_CODE_PATH",
         "request_id": "x-fc-request-id",
@@ -110,13 +116,10 @@ PROTOCOLS = {
         "security_token": "x-fc-security-token ALIBABA_CLOUD_SECURITY_TOKEN",
     },
 }  # type: Dict[str, Dict[str, str]]
-HOOKS = {
-    "/initialize": "initialize",
-    "/pre-freeze": "pre_freeze",
-    "/pre-stop": "pre_stop",
-}
+HOOKS = {"/initialize": "initialize", "/pre-freeze": "pre_freeze",
+         "/pre-stop": "pre_stop"}
 DEFAULT_HANDLER = "index.main_handler"
-FC_DEFAULT_PORT = 9000
+FC_DEFAULT_PORT = "9000"  # [fc.start.port]
 
 # ---- limits ----
 
@@ -131,6 +134,15 @@ def log(text: str) -> None:
     """Write one line to stderr, which is the function's log."""
     sys.stderr.write("bootstrap: {}\n".format(text))
     sys.stderr.flush()
+
+
+def look_up(protocol: str, what: str, headers: "Headers") -> str:
+    """Return the first value that is not empty under its names, or ''."""
+    for name in PROTOCOLS[protocol].get(what, "").split():
+        value = headers.get(name) or os.environ.get(name)
+        if value:  # fc sends what it does not know as an empty field
+            return value
+    return ""
 
 
 class ConfigError(Exception):
@@ -204,61 +216,40 @@ class Context:
         self.event_bytes = event  # [any.event.opaque]
         self._received_s = received_s
 
+    def _find(self, what: str) -> "Optional[str]":
+        return look_up(self.protocol, what, self.headers) or None
+
+    def _number(self, what: str, unit: int = 1) -> "Optional[int]":
+        value = self._find(what) or ""
+        return int(value) * unit if value.isdecimal() else None
+
+    def _time_limit_ms(self) -> "Optional[int]":
+        limit_ms = self._number("time_limit_ms")
+        return self._number("time_limit_s", 1000) if limit_ms is None else limit_ms
+
+    def _credentials(self) -> "Dict[str, str]":
+        names = ("access_key_id", "access_key_secret", "security_token")
+        found = [(name, self._find(name)) for name in names]
+        return {name: value for name, value in found if value}
+
+    # Looked up when they are asked for: most handlers never do.
+    request_id = property(lambda self: self._find("request_id") or "")
+    memory_mb = property(lambda self: self._number("memory_mb"))
+    time_limit_ms = property(_time_limit_ms)
+    function_name = property(lambda self: self._find("function_name"))
+    function_version = property(lambda self: self._find("function_version"))
+    invoke_type = property(lambda self: self._find("invoke_type"))  # fg: sync or async
+    credentials = property(_credentials)  # of the function's role, as far as given
+
     def remaining_ms(self) -> "Optional[int]":
         """Return what is left of the time limit since the event arrived here.
 
         The platform's clock started earlier, so this is the most it can be.
         """
-        from time import monotonic
-
-        if self.time_limit_ms is None:
+        limit_ms = self._time_limit_ms()
+        if limit_ms is None:
             return None
-        spent_ms = int((monotonic() - self._received_s) * 1000)
-        return max(0, self.time_limit_ms - spent_ms)
-
-    @property
-    def request_id(self) -> str:
-        return self._find("request_id") or ""
-
-    @property
-    def memory_mb(self) -> "Optional[int]":
-        return self._number("memory_mb")
-
-    @property
-    def time_limit_ms(self) -> "Optional[int]":
-        limit_s = self._number("time_limit_s")
-        return self._number("time_limit_ms") if limit_s is None else limit_s * 1000
-
-    @property
-    def function_name(self) -> "Optional[str]":
-        return self._find("function_name")
-
-    @property
-    def function_version(self) -> "Optional[str]":
-        return self._find("function_version")
-
-    @property
-    def invoke_type(self) -> "Optional[str]":
-        """On fg alone: `sync` or `async`."""
-        return self._find("invoke_type")
-
-    @property
-    def credentials(self) -> "Dict[str, str]":
-        """Temporary keys of the function's role, as many of the three as were given."""
-        names = ("access_key_id", "access_key_secret", "security_token")
-        found = [(name, self._find(name)) for name in names]
-        return {name: value for name, value in found if value}
-
-    def _find(self, field: str) -> "Optional[str]":
-        for name in PROTOCOLS[self.protocol].get(field, "").split():
-            value = self.headers.get(name) or os.environ.get(name)
-            if value:  # fc sends what it does not know as an empty field
-                return value
-        return None
-
-    def _number(self, field: str) -> "Optional[int]":
-        value = self._find(field) or ""
-        return int(value) if value.isdecimal() else None
+        return max(0, limit_ms - int((monotonic() - self._received_s) * 1000))
 
 
 def invoke(handler: "Handler", context: Context) -> "Tuple[bool, bytes]":
@@ -283,7 +274,7 @@ def flush_output() -> None:
 
 def code_folders(protocol: str) -> "List[str]":
     # [fg.start.cwd] the working directory may be another one than the code's
-    named = os.environ.get(PROTOCOLS[protocol]["code"])
+    named = look_up(protocol, "code", {})
     paths = [named, os.getcwd(), os.path.dirname(os.path.realpath(__file__))]
     folders = [os.path.abspath(path) for path in paths if path]
     return sorted(set(folders), key=folders.index)
@@ -314,15 +305,15 @@ def load_handler(spec: str, folders: "List[str]") -> "Tuple[ModuleType, Handler]
 
 def import_module(name: str, path: str) -> "ModuleType":
     try:
-        module = importlib.import_module(name)
+        __import__(name)  # importlib would cost a millisecond of the cold start
     except Exception as error:
         describe_error(error)
         raise ConfigError("cannot import {}: {!r}".format(path, error))
-    actual = getattr(module, "__file__", None) or ""
+    actual = getattr(sys.modules[name], "__file__", None) or ""
     if os.path.realpath(actual) != os.path.realpath(path):
         message = "cannot import {}: '{}' is the name of another module; rename it"
         raise ConfigError(message.format(path, name))
-    return module
+    return sys.modules[name]
 
 
 # ---- stopping ----
@@ -334,13 +325,9 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        import select  # loaded by socket already
-
         self.requested = False
-        self._new_poll = select.poll
         self._process_id = os.getpid()
         self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         # Written by the interpreter itself: a signal just before poll() wakes it, too.
         signal.set_wakeup_fd(self._wake_write)
@@ -359,32 +346,34 @@ class Stop:
 
     def poller(self, sock: "Optional[socket.socket]" = None) -> "Any":
         """Return what `wait` waits for: the socket, if any, and a signal."""
-        poll = self._new_poll()
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
         if sock is not None:
-            poll.register(sock, 1)  # POLLIN
-        poll.register(self._wake_read, 1)
+            poll.register(sock, select.POLLIN)
         return poll
 
-    def wait(self, poller: "Any", limit_ms: "Optional[float]" = None) -> bool:
+    def wait(self, poller: "Any", limit_s: "Optional[float]" = None) -> bool:
         """Return True if the socket is readable, False on a wake-up or at the limit."""
-        ready = poller.poll(limit_ms)
-        if ready and ready[0][0] != self._wake_read:
-            return True  # first: an event that has arrived comes before a signal
+        ready = poller.poll(None if limit_s is None else limit_s * 1000)
+        for number, _ in ready:
+            if number != self._wake_read:
+                return True  # first: an event that has arrived comes before a signal
         if ready:
             os.read(self._wake_read, 4096)
         return False
 
-    def pause(self, seconds: float) -> None:
-        """Sleep, but end the process if told to."""
-        self.wait(self.poller(), seconds * 1000)
-        self.exit_if_requested()
-
-    def exit_if_requested(self) -> None:
-        if self.requested:
+    def wait_idle(self, poller: "Any", limit_s: "Optional[float]" = None) -> bool:
+        """Do as `wait`, but end the process if told to."""
+        is_readable = self.wait(poller, limit_s)
+        if self.requested and not is_readable:
             raise SystemExit(0)
+        return is_readable
 
 
 # ---- HTTP/1.1 on a plain socket, both directions ----
+
+VERSIONS = ("HTTP/1.1", "HTTP/1.0")
+
 
 class Wire:
     """Messages on one connection, read strictly.
@@ -396,43 +385,40 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
-        self.buffer = b""  # what was received, consumed up to `start`
-        self.start = 0
-        self.has_received = False  # anything, since the caller last reset it
+        self.data = b""  # what was received, consumed up to `at`
+        self.at = 0
 
-    def send(self, head: bytes, body: bytes) -> None:
+    def is_drained(self) -> bool:
+        return self.at == len(self.data)
+
+    def send(self, head: str, body: bytes) -> None:
         if len(body) <= JOIN_MAX_BYTES:
-            self.sock.sendall(head + body)
+            self.sock.sendall(head.encode("latin-1") + body)
         else:
-            self.sock.sendall(head)
+            self.sock.sendall(head.encode("latin-1"))
             self.sock.sendall(body)
 
     def receive(self, size: int) -> bytes:
         data = self.sock.recv(size)
         if not data:
             raise ConnectionError("the peer closed the connection")
-        self.has_received = True
         return data
-
-    def is_drained(self) -> bool:
-        return self.start == len(self.buffer)
 
     def read_until(self, mark: bytes) -> str:
         """Return the text before the mark and consume both."""
-        end = self.buffer.find(mark, self.start)
+        end = self.data.find(mark, self.at)
         while end < 0:
-            rest = self.buffer[self.start:]
+            rest = self.data[self.at:]
             if len(rest) > HEAD_MAX_BYTES or b"\n\n" in rest:
                 raise ValueError("not an HTTP head")
-            self.buffer, self.start = rest + self.receive(65536), 0
-            end = self.buffer.find(mark)
-        text = self.buffer[self.start:end].decode("latin-1")
-        self.start = end + len(mark)
-        return text
+            self.data, self.at = rest + self.receive(65536), 0
+            end = self.data.find(mark)
+        start, self.at = self.at, end + len(mark)
+        return self.data[start:end].decode("latin-1")
 
     def read_exactly(self, count: int) -> bytes:
-        data = self.buffer[self.start:self.start + count]
-        self.start += len(data)
+        data = self.data[self.at:self.at + count]
+        self.at += len(data)
         if len(data) == count:
             return data
         parts, missing = [data], count - len(data)
@@ -447,10 +433,10 @@ class Wire:
     def read_head(self) -> "Tuple[str, Headers]":
         """Return (start line, fields by lower-case name)."""
         head = self.read_until(b"\r\n\r\n")
-        start, *lines = head.split("\r\n")
-        if head.count("\r") + head.count("\n") > 2 * len(lines) or "\0" in head:
+        lines = head.split("\r\n")
+        if head.count("\r") + head.count("\n") > 2 * len(lines) - 2 or "\0" in head:
             raise ValueError("stray CR, LF or NUL in an HTTP head")
-        headers = {}  # type: Headers
+        start, headers = lines.pop(0), {}  # type: str, Headers
         for line in lines:
             name, colon, value = line.partition(":")
             if not colon or not name or " " in name or "\t" in name:
@@ -461,9 +447,9 @@ class Wire:
 
     def read_body(self, headers: "Headers") -> "Optional[bytes]":
         """Return the body, or None if no field announces one."""
-        coding, length = headers.get("transfer-encoding"), headers.get("content-length")
-        if coding is not None:
-            if length is not None or coding.lower() != "chunked":
+        length = headers.get("content-length")
+        if "transfer-encoding" in headers:
+            if length is not None or headers["transfer-encoding"].lower() != "chunked":
                 raise ValueError("the length of the body is ambiguous")
             return self.read_chunks()
         if length is None:
@@ -473,8 +459,8 @@ class Wire:
         return self.read_exactly(int(length))
 
     def read_chunks(self) -> bytes:
-        parts, total = [], 0
-        while True:
+        parts, size, total = [], 1, 0
+        while size:
             digits = self.read_until(b"\r\n").partition(";")[0].strip(" \t")
             if not digits or digits.strip("0123456789abcdefABCDEF"):
                 raise ValueError("malformed chunk size")
@@ -482,46 +468,154 @@ class Wire:
             total += size
             if total > BODY_MAX_BYTES:
                 raise ValueError("chunked body above the limit")
-            if size == 0:
-                break
             parts.append(self.read_exactly(size))
-            if self.read_exactly(2) != b"\r\n":
+            if size and self.read_exactly(2) != b"\r\n":
                 raise ValueError("malformed end of a chunk")
         while self.read_until(b"\r\n"):
             pass  # trailer fields mean nothing here
         return b"".join(parts)
 
     def read_to_end(self) -> bytes:
-        parts = [self.buffer[self.start:], self.sock.recv(1 << 20)]
+        parts = [self.data[self.at:], self.sock.recv(1 << 20)]
         while parts[-1]:
             parts.append(self.sock.recv(1 << 20))
         return b"".join(parts)
 
 
+def is_kept(version: str, headers: "Headers") -> bool:
+    choice = headers.get("connection", "").lower()
+    return version == "HTTP/1.1" and "close" not in choice
+
+
 # ---- pull: scf and fg ----
 
-class RuntimeApi:
-    """The platform's HTTP server, on one connection that is kept while it lasts."""
+class PullLoop:
+    """Asks the platform for events, on one connection that is kept while it lasts."""
 
-    def __init__(self, host: str, port: int, stop: Stop,
-                 clock: "Callable[[], float]") -> None:
-        self.address = (host, port)
-        self.stop = stop
-        self.clock = clock
-        self.fields = " HTTP/1.1\r\nHost: {}:{}\r\n".format(host, port)
+    def __init__(self, protocol: str, handler: "Handler") -> None:
+        self.protocol = protocol
+        self.paths = PROTOCOLS[protocol]
+        self.handler = handler
+        address = look_up(protocol, "sign", {})
+        if "port" in self.paths:
+            address += ":" + look_up(protocol, "port", {})
+        host, _, port = address.rpartition(":")
+        message = "the runtime API's address is not HOST and PORT"
+        self.address = (host.strip("[]"), parse_port(port if host else "", message))
+        self.fields = " HTTP/1.1\r\nHost: {}\r\n".format(address)
+        self.stop = Stop()
+        self.usual = b""  # a whole 200 to a result: most are the same, byte for byte
         self.wire = None  # type: Optional[Wire]
         self.poller = None  # type: Any  # of the wire
+
+    def run(self) -> None:
+        """Handle one event after another, until a signal ends the process."""
+        pause_s = PAUSE_MIN_S
+        is_ready = "ready" not in self.paths
+        while not self.stop.requested:
+            started_s = monotonic()
+            if not is_ready:  # [scf.ready.before-next] [scf.ready.body]
+                answer = self.call("POST", "ready", "", "text/plain", b" ")
+                is_ready = answer is not None
+            context = self.poll() if is_ready else None
+            if context is not None:
+                pause_s = PAUSE_MIN_S
+                self.handle(context)
+                continue
+            # [any.poll.retry] [any.poll.pause]
+            if monotonic() - started_s > PAUSE_MAX_S:
+                pause_s = PAUSE_MIN_S  # it was held: a long poll that came to its end
+            self.stop.wait_idle(self.stop.poller(), pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def poll(self) -> "Optional[Context]":
+        """Return the next invocation, or None if the poll brought none."""
+        found = self.call("GET", "next")
+        if found is None:
+            return None
+        context = Context(self.protocol, found[0], found[1], monotonic())
+        if "{id}" in self.paths["response"] and len(context.request_id.split()) != 1:
+            return None  # there would be no path to answer on [any.poll.retry]
+        return context
+
+    def handle(self, context: Context) -> None:
+        """Run the handler and post what became of it."""
+        ok, body = invoke(self.handler, context)  # [any.error.survive]
+        name = "response" if ok else "error"
+        kind = "application/octet-stream" if ok else "application/json"
+        # One result for each poll and no poll before it, since a poll would bring the
+        # same event again. [any.result.once] [scf.response.order] [fg.response.id]
+        self.call("POST", name, context.request_id, kind, body)
+
+    def call(self, method: str, name: str, request_id: str = "", kind: str = "",
+             body: bytes = b"") -> "Optional[Tuple[Headers, bytes]]":
+        """Return (headers, body) of a good answer, or None: the log has the reason.
+
+        GET asks for an event and waits without limit, unless told to stop.
+        """
+        path = self.paths[name].replace("{id}", request_id)
+        head, is_poll = method + " " + path + self.fields, method == "GET"
+        if not is_poll:
+            head += "Content-Type: %s\r\nContent-Length: %d\r\n" % (kind, len(body))
+        for is_last in (is_poll, True):
+            try:
+                status, headers, content = self.exchange(head + "\r\n", body, is_poll)
+                # Not a redirect: only the platform itself has events.
+                if status == 200 or 200 < status < 300 and not is_poll:
+                    return headers, content
+                fault = "was answered with status {}".format(status)
+                break
+            except (OSError, ValueError) as error:
+                fault = "failed: {}".format(error)
+                has_answer = self.wire is not None and self.wire.data != b""
+                self.close()
+                # A result once more, if not a byte of an answer came: the platform may
+                # have closed a kept connection, unread. If it did read it, no harm is
+                # done: an fg result names its invocation, and an scf result that comes
+                # twice is ignored, since we have not asked for another event yet.
+                # [any.result.once] [scf.result.locked] [fg.result.unknown-id]
+                if has_answer or is_last:
+                    break
+        log("{} {} {}".format(method, path, fault))
+        return None
+
+    def exchange(self, head: str, body: bytes, is_poll: bool
+                 ) -> "Tuple[int, Headers, bytes]":
+        wire = self.wire or self.connect()
+        wire.data, wire.at = b"", 0  # so that it tells whether any answer has come
+        try:
+            wire.send(head, body)
+        except OSError:
+            pass  # the platform may have answered before it hung up: read on
+        if not is_poll:
+            wire.data = wire.receive(65536)
+            if wire.data == self.usual:
+                return 200, {}, b""
+        status = 100
+        while status < 200:  # the real answer follows [any.http.interim]
+            # No time limit [scf.next.no-timeout] [fg.request.no-timeout], but from the
+            # first byte of an event on, a signal has to wait instead.
+            while is_poll and wire.is_drained():
+                if self.stop.wait_idle(self.poller):
+                    break
+            line, headers = wire.read_head()
+            status = 200 if line == "HTTP/1.1 200 OK" else parse_status(line)
+        content = b"" if status in (204, 304) else wire.read_body(headers)
+        rest = wire.read_to_end() if content is None else b""
+        # Bytes after the answer belong to no question of ours.
+        if (content is None or not wire.is_drained()
+                or not is_kept(line[:8], headers)):
+            self.close()
+        elif status == 200 and headers.get("content-length") == "0" and not is_poll:
+            self.usual = wire.data
+        return status, headers, content or rest
 
     def connect(self) -> Wire:
         # Not create_connection(): it would load the idna codec, 5 ms of a cold start.
         is_ipv6 = ":" in self.address[0]
         sock = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
-        try:
-            sock.connect(self.address)
-        except OSError:
-            sock.close()
-            raise
         self.wire, self.poller = Wire(sock), self.stop.poller(sock)
+        sock.connect(self.address)
         return self.wire
 
     def close(self) -> None:
@@ -529,152 +623,30 @@ class RuntimeApi:
             self.wire.sock.close()
             self.wire = None
 
-    def get(self, path: str) -> "Reply":
-        """Return (status, headers, body), waiting without limit, unless told to stop.
-
-        Like `post`, raises OSError or ValueError if there is no whole answer.
-        """
-        return self.call("GET " + path + self.fields + "\r\n", b"", self.wait_idle)
-
-    def post(self, path: str, kind: str, body: bytes) -> "Reply":
-        """Return (status, headers, body)."""
-        head = "POST %s%sContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (
-            path, self.fields, kind, len(body))
-        try:
-            return self.call(head, body, None)
-        except OSError:
-            # Once more, if not a byte of an answer came: a kept connection may have
-            # been closed by the platform, unread. If it did read, the repetition does
-            # no harm: an fg result names its invocation, and an scf result that comes
-            # twice is ignored, since we have not asked for another event yet.
-            # [any.result.once] [scf.result.locked] [fg.result.unknown-id]
-            if self.has_received:
-                raise
-            return self.call(head, body, None)
-
-    def call(self, head: str, body: bytes, wait: "Optional[Callable[[], None]]"
-             ) -> "Reply":
-        self.has_received = False
-        wire = self.wire or self.connect()
-        wire.has_received = False
-        try:
-            return self.exchange(wire, head, body, wait)
-        except (OSError, ValueError):
-            self.has_received = wire.has_received
-            self.close()
-            raise
-
-    def exchange(self, wire: Wire, head: str, body: bytes,
-                 wait: "Optional[Callable[[], None]]") -> "Reply":
-        try:
-            wire.send(head.encode("latin-1"), body)
-        except OSError:
-            pass  # the platform may have answered before it hung up: read on
-        status = 100
-        while status < 200:  # the real answer follows [any.http.interim]
-            if wait is not None and wire.is_drained():
-                wait()
-            line, headers = wire.read_head()
-            status = 200 if line == "HTTP/1.1 200 OK" else parse_status(line)
-        content = b"" if status in (204, 304) else wire.read_body(headers)
-        keep = content is not None and line.startswith("HTTP/1.1")
-        if content is None:
-            content = wire.read_to_end()
-        # Bytes after the answer belong to no question of ours.
-        if not keep or not wire.is_drained() or "connection" in headers and (
-                "close" in headers["connection"].lower()):
-            self.close()
-        return status, headers, content
-
-    def wait_idle(self) -> None:
-        # No time limit [scf.next.no-timeout] [fg.request.no-timeout], but from the
-        # first byte of an event on, a signal has to wait instead.
-        while not self.stop.wait(self.poller):
-            self.stop.exit_if_requested()
-
 
 def parse_status(line: str) -> int:
-    version, code = line[:9], line[9:12]
-    if (version not in ("HTTP/1.1 ", "HTTP/1.0 ") or len(code) < 3 or code < "100"
-            or not code.isdecimal() or line[12:13] not in ("", " ")):
+    version, code = (line + "  ").split(" ")[:2]
+    if (version not in VERSIONS or len(code) != 3 or not code.isdecimal()
+            or code < "100"):
         raise ValueError("not an HTTP/1 status line")
     return int(code)
 
 
-def serve_pull(protocol: str, handler: "Handler") -> None:
-    """Ask for events, one after another, until a signal ends the process."""
-    from time import monotonic
-
-    names = PROTOCOLS[protocol]
-    stop = Stop()
-    api = RuntimeApi(*runtime_api_address(protocol), stop=stop, clock=monotonic)
-    pause_s = PAUSE_MIN_S
-    is_ready = "ready" not in names
-    while not stop.requested:
-        started_s = monotonic()
-        # [scf.ready.before-next] [scf.ready.body]
-        is_ready = is_ready or post(api, names["ready"], "text/plain", b" ")
-        context = poll_event(api, protocol) if is_ready else None
-        if context is None:  # [any.poll.retry] [any.poll.pause]
-            if monotonic() - started_s > PAUSE_MAX_S:
-                pause_s = PAUSE_MIN_S  # it was held: a long poll that came to its end
-            stop.pause(pause_s)
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
-            continue
-        pause_s = PAUSE_MIN_S
-        ok, body = invoke(handler, context)  # [any.error.survive]
-        path = names["response" if ok else "error"]
-        kind = "application/octet-stream" if ok else "application/json"
-        # One result for each poll and no poll before it, since a poll would bring the
-        # same event again. [any.result.once] [scf.response.order] [fg.response.id]
-        post(api, path.replace("{id}", context.request_id), kind, body)
-
-
-def poll_event(api: RuntimeApi, protocol: str) -> "Optional[Context]":
-    """Return the next invocation, or None if the poll brought none."""
-    names = PROTOCOLS[protocol]
-    try:
-        status, headers, body = api.get(names["next"])
-    except (OSError, ValueError) as error:
-        log("no event: {}".format(error))
-        return None
-    if status != 200:  # redirects too: only the platform itself has events
-        log("no event: GET {} was answered {}".format(names["next"], status))
-        return None
-    context = Context(protocol, headers, body, api.clock())
-    if "{id}" in names["response"] and len(context.request_id.split()) != 1:
-        return None  # there would be no path to answer on [any.poll.retry]
-    return context
-
-
-def post(api: RuntimeApi, path: str, kind: str, body: bytes) -> bool:
-    """Return whether the platform took it; if not, the log has the reason."""
-    try:
-        status = api.post(path, kind, body)[0]
-    except (OSError, ValueError) as error:
-        log("POST {} failed: {}".format(path, error))
-        return False
-    if not 200 <= status < 300:
-        log("POST {} was refused with status {}".format(path, status))
-    return 200 <= status < 300
-
-
-def runtime_api_address(protocol: str) -> "Tuple[str, int]":
-    if protocol == "scf":
-        host = os.environ["SCF_RUNTIME_API"]
-        port = os.environ.get("SCF_RUNTIME_API_PORT", "")
-    else:
-        host, _, port = os.environ["RUNTIME_API_ADDR"].rpartition(":")
-    if not host or not is_port(port):
-        raise ConfigError("the runtime API's address is not HOST and PORT", 2)
-    return host.strip("[]"), int(port)
-
-
-def is_port(text: str) -> bool:
-    return text.isdecimal() and 0 < int(text) < 65536
+def parse_port(text: str, message: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ConfigError(message, 2)
+    return int(text)
 
 
 # ---- push: fc ----
+
+# The vendor's pages differ in which of the two counts, so both say the same.
+# [fc.invoke.status] [fc.invoke.success-field]
+ANSWERS = {
+    True: ("200 OK", "x-fc-status: 200\r\n"),
+    False: ("404 Not Found", "Content-Type: application/json\r\nx-fc-status: 404\r\n"),
+}
+
 
 class Request:
     """One request of the platform. Raises ValueError if it is none."""
@@ -682,45 +654,36 @@ class Request:
     def __init__(self, wire: Wire) -> None:
         line, self.headers = wire.read_head()
         parts = line.split(" ")
-        if len(parts) != 3 or parts[2] not in ("HTTP/1.1", "HTTP/1.0"):
+        if len(parts) != 3 or parts[2] not in VERSIONS:
             raise ValueError("not an HTTP/1 request line")
-        self.method, self.target, self.version = parts
-        self.path, _, self.query = self.target.partition("?")
+        self.method, target, self.version = parts
+        self.path, _, self.query = target.partition("?")
+        self.keep_alive = is_kept(self.version, self.headers)
         self.wire = wire
-        close = "close" in self.headers.get("connection", "").lower()
-        self.keep_alive = self.version == "HTTP/1.1" and not close
         if "expect" in self.headers and wire.is_drained():
-            wire.send(b"HTTP/1.1 100 Continue\r\n\r\n", b"")  # or curl waits 1 s
+            wire.send("HTTP/1.1 100 Continue\r\n\r\n", b"")  # or curl waits 1 s
         self.body = wire.read_body(self.headers) or b""
 
-    def answer(self, status: str, fields: "Fields", body: bytes) -> None:
-        length = ("Content-Length", str(len(body)))
-        self.send(status, fields + [length], b"" if self.method == "HEAD" else body)
+    def answer(self, status: str, fields: str, body: bytes) -> None:
+        fields += "Content-Length: {}\r\n".format(len(body))
+        self.send(status, fields, b"" if self.method == "HEAD" else body)
 
-    def send(self, status: str, fields: "Fields", start: bytes) -> None:
+    def send(self, status: str, fields: str, start: bytes) -> None:
         """Send the head and the start of the body in one write."""
-        lines = ["HTTP/1.1 " + status]
-        lines += [name + ": " + value for name, value in fields]
-        if not self.keep_alive:
-            lines.append("Connection: close")
-        self.wire.send("\r\n".join(lines + ["", ""]).encode("latin-1"), start)
+        end = "\r\n" if self.keep_alive else "Connection: close\r\n\r\n"
+        self.wire.send("HTTP/1.1 " + status + "\r\n" + fields + end, start)
 
 
 class PushServer:
     """What the platform calls: a thread for each connection, kept while it lasts."""
 
     def __init__(self, module: "ModuleType", handler: "Handler") -> None:
-        import threading
-        from time import monotonic
-
         self.module = module
         self.handler = handler
         other = getattr(module, "application", None)
         self.application = handler if is_wsgi(handler) else other
         self.stop = Stop()
         self.fatal = None  # type: Optional[BaseException]
-        self.clock = monotonic
-        self.new_thread = threading.Thread
         self.threads = {}  # type: Dict[socket.socket, Any]
 
     def run(self, port: int) -> None:
@@ -738,29 +701,27 @@ class PushServer:
                     self.accept(listener)
         if self.fatal is not None:
             raise self.fatal  # ends the process as it would one without threads
-        self.finish()
+        for sock, thread in list(self.threads.items()):
+            try:
+                sock.shutdown(socket.SHUT_RD)  # what has arrived is still answered
+            except OSError:
+                pass
+            thread.join()
 
     def accept(self, listener: socket.socket) -> None:
+        import threading
+
         try:
             sock = listener.accept()[0]
         except OSError as error:  # too many open files, say
             log("cannot accept a connection: {}".format(error))
-            self.stop.wait(self.stop.poller(), PAUSE_MIN_S * 1000)
+            self.stop.wait(self.stop.poller(), PAUSE_MIN_S)
             return
         # A thread each, also for one that only waits. [fc.concurrency.bootstrap]
-        thread = self.new_thread(target=self.serve_connection, args=(sock,))
+        thread = threading.Thread(target=self.serve_connection, args=(sock,))
         thread.daemon = True
         self.threads[sock] = thread
         thread.start()
-
-    def finish(self) -> None:
-        """Let each connection answer what has arrived, and end it."""
-        for sock, thread in list(self.threads.items()):
-            try:
-                sock.shutdown(socket.SHUT_RD)  # what was received can still be read
-            except OSError:
-                pass
-            thread.join()
 
     def serve_connection(self, sock: socket.socket) -> None:
         try:
@@ -784,32 +745,29 @@ class PushServer:
         except ValueError as error:
             text = "{}\n".format(error).encode()
             head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: {}"
-            wire.send((head.format(len(text)) + "\r\n\r\n").encode(), text)
+            wire.send(head.format(len(text)) + "\r\n\r\n", text)
             return False
         self.dispatch(request)
         return request.keep_alive
 
     def dispatch(self, request: Request) -> None:
-        context = Context("fc", request.headers, request.body, self.clock())
+        context = Context("fc", request.headers, request.body, monotonic())
         kind = kind_of(request)
         if kind in HOOKS:  # [fc.hook.answer]
             hook = getattr(self.module, HOOKS[kind], None)
             ok, body = True, b""
             if hook is not None:
                 ok, body = invoke(lambda event, context: hook(context), context)
-            request.answer("200 OK" if ok else "404 Not Found", [], body)
+            request.answer(ANSWERS[ok][0], "", body)
         elif kind == "/invoke" and self.application is not self.handler:
             ok, body = invoke(self.handler, context)
-            answer_invocation(request, ok, body)
+            request.answer(ANSWERS[ok][0], ANSWERS[ok][1], body)
         elif self.application is not None:  # [fc.http.bootstrap]
             WsgiCall(request).run(self.application)
         else:
             message = "no WSGI application: the handler takes events only"
             error = {"errorType": "NotAnHttpHandler", "errorMessage": message}
-            answer_invocation(request, False, encode_json(error))
-
-
-OK_HEAD = b"HTTP/1.1 200 OK\r\nx-fc-status: 200\r\nContent-Length: %d\r\n\r\n"
+            request.answer(ANSWERS[False][0], ANSWERS[False][1], encode_json(error))
 
 
 def kind_of(request: Request) -> str:
@@ -821,18 +779,6 @@ def kind_of(request: Request) -> str:
         return request.path
     is_event = request.path == "/invoke" and request.method == "POST"
     return "/invoke" if is_event else "/http-invoke"
-
-
-def answer_invocation(request: Request, ok: bool, body: bytes) -> None:
-    # The vendor's pages differ in which of the two counts, so both say the same.
-    # [fc.invoke.status] [fc.invoke.success-field]
-    if ok and request.keep_alive:  # the usual answer, formatted in one go
-        request.wire.send(OK_HEAD % len(body), body)
-    elif ok:
-        request.answer("200 OK", [("x-fc-status", "200")], body)
-    else:
-        fields = [("Content-Type", "application/json"), ("x-fc-status", "404")]
-        request.answer("404 Not Found", fields, body)
 
 
 # ---- HTTP invocations: WSGI ----
@@ -858,7 +804,7 @@ def new_environ(request: Request) -> "Dict[str, Any]":
         "PATH_INFO": unquote_to_bytes(request.path).decode("latin-1"),
         "QUERY_STRING": request.query,
         "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port or str(FC_DEFAULT_PORT),
+        "SERVER_PORT": port or FC_DEFAULT_PORT,
         "SERVER_PROTOCOL": request.version,
         "CONTENT_TYPE": request.headers.get("content-type", ""),
         "CONTENT_LENGTH": str(len(request.body)),
@@ -883,7 +829,8 @@ class WsgiCall:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.status = ""  # until start_response() was called
-        self.fields = []  # type: Fields
+        self.fields = ""
+        self.has_body = True
         self.due = None  # type: Optional[int]  # bytes of an announced body
         self.is_sent = False  # the head
         self.is_chunked = False
@@ -892,12 +839,13 @@ class WsgiCall:
         try:
             parts = application(new_environ(self.request), self.start_response)
             try:
-                if isinstance(parts, (list, tuple)) and not self.is_sent:
-                    parts = [b"".join(parts)]
-                    self.announce(len(parts[0]))
-                for part in parts:
-                    if part:
-                        self.write(part)
+                if isinstance(parts, (list, tuple)):
+                    body = b"".join(parts)
+                    self.write(body, len(body))
+                else:
+                    for part in parts:
+                        if part:
+                            self.write(part)
                 self.finish()
             finally:
                 if hasattr(parts, "close"):
@@ -907,7 +855,7 @@ class WsgiCall:
             if self.is_sent:
                 self.request.keep_alive = False  # the cut answer has to tell
             else:
-                fields = [("Content-Type", "application/json"), ("x-fc-status", "404")]
+                fields = ANSWERS[False][1]
                 self.request.answer("500 Internal Server Error", fields, body)
         finally:
             flush_output()
@@ -918,89 +866,74 @@ class WsgiCall:
             raise exc_info[1]
         if self.status and not exc_info:
             raise RuntimeError("start_response() was called twice")
-        text = "".join([status] + [name + value for name, value in headers])
-        if "\r" in text or "\n" in text or "\0" in text:
+        names = {name.lower(): value for name, value in headers}
+        if "x-fc-status" not in names:
+            headers = list(headers) + [("x-fc-status", "200")]
+        lines = [name + ": " + value for name, value in headers
+                 if name.lower() not in OWN_FIELDS]
+        if any(mark in line for mark in "\r\n\0" for line in lines + [status]):
             raise ValueError("CR, LF or NUL in a header field")
-        fields = [pair for pair in headers if pair[0].lower() not in OWN_FIELDS]
-        values = {name.lower(): value for name, value in fields}
-        if "x-fc-status" not in values:
-            fields.append(("x-fc-status", "200"))
-        self.status, self.fields = status, fields
-        self.due = int(values["content-length"]) if "content-length" in values else None
+        self.status, self.fields = status, "\r\n".join(lines + [""])
+        self.due = int(names["content-length"]) if "content-length" in names else None
+        self.has_body = (self.request.method != "HEAD"
+                         and status[:3] not in ("204", "304"))
         return self.write
 
-    def has_body(self) -> bool:
-        return self.request.method != "HEAD" and self.status[:3] not in ("204", "304")
-
-    def announce(self, length: int) -> None:
-        if self.due is None and self.status[:3] not in ("204", "304"):
-            self.fields.append(("Content-Length", str(length)))
-            self.due = length
-
-    def write(self, data: bytes) -> None:
-        """Send data, with the head before it if that is still due."""
+    def write(self, data: bytes, total: "Optional[int]" = None) -> None:
+        """Send data, after the head if that is due; `total` is the body's size."""
         if not self.status:
             raise RuntimeError("start_response() was not called")
+        is_first, self.is_sent = not self.is_sent, True
+        if is_first and self.due is None and self.status[:3] not in ("204", "304"):
+            self.choose_framing(total)
         if self.due is not None:
             data = data[:self.due]
             self.due -= len(data)
-        elif not self.is_sent and self.has_body():
-            self.is_chunked = self.request.version == "HTTP/1.1"
-            if self.is_chunked:
-                self.fields.append(("Transfer-Encoding", "chunked"))
-            self.request.keep_alive &= self.is_chunked  # else its end ends the body
-        if not self.has_body():
+        if not self.has_body:
             data = b""
         elif self.is_chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self.is_sent:
-            self.request.wire.send(b"", data)
-        else:
-            self.is_sent = True
+        if is_first:
             self.request.send(self.status, self.fields, data)
+        else:
+            self.request.wire.send("", data)
+
+    def choose_framing(self, total: "Optional[int]") -> None:
+        if total is not None:
+            self.fields += "Content-Length: {}\r\n".format(total)
+            self.due = total
+        elif self.has_body and self.request.version == "HTTP/1.1":
+            self.fields += "Transfer-Encoding: chunked\r\n"
+            self.is_chunked = True
+        elif self.has_body:
+            self.request.keep_alive = False  # the end of the connection ends the body
 
     def finish(self) -> None:
         if not self.is_sent:
             self.write(b"")
         if self.is_chunked:
-            self.request.wire.send(b"0\r\n\r\n", b"")
-        if self.due and self.has_body():
+            self.request.wire.send("0\r\n\r\n", b"")
+        if self.due and self.has_body:
             raise RuntimeError("the body is shorter than its Content-Length")
 
 
 # ---- start ----
 
-def find_protocol() -> "Optional[str]":
-    """Return the platform that started this process, by its variables."""
-    if os.environ.get("SCF_RUNTIME_API"):
-        return "scf"
-    if os.environ.get("RUNTIME_API_ADDR"):
-        return "fg"
-    names = ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "FC_FUNC_CODE_PATH")
-    return "fc" if any(os.environ.get(name) for name in names) else None
-
-
-def fc_port() -> int:
-    # FC_SERVER_PORT is in no document but in every tool; where both are, they agree.
-    port = (os.environ.get("FC_SERVER_PORT") or os.environ.get("FC_CUSTOM_LISTEN_PORT")
-            or str(FC_DEFAULT_PORT))
-    if not is_port(port):
-        raise ConfigError("FC_SERVER_PORT '{}' is not a port".format(port), 2)
-    return int(port)
-
-
 def start() -> None:
-    protocol = find_protocol()
-    if protocol is None:
+    signed = [name for name in PROTOCOLS if look_up(name, "sign", {})]
+    if not signed:
         raise ConfigError(
             "no platform started this: expected SCF_RUNTIME_API (scf), RUNTIME_API_ADDR"
             " (fg) or FC_SERVER_PORT (fc) in the environment; try emulator.py", 2)
-    spec = os.environ.get(PROTOCOLS[protocol]["handler"]) or DEFAULT_HANDLER
+    protocol = signed[0]
+    spec = look_up(protocol, "handler", {}) or DEFAULT_HANDLER
     module, handler = load_handler(spec, code_folders(protocol))
     if protocol == "fc":
-        PushServer(module, handler).run(fc_port())
+        port = look_up(protocol, "port", {}) or FC_DEFAULT_PORT
+        message = "FC_SERVER_PORT '{}' is not a port".format(port)
+        PushServer(module, handler).run(parse_port(port, message))
     else:
-        serve_pull(protocol, handler)
+        PullLoop(protocol, handler).run()
 
 
 def main() -> int:

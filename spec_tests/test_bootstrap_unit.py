@@ -488,6 +488,18 @@ def test_push_control_path(server: Server) -> None:
     assert server.ask("POST", "/other", b"body", **control) == (200, "200", b"id")
 
 
+def test_push_head(server: Server) -> None:
+    """HEAD is answered without a body whatever it asks for; the connection lasts."""
+    sock = server.connection.sock
+    sock.sendall(b"HEAD / HTTP/1.1\r\nX-Fc-Control-Path: /invoke\r\n"
+                 b"X-Fc-Request-Id: id\r\n\r\n"
+                 b"GET /a?b=1 HTTP/1.1\r\nConnection: close\r\n\r\n")
+    with sock.makefile("rb") as file:
+        first, second, body = file.read().split(b"\r\n\r\n")
+    assert b"Content-Length: 2" in first and second.startswith(b"HTTP/1.1 201")
+    assert body == b"b=1"
+
+
 def test_push_failures(server: Server) -> None:
     """A failed hook is 404; a failed application is 500 and says so to the platform."""
     assert server.ask("GET", "/pre-stop")[0] == 404
@@ -529,7 +541,7 @@ def test_push_no_application(package: pathlib.Path) -> None:
 # ---- what it costs and where it runs ----
 
 LIST = "import sys; print(' '.join(sys.modules))"
-ALLOWED = "import importlib, json, os, signal, socket, sys; "
+ALLOWED = "import json, os, select, signal, socket, sys, time; "
 
 
 def modules_of(python: str, code: str) -> List[str]:
@@ -540,7 +552,7 @@ def modules_of(python: str, code: str) -> List[str]:
 @pytest.mark.parametrize("python", interpreters())
 def test_modules_at_first_poll(python: str, stub: Platform,
                                package: pathlib.Path) -> None:
-    """No file is loaded before the first poll but of six modules and what they need."""
+    """No file is loaded before the first poll but of seven modules and their needs."""
     (package / "modules.py").write_text(
         "import sys\n"
         "def handle(event, context):\n"
@@ -553,10 +565,10 @@ def test_modules_at_first_poll(python: str, stub: Platform,
 
 
 def test_imports_at_the_top() -> None:
-    """The file imports six modules at its top and no other."""
+    """The file imports seven modules at its top and no other."""
     lines = BOOTSTRAP.read_text(encoding="utf-8").splitlines()
     found = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
-    assert found == ["importlib", "json", "os", "signal", "socket", "sys"]
+    assert found == ["json", "os", "select", "signal", "socket", "sys", "time"]
 
 
 @pytest.mark.parametrize("python", interpreters())
