@@ -429,6 +429,7 @@ MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
+THAW_S = 0.02            # for all threads of a frozen instance to wake up
 
 
 # ---- tables: what callers see ----
@@ -2960,8 +2961,11 @@ class PushInstance(Instance):
 
     def before_stop(self) -> None:
         """Thaw, and call the pre-stop hook [fc.stop.order]."""
-        if self.process is not None:
+        if self.process is not None and self.function.freeze:
             self.process.signal(signal.SIGCONT)
+            # SIGTERM would reach any of its threads, and one that still wakes up may
+            # swallow it: the main thread of a Python server then never hears of it
+            self.process.exited.wait(THAW_S)
         if self.function.pre_stop and self.served and not self.process_gone():
             self._hook("pre-stop", self.function.pre_stop_timeout_s)
 
