@@ -29,7 +29,6 @@ import binascii
 import collections
 import datetime
 import errno
-import heapq
 import http
 import json
 import math
@@ -1430,9 +1429,11 @@ class Listener:
         thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
         with self._lock:  # whoever finds the thread may join it
             try:
+                if not self._open:
+                    raise RuntimeError("it was closed meanwhile")
                 thread.start()
                 self.connections[connection] = thread
-            except RuntimeError:  # no more threads
+            except RuntimeError:  # or there are no more threads
                 accepted.close()
 
     def _run(self, connection: Connection) -> None:
@@ -1470,150 +1471,103 @@ class Listener:
 # ---- one thread that waits: deadlines, listeners, output ----
 
 class Timer:
-    """A deadline on the monotonic clock. Moving it to a later time costs nothing."""
+    """A deadline on the monotonic clock, and what to do then. The callback looks at
+    the deadline again: it may have been moved meanwhile."""
 
-    __slots__ = ("deadline", "queued", "callback")
+    __slots__ = ("deadline", "callback")
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self.deadline = math.inf
-        self.queued = math.inf   # when the loop will look at it next
         self.callback = callback
 
 
 class Loop:
     """A thread that sleeps until a file is readable or a deadline passes.
 
-    Callbacks must not block. Nothing polls: without deadlines the thread sleeps.
+    Callbacks must not block. One may still come just after its file was unwatched.
+    Nothing polls: without deadlines the thread sleeps.
     """
 
     def __init__(self, name: str) -> None:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
-        self._heap: List[Tuple[float, int, Timer]] = []
-        self._serial = 0
-        self._next = math.inf
+        self._timers: Dict[Timer, None] = {}    # those that are set
+        self._next = math.inf                   # when the thread looks at them next
+        self._open = True
         self._wake_read, self._wake_write = os.pipe()
         for end in (self._wake_read, self._wake_write):
             os.set_blocking(end, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
-        self._todo: List[Callable[[], None]] = []
-        self._ended = self._finished = self._closed = False
+        self.watch(self._wake_read, self._on_wake)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def watch(self, readable: Union[int, socket.socket],
               callback: Callable[[], None]) -> None:
         """Call back whenever the file is readable."""
-        self._do(lambda: self._selector.register(readable, selectors.EVENT_READ,
-                                                 callback) and None)
+        self._selector.register(readable, selectors.EVENT_READ, callback)
 
     def unwatch(self, readable: Union[int, socket.socket]) -> None:
-        """Forget the file; returns when no callback can come any more."""
-        self._do(lambda: self._selector.unregister(readable) and None)
+        """Forget the file, which is still open."""
+        try:
+            self._selector.unregister(readable)
+        except (KeyError, ValueError):
+            pass  # the loop has ended
 
     def set_timer(self, timer: Timer, deadline: float) -> None:
         """Move the timer's deadline; math.inf switches it off."""
-        timer.deadline = deadline
-        if deadline >= timer.queued:
-            return  # the loop looks again when the queued time comes
         with self._lock:
-            timer.queued = deadline
-            self._serial += 1
-            heapq.heappush(self._heap, (deadline, self._serial, timer))
-            wake = deadline < self._next
-        if wake:
-            self._wake()
+            timer.deadline = deadline
+            if deadline == math.inf:
+                self._timers.pop(timer, None)
+                return
+            self._timers[timer] = None
+            if self._open and deadline < self._next:
+                self._next = deadline
+                self._wake()
 
     def close(self) -> None:
         """End the thread."""
-        self._do(self._end)
+        with self._lock:
+            self._open = False
+            self._wake()
         self._thread.join(5)
         self._selector.close()
-        with self._lock:
-            self._closed = True
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-
-    def _end(self) -> None:
-        self._ended = True
-
-    def _do(self, action: Callable[[], None]) -> None:
-        """Run an action in the loop's thread and wait for it."""
-        if threading.current_thread() is self._thread:
-            action()
-            return
-        done = threading.Lock()
-        done.acquire()
-
-        def run() -> None:
-            try:
-                action()
-            finally:
-                done.release()
-
-        with self._lock:
-            is_over = self._finished
-            if not is_over:
-                self._todo.append(run)
-        if is_over:  # there is no such thread any more
-            action()
-        else:
-            self._wake()
-            done.acquire()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
 
     def _wake(self) -> None:
-        with self._lock:
-            if self._closed:
-                return  # a late thread moves its timer
-            try:
-                os.write(self._wake_write, b"!")
-            except BlockingIOError:
-                pass  # it is awake
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            pass  # it is awake
+
+    def _on_wake(self) -> None:
+        os.read(self._wake_read, 4096)
 
     def _run(self) -> None:
-        while not self._ended:
-            for key, _ in self._selector.select(self._pause()):
-                self._call(key.data or self._run_todo)
-            self._run_timers()
+        while self._open:
+            for key, _ in self._selector.select(self._run_timers()):
+                self._call(key.data)
+
+    def _run_timers(self) -> Optional[float]:
+        """Call those whose time has come; return how long to sleep."""
         with self._lock:
-            self._finished = True
-        self._run_todo()  # what came meanwhile
+            now = time.monotonic()
+            due = [timer for timer in self._timers if timer.deadline <= now]
+            for timer in due:
+                del self._timers[timer]
+            self._next = min((timer.deadline for timer in self._timers),
+                             default=math.inf)
+            pause = None if self._next == math.inf else self._next - now
+        for timer in due:
+            self._call(timer.callback)  # what it sets wakes us up again
+        return pause
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
             callback()
         except Exception:  # a mistake in one must not stop every clock
             sys.excepthook(*sys.exc_info())
-
-    def _pause(self) -> Optional[float]:
-        with self._lock:
-            self._next = self._heap[0][0] if self._heap else math.inf
-        if self._next == math.inf:
-            return None
-        return max(0.0, self._next - time.monotonic())
-
-    def _run_todo(self) -> None:
-        try:
-            os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
-        with self._lock:
-            todo, self._todo = self._todo, []
-        for action in todo:
-            self._call(action)
-
-    def _run_timers(self) -> None:
-        now = time.monotonic()
-        while True:
-            with self._lock:
-                if not self._heap or self._heap[0][0] > now:
-                    return
-                timer = heapq.heappop(self._heap)[2]
-                timer.queued = math.inf
-            if timer.deadline <= now:
-                self._call(timer.callback)  # it looks again: the time may have moved
-            elif timer.deadline < math.inf:
-                self.set_timer(timer, timer.deadline)
 
 
 # ---- code packages and processes ----
@@ -1890,8 +1844,7 @@ class Log:
         self._sink = sink
         self._lock = threading.Lock()
         self._tail = b""
-        self._open = True
-        loop.watch(self._read_end, self._on_readable)
+        loop.watch(self._read_end, self.drain)
 
     def started(self) -> None:
         """Close our copy of the end that the bootstrap writes to."""
@@ -1899,11 +1852,6 @@ class Log:
             end, self.write_end = self.write_end, -1
         if end >= 0:
             os.close(end)
-
-    def _on_readable(self) -> None:
-        self.drain()
-        if not self._open:  # every process that had the other end has closed it
-            self.close()
 
     def drain(self) -> None:
         """Take what is waiting, 1 MiB at most per call; never blocks on the pipe."""
@@ -1913,14 +1861,12 @@ class Log:
                     return
 
     def _take(self) -> bool:
-        if not self._open:
-            return False
         try:
-            data = os.read(self._read_end, 65536)
+            data = os.read(self._read_end, 65536) if self._read_end >= 0 else b""
         except BlockingIOError:
             return False
-        if not data:
-            self._open = False
+        if not data:  # every process that had the other end has closed it
+            self._shut()
             return False
         self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
         if self._sink is not None:
@@ -1937,12 +1883,14 @@ class Log:
         """Take the rest and close, even if an escaped process holds the other end."""
         self.drain()
         with self._lock:
-            self._open = False
-            end, self._read_end = self._read_end, -1
+            self._shut()
+        self.started()
+
+    def _shut(self) -> None:
+        end, self._read_end = self._read_end, -1
         if end >= 0:
             self._loop.unwatch(end)
             os.close(end)
-        self.started()
 
 
 # ---- invocations ----
