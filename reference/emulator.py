@@ -2127,7 +2127,8 @@ class Instance(App):
         self.violations.clear()
         self.served += 1
         self.platform.watch_memory()
-        self._wind()
+        if self.timer.deadline > invocation.deadline or len(self.work) == 1:
+            self.set_deadline(invocation.deadline)
 
     def _has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
@@ -2135,7 +2136,8 @@ class Instance(App):
             for invocation in self.work:
                 self._begin(invocation)
         self.platform.offer(self)
-        self._wind()
+        if not self.work:
+            self._wind()
 
     def _wind(self) -> None:
         """Set the clock: to the first limit of an invocation, or for the idle time."""
@@ -2170,7 +2172,7 @@ class Instance(App):
                          else self.function.timeout_s)
                 self.end(late, ON_TIME.get(state, "timeout"), "%s within %s s" % (
                     NO_ANSWER.get(state, NO_ANSWER["busy"]), seconds(limit)))
-                self._wind()
+            self._wind()
 
     def violate(self, violation: Violation) -> None:
         """Note a violation with the invocation it belongs to (lock held)."""
@@ -2277,6 +2279,8 @@ class PullInstance(Instance):
     def __init__(self, platform: "Platform") -> None:
         super().__init__(platform, PullSession(platform.protocol))
         self.listener: Optional[Listener] = None
+        self._head = "%s\r\n%s%s" % (status_line(200), platform.fields, (
+            "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"))
 
     def launch(self) -> None:
         """Listen, then start the process: its first call finds the API ready."""
@@ -2314,9 +2318,7 @@ class PullInstance(Instance):
             poll.closing = True
             poll.answer(b"")
             return False
-        fields = self.platform.fields % invocation.request_id
-        head = "%s\r\n%sContent-Type: application/json\r\n%s%d\r\n\r\n" % (
-            status_line(200), fields, "Content-Length: ", len(invocation.event))
+        head = self._head % (invocation.request_id, len(invocation.event))
         return poll.answer(head.encode("latin-1"), invocation.event)
 
     def handle(self, connection: Connection, message: Message) -> None:
@@ -3254,7 +3256,8 @@ class Platform:
                 self.discard(instance, "kill")  # [any.instance.exit-idle]
             elif instance.has_room():
                 instance.take(invocation)
-                self.offer(instance)
+                if instance.has_room():
+                    self.roomy.append(instance)
                 return
         function = self.function
         if len(self.instances) < function.max_instances:
