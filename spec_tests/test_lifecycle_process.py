@@ -186,6 +186,22 @@ def test_any_outcome_bounded__full_backlog(code: str) -> None:
         assert stage.outcome(b"next") == ("ok", b"next")
 
 
+def test_any_stop_leftovers__after_timeout(code: str,
+                                           fifo: Callable[[str], str]) -> None:
+    """What runs on in an instance after a timeout there ends with the platform too."""
+    here = fifo("here")
+    with Stage("fc", code, concurrency=2, timeout_s=0.3) as stage:
+        callers = [stage.event(event(["tell", here], ["hang"]))]
+        wait_for(here)
+        stage.platform.function.timeout_s = 60
+        callers.append(stage.event(event(["tell", here], ["hang"])))
+        wait_for(here)
+        assert outcome_of(callers[0])[0] == "timeout"
+        stage.platform.close()
+        assert outcome_of(callers[1])[0] == "cancelled"
+        assert processes(code) == []
+
+
 # ---- instances and the queue ----
 
 
@@ -303,7 +319,7 @@ def test_any_caller_gone__starting(protocol: str, code: str,
         caller.close()
         assert stage.ends("cancelled")
         servant.tell(go)
-        assert stage.outcome(b"next") == ("ok", b"next")
+        assert stage.outcome(event(["count"])) == ("ok", b"1")
         assert stage.state()["counts"]["cold_starts"] == 1
 
 
