@@ -3046,13 +3046,17 @@ class PushInstance(Instance):
 
 # ---- the platform ----
 
+def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
+    """Return names and values; without the optional ones that have no value."""
+    filled = [(field, field.value.format_map(facts)) for field in table]
+    return [(field.name, value) for field, value in filled
+            if value or not field.optional]
+
+
 def fields_template(protocol: str, facts: Facts) -> str:
     """Write the fields that accompany an event, with %s where they differ."""
     marked = Facts(facts, request_id=MARK, control_path=MARK, base_path=MARK)
-    fields = [(field.name, field.value.format_map(marked), field.optional)
-              for field in HEADERS[protocol]]
-    text = format_head("", [(name, value) for name, value, optional in fields
-                            if value or not optional])[2:-2].decode("latin-1")
+    text = format_head("", fill_in(HEADERS[protocol], marked))[2:-2].decode("latin-1")
     return text.replace("%", "%%").replace(MARK, "%s")
 
 
@@ -3425,10 +3429,7 @@ class Platform:
     def environment(self, facts: Facts) -> Dict[str, str]:
         """Return the bootstrap's whole environment [any.env.inherited]."""
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
-        for field in ENVIRONMENT[self.protocol]:
-            value = field.value.format_map(facts)
-            if value or not field.optional:
-                env[field.name] = value
+        env.update(fill_in(ENVIRONMENT[self.protocol], facts))
         env.update(self.function.env)
         return env
 
