@@ -1620,12 +1620,13 @@ def unpack(path: str, folder: str) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             check_entries(entries)
-            left = ZIP_BYTES
             links = [entry for entry in entries
                      if stat.S_ISLNK(entry.external_attr >> 16)]
             for entry in entries:
                 if entry not in links:
-                    left -= _unpack_entry(archive, entry, folder, left)
+                    target = archive.extract(entry, folder)
+                    if not entry.is_dir():  # [any.package.mode]
+                        os.chmod(target, entry.external_attr >> 16 & 0o777 or 0o644)
             for entry in links:  # last, so that nothing is written through a link
                 _unpack_link(archive, entry, folder)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError,
@@ -1638,6 +1639,8 @@ def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
     if len(entries) > ZIP_ENTRIES:
         raise ValueError("the ZIP has %d entries; at most %d are unpacked"
                          % (len(entries), ZIP_ENTRIES))
+    if sum(entry.file_size for entry in entries) > ZIP_BYTES:  # no more is ever read
+        raise ValueError("the ZIP unpacks to more than %d MiB" % (ZIP_BYTES // MIB))
     for entry in entries:
         name = entry.filename
         kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -1646,26 +1649,6 @@ def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
             raise ValueError("the ZIP's entry %r leaves the code folder" % name)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
             raise ValueError("the ZIP's entry %r is a device or socket" % name)
-
-
-def _unpack_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: str,
-                  left: int) -> int:
-    target = os.path.join(folder, entry.filename)
-    if entry.is_dir():
-        os.makedirs(target, exist_ok=True)
-        return 0
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    size = 0
-    with archive.open(entry) as source, open(target, "wb") as copy:
-        for part in iter(lambda: source.read(CHUNK_BYTES), b""):
-            size += len(part)
-            if size > left:  # what is read counts, not what the entry announces
-                raise ValueError("the ZIP unpacks to more than %d MiB"
-                                 % (ZIP_BYTES // MIB))
-            copy.write(part)
-    mode = entry.external_attr >> 16 & 0o777
-    os.chmod(target, mode or 0o644)  # [any.package.mode]
-    return size
 
 
 def _unpack_link(archive: zipfile.ZipFile, entry: zipfile.ZipInfo,
