@@ -1840,20 +1840,18 @@ class Log:
     """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
 
     def __init__(self, loop: Loop, sink: Optional[Callable[[bytes], None]]) -> None:
-        self._read_end, self.write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
         self._loop = loop
         self._sink = sink
         self._lock = threading.Lock()
         self._tail = b""
-        loop.watch(self._read_end, self.drain)
+        self._read_end = -1     # of the pipe, while it is open
 
-    def started(self) -> None:
-        """Close our copy of the end that the bootstrap writes to."""
-        with self._lock:
-            end, self.write_end = self.write_end, -1
-        if end >= 0:
-            os.close(end)
+    def open(self) -> int:
+        """Return the end of a pipe for the bootstrap; the caller closes it."""
+        self._read_end, write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        self._loop.watch(self._read_end, self.drain)
+        return write_end
 
     def drain(self) -> None:
         """Take what is waiting, 1 MiB at most per call; never blocks on the pipe."""
@@ -1886,7 +1884,6 @@ class Log:
         self.drain()
         with self._lock:
             self._shut()
-        self.started()
 
     def _shut(self) -> None:
         end, self._read_end = self._read_end, -1
@@ -2076,9 +2073,12 @@ class Instance(App):
         with self._spawning:
             if self.ending:
                 raise StartError("", "the platform stops")
-            self.process = Process(words, platform.folder, env, self.log.write_end,
-                                   self.on_exit, platform.cores)
-        self.log.started()
+            output = self.log.open()
+            try:
+                self.process = Process(words, platform.folder, env, output,
+                                       self.on_exit, platform.cores)
+            finally:
+                os.close(output)
         platform.trace("process", instance=self.id, started=self.process.pid)
 
     def _docker_words(self, env: Dict[str, str], port: str) -> List[str]:
