@@ -2218,6 +2218,9 @@ class Instance(App):
             self._exited(state, status)
         self.cleanup()
 
+    def cut_off(self, invocation: Invocation) -> None:
+        """Let an exchange that still goes on end (lock held)."""
+
     def hear_out(self) -> None:
         """Take what the bootstrap sent before its end."""
 
@@ -2540,6 +2543,7 @@ class PushInstance(Instance):
         self.slots = self.function.concurrency
         self.port = self.function.port
         self.pool: Optional[List[Stream]] = []  # None = nobody will use them any more
+        self._streams = threading.Lock()        # for the pool, and who has a stream
         self._hook_lock = threading.Lock()
         self._streak = 0    # of checks that contradict `healthy`
         self._health_timer = Timer(self._on_health_time)
@@ -2645,7 +2649,7 @@ class PushInstance(Instance):
     def _connect(self, timeout_s: float) -> Tuple[Stream, bool]:
         """Return a connection, and whether it was used before."""
         while True:
-            with self.platform.lock:
+            with self._streams:
                 stream = self.pool.pop() if self.pool else None
             if stream is None:
                 return self._dial(timeout_s), False
@@ -2655,13 +2659,18 @@ class PushInstance(Instance):
 
     def _keep(self, stream: Stream, invocation: Optional[Invocation] = None) -> None:
         """Put a connection into the pool, unless nobody would take it out again."""
-        with self.platform.lock:
+        with self._streams:
             if invocation is not None:
                 invocation.upstream = None
             if self.pool is not None:
                 self.pool.append(stream)
             else:
                 stream.socket.close()
+
+    def cut_off(self, invocation: Invocation) -> None:
+        with self._streams:
+            if invocation.upstream is not None:
+                invocation.upstream.shut()
 
     # -- requests of the platform's own --
 
@@ -2886,10 +2895,10 @@ class PushInstance(Instance):
               body: Union[bytes, Iterable[bytes]], length: Optional[int]) -> Message:
         """Send a request; return the head of the answer. A body that may not fit into
         the socket goes from a thread, so that a server may answer while it reads."""
-        with self.platform.lock:
-            invocation.upstream = stream  # who settles the invocation shuts it
-            if invocation.outcome is not None:
-                raise CallerGone
+        with self._streams:
+            invocation.upstream = stream
+        if invocation.outcome is not None:  # else whoever settles it cuts it off
+            raise CallerGone
 
         def watch() -> None:
             if not wait_readable(stream.socket, invocation.caller):
@@ -3007,8 +3016,7 @@ class PushInstance(Instance):
         kind = "start-error" if state == "starting" else "init-error"
         self.end(bound, kind, self._exit_text(status, state) if bound else "")
         for invocation in self.work:
-            if invocation.upstream is not None:
-                invocation.upstream.shut()
+            self.cut_off(invocation)
 
     def _exit_text(self, status: int, state: str) -> str:
         code = status if status >= 0 else 128 - status
@@ -3020,7 +3028,7 @@ class PushInstance(Instance):
 
     def cleanup(self) -> None:
         self.platform.loop.set_timer(self._health_timer, math.inf)
-        with self.platform.lock:
+        with self._streams:
             pool, self.pool = self.pool or [], None
         for stream in pool:
             stream.socket.close()
@@ -3322,8 +3330,8 @@ class Platform:
         if self.tracing:
             self.trace("outcome", request_id=invocation.request_id, kind=kind,
                        message=message, duration_ms=round(duration * 1000, 3))
-        if invocation.upstream is not None:
-            invocation.upstream.shut()  # its exchange ends
+        if instance is not None:
+            instance.cut_off(invocation)
         self.lock.later(self._tell, invocation, invocation.outcome)
         return True
 
