@@ -2003,9 +2003,9 @@ DURING = {"starting": "before it was ready", "initializing": "during initialisat
 class Instance(App):
     """One bootstrap: its process, its log, its clock, and the invocations that it has.
 
-    These are bound to it while it starts, and begin when it is ready. Methods with an
-    underscore that change `work`, `ending` or the session run under the platform's
-    lock. Subclasses speak a protocol.
+    These are bound to it while it starts, and begin when it is ready. Whoever reads
+    or changes `work`, `ending` or the session holds the platform's lock. Subclasses
+    speak a protocol.
     """
 
     slots = 1   # invocations that it takes at a time
@@ -3005,8 +3005,7 @@ class PushInstance(Instance):
             # SIGTERM would reach any of its threads, and one that still wakes up may
             # swallow it: the main thread of a Python server then never hears of it
             self.process.exited.wait(THAW_S)
-        if self.function.pre_stop and self.served and not (
-                self.process is not None and self.process.exited.is_set()):
+        if self.function.pre_stop and self.served and not self.has_ended():
             with self._hook_lock:
                 self._hook("pre-stop", self.function.pre_stop_timeout_s)
 
