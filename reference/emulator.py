@@ -1578,7 +1578,8 @@ class Loop:
                 del self._timers[timer]
             self._next = min((timer.deadline for timer in self._timers),
                              default=math.inf)
-            pause = None if self._next == math.inf else self._next - now
+            pause = None if self._next == math.inf else min(  # more is refused
+                self._next - now, 1e6)
         for timer in due:
             self._call(timer.callback)  # what it sets wakes us up again
         return pause

@@ -202,6 +202,14 @@ def test_any_stop_leftovers__after_timeout(code: str,
         assert processes(code) == []
 
 
+def test_any_outcome_bounded__long_idle(code: str) -> None:
+    """An idle time of an age does not keep the other clocks from running out."""
+    with Stage("scf", code, idle_s=1e12, timeout_s=0.3) as stage:
+        assert stage.outcome(b"first") == ("ok", b"first")
+        until(lambda: False, 0.4)  # the platform waits for the idle time alone
+        assert stage.outcome(event(["hang"]))[0] == "timeout"
+
+
 # ---- instances and the queue ----
 
 
