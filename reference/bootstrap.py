@@ -547,7 +547,7 @@ class RuntimeApi:
             # been closed by the platform, unread. If it did read, the repetition does
             # no harm: an fg result names its invocation, and an scf result that comes
             # twice is ignored, since we have not asked for another event yet.
-            # [any.result.no-repeat] [scf.result.unfetched] [fg.result.unknown-id]
+            # [any.result.once] [scf.result.locked] [fg.result.unknown-id]
             if self.has_received:
                 raise
             return self.call(head, body, None)
@@ -615,7 +615,7 @@ def serve_pull(protocol: str, handler: "Handler") -> None:
         # [scf.ready.before-next] [scf.ready.body]
         is_ready = is_ready or post(api, names["ready"], "text/plain", b" ")
         context = poll_event(api, protocol) if is_ready else None
-        if context is None:  # [any.poll.retry] [any.poll.pause] [any.poll.gone]
+        if context is None:  # [any.poll.retry] [any.poll.pause]
             if monotonic() - started_s > PAUSE_MAX_S:
                 pause_s = PAUSE_MIN_S  # it was held: a long poll that came to its end
             stop.pause(pause_s)
@@ -626,7 +626,7 @@ def serve_pull(protocol: str, handler: "Handler") -> None:
         path = names["response" if ok else "error"]
         kind = "application/octet-stream" if ok else "application/json"
         # One result for each poll and no poll before it, since a poll would bring the
-        # same event again. [scf.response.once] [scf.response.order] [fg.response.id]
+        # same event again. [any.result.once] [scf.response.order] [fg.response.id]
         post(api, path.replace("{id}", context.request_id), kind, body)
 
 
@@ -643,7 +643,7 @@ def poll_event(api: RuntimeApi, protocol: str) -> "Optional[Context]":
         return None
     context = Context(protocol, headers, body, api.clock())
     if "{id}" in names["response"] and len(context.request_id.split()) != 1:
-        return None  # there would be no path to answer on [fg.request.no-event]
+        return None  # there would be no path to answer on [any.poll.retry]
     return context
 
 
@@ -728,7 +728,7 @@ class PushServer:
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind(("0.0.0.0", port))  # [fc.start.port] [fc.start.bind]
+                listener.bind(("0.0.0.0", port))  # [fc.start.port]
             except OSError as error:
                 raise ConfigError("cannot listen on port {}: {}".format(port, error))
             listener.listen(1024)
@@ -825,7 +825,7 @@ def kind_of(request: Request) -> str:
 
 def answer_invocation(request: Request, ok: bool, body: bytes) -> None:
     # The vendor's pages differ in which of the two counts, so both say the same.
-    # [fc.invoke.status] [fc.invoke.success-field] [fc.invoke.fail]
+    # [fc.invoke.status] [fc.invoke.success-field]
     if ok and request.keep_alive:  # the usual answer, formatted in one go
         request.wire.send(OK_HEAD % len(body), body)
     elif ok:

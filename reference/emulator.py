@@ -124,7 +124,7 @@ class BodyTooLarge(Exception):
 
 # ---- tables: protocols ----
 
-MIB = 1048576  # [any.size.unit]
+MIB = 1048576  # [any.event.size]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
@@ -183,22 +183,22 @@ def _rows(text: str) -> States:
 STATES: Dict[str, States] = {
     "scf": _rows("""
         starting ready                   accept   idle     scf.ready.first
-        starting next                    hold     starting scf.next.before-ready
-        starting response|error|oversize ignore   starting scf.result.unfetched
+        starting next                    hold     starting scf.next.blocks
+        starting response|error|oversize ignore   starting scf.result.locked
         idle     ready                   accept   idle     scf.ready.repeat
         idle     next                    hold     idle     scf.next.blocks
         idle     response|error|oversize ignore   idle     scf.result.locked
-        idle     issue                   accept   issued   scf.event.issue
+        idle     issue                   accept   issued   any.event.issue
         issued   ready                   accept   issued   scf.ready.repeat
         issued   next                    deliver  running  scf.next.event
-        issued   response|error|oversize ignore   issued   scf.result.unfetched
+        issued   response|error|oversize ignore   issued   scf.result.locked
         running  ready                   accept   running  scf.ready.repeat
         running  next                    deliver  running  scf.next.same-event
-        running  response                finish   idle     scf.response.result
-        running  error                   fail     idle     scf.error.result
-        running  oversize                overflow idle     scf.result.size
+        running  response                finish   idle     any.result.outcome
+        running  error                   fail     idle     any.result.outcome
+        running  oversize                overflow idle     any.result.size
         stopping ready                   accept   stopping scf.ready.repeat
-        stopping next                    hold     stopping scf.next.stopping
+        stopping next                    hold     stopping any.stop.drain
         stopping response|error|oversize ignore   stopping scf.result.locked
         """),
     "fg": _rows("""
@@ -206,15 +206,15 @@ STATES: Dict[str, States] = {
         starting response|error|oversize|stray refuse   starting fg.result.unknown-id
         idle     request                       hold     idle     fg.request.blocks
         idle     response|error|oversize|stray refuse   idle     fg.result.unknown-id
-        idle     issue                         accept   issued   fg.event.issue
+        idle     issue                         accept   issued   any.event.issue
         issued   request                       deliver  running  fg.request.event
         issued   response|error|oversize|stray refuse   issued   fg.result.unknown-id
-        running  request                       hold     running  fg.request.outstanding
-        running  response                      finish   idle     fg.response.result
-        running  error                         fail     idle     fg.error.result
-        running  oversize                      overflow idle     fg.result.size
+        running  request                       hold     running  fg.request.blocks
+        running  response                      finish   idle     any.result.outcome
+        running  error                         fail     idle     any.result.outcome
+        running  oversize                      overflow idle     any.result.size
         running  stray                         refuse   running  fg.result.unknown-id
-        stopping request                       hold     stopping fg.request.stopping
+        stopping request                       hold     stopping any.stop.drain
         stopping response|error|oversize|stray refuse   stopping fg.result.unknown-id
         """),
     "fc": _rows("""
@@ -228,14 +228,14 @@ STATES: Dict[str, States] = {
         frozen       invoke      thaw       busy         fc.freeze.thaw
         idle         stop        pre-stop   stopping     fc.stop.order
         frozen       stop        pre-stop   stopping     fc.stop.order
-        busy         stop        pre-stop   stopping     fc.stop.drain
+        busy         stop        pre-stop   stopping     any.stop.drain
         starting     stop        discard    stopping     fc.stop.order
         initializing stop        discard    stopping     fc.stop.order
         """),
 }
 
 # What a parked poll gets when an event is issued: scf answers every poll inside an
-# invocation with the same event [scf.next.same-event], fg only one [fg.request.one].
+# invocation with the same event [scf.next.same-event], fg only one [fg.request.blocks].
 POLLS_SHARE_EVENT = {"scf": True, "fg": False}
 
 # (state) -> outcome when the clock of that state runs out, or when the process ends.
@@ -270,7 +270,7 @@ HEADERS: Dict[str, Tuple[Field, ...]] = {
         "Request_Id {request_id}",
         "Memory_Limit_In_Mb {memory_mb}",
         "Time_Limit_In_Ms {timeout_ms}"),
-    "fg": _fields(  # [fg.request.headers] [fg.request.credentials]
+    "fg": _fields(  # [fg.request.headers] [any.credentials.role]
         "X-Cff-Request-Id {request_id}",
         "X-CFF-Invoke-Type sync",
         "?X-CFF-Access-Key {access_key_id}",
@@ -350,11 +350,11 @@ ENVIRONMENT: Dict[str, Tuple[Field, ...]] = {
 # where the emulator's own environment has none.
 INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 
-# [scf.env.handler-default]; for the others chosen
+# [scf.env.handler]; for the others chosen
 DEFAULT_HANDLER = {"scf": "index.main_handler", "fg": "index.handler",
                    "fc": "index.handler"}
 
-# Names that a user may not set [any.env.reserved].
+# Names that a user may not set [any.env.names].
 RESERVED_ENV = {"scf": ("SCF_", "QCLOUD_", "TENCENTCLOUD_", "_HANDLER"),
                 "fg": ("RUNTIME_",), "fc": ("FC_",)}
 
@@ -404,7 +404,7 @@ LIMITS: Dict[str, Dict[str, Limit]] = {
 }
 
 # healthCheckConfig of fc: our name -> vendor's field, lowest, highest, default
-# [fc.health.fields]
+# [fc.health.check]
 HEALTH_FIELDS: Dict[str, Tuple[str, int, int, int]] = {
     "initial_delay_s": ("initialDelaySeconds", 0, 120, 0),
     "period_s": ("periodSeconds", 1, 120, 3),
@@ -479,7 +479,7 @@ FG_ERRORS: Dict[str, Tuple[int, str, str]] = {
 }
 
 # kind -> (status of an event call, of an HTTP call, X-Fc-Error-Type, errorMessage)
-# [fc.outcome.function]
+# [fc.outcome.document]
 FC_FAILURES: Dict[str, Tuple[int, int, str, str]] = {
     "timeout": (200, 502, "InvocationError",
                 "Function timed out after {timeout} seconds "
@@ -495,7 +495,7 @@ FC_FAILURES: Dict[str, Tuple[int, int, str, str]] = {
     "init-error": (200, 502, "InitializationError", "{message}"),
 }
 
-# kind -> (status, Code, Message) [fc.outcome.platform]
+# kind -> (status, Code, Message) [fc.outcome.document]
 FC_ERRORS: Dict[str, Tuple[int, str, str]] = {
     "start-error": (412, "{start_error}", "The function cannot be started. {message}"),
     "bad-response": (502, "BadResponse", "BadResponse: {message}"),
@@ -516,7 +516,7 @@ START_ERRORS: Dict[str, Dict[str, str]] = {
            "port": "FunctionNotStarted", "": "CAExited"},
 }
 
-# Platform lines around an invocation, in each vendor's form [scf.log.lines] ...
+# Platform lines around an invocation, in each vendor's form [any.log.frame] ...
 LOG_LINES: Dict[str, Tuple[str, str]] = {
     "scf": ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
             "END RequestId: {request_id}\nReport RequestId: {request_id} "
@@ -672,12 +672,12 @@ class Function:
             if name in self._WHOLE and int(value) != value:
                 raise ValueError("%s must be a whole number, not %g" % (known, value))
             setattr(self, name, int(value) if name in self._WHOLE else value)
-        if not 1 <= self.concurrency <= 200:  # [fc.concurrency.range]
+        if not 1 <= self.concurrency <= 200:  # [fc.concurrency.limit]
             raise ValueError("concurrency must be 1 to 200, not %d" % self.concurrency)
         if self.protocol == "fc" and self.port:
-            self.max_instances = min(1, self.max_instances)  # [fc.port.fixed]
+            self.max_instances = min(1, self.max_instances)  # [any.instance.on-demand]
         if not self.init_timeout_s:
-            self.init_timeout_s = self.timeout_s  # [fg.init.limit]
+            self.init_timeout_s = self.timeout_s  # [any.init.timeout]
 
     def facts(self, code_root: str) -> Facts:
         """Return the values that the templates of ENVIRONMENT and HEADERS name."""
@@ -690,7 +690,7 @@ class Function:
             timeout_ms=str(round(self.timeout_s * 1000)),
             timeout_whole_s=str(max(1, math.ceil(self.timeout_s))),
             result_bytes=str(self.result_bytes), user_data=json.dumps(self.env),
-            cpu=str(200 + 100 * self.memory_mb // 128))  # [fg.env.cpu]
+            cpu=str(200 + 100 * self.memory_mb // 128))  # [fg.env.table]
 
 
 def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
@@ -702,7 +702,7 @@ def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):  # [any.env.names]
             raise ValueError("environment variable %r: a name is a letter, then "
                              "letters, digits and underscores" % name)
-        if name.startswith(RESERVED_ENV[protocol]):  # [any.env.reserved]
+        if name.startswith(RESERVED_ENV[protocol]):  # [any.env.names]
             raise ValueError("environment variable %s: the prefix is reserved for the "
                              "platform" % name)
         if "\0" in value:
@@ -870,9 +870,9 @@ class PushSession:
 
 def judge_answer(is_http: bool, status: int, fc_status: str) -> str:
     """Return the outcome of an invocation's answer: ok or function-error."""
-    if fc_status:  # the field wins over the status line [fc.answer.field-wins]
+    if fc_status:  # the field wins over the status line [fc.answer.outcome]
         return "function-error" if fc_status == "404" else "ok"
-    if status == 404 and not is_http:  # [fc.answer.status]
+    if status == 404 and not is_http:  # [fc.answer.outcome]
         return "function-error"
     return "ok"
 
@@ -898,18 +898,18 @@ def check_request(request: HttpRequest) -> None:
 
 def http_problem(request: HttpRequest, function: Function) -> str:
     """Say which limit of fc a caller's request exceeds; "" for none."""
-    if len(request.target) > function.path_bytes:  # [fc.limits.path]
+    if len(request.target) > function.path_bytes:  # [fc.limits.request]
         return "path and query have %d bytes; the limit is %d" % (
             len(request.target), function.path_bytes)
     size = fields_size(request.headers)
-    if size > function.request_header_bytes:  # [fc.limits.headers]
+    if size > function.request_header_bytes:  # [fc.limits.request]
         return "the header fields have %d bytes; the limit is %d" % (
             size, function.request_header_bytes)
     return ""
 
 
 def fields_size(fields: Iterable[Tuple[str, str]]) -> int:
-    """Count a head as fc does: names and values [fc.limits.headers]."""
+    """Count a head as fc does: names and values [fc.limits.request]."""
     return sum(len(name) + len(value) for name, value in fields)
 
 
@@ -981,14 +981,14 @@ def parse_head(text: str) -> Message:
     start, *lines = text.split("\r\n")
     words = start.split(" ", 2)
     if len(words) < 2 or _BAD_VALUE.search(start):
-        raise BadMessage("any.http.start-line", repr(start[:80]))
+        raise BadMessage("any.http.malformed", repr(start[:80]))
     fields = []
     table: Dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         value = value.strip(" \t")
         if not colon or not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
-            raise BadMessage("any.http.fields", repr(line[:80]))
+            raise BadMessage("any.http.malformed", repr(line[:80]))
         key = name.lower()
         if key in table:
             if key in ("content-length", "transfer-encoding"):
@@ -1080,7 +1080,7 @@ class Stream:
                 raise BadMessage("any.limits.head", "a head over 64 KiB", 431)
             more = self._read(65536)
             if not more:
-                raise BadMessage("any.http.complete", "end of stream after %r"
+                raise BadMessage("any.http.no-effect", "end of stream after %r"
                                  % data[-40:])
             if time.monotonic() > deadline:
                 raise BadMessage("any.limits.slow", "a head takes too long", 408)
@@ -1099,12 +1099,12 @@ class Stream:
         except BlockingIOError:
             raise BadMessage("any.limits.slow", "silence within a message", 408)
         except ConnectionError as error:
-            raise BadMessage("any.http.complete", "the connection broke within a "
+            raise BadMessage("any.http.no-effect", "the connection broke within a "
                              "message: %s" % error.strerror)
 
     def chunks(self, length: Optional[int]) -> Iterator[bytes]:
         """Yield the body as it comes, at most CHUNK_BYTES at a time. `length` as of
-        Message. Raises BadMessage when it ends early [any.http.complete]."""
+        Message. Raises BadMessage when it ends early [any.http.no-effect]."""
         if length == -1:
             return self._chunked()
         return self._counted(length or 0)
@@ -1122,7 +1122,7 @@ class Stream:
         while left:
             data = self.rest or self._read(min(left, CHUNK_BYTES))
             if not data:
-                raise BadMessage("any.http.complete", "end of stream after %d of %d "
+                raise BadMessage("any.http.no-effect", "end of stream after %d of %d "
                                  "body bytes" % (length - left, length))
             data, self.rest = (data[:left], data[left:]) if self.rest else (data, b"")
             left -= len(data)
@@ -1132,13 +1132,13 @@ class Stream:
         while True:
             text = self._line().partition(b";")[0].strip(b" \t")
             if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text):
-                raise BadMessage("any.http.chunked", "chunk size %r" % text[:40])
+                raise BadMessage("any.http.framing", "chunk size %r" % text[:40])
             size = int(text, 16)
             if not size:
                 break
             yield from self._counted(size)
             if self._line():
-                raise BadMessage("any.http.chunked", "no CRLF after a chunk")
+                raise BadMessage("any.http.framing", "no CRLF after a chunk")
         for _ in range(HEAD_FIELDS):  # trailers
             if not self._line():
                 return
@@ -1148,7 +1148,7 @@ class Stream:
         while b"\r\n" not in self.rest:
             more = b"" if len(self.rest) > 4096 else self._read(65536)
             if not more:
-                raise BadMessage("any.http.chunked", "no line end after %r"
+                raise BadMessage("any.http.framing", "no line end after %r"
                                  % self.rest[:40])
             self.rest += more
         line, _, self.rest = self.rest.partition(b"\r\n")
@@ -1182,7 +1182,7 @@ class Stream:
             except BlockingIOError:
                 raise BadMessage("any.limits.slow", "silence within a body", 408)
             if not count:
-                raise BadMessage("any.http.complete", "end of stream after %d of %d "
+                raise BadMessage("any.http.no-effect", "end of stream after %d of %d "
                                  "body bytes" % (done, length))
             done += count
         return bytes(whole)
@@ -1264,7 +1264,7 @@ class Connection:
             raise BadMessage("any.limits.head", "%d header fields"
                              % len(message.fields), 431)
         if not message.is_request:
-            raise BadMessage("any.http.start-line", repr(" ".join(message.words)[:80]))
+            raise BadMessage("any.http.malformed", repr(" ".join(message.words)[:80]))
         self.message = message
         self.closing = not message.keep_alive
         self.app.handle(self, message)
@@ -2104,7 +2104,7 @@ class Instance(App):
             self._begin(invocation)
 
     def _begin(self, invocation: Invocation) -> None:
-        """Start the clock of an invocation [scf.event.clock] [fg.event.clock]."""
+        """Start the clock of an invocation [any.limits.clock]."""
         invocation.started = time.monotonic()
         invocation.deadline = invocation.started + self.function.timeout_s
         invocation.violations += self.violations
@@ -2398,7 +2398,7 @@ class PullInstance(Instance):
         self.session.stop()
 
     def hear_out(self) -> None:
-        """What the bootstrap sent before its end counts [any.process.last-words]."""
+        """What the bootstrap sent before its end counts [any.result.first]."""
         if self.listener is not None:
             self.listener.accept()
             self.listener.join(1.0)
@@ -2623,7 +2623,7 @@ class PushInstance(Instance):
                     self.platform.note(self._port_problem())
 
     def _port_problem(self) -> str:
-        if self._loopback_only():  # [fc.start.bind]
+        if self._loopback_only():  # [fc.start.port]
             return ("the server listens on 127.0.0.1:%d only, where the cloud cannot "
                     "reach it. Bind 0.0.0.0" % self.port)
         return ("nothing listens on port %d within %s s; the server must listen on "
@@ -2723,7 +2723,7 @@ class PushInstance(Instance):
         return status, error_text
 
     def _check_health(self) -> str:
-        """Ask for the health check's path; "" when it is healthy [fc.health.answer]."""
+        """Ask for the health check's path; "" when it is healthy [fc.health.check]."""
         check = self.function.health_check
         status, error = self._call("GET", format_head(
             "GET %s HTTP/1.1" % check["path"],
@@ -2753,7 +2753,7 @@ class PushInstance(Instance):
         """Check once more; enough failures or successes in a row change the verdict
         [fc.health.thresholds]."""
         check = self.function.health_check
-        if self.session.state == "frozen":  # [fc.health.frozen]
+        if self.session.state == "frozen":  # [fc.health.check]
             self.platform.loop.set_timer(self._health_timer,
                                          time.monotonic() + check["period_s"])
         if self.session.state in ("frozen", "stopping"):
@@ -2796,7 +2796,7 @@ class PushInstance(Instance):
             kind, message = "response-too-large", "the answer: %s" % error
         except BadMessage as error:
             kind, message = "bad-response", str(error)
-            broke = error.violation.rule == "any.http.complete"
+            broke = error.violation.rule == "any.http.no-effect"
             with self.platform.lock:
                 invocation.violations.append(error.violation)
                 self.platform.note_violation(error.violation)
@@ -2810,7 +2810,7 @@ class PushInstance(Instance):
         failure = None if invocation.upload is None else invocation.upload.failure
         if isinstance(failure, BodyTooLarge):
             kind, message = "request-too-large", "the request: %s" % failure
-        elif failure is not None:  # [any.http.complete] not the function's fault
+        elif failure is not None:  # [any.http.no-effect] not the function's fault
             kind, message = "cancelled", "the caller broke off: %s" % failure
         self._conclude(invocation, kind, message, answer)
 
@@ -2934,7 +2934,7 @@ class PushInstance(Instance):
             version, status, _ = message.words
             if not version.startswith("HTTP/1.") or not re.fullmatch(r"[1-9]\d\d",
                                                                      status):
-                raise BadMessage("any.http.start-line", repr(" ".join(
+                raise BadMessage("any.http.malformed", repr(" ".join(
                     message.words)[:80]))
             if status[0] != "1" or status == "101":
                 return message
@@ -3248,7 +3248,7 @@ class Platform:
         while self.roomy:
             instance = self.roomy.pop()  # the one used last
             if not instance.work and instance.has_ended():
-                self.discard(instance, "kill")  # [any.instance.exit-idle]
+                self.discard(instance, "kill")  # [any.instance.replace]
             elif instance.has_room():
                 instance.take(invocation)
                 if instance.has_room():
@@ -3263,7 +3263,7 @@ class Platform:
                 self.lock.later(aside, instance.start)
             else:  # nothing to wait for but the start of a process
                 self.lock.later(instance.start)
-        elif len(self.queue) >= function.queue:  # [any.queue.full]
+        elif len(self.queue) >= function.queue:  # [any.queue.limit]
             self.settle(invocation, "throttled", message="%d instances are busy and %d "
                         "events wait" % (len(self.instances), len(self.queue)))
         else:
@@ -3484,7 +3484,7 @@ def utc_now() -> str:
 
 def reachable_host() -> str:
     """Return 127.0.0.2, from where a server bound to 127.0.0.1 cannot be reached
-    [fc.start.bind]; 127.0.0.1 on hosts that lack the address."""
+    [fc.start.port]; 127.0.0.1 on hosts that lack the address."""
     probe = socket.socket()
     try:
         probe.bind(("127.0.0.2", 0))

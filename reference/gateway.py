@@ -457,7 +457,7 @@ def plan_workers(profile: Profile, active: int, ready: int, starting: int,
 
 
 def judge_answer(control_path: str, status: int, fc_status: str) -> bool:
-    """Tell whether the handler succeeded, as the fc platform would [fcc.answer.judge].
+    """Tell whether the handler succeeded, as the fc platform would [fcc.answer.status].
     """
     if fc_status in ("200", "404"):
         return fc_status == "200"
@@ -479,7 +479,7 @@ _SEND_LIMIT = struct.pack("ll", 0, int(_SEND_SLICE_S * 1e6))
 HOP_FIELDS = frozenset((
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade",
     "transfer-encoding", "content-length", "expect", "x-noslate-worker-secret"))
-# What a worker hears about itself instead of about the container [fcc.fields.own]
+# What a worker hears about itself instead of about the container [fcc.fields.pass]
 DROPPED_REQUEST = HOP_FIELDS.union((
     "x-fc-request-id", "x-fc-control-path", "x-fc-function-name",
     "x-fc-function-handler", "x-fc-function-memory", "x-fc-function-timeout"))
@@ -822,7 +822,7 @@ class Worker:
         self.agent.launched(self, failure)
         if self.process is not None:
             self.process.wait()
-            kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.worker.forks]
+            kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
         self.agent.exited(self)
         while self.pool:
             self.pool.pop().socket.close()
@@ -908,7 +908,7 @@ class Worker:
         return Stream(connected)
 
     def _initialize(self, stream: Stream, begin: float) -> None:
-        """Call the initializer [fcc.launch.initialize]. Raises Failure, OSError."""
+        """Call the initializer [fcc.launch.ready]. Raises Failure, OSError."""
         stream.arm(begin + self.profile.init_timeout_s)
         own = self.own_lines("/initialize", secrets.token_hex(16), 0)
         try:
@@ -939,7 +939,7 @@ class Worker:
 
     def own_lines(self, control_path: str, request_id: str,
                   timeout_s: float) -> List[str]:
-        """Return the fields by which a worker knows its platform [fcc.fields.own]."""
+        """Return the fields by which a worker knows its platform [fcc.fields.pass]."""
         return ["X-Fc-Request-Id: " + request_id, "X-Fc-Control-Path: " + control_path,
                 "X-Fc-Function-Timeout: %g" % timeout_s, self._own_lines]
 
@@ -1284,13 +1284,13 @@ class Broker:
         """Return the worker for the next call, None when each is full."""
         ready = [worker for worker in self.workers if worker.state == "ready"]
         limit = self.profile.max_active
-        if self.profile.round_robin:  # [fcc.dispatch.round-robin]
+        if self.profile.round_robin:  # [fcc.dispatch.worker]
             if not ready or self.active() >= limit * len(ready):
                 return None
             self.turn += 1
             return ready[self.turn % len(ready)]
         worker = min(ready, key=lambda one: one.active, default=None)
-        # [fcc.dispatch.least]
+        # [fcc.dispatch.worker]
         return worker if worker is not None and worker.active < limit else None
 
     def victims(self, number: int) -> List[Worker]:
@@ -1350,7 +1350,7 @@ class Agent:
 
     def set_profiles(self, document: object) -> None:
         """Replace the whole list. Workers whose code is another now finish their calls
-        first [fcc.profile.drain]. Raises ValueError, and nothing has changed then."""
+        first [fcc.profile.identity]. Raises ValueError, and nothing has changed then."""
         functions, services = read_profiles(document, self.settings)
         now = time.monotonic()
         with self.lock:
@@ -1433,7 +1433,7 @@ class Agent:
         if call.refusal is not None:
             raise call.refusal
         if call.worker is None or time.monotonic() >= call.deadline:
-            # [fcc.timeout.queue]
+            # [fcc.timeout.head]
             raise Failure("QueueTimeout", "no worker of %s was free within %g s"
                           % (call.name, call.metadata.timeout_s))
 
@@ -1955,7 +1955,7 @@ class Server:
         stream.arm(math.inf)
         return request.keep_alive
 
-    # Hooks [fcc.hook.methods]
+    # Hooks [fcc.invoke.kind]
 
     def _hook(self, request: Request) -> None:
         try:

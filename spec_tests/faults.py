@@ -51,18 +51,17 @@ def cases(protocol: str) -> Iterator[Fault]:
 def expected(protocol: str, fault: str, point: str) -> Tuple[str, str]:
     """Return the outcome and the rule that demands it."""
     if point == "after-result":
-        return "ok", "any.process.last-words"
+        return "ok", "any.result.first"
     if fault == "sigstop":
-        limit = {"scf": "scf.init.timeout", "fg": "fg.init.limit"}[protocol]
-        return {"before-ready": ("init-timeout", limit),
-                "idle": ("not-fetched", f"{protocol}.timeout.not-fetched")}.get(
-                    point, ("timeout", f"{protocol}.timeout.running"))
+        return {"before-ready": ("init-timeout", "any.init.timeout"),
+                "idle": ("not-fetched", "any.event.timeout")}.get(
+                    point, ("timeout", "any.event.timeout"))
     if fault == "fork" and point != "idle":
         outcome = "init-error" if point == "before-ready" else "exit"
         return outcome, "any.process.group"
-    return {"before-ready": ("init-error", f"{protocol}.init.exit"),
-            "idle": ("", "any.instance.exit-idle")}.get(
-                point, ("exit", f"{protocol}.outcome.exit"))
+    return {"before-ready": ("init-error", "any.init.exit"),
+            "idle": ("", "any.instance.replace")}.get(
+                point, ("exit", "any.outcome.exit"))
 
 
 def attempt(platform: rig.PlatformUnderTest, case: Fault) -> None:

@@ -152,7 +152,7 @@ def test_any_poll_retry__cut(puller: Bootstrap, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(pulling.CUT_BODY))
-def test_any_http_body_cut(puller: Bootstrap, name: str) -> None:
+def test_any_poll_retry__body_cut(puller: Bootstrap, name: str) -> None:
     """An answer that breaks off is no event: another poll follows, and no result."""
     with puller.used_pull() as run:
         pulling.cut_off(run, pulling.CUT_BODY[name])
@@ -170,19 +170,19 @@ def test_any_poll_pause(puller: Bootstrap) -> None:
     pulling.pauses(run, 3)
 
 
-def test_any_poll_gone(puller: Bootstrap) -> None:
+def test_any_poll_pause__gone(puller: Bootstrap) -> None:
     """A platform that goes away and comes back is polled again."""
     pulling.goes_away(puller.pull())
 
 
 @pytest.mark.parametrize("name", sorted(pulling.ACKNOWLEDGEMENTS))
-def test_any_result_no_repeat(puller: Bootstrap, name: str) -> None:
+def test_any_result_once__no_repeat(puller: Bootstrap, name: str) -> None:
     """Whatever is answered to a result, it is not sent again."""
     with puller.used_pull() as run:
         pulling.acknowledged_with(run, pulling.ACKNOWLEDGEMENTS[name])
 
 
-def test_any_result_no_repeat__cut(puller: Bootstrap) -> None:
+def test_any_result_once__no_repeat_cut(puller: Bootstrap) -> None:
     """A result whose answer breaks off is not sent again."""
     with puller.used_pull() as run:
         run.poll().reply(200, run.headers(), b"first")

@@ -18,7 +18,7 @@ def test_fc_start_port__custom(bootstrap: Bootstrap) -> None:
     bootstrap.push(but=["FC_SERVER_PORT"]).alive()
 
 
-def test_fc_start_bind(bootstrap: Bootstrap) -> None:
+def test_fc_start_port__bind(bootstrap: Bootstrap) -> None:
     """The server is there at another address than 127.0.0.1."""
     run = bootstrap.push()
     run.host = "127.0.0.2"
@@ -63,7 +63,7 @@ def test_fc_invoke_status(bootstrap: Bootstrap) -> None:
         same((200, b"hello"), (answer.status, answer.body))
 
 
-def test_fc_invoke_fail(bootstrap: Bootstrap) -> None:
+def test_fc_invoke_status__fail(bootstrap: Bootstrap) -> None:
     """A failure comes with status 404, X-Fc-Status 404 and the error document."""
     with bootstrap.used_push() as run:
         event = instruction("raise", type="Refused", message="not today")
@@ -128,7 +128,7 @@ def test_fc_connection_keep_alive__hooks(bootstrap: Bootstrap) -> None:
 
 @pytest.mark.parametrize("name", ["X-Fc-Function-Memory", "X-Fc-Function-Timeout",
                                   "X-Fc-Version-Id", "X-Fc-Security-Token"])
-def test_fc_header_empty(bootstrap: Bootstrap, name: str) -> None:
+def test_fc_headers_tolerant(bootstrap: Bootstrap, name: str) -> None:
     """A field without a value does no harm."""
     with bootstrap.used_push() as run:
         fields = [(one, "" if one == name else value) for one, value in run.headers()]

@@ -9,7 +9,7 @@ from kit import Bootstrap, event_headers, instruction, same
 
 
 @pytest.mark.parametrize("name", sorted(pulling.WITHOUT_ID))
-def test_fg_request_no_event(bootstrap: Bootstrap, name: str) -> None:
+def test_any_poll_retry__fg_no_event(bootstrap: Bootstrap, name: str) -> None:
     """What has no id, or another status than 200, is no event."""
     with bootstrap.used_pull() as run:
         pulling.brings_none(run, pulling.WITHOUT_ID[name])
@@ -43,14 +43,14 @@ def test_fg_response_id__decoy(bootstrap: Bootstrap) -> None:
 
 
 @pytest.mark.parametrize("word", ["echo", "raise"])
-def test_fg_response_once(bootstrap: Bootstrap, word: str) -> None:
+def test_any_result_once__fg(bootstrap: Bootstrap, word: str) -> None:
     """One event brings one result, and then the next poll."""
     with bootstrap.used_pull() as run:
         run.invoke(instruction(word, text="a", type="T", message="m"))
         run.alive()
 
 
-def test_fg_response_once__duplicate(bootstrap: Bootstrap) -> None:
+def test_any_result_once__fg_duplicate(bootstrap: Bootstrap) -> None:
     """An event that a platform delivers twice brings a result each time."""
     with bootstrap.used_pull() as run:
         pulling.delivered_twice(run)

@@ -47,7 +47,7 @@ def test_scf_next_no_timeout(bootstrap: Bootstrap) -> None:
 
 
 @pytest.mark.parametrize("word", ["echo", "raise"])
-def test_scf_response_once(bootstrap: Bootstrap, word: str) -> None:
+def test_any_result_once__scf(bootstrap: Bootstrap, word: str) -> None:
     """One event brings one result, and then the next poll."""
     with bootstrap.used_pull() as run:
         run.invoke(instruction(word, text="a", type="T", message="m"))
@@ -57,7 +57,7 @@ def test_scf_response_once(bootstrap: Bootstrap, word: str) -> None:
         same(b"next", result.body)
 
 
-def test_scf_response_once__duplicate(bootstrap: Bootstrap) -> None:
+def test_any_result_once__scf_duplicate(bootstrap: Bootstrap) -> None:
     """An event that a platform delivers twice brings a result each time."""
     with bootstrap.used_pull() as run:
         pulling.delivered_twice(run)
@@ -69,7 +69,7 @@ def test_scf_response_order(bootstrap: Bootstrap) -> None:
         pulling.waits_for_answer(run)
 
 
-def test_scf_response_once__context(bootstrap: Bootstrap) -> None:
+def test_any_result_once__scf_context(bootstrap: Bootstrap) -> None:
     """The handler learns memory and time limit from the event's fields."""
     bootstrap.needs("context")
     with bootstrap.used_pull() as run:

@@ -102,7 +102,7 @@ def test_exit_status(options: Tuple[str, ...], status: int, code: str) -> None:
     """0 ok, 1 an invocation failed, 3 with --strict a rule was broken."""
     done = run(words("scf", code, *options))
     assert done.status == status
-    assert ("any.http.complete" in done.err) == ("half" in options)
+    assert ("any.http.no-effect" in done.err) == ("half" in options)
 
 
 def test_one_shot_quiet(code: str) -> None:
@@ -534,7 +534,8 @@ def test_any_stop_drain(protocol: str, code: str) -> None:
 
 @PULL_AND_PUSH
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_any_stop_leftovers(protocol: str, number: int, tmp_path: pathlib.Path) -> None:
+def test_any_process_group__leftovers(protocol: str, number: int,
+                                      tmp_path: pathlib.Path) -> None:
     """A signal while serving or in a one shot leaves no process and no folder."""
     code = misbehave.place(tmp_path / "code")
     with live(words(protocol, code, "--event", "pid", "--event", "hang", "--timeout",

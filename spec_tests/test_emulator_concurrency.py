@@ -68,7 +68,7 @@ def test_any_instance_replace(protocol: str, tmp_path: pathlib.Path) -> None:
 
 
 @PROTOCOLS
-def test_any_instance_reuse(protocol: str, tmp_path: pathlib.Path) -> None:
+def test_any_instance_on_demand__reuse(protocol: str, tmp_path: pathlib.Path) -> None:
     """One caller after the other gets the same instance."""
     with open_platform(protocol, tmp_path / "code") as platform:
         pids = {platform.invoke(b"pid").body for _ in range(20)}
@@ -109,7 +109,7 @@ class Busy:
 
 
 @PROTOCOLS
-def test_any_queue_full(protocol: str, tmp_path: pathlib.Path) -> None:
+def test_any_queue_limit__full(protocol: str, tmp_path: pathlib.Path) -> None:
     """With every instance busy and no queue the next event is throttled at once."""
     busy = Busy(protocol, tmp_path / "code", queue=0)
     with busy.platform as platform:
@@ -119,7 +119,7 @@ def test_any_queue_full(protocol: str, tmp_path: pathlib.Path) -> None:
 
 
 @PROTOCOLS
-def test_any_queue_timeout(protocol: str, tmp_path: pathlib.Path) -> None:
+def test_any_queue_limit__timeout(protocol: str, tmp_path: pathlib.Path) -> None:
     """An event that waits longer than --queue-timeout is throttled."""
     busy = Busy(protocol, tmp_path / "code", queue_timeout_s=0.2)
     with busy.platform as platform:
@@ -254,7 +254,7 @@ def test_any_poll_dead_then_alive(attached: Attached) -> None:
     assert attached.outcome().kind == "ok"
 
 
-def test_fg_request_one(attached: Attached) -> None:
+def test_fg_request_blocks__one(attached: Attached) -> None:
     """Parallel polls: scf answers all with the event, fg exactly one of them."""
     polls = [attached.park() for _ in range(3)]
     invocation = attached.submit(b"shared")
@@ -349,19 +349,19 @@ def test_any_http_continue(attached: Attached) -> None:
 
 
 BAD_REQUESTS = [
-    ("any.http.start-line", b"hello\r\n\r\n", 400),
-    ("any.http.start-line", b"GET /a b HTTP/1.1\r\n\r\n", 400),
-    ("any.http.start-line", b"GET / HTTP/2.0\r\n\r\n", 400),
-    ("any.http.start-line", b"\x16\x03\x01\x02\r\n\r\n", 400),
-    ("any.http.fields", b"GET / HTTP/1.1\r\nA\r\n\r\n", 400),
-    ("any.http.fields", b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", 400),
+    ("any.http.malformed", b"hello\r\n\r\n", 400),
+    ("any.http.malformed", b"GET /a b HTTP/1.1\r\n\r\n", 400),
+    ("any.http.malformed", b"GET / HTTP/2.0\r\n\r\n", 400),
+    ("any.http.malformed", b"\x16\x03\x01\x02\r\n\r\n", 400),
+    ("any.http.malformed", b"GET / HTTP/1.1\r\nA\r\n\r\n", 400),
+    ("any.http.malformed", b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", 400),
     ("any.http.framing", b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2"
                          b"\r\n\r\nx", 400),
     ("any.http.framing", b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: "
                          b"chunked\r\n\r\nx", 400),
     ("any.limits.head", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
     ("any.limits.head", b"GET / HTTP/1.1\r\nA: " + b"b" * 70000, 431)] + [
-    ("any.http.chunked", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + body,
+    ("any.http.framing", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + body,
      400) for body in (b"x\r\n", b"-1\r\n", b"0x1\r\na\r\n", b"1\r\nab\r\n", b"\r\n",
                        b"1 1\r\n", b"fffffffffffffffff\r\n", b"1\na\r\n0\r\n\r\n")]
 

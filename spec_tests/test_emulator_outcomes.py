@@ -44,69 +44,69 @@ SHORT_INIT = (("timeout_s", AMPLE_S), ("init_timeout_s", 0.5))
 AMPLE = (("timeout_s", AMPLE_S),)
 
 SCF = (
-    Case("scf.response.result", "hello", "ok", "hello"),
-    Case("scf.error.result", "fail why", "function-error",
+    Case("any.result.outcome", "hello", "ok", "hello"),
+    Case("any.result.outcome:error", "fail why", "function-error",
          '"errorMessage":"user code exception caught","requestId":"%","stackTrace":'
          '"why","statusCode":430', settings=AMPLE),
-    Case("scf.timeout.running", "hang", "timeout",
+    Case("any.event.timeout", "hang", "timeout",
          '{"errorCode":-1,"errorMessage":"Invoking task timed out after 0.4 seconds",'
          '"requestId":"%","statusCode":433}'),
-    Case("scf.timeout.refetch", "poll-hang", "timeout", '"statusCode":433'),
-    Case("scf.timeout.not-fetched", "hello", "not-fetched",
+    Case("any.limits.clock:refetch", "poll-hang", "timeout", '"statusCode":433'),
+    Case("any.event.timeout:not-fetched", "hello", "not-fetched",
          '"Waiting for event timed out after 0.4 seconds"', before="last"),
-    Case("scf.timeout.not-fetched:at-start", "hello", "not-fetched",
+    Case("any.event.timeout:not-fetched-at-start", "hello", "not-fetched",
          '"Waiting for event timed out after 0.4 seconds"', mode="ready-only"),
-    Case("scf.init.timeout", "hello", "init-timeout",
+    Case("any.init.timeout", "hello", "init-timeout",
          '"Initializing task timed out after 0.5 seconds"', mode="silent",
          settings=SHORT_INIT),
-    Case("scf.next.before-ready", "hello", "init-timeout", '"statusCode":450',
+    Case("scf.next.blocks:before-ready", "hello", "init-timeout", '"statusCode":450',
          mode="poll-first", settings=SHORT_INIT),
-    Case("scf.init.exit", "hello", "init-error",
+    Case("any.init.exit", "hello", "init-error",
          '"User process exit when initializing"', mode="exit 3", settings=AMPLE),
-    Case("scf.init.exit:killed", "hello", "init-error", '"statusCode":445',
+    Case("any.init.exit:killed", "hello", "init-error", '"statusCode":445',
          mode="exit -9", settings=AMPLE),
-    Case("scf.outcome.exit", "exit 3", "exit", '"User process exit when running"',
+    Case("any.outcome.exit", "exit 3", "exit", '"User process exit when running"',
          settings=AMPLE),
-    Case("scf.outcome.exit:status-0", "exit 0", "exit", '"statusCode":439',
+    Case("any.outcome.exit:status-0", "exit 0", "exit", '"statusCode":439',
          settings=AMPLE),
-    Case("scf.outcome.exit:killed", "exit -9", "exit", '"statusCode":439',
+    Case("any.outcome.exit:killed", "exit -9", "exit", '"statusCode":439',
          settings=AMPLE),
     Case("any.process.group", "fork", "exit", '"statusCode":439', settings=AMPLE),
-    Case("any.http.complete:then-exit", "half-exit", "exit", '"statusCode":439',
-         broken=("any.http.complete",), settings=AMPLE),
-    Case("any.process.last-words", "last-words", "ok", "last words", settings=AMPLE),
-    Case("scf.result.size", "large 1001", "response-too-large", '"statusCode":407',
+    Case("any.http.no-effect:complete-then-exit", "half-exit", "exit", '"statusCode":439',
+         broken=("any.http.no-effect",), settings=AMPLE),
+    Case("any.result.first:last-words", "last-words", "ok", "last words", settings=AMPLE),
+    Case("any.result.size", "large 1001", "response-too-large", '"statusCode":407',
          settings=AMPLE),
     Case("any.result.bytes", "large 1000", "ok", "x" * 1000, settings=AMPLE),
     Case("any.event.size", "x" * 2001, "request-too-large", '"statusCode":406',
          settings=AMPLE),
-    Case("scf.result.unfetched", "hello", "ok", "hello", mode="early",
-         broken=("scf.result.unfetched",), settings=AMPLE),
+    Case("scf.result.locked:unfetched", "hello", "ok", "hello", mode="early",
+         broken=("scf.result.locked",), settings=AMPLE),
 )
 
 FG = (
-    Case("fg.response.result", "hello", "ok", "hello",
+    Case("any.result.outcome", "hello", "ok", "hello",
          header=("X-Func-Err-Code", "0")),
-    Case("fg.error.result", "fail why", "function-error", "why",
+    Case("any.result.outcome:error", "fail why", "function-error", "why",
          header=("X-Func-Err-Code", "4002"), settings=AMPLE),
-    Case("fg.timeout.running", "hang", "timeout",
+    Case("any.event.timeout", "hang", "timeout",
          '{"error_code":"FSS.4010","error_msg":"call invoke timeout 0.4s"}',
          header=("X-Func-Err-Code", "4010")),
-    Case("fg.timeout.not-fetched", "hello", "not-fetched", "call invoke timeout 0.4s",
+    Case("any.event.timeout:not-fetched", "hello", "not-fetched", "call invoke timeout 0.4s",
          before="last"),
-    Case("fg.request.outstanding", "poll-hang", "timeout", "FSS.4010"),
-    Case("fg.init.limit", "hello", "init-timeout",
+    Case("fg.request.blocks:outstanding", "poll-hang", "timeout", "FSS.4010"),
+    Case("any.init.timeout", "hello", "init-timeout",
          '"runtime initialization timed out after 0.5s"', mode="silent",
          settings=SHORT_INIT, header=("X-Func-Err-Code", "4211")),
-    Case("fg.init.exit", "hello", "init-error", "function initialization failed",
+    Case("any.init.exit", "hello", "init-error", "function initialization failed",
          mode="exit 3", settings=AMPLE, header=("X-Func-Err-Code", "4201")),
-    Case("fg.outcome.exit", "exit 3", "exit", '"runtime process is exited"',
+    Case("any.outcome.exit", "exit 3", "exit", '"runtime process is exited"',
          settings=AMPLE, header=("X-Func-Err-Code", "4204")),
-    Case("fg.outcome.exit:status-0", "exit 0", "exit", "FSS.4204", settings=AMPLE),
-    Case("fg.outcome.exit:killed", "exit -9", "exit", "FSS.4204", settings=AMPLE),
+    Case("any.outcome.exit:status-0", "exit 0", "exit", "FSS.4204", settings=AMPLE),
+    Case("any.outcome.exit:killed", "exit -9", "exit", "FSS.4204", settings=AMPLE),
     Case("any.process.group", "fork", "exit", "FSS.4204", settings=AMPLE),
-    Case("any.process.last-words", "last-words", "ok", "last words", settings=AMPLE),
-    Case("fg.result.size", "large 1001", "response-too-large",
+    Case("any.result.first:last-words", "last-words", "ok", "last words", settings=AMPLE),
+    Case("any.result.size", "large 1001", "response-too-large",
          "response body size 1001 exceeds the limit of 1000", settings=AMPLE,
          header=("X-Is-Func-Err", "true")),
     Case("any.event.size", "x" * 2001, "request-too-large",
@@ -121,9 +121,9 @@ FG = (
 )
 
 PULL = (
-    Case("any.http.start-line", "garbage", "ok", "HTTP/1.1 400 ",
-         broken=("any.http.start-line",), settings=AMPLE),
-    Case("any.http.complete", "half", "ok", "whole", broken=("any.http.complete",),
+    Case("any.http.malformed:start-line", "garbage", "ok", "HTTP/1.1 400 ",
+         broken=("any.http.malformed",), settings=AMPLE),
+    Case("any.http.no-effect:complete", "half", "ok", "whole", broken=("any.http.no-effect",),
          settings=AMPLE),
     Case("any.api.unknown:path", "unknown POST /nope", "ok", "HTTP/1.1 404 ",
          broken=("any.api.unknown",), settings=AMPLE),
@@ -132,19 +132,19 @@ PULL = (
 
 START = (("timeout_s", AMPLE_S), ("start_timeout_s", 0.4))
 INIT = (("timeout_s", AMPLE_S), ("initializer", True), ("initializer_timeout_s", 0.4))
-BAD = ("any.http.complete",)
+BAD = ("any.http.no-effect",)
 FC = (
     Case("fc.invoke.event", "hello", "ok", "hello"),
-    Case("fc.invoke.fail", "fail why", "function-error", "why", settings=AMPLE,
+    Case("fc.invoke.status:fail", "fail why", "function-error", "why", settings=AMPLE,
          header=("X-Fc-Error-Type", "InvocationError")),
-    Case("fc.outcome.timeout", "hang", "timeout",
+    Case("any.event.timeout", "hang", "timeout",
          '{"errorMessage":"Function timed out after 0.4 seconds (maxMemoryUsage: ',
          header=("X-Fc-Error-Type", "InvocationError")),
-    Case("fc.start.deadline", "hello", "start-error", '"Code":"FunctionNotStarted"',
+    Case("fc.start.failed:deadline", "hello", "start-error", '"Code":"FunctionNotStarted"',
          mode="silent", settings=START, status=412),
-    Case("fc.start.bind", "hello", "start-error", "127.0.0.1", mode="loopback",
+    Case("fc.start.port:bind", "hello", "start-error", "127.0.0.1", mode="loopback",
          settings=START, status=412),
-    Case("fc.start.exit", "hello", "start-error", '"Code":"CAExited"', mode="exit 3",
+    Case("fc.start.failed:exit", "hello", "start-error", '"Code":"CAExited"', mode="exit 3",
          settings=AMPLE, status=412),
     Case("fc.initialize.failed", "hello", "init-error", "errorMessage", settings=INIT,
          mode="initialize status 404", header=("X-Fc-Error-Type", "InitializationError")),
@@ -154,18 +154,18 @@ FC = (
          settings=INIT, mode="initialize garbage"),
     Case("fc.initialize.failed:exit", "hello", "init-error", "errorMessage",
          settings=INIT, mode="initialize exit 3"),
-    Case("fc.initialize.timeout", "hello", "init-timeout",
+    Case("any.init.timeout", "hello", "init-timeout",
          '{"errorMessage":"Initializer timed out after 0.4 seconds"}', settings=INIT,
          mode="initialize hang", header=("X-Fc-Error-Type", "InitializationError")),
-    Case("fc.outcome.exit", "exit 3", "exit", '{"errorMessage":"Process exited '
+    Case("any.outcome.exit", "exit 3", "exit", '{"errorMessage":"Process exited '
          'unexpectedly before completing request (duration: ', settings=AMPLE,
          header=("X-Fc-Error-Type", "InvocationError")),
-    Case("fc.outcome.exit:status-0", "exit 0", "exit", "Process exited", settings=AMPLE),
-    Case("fc.outcome.exit:killed", "exit -9", "exit", "Process exited", settings=AMPLE),
+    Case("any.outcome.exit:status-0", "exit 0", "exit", "Process exited", settings=AMPLE),
+    Case("any.outcome.exit:killed", "exit -9", "exit", "Process exited", settings=AMPLE),
     Case("fc.outcome.bad-response:closed", "close", "bad-response",
          '"Code":"BadResponse"', settings=AMPLE, status=502),
     Case("fc.outcome.bad-response:garbage", "garbage", "bad-response",
-         '"Code":"BadResponse"', broken=("any.http.start-line",), settings=AMPLE,
+         '"Code":"BadResponse"', broken=("any.http.malformed",), settings=AMPLE,
          status=502),
     Case("fc.outcome.bad-response:half", "half", "bad-response", '"Code":"BadResponse"',
          broken=BAD, settings=AMPLE, status=502),
@@ -177,10 +177,10 @@ FC = (
          settings=AMPLE, status=502),
     Case("fc.limits.response", "head 8193", "response-too-large",
          '"Code":"BadResponse"', settings=AMPLE, status=502),
-    Case("fc.limits.event", "x" * 2001, "request-too-large",
+    Case("any.event.size", "x" * 2001, "request-too-large",
          '"Code":"InvalidArgument"', settings=AMPLE, status=400),
-    Case("fc.answer.other", "status 500", "ok", "status", settings=AMPLE),
-    Case("fc.answer.status", "status 404", "function-error", "status", settings=AMPLE),
+    Case("fc.answer.outcome:other", "status 500", "ok", "status", settings=AMPLE),
+    Case("fc.answer.outcome:status", "status 404", "function-error", "status", settings=AMPLE),
 )
 
 CASES: List[Tuple[str, Case]] = (
@@ -234,11 +234,11 @@ def after_last_words(platform: Platform, case: Case) -> None:
 
 HTTP_CASES = [
     ("fc.http.pass", "/status/418", 418, "ok"),
-    ("fc.answer.http", "/status/404", 404, "ok"),
-    ("fc.answer.field", "/fail/x", 404, "function-error"),
-    ("fc.outcome.exit", "/exit/3", 502, "exit"),
+    ("fc.answer.outcome:http", "/status/404", 404, "ok"),
+    ("fc.answer.outcome:field", "/fail/x", 404, "function-error"),
+    ("any.outcome.exit", "/exit/3", 502, "exit"),
     ("fc.outcome.bad-response", "/garbage", 502, "bad-response"),
-    ("fc.outcome.timeout", "/hang", 502, "timeout")]
+    ("any.event.timeout", "/hang", 502, "timeout")]
 
 
 @pytest.mark.parametrize("rule,path,status,kind", HTTP_CASES, ids=[
@@ -255,7 +255,7 @@ def test_fc_http_outcome(rule: str, path: str, status: int, kind: str,
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
-def test_any_queue_full(protocol: str, tmp_path: pathlib.Path) -> None:
+def test_any_queue_limit__full(protocol: str, tmp_path: pathlib.Path) -> None:
     """Without an instance and without a queue an event is throttled at once."""
     code = misbehave.place(tmp_path / "code")
     port: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}
@@ -299,7 +299,7 @@ def test_any_outcome_one__close_cancels(protocol: str, tmp_path: pathlib.Path) -
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fg"))
-def test_any_log_drained(protocol: str, tmp_path: pathlib.Path) -> None:
+def test_any_log_streams__drained(protocol: str, tmp_path: pathlib.Path) -> None:
     """A bootstrap that prints much is not held up, and 4 KB are kept."""
     case = Case("", "", "", "", settings=AMPLE)
     with platform_for(protocol, tmp_path / "code", case) as platform:
@@ -351,8 +351,8 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
-def test_any_stop_leftovers(
-        protocol: str, counting: Dict[str, "subprocess.Popen[bytes]"]) -> None:
+def test_any_process_group__leftovers(protocol: str,
+                                      counting: Dict[str, "subprocess.Popen[bytes]"]) -> None:
     """After each fault no thread, process or open file is more than before."""
     said, _ = counting[protocol].communicate(timeout=60)
     assert json.loads(said) == []

@@ -203,7 +203,7 @@ def test_any_start_bootstrap(protocol: str, where: str, tmp_path: pathlib.Path) 
 
 @pytest.mark.parametrize("line", (b"#! /bin/sh\n", b"#!/usr/bin/env sh\n",
                                   b"#!/bin/sh -u\n"))
-def test_any_start_exec(line: bytes, tmp_path: pathlib.Path) -> None:
+def test_any_start_bootstrap__exec(line: bytes, tmp_path: pathlib.Path) -> None:
     """A first line with a blank, with env or with an option starts."""
     (tmp_path / "bootstrap").write_bytes(line + b"exit 7\n")
     (tmp_path / "bootstrap").chmod(0o755)
@@ -217,15 +217,15 @@ COMMANDS: List[Tuple[Tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize("command,word", COMMANDS, ids=[case[1] for case in COMMANDS])
-def test_fc_start_missing(command: Tuple[str, ...], word: str,
-                          tmp_path: pathlib.Path) -> None:
+def test_fc_start_failed__missing(command: Tuple[str, ...], word: str,
+                                  tmp_path: pathlib.Path) -> None:
     """A start command that does not exist: CAFileNotFound, named in the message."""
     outcome = invoke(str(tmp_path), "fc", command=command)
     assert outcome.kind == "start-error" and b'"Code":"CAFileNotFound"' in outcome.body
     assert word in outcome.message
 
 
-def test_fc_start_words(tmp_path: pathlib.Path) -> None:
+def test_fc_start_command__words(tmp_path: pathlib.Path) -> None:
     """The words of the command reach the program without a shell."""
     code = misbehave.place(tmp_path / "code")
     program = tmp_path / "code" / "run.py"
@@ -260,7 +260,7 @@ def test_fc_start_port_taken(tmp_path: pathlib.Path) -> None:
     assert str(port) in outcome.message and "--port 0" in outcome.message
 
 
-def test_fc_start_address(tmp_path: pathlib.Path) -> None:
+def test_fc_start_probe__address(tmp_path: pathlib.Path) -> None:
     """A server on 127.0.0.1 alone does not start, and is told to bind 0.0.0.0."""
     code = misbehave.place(tmp_path / "code", "loopback")
     if emulator.reachable_host() == "127.0.0.1":
@@ -269,7 +269,7 @@ def test_fc_start_address(tmp_path: pathlib.Path) -> None:
     assert outcome.kind == "start-error" and "Bind 0.0.0.0" in outcome.message
 
 
-def test_fc_start_deadline(tmp_path: pathlib.Path) -> None:
+def test_fc_start_failed__deadline(tmp_path: pathlib.Path) -> None:
     """A server that never listens fails at the deadline, and is told the port."""
     outcome = invoke(misbehave.place(tmp_path / "code", "silent"), "fc",
                      start_timeout_s=0.3)
@@ -277,7 +277,7 @@ def test_fc_start_deadline(tmp_path: pathlib.Path) -> None:
     assert b'"Code":"FunctionNotStarted"' in outcome.body
 
 
-def test_fc_start_exit(tmp_path: pathlib.Path) -> None:
+def test_fc_start_failed__exit(tmp_path: pathlib.Path) -> None:
     """A server that ends before it listens: CAExited, with its status."""
     outcome = invoke(misbehave.place(tmp_path / "code", "exit 9"), "fc")
     assert b'"Code":"CAExited"' in outcome.body

@@ -111,7 +111,7 @@ def test_fg_result_unknown_id(state: str, call: str, oversize: bool, which: str)
 
 
 @pytest.mark.parametrize("which", ID)
-def test_scf_response_result_needs_no_id(which: str) -> None:
+def test_any_result_outcome__scf_needs_no_id(which: str) -> None:
     """On scf no id is looked at: the state alone decides."""
     assert session_in("scf", "running").receive(
         "response", None, ID[which]).action == "finish"
@@ -195,7 +195,7 @@ def test_stopped_session_issues_nothing(protocol: str, state: str) -> None:
 
 @pytest.mark.parametrize("protocol", ("scf", "fg"))
 @pytest.mark.parametrize("state", ("starting", "issued", "running", "stopping"))
-def test_scf_event_issue_needs_idle(protocol: str, state: str) -> None:
+def test_any_event_issue__scf_needs_idle(protocol: str, state: str) -> None:
     """An event is issued to an idle instance only, one at a time."""
     with pytest.raises(KeyError):
         session_in(protocol, state).issue("id-5")
@@ -253,15 +253,15 @@ def test_fc_freeze_idle_not_while_busy() -> None:
 
 
 ANSWERS = [  # HTTP call, status, x-fc-status, outcome, rule
-    (False, 200, "", "ok", "fc.answer.other"), (False, 404, "", "function-error",
-                                                "fc.answer.status"),
-    (False, 200, "404", "function-error", "fc.answer.field"),
-    (False, 404, "200", "ok", "fc.answer.field-wins"),
-    (False, 500, "", "ok", "fc.answer.other"), (False, 302, "", "ok", "fc.answer.other"),
-    (True, 404, "", "ok", "fc.answer.http"), (True, 500, "", "ok", "fc.answer.http"),
-    (True, 200, "404", "function-error", "fc.answer.field"),
-    (True, 404, "404", "function-error", "fc.answer.field"),
-    (True, 404, "200", "ok", "fc.answer.field-wins")]
+    (False, 200, "", "ok", "fc.answer.outcome"), (False, 404, "", "function-error",
+                                                "fc.answer.outcome"),
+    (False, 200, "404", "function-error", "fc.answer.outcome"),
+    (False, 404, "200", "ok", "fc.answer.outcome"),
+    (False, 500, "", "ok", "fc.answer.outcome"), (False, 302, "", "ok", "fc.answer.outcome"),
+    (True, 404, "", "ok", "fc.answer.outcome"), (True, 500, "", "ok", "fc.answer.outcome"),
+    (True, 200, "404", "function-error", "fc.answer.outcome"),
+    (True, 404, "404", "function-error", "fc.answer.outcome"),
+    (True, 404, "200", "ok", "fc.answer.outcome")]
 
 
 @pytest.mark.parametrize("is_http,status,field,kind,rule", ANSWERS)
@@ -330,19 +330,19 @@ def test_find_call(protocol: str, method: str, target: str,
 
 GET = "GET / HTTP/1.1\r\n"
 BAD_HEADS = [
-    ("", "any.http.start-line"), ("GET", "any.http.start-line"),
-    ("GET /\x00 HTTP/1.1", "any.http.start-line"),
-    ("GET / HTTP/1.1\nHost: a", "any.http.start-line"),
-    ("GET / HTTP/1.1\rHost: a", "any.http.start-line"),
-    (GET + "no colon", "any.http.fields"), (GET + ": no name", "any.http.fields"),
-    (GET + "A b: c", "any.http.fields"), (GET + "A : b", "any.http.fields"),
-    (GET + " A: b", "any.http.fields"), (GET + "A: b\r\n folded", "any.http.fields"),
-    (GET + "A: b\r\n\tfolded: c", "any.http.fields"),
-    (GET + "A: b\nC: d", "any.http.fields"), (GET + "A: b\rC: d", "any.http.fields"),
-    (GET + "A: b\x00", "any.http.fields"), (GET + "A: \x07", "any.http.fields"),
-    (GET + "A: \x7f", "any.http.fields"), (GET + "A\x00: b", "any.http.fields"),
-    (GET + "A(: b", "any.http.fields"), (GET + "\xe4: b", "any.http.fields"),
-    (GET + "A: b\r\n", "any.http.fields"),
+    ("", "any.http.malformed"), ("GET", "any.http.malformed"),
+    ("GET /\x00 HTTP/1.1", "any.http.malformed"),
+    ("GET / HTTP/1.1\nHost: a", "any.http.malformed"),
+    ("GET / HTTP/1.1\rHost: a", "any.http.malformed"),
+    (GET + "no colon", "any.http.malformed"), (GET + ": no name", "any.http.malformed"),
+    (GET + "A b: c", "any.http.malformed"), (GET + "A : b", "any.http.malformed"),
+    (GET + " A: b", "any.http.malformed"), (GET + "A: b\r\n folded", "any.http.malformed"),
+    (GET + "A: b\r\n\tfolded: c", "any.http.malformed"),
+    (GET + "A: b\nC: d", "any.http.malformed"), (GET + "A: b\rC: d", "any.http.malformed"),
+    (GET + "A: b\x00", "any.http.malformed"), (GET + "A: \x07", "any.http.malformed"),
+    (GET + "A: \x7f", "any.http.malformed"), (GET + "A\x00: b", "any.http.malformed"),
+    (GET + "A(: b", "any.http.malformed"), (GET + "\xe4: b", "any.http.malformed"),
+    (GET + "A: b\r\n", "any.http.malformed"),
     (GET + "Content-Length: 1\r\nContent-Length: 1", "any.http.framing"),
     (GET + "Content-Length: 1\r\ncontent-length: 2", "any.http.framing"),
     (GET + "Content-Length: 1, 1", "any.http.framing"),
@@ -435,11 +435,11 @@ BAD_ENV = [
     ("scf", "A-B", "x", "any.env.names"), ("scf", "_A", "x", "any.env.names"),
     ("scf", "A\n", "x", "any.env.names"), ("scf", "\xc4", "x", "any.env.names"),
     ("scf", "A=B", "x", "any.env.names"), ("scf", "A", "\0", "holds a NUL"),
-    ("scf", "SCF_A", "x", "any.env.reserved"), ("scf", "QCLOUD_A", "x",
-                                                "any.env.reserved"),
-    ("scf", "TENCENTCLOUD_A", "x", "any.env.reserved"),
-    ("fg", "RUNTIME_A", "x", "any.env.reserved"), ("fc", "FC_A", "x",
-                                                   "any.env.reserved"),
+    ("scf", "SCF_A", "x", "any.env.names"), ("scf", "QCLOUD_A", "x",
+                                                "any.env.names"),
+    ("scf", "TENCENTCLOUD_A", "x", "any.env.names"),
+    ("fg", "RUNTIME_A", "x", "any.env.names"), ("fc", "FC_A", "x",
+                                                   "any.env.names"),
     ("scf", "A", "x" * 4096, "any.env.size"), ("fg", "A", "x" * 4096, "any.env.size"),
     ("fc", "A", "x" * 4096, "any.env.size"),
     ("fc", "A", "\xe4" * 2048, "any.env.size")]
@@ -467,13 +467,14 @@ def test_any_env_user(protocol: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("port,instances", ((9000, 1), (1, 1), (0, 8)))
-def test_fc_port_fixed(port: int, instances: int) -> None:
+def test_any_instance_on_demand__fc_port(port: int, instances: int) -> None:
     """With a fixed port there is one instance; with port 0 there may be more."""
     assert Function("fc", port=port).max_instances == instances
 
 
 @pytest.mark.parametrize("timeout_s,init_s,used", ((7, None, 7), (7, 2, 2)))
-def test_fg_init_limit(timeout_s: float, init_s: Union[float, None], used: float) -> None:
+def test_any_init_timeout__fg(timeout_s: float, init_s: Union[float, None],
+                              used: float) -> None:
     """On fg initialisation has the function's time limit unless told otherwise."""
     more: Settings = {} if init_s is None else {"init_timeout_s": init_s}
     assert Function("fg", timeout_s=timeout_s, **more).init_timeout_s == used
@@ -538,7 +539,7 @@ def test_fg_outcome_document(kind: str) -> None:
 
 @pytest.mark.parametrize("kind,code,failed", (("ok", "0", "false"),
                                               ("function-error", "4002", "true")))
-def test_fg_outcome_error(kind: str, code: str, failed: str) -> None:
+def test_fg_outcome_document__error(kind: str, code: str, failed: str) -> None:
     """What the bootstrap posted reaches the caller byte for byte, errors too."""
     assert emulator.caller_answer("fg", kind, b"\xff\0", FACTS, False) == (200, (
         ("X-Cff-Request-Id", "ID"), ("X-Func-Err-Code", code),
@@ -560,7 +561,7 @@ FC_SHOWN = {
 @pytest.mark.parametrize("is_http,status", ((False, 200), (True, 502)),
                          ids=("event", "http"))
 @pytest.mark.parametrize("kind", FC_SHOWN)
-def test_fc_outcome_function(kind: str, is_http: bool, status: int) -> None:
+def test_fc_outcome_document__function(kind: str, is_http: bool, status: int) -> None:
     """Failures of the function have an error type; 200 for events, 502 for HTTP."""
     error_type, message = FC_SHOWN[kind]
     seen, headers, body = emulator.caller_answer("fc", kind, b"lost", FACTS, is_http)
@@ -575,7 +576,8 @@ def test_fc_outcome_function(kind: str, is_http: bool, status: int) -> None:
     ("request-too-large", 400, "InvalidArgument"),
     ("throttled", 429, "ResourceExhausted"), ("cancelled", 499, "ClientClosedRequest")))
 @pytest.mark.parametrize("is_http", (False, True), ids=("event", "http"))
-def test_fc_outcome_platform(kind: str, status: int, code: str, is_http: bool) -> None:
+def test_fc_outcome_document__platform(kind: str, status: int, code: str,
+                                       is_http: bool) -> None:
     """The platform's own failures have the status of the table and a start document."""
     seen, headers, body = emulator.caller_answer("fc", kind, b"lost", FACTS, is_http)
     document = json.loads(body)

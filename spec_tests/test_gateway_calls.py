@@ -88,7 +88,7 @@ def test_fcc_fields_pass(container: Container) -> None:
     assert not {"connection", "x-hop", "keep-alive"} & set(fields)
 
 
-def test_fcc_fields_own(container: Container) -> None:
+def test_fcc_fields_pass__own(container: Container) -> None:
     """A worker hears its own name, memory and limit, and the id of the call."""
     _, fields = request_seen(container, X_Fc_Function_Name="outer",
                              X_Fc_Function_Timeout="7", X_Fc_Request_Id="1-x")
@@ -168,7 +168,7 @@ def test_fcc_path_unknown(container: Container) -> None:
     assert container.ask("GET", "/favicon.ico").failure == (404, "404", "UnknownPath")
 
 
-def test_fcc_admin_stats(container: Container) -> None:
+def test_fcc_admin_local__stats(container: Container) -> None:
     """The statistics tell of functions, queues, workers and ends of calls."""
     container.invoke(b"x")
     found = container.stats()
@@ -186,7 +186,7 @@ def test_fcc_admin_local(container: Container) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("path", ["/initialize", "/pre-freeze"])
-def test_fcc_hook_methods(container: Container, method: str, path: str) -> None:
+def test_fcc_invoke_kind__methods(container: Container, method: str, path: str) -> None:
     """Hooks are answered 200, by either method, as often as they come."""
     assert [container.ask(method, path).status for _ in range(2)] == [200, 200]
 
@@ -287,7 +287,7 @@ def test_fcc_error_status(container: Container, kind: str, name: str) -> None:
     assert found.json["errorType"] == wanted and found.json["errorMessage"]
 
 
-def test_fcc_error_name(container: Container) -> None:
+def test_fcc_error_status__name(container: Container) -> None:
     """A failure is named in a field and in its document, and counts as one."""
     found = container.invoke(b"", "nobody")
     assert found.headers["x-noslate-error"] == found.json["errorType"]
@@ -299,7 +299,7 @@ def test_fcc_launch_failed__reason(container: Container) -> None:
     assert "no reason to live" in container.invoke(b"", "crash").json["errorMessage"]
 
 
-def test_fcc_launch_initialize(container: Container) -> None:
+def test_fcc_launch_ready__initialize(container: Container) -> None:
     """The initializer is called once where there is one, and never where not."""
     found = [container.invoke(call_of("env"), name).json["initialized"]
              for name in ("inits", "inits", "echo")]
@@ -312,7 +312,7 @@ def test_fcc_launch_ready(container: Container) -> None:
     assert container.invoke(b"x", "refuses").failure[2] == "InitFailed"  # 404
 
 
-def test_fcc_launch_timeout(container: Container) -> None:
+def test_fcc_launch_failed__timeout(container: Container) -> None:
     """A worker that is not ready in time is given up, and killed."""
     assert container.invoke(b"x", "silent").failure[2] == "InitTimeout"
     until(lambda: not container.function("silent")["workers"])
@@ -333,7 +333,7 @@ def test_fcc_worker_exit__connection(container: Container) -> None:
     assert container.invoke(call_of("pid")).json != before
 
 
-def test_fcc_worker_garbage(container: Container) -> None:
+def test_fcc_worker_exit__garbage(container: Container) -> None:
     """What is no HTTP is a failure of its own, and the worker goes on."""
     before = container.invoke(call_of("pid")).json
     order = call_of("garbage", text="HTTP/1.1 two hundred\r\n\r\n")
@@ -410,7 +410,7 @@ def test_fcc_worker_exit__after(container: Container) -> None:
     assert container.invoke(call_of("die", when="after"), "once").body == b"done"
 
 
-def test_fcc_worker_forks(container: Container) -> None:
+def test_fcc_stop_signals__forks(container: Container) -> None:
     """What a worker has forked ends with it."""
     child = container.invoke(call_of("fork"), "once").json
     until(lambda: child not in container.processes(), "the child is gone")

@@ -103,7 +103,7 @@ def test_fcc_end_part(tmp_path: pathlib.Path, spoil: str) -> None:
         assert not container.temporary()
 
 
-def test_fcc_worker_forks__reaped(tmp_path: pathlib.Path) -> None:
+def test_fcc_stop_signals__forks_reaped(tmp_path: pathlib.Path) -> None:
     """As the first process of a container it reaps what workers leave behind."""
     program = tmp_path / "first.py"
     program.write_text(SPOILED.format(
@@ -330,7 +330,7 @@ def test_fcc_invoke_kind__event(cloud: emulator.Platform) -> None:
     assert (outcome.kind, outcome.body, outcome.violations) == ("ok", b"hello", ())
 
 
-def test_fcc_error_handler(cloud: emulator.Platform) -> None:
+def test_fcc_answer_fields__handler(cloud: emulator.Platform) -> None:
     """A handler that fails makes the invocation fail, with its own document."""
     outcome = cloud.invoke(b'{"do":"raise","type":"Refused","message":"no"}')
     assert outcome.kind == "function-error"
@@ -338,8 +338,8 @@ def test_fcc_error_handler(cloud: emulator.Platform) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_fcc_worker_port__languages(cloud: emulator.Platform, language: str,
-                                    workers: List[Dict[str, Any]]) -> None:
+def test_fcc_launch_ready__port_languages(cloud: emulator.Platform, language: str,
+                                          workers: List[Dict[str, Any]]) -> None:
     """Bootstraps are workers as they are."""
     outcome = through(cloud, workers, language, b'{"do":"env","name":"FC_FUNCTION_NAME"}')
     assert (outcome.kind, outcome.body) == ("ok", language.encode())

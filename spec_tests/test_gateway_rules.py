@@ -193,8 +193,8 @@ def test_fcc_scale_victims(strategy: str, wanted: List[int]) -> None:
     ("/invoke", 200, "", True), ("/invoke", 500, "", True), ("/invoke", 404, "", False),
     ("/invoke", 404, "200", True), ("/invoke", 200, "404", False),
     ("/http-invoke", 404, "", True), ("/http-invoke", 404, "404", False)])
-def test_fcc_answer_judge__table(path: str, status: int, field: str,
-                                 wanted: bool) -> None:
+def test_fcc_answer_status__judge_table(path: str, status: int, field: str,
+                                        wanted: bool) -> None:
     """X-Fc-Status decides; without it 404 is a failure for events only."""
     assert gateway.judge_answer(path, status, field) == wanted
 

@@ -48,7 +48,8 @@ def active(container: Container, number: int) -> None:
 # ---- queue and limits ----
 
 
-def test_fcc_dispatch_least(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+def test_fcc_dispatch_worker__least(pool: ThreadPoolExecutor,
+                                    gate: pathlib.Path) -> None:
     """Calls spread over workers by their number, two in each, three workers at most."""
     worker = {"maxActivateRequests": 2, "replicaCountLimit": 3}
     with Container([profile(worker=worker)], *SLOW) as container:
@@ -60,7 +61,8 @@ def test_fcc_dispatch_least(pool: ThreadPoolExecutor, gate: pathlib.Path) -> Non
     assert len(set(pids)) == 3 and max(map(pids.count, pids)) <= 4
 
 
-def test_fcc_dispatch_round_robin(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+def test_fcc_dispatch_worker__round_robin(pool: ThreadPoolExecutor,
+                                          gate: pathlib.Path) -> None:
     """In turn, whatever the load of each."""
     worker = {"dispatchMode": "round-robin", "reservationCount": 2}
     with Container([profile(worker=worker)], *SLOW) as container:
@@ -96,7 +98,7 @@ def test_fcc_limit_replicas(pool: ThreadPoolExecutor, gate: pathlib.Path) -> Non
         gate.touch()
 
 
-def test_fcc_timeout_queue(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+def test_fcc_timeout_head__queue(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
     """A call that finds no worker before its deadline fails, and leaves the queue."""
     worker = {"maxActivateRequests": 1, "replicaCountLimit": 1}
     with Container([profile(worker=worker)], *SLOW) as container:
@@ -296,7 +298,8 @@ def test_fcc_profile_identity() -> None:
     assert pids[0] == pids[1] and len(set(pids)) == 4
 
 
-def test_fcc_profile_drain(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+def test_fcc_profile_identity__drain(pool: ThreadPoolExecutor,
+                                     gate: pathlib.Path) -> None:
     """Running calls outlive the change and the removal of their function."""
     with Container([profile()], *SLOW) as container:
         calls = hold(pool, container, gate, 2)

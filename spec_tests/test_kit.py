@@ -63,8 +63,8 @@ def test_bad_bootstrap(name: str, protocol: str) -> None:
 def test_bad_platform(name: str, protocol: str) -> None:
     """A platform that cannot be one fails, in bounded time, and is no error."""
     began = time.monotonic()
-    check = checks.Check("any.result.empty", "platform",
-                         test_platform_any.test_any_result_empty, {}, name)
+    check = checks.Check("any.result.bytes", "platform",
+                         test_platform_any.test_any_result_bytes__empty, {}, name)
     verdict = checks.judge(check, implementation(name, protocol))
     assert verdict.verdict == "fail" and verdict.seen
     assert time.monotonic() - began < BOUND_S

@@ -293,7 +293,7 @@ def test_fc_health_first(reply: Optional[bytes], good: bool) -> None:
         assert good or b'"Code":"FunctionNotStarted"' in body
 
 
-def test_fc_health_answer(make: Callable[..., Stage]) -> None:
+def test_fc_health_check__answer(make: Callable[..., Stage]) -> None:
     """A check is a GET of the path, and goes on while the instance is idle."""
     stage = make(health_check=check(), freeze=False)
     requests: List[wire.Message] = []
@@ -335,7 +335,7 @@ def test_fc_health_thresholds__not_in_a_row(make: Callable[..., Stage]) -> None:
     assert until(lambda: not replies) and not any("unhealthy" in n for n in stage.notes)
 
 
-def test_fc_health_frozen(make: Callable[..., Stage]) -> None:
+def test_fc_health_check__frozen(make: Callable[..., Stage]) -> None:
     """A frozen instance is not checked; during a request it is."""
     stage = make(health_check=check())
     health = Health()
@@ -347,7 +347,7 @@ def test_fc_health_frozen(make: Callable[..., Stage]) -> None:
     caller.close()
 
 
-def test_fc_health_frozen__recovers(make: Callable[..., Stage]) -> None:
+def test_fc_health_check__frozen_recovers(make: Callable[..., Stage]) -> None:
     """An instance that became unhealthy while it worked can become healthy again."""
     stage = make(health_check=check(failure_threshold=1), queue_timeout_s=5)
     health = Health()
@@ -366,7 +366,7 @@ def test_fc_health_frozen__recovers(make: Callable[..., Stage]) -> None:
     assert stage.outcome(b"second") == ("ok", b"second")
 
 
-def test_fc_health_fields__initial_delay(make: Callable[..., Stage]) -> None:
+def test_fc_health_check__fields_initial_delay(make: Callable[..., Stage]) -> None:
     """The sixth field: the first check is sent after the delay, not before."""
     stage = make(health_check=check(initial_delay_s=0.1))
     stage.serve(lambda request: status(200))
@@ -380,7 +380,7 @@ FIELDS = [(name, value) for name, (_, low, high, _) in HEALTH_FIELDS.items()
 
 @pytest.mark.parametrize("name,value", FIELDS + [("path", ""), ("path", "health"), (
     "path", "/a b"), ("path", "/\r\nX: y"), ("path", "/" + "x" * 2048), ("path", 5)])
-def test_fc_health_fields(name: str, value: object) -> None:
+def test_fc_health_check__fields(name: str, value: object) -> None:
     """A field out of its range is refused by its vendor's name."""
     word = HEALTH_FIELDS[name][0] if name in HEALTH_FIELDS else "httpGetUrl"
     with pytest.raises(ValueError, match=word):

@@ -88,7 +88,7 @@ def test_fc_answer_streamed__http_1_0(stage: Stage) -> None:
 @pytest.mark.parametrize("start", (CHUNKED + chunk(b"half"), ENDLESS + b"half",
                                    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"),
                          ids=("chunked", "endless", "counted"))
-def test_fc_outcome_timeout__half_answer(start: bytes) -> None:
+def test_any_event_timeout__fc_half_answer(start: bytes) -> None:
     """An answer cut off by the time limit does not look like a whole one."""
     with Stage("fc", timeout_s=0.2) as stage:
         caller = stage.call("GET", "/stream")
@@ -169,7 +169,7 @@ def test_any_event_size__answer_arrives(path: str) -> None:
 
 
 @pytest.mark.parametrize("body", (b"zz\r\n", b"2\r\nabc\r\n", b"-1\r\n", b"2 2\r\nab"))
-def test_any_http_chunked__caller(stage: Stage, body: bytes) -> None:
+def test_any_http_framing__chunked_caller(stage: Stage, body: bytes) -> None:
     """A caller's malformed body is the caller's fault, not the function's."""
     caller = stage.caller(b"POST /up HTTP/1.1\r\n"
                           b"Transfer-Encoding: chunked\r\n\r\n" + body)
@@ -391,7 +391,7 @@ def test_fc_connection_retry(stage: Stage, method: str, how: str) -> None:
 
 @pytest.mark.parametrize("method", ("POST", "PUT", "DELETE", "PATCH"))
 @pytest.mark.parametrize("how", ("close", RESET))
-def test_fc_connection_post(stage: Stage, method: str, how: str) -> None:
+def test_fc_connection_retry__post(stage: Stage, method: str, how: str) -> None:
     """Another request is not sent again; its caller hears of the broken connection."""
     function = warm(stage)[0]
     caller = stage.call(method, "/again")

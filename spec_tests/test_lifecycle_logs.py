@@ -129,7 +129,7 @@ LINES = {
 
 @protocols
 @pytest.mark.parametrize("end", ("hello\n", "hello"), ids=("whole line", "half a line"))
-def test_fc_log_markers(protocol: str, end: str, code: str) -> None:
+def test_any_log_frame(protocol: str, end: str, code: str) -> None:
     """The vendor's lines stand around the output, with one id and a true duration."""
     with Logged(protocol, code) as logged:
         outcome = logged.invoke(["sleep", 0.02], ["out", 1, end])
@@ -141,8 +141,8 @@ def test_fc_log_markers(protocol: str, end: str, code: str) -> None:
 
 @protocols
 @pytest.mark.parametrize("kind,step", (("timeout", ["hang"]), ("exit", ["exit", 3])))
-def test_fc_log_markers__failure(protocol: str, kind: str, step: List[Any],
-                                 code: str) -> None:
+def test_any_log_frame__failure(protocol: str, kind: str, step: List[Any],
+                                code: str) -> None:
     """An invocation that fails has both of its lines as well."""
     with Logged(protocol, code, timeout_s=0.3 if kind == "timeout" else 20) as logged:
         outcome = logged.invoke(step)
@@ -163,7 +163,8 @@ def resident_mb() -> float:
 
 @protocols
 @pytest.mark.parametrize("megabytes,unit", FLOODS.values(), ids=list(FLOODS))
-def test_any_log_drained(protocol: str, megabytes: int, unit: str, code: str) -> None:
+def test_any_log_streams__drained(protocol: str, megabytes: int, unit: str,
+                                  code: str) -> None:
     """A flood of anything is taken as it comes, and is not kept."""
     if megabytes == 100 and protocol != "scf":
         megabytes = 20
@@ -178,7 +179,7 @@ def test_any_log_drained(protocol: str, megabytes: int, unit: str, code: str) ->
 
 
 @protocols
-def test_any_log_drained__escaped_child(protocol: str, code: str) -> None:
+def test_any_log_streams__drained_escaped_child(protocol: str, code: str) -> None:
     """A child in a session of its own keeps the pipe open: nobody waits for it."""
     with Logged(protocol, code) as logged:
         child = int(logged.invoke(["fork", True]).body)
@@ -191,8 +192,8 @@ def test_any_log_drained__escaped_child(protocol: str, code: str) -> None:
 @pytest.mark.parametrize("script,kind", (
     ((["flood", 4 * MIB, "78"], ["say", "x"]), "ok"),
     ((["flood", 4 * MIB, "78"], ["hang"]), "timeout")))
-def test_any_log_drained__nobody_reads(protocol: str, script: Any, kind: str,
-                                       code: str) -> None:
+def test_any_log_streams__drained_nobody_reads(protocol: str, script: Any, kind: str,
+                                               code: str) -> None:
     """Nobody reads what the emulator itself prints: the invocations go on."""
     program = subprocess.Popen(
         [sys.executable, emulator.__file__, protocol, code, "--jsonl", "--timeout",

@@ -158,8 +158,8 @@ def fixed_port() -> int:
 
 
 @pytest.mark.parametrize("way", ("timeout", "cancelled", "exit", "idle"))
-def test_fc_port_fixed__next_instance(way: str, code: str,
-                                      fifo: Callable[[str], str]) -> None:
+def test_any_instance_on_demand__fc_port_next_instance(way: str, code: str,
+                                                       fifo: Callable[[str], str]) -> None:
     """On a fixed port the next instance waits until the last one has left it."""
     here = fifo("here")
     servant.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
@@ -177,7 +177,7 @@ def test_fc_port_fixed__next_instance(way: str, code: str,
         assert stage.outcome(b"next") == ("ok", b"next")
 
 
-def test_any_outcome_bounded__full_backlog(code: str) -> None:
+def test_any_outcome_one__bounded_full_backlog(code: str) -> None:
     """A server that accepts nothing cannot make its callers wait past the limit."""
     servant.place(pathlib.Path(code), {"backlog": 0, "listening": [["hang"]]})
     with Stage("fc", code, concurrency=4, timeout_s=0.3) as stage:
@@ -186,8 +186,8 @@ def test_any_outcome_bounded__full_backlog(code: str) -> None:
         assert stage.outcome(b"next") == ("ok", b"next")
 
 
-def test_any_stop_leftovers__after_timeout(code: str,
-                                           fifo: Callable[[str], str]) -> None:
+def test_any_process_group__leftovers_after_timeout(code: str,
+                                                    fifo: Callable[[str], str]) -> None:
     """What runs on in an instance after a timeout there ends with the platform too."""
     here = fifo("here")
     with Stage("fc", code, concurrency=2, timeout_s=0.3) as stage:
@@ -202,7 +202,7 @@ def test_any_stop_leftovers__after_timeout(code: str,
         assert processes(code) == []
 
 
-def test_any_outcome_bounded__long_idle(code: str) -> None:
+def test_any_outcome_one__bounded_long_idle(code: str) -> None:
     """An idle time of an age does not keep the other clocks from running out."""
     with Stage("scf", code, idle_s=1e12, timeout_s=0.3) as stage:
         assert stage.outcome(b"first") == ("ok", b"first")
@@ -233,8 +233,8 @@ def test_any_queue_order(protocol: str, code: str, fifo: Callable[[str], str]) -
 
 
 @protocols
-def test_any_queue_timeout(protocol: str, code: str,
-                           fifo: Callable[[str], str]) -> None:
+def test_any_queue_limit__timeout(protocol: str, code: str,
+                                  fifo: Callable[[str], str]) -> None:
     """An event that waits for too long is throttled; the one that runs goes on."""
     here, go = fifo("here"), fifo("go")
     with Stage(protocol, code, max_instances=1, queue_timeout_s=0.1) as stage:
@@ -426,8 +426,8 @@ def test_any_security_secrets__container(docker: pathlib.Path, code: str) -> Non
 
 
 @pytest.mark.parametrize("script,kind", ((["exit", 3], "exit"), (["hang"], "timeout")))
-def test_any_stop_leftovers__container(docker: pathlib.Path, script: List[Any],
-                                       kind: str, code: str) -> None:
+def test_any_process_group__leftovers_container(docker: pathlib.Path, script: List[Any],
+                                                kind: str, code: str) -> None:
     """A container that ends badly is removed by name, and replaced."""
     with container(code, timeout_s=0.3) as stage:
         assert stage.outcome(event(script))[0] == kind
@@ -438,8 +438,8 @@ def test_any_stop_leftovers__container(docker: pathlib.Path, script: List[Any],
     assert all("rm --force %s" % name in lines for name in names)
 
 
-def test_fc_start_missing__docker(code: str, tmp_path: pathlib.Path,
-                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fc_start_failed__missing_docker(code: str, tmp_path: pathlib.Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """Without docker the outcome says so."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with container(code) as stage:
@@ -511,7 +511,8 @@ def refused(port: int) -> bool:
 
 @protocols
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_any_stop_leftovers__program(protocol: str, number: int, code: str) -> None:
+def test_any_process_group__leftovers_program(protocol: str, number: int,
+                                              code: str) -> None:
     """However the program ends while a request hangs, no process is left."""
     program = Program(protocol, code, "--timeout", "0.5", "--grace", "0.2")
     caller = program.event(event(["hang"]))

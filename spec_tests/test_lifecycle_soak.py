@@ -9,7 +9,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def test_any_stop_leftovers__soak() -> None:
+def test_any_process_group__leftovers_soak() -> None:
     """Threads and open files do not grow, nor memory by more than a large event."""
     done = subprocess.run([sys.executable, str(HERE / "soak.py"), "2000"],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100,

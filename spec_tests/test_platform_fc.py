@@ -3,7 +3,7 @@
 
 import json
 import re
-from typing import Any, Dict
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -17,10 +17,10 @@ ANSWERS = {  # status, x-fc-status -> outcome of an event invocation
     "400": (400, None, "ok"), "500": (500, None, "ok"), "302": (302, None, "ok"),
 }
 ANSWER_RULES = {
-    "200": "fc.invoke.answer", "200-200": "fc.invoke.answer", "201": "fc.answer.other",
-    "404": "fc.answer.status", "404-404": "fc.answer.field",
-    "404-200": "fc.answer.field-wins", "200-404": "fc.answer.field-wins",
-    "400": "fc.answer.other", "500": "fc.answer.other", "302": "fc.answer.other",
+    "200": "fc.invoke.answer", "200-200": "fc.invoke.answer", "201": "fc.answer.outcome",
+    "404": "fc.answer.outcome", "404-404": "fc.answer.outcome",
+    "404-200": "fc.answer.outcome", "200-404": "fc.answer.outcome",
+    "400": "fc.answer.outcome", "500": "fc.answer.outcome", "302": "fc.answer.outcome",
 }
 
 
@@ -91,7 +91,7 @@ def test_fc_invoke_control_path(platform: PlatformUnderTest) -> None:
         run.settled(puppet)
 
 
-def test_fc_answer_http(platform: PlatformUnderTest) -> None:
+def test_fc_answer_outcome__http(platform: PlatformUnderTest) -> None:
     """A 404 is an ordinary answer of an HTTP invocation."""
     with platform.used_rig() as run:
         puppet = run.served(b"", method="GET", path="/nothing/here")
@@ -159,7 +159,7 @@ def test_fc_headers_empty(platform: PlatformUnderTest, name: str) -> None:
         run.settled(puppet)
 
 
-def test_fc_headers_base_path(platform: PlatformUnderTest) -> None:
+def test_fc_headers_common__base_path(platform: PlatformUnderTest) -> None:
     """X-Fc-Base-Path is the path of an HTTP invocation."""
     with platform.used_rig() as run:
         puppet = run.served(b"", method="GET", path="/a/b?c=d")
@@ -209,7 +209,7 @@ def test_fc_connection_retry(platform: PlatformUnderTest, method: str) -> None:
         run.outcome("ok")
 
 
-def test_fc_connection_post(platform: PlatformUnderTest) -> None:
+def test_fc_connection_retry__post(platform: PlatformUnderTest) -> None:
     """A POST is not sent again when its connection breaks."""
     with platform.used_rig() as run:
         run.settled(run.served(b"one"))
@@ -241,7 +241,7 @@ def test_fc_outcome_bad_response(platform: PlatformUnderTest, name: str) -> None
         run.settled(run.served(b"afterwards"))
 
 
-def test_fc_outcome_timeout(platform: PlatformUnderTest) -> None:
+def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
     """No answer in time is a timeout, and the next event gets another instance."""
     with platform.used_rig("--timeout", "0.3") as run:
         puppet = run.served(b"hello")
@@ -250,7 +250,7 @@ def test_fc_outcome_timeout(platform: PlatformUnderTest) -> None:
         run.settled(run.served(b"afterwards"))
 
 
-def test_fc_start_clock(platform: PlatformUnderTest) -> None:
+def test_any_limits_clock__fc_start(platform: PlatformUnderTest) -> None:
     """Start and initialisation do not count towards the time limit."""
     run = platform.rig("--timeout", "0.3", "--initializer")
     run.issue(b"hello")
@@ -265,7 +265,7 @@ def test_fc_start_clock(platform: PlatformUnderTest) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 1, 7])
-def test_fc_start_exit(platform: PlatformUnderTest, status: int) -> None:
+def test_fc_start_failed__exit(platform: PlatformUnderTest, status: int) -> None:
     """A process that ends before the port is open is CAExited."""
     with platform.used_rig() as run:
         run.discard_idle()
@@ -275,7 +275,7 @@ def test_fc_start_exit(platform: PlatformUnderTest, status: int) -> None:
         run.settled(run.served(b"afterwards"))
 
 
-def test_fc_start_deadline(platform: PlatformUnderTest) -> None:
+def test_fc_start_failed__deadline(platform: PlatformUnderTest) -> None:
     """A port that is not open in time is FunctionNotStarted."""
     run = platform.rig("--start-timeout", "0.3")
     run.issue(b"hello")
@@ -283,7 +283,7 @@ def test_fc_start_deadline(platform: PlatformUnderTest) -> None:
     same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
 
 
-def test_fc_start_address(platform: PlatformUnderTest) -> None:
+def test_fc_start_probe__address(platform: PlatformUnderTest) -> None:
     """A server that listens on 127.0.0.1 alone has not started."""
     run = platform.rig("--start-timeout", "0.3")
     run.issue(b"hello")
@@ -298,7 +298,7 @@ def test_fc_start_probe(platform: PlatformUnderTest) -> None:
         run.settled(run.served(b"hello"))
 
 
-def test_fc_start_missing(platform: PlatformUnderTest) -> None:
+def test_fc_start_failed__missing(platform: PlatformUnderTest) -> None:
     """A start command that does not exist is CAFileNotFound."""
     run = platform.rig()
     (run.code / "bootstrap").unlink()
@@ -306,7 +306,7 @@ def test_fc_start_missing(platform: PlatformUnderTest) -> None:
     same("CAFileNotFound", document(run.outcome("start-error").body)["Code"])
 
 
-def test_fc_start_permission(platform: PlatformUnderTest) -> None:
+def test_fc_start_failed__permission(platform: PlatformUnderTest) -> None:
     """A start command that is not executable is CAFilePermission."""
     run = platform.rig()
     (run.code / "bootstrap").chmod(0o644)
@@ -314,7 +314,7 @@ def test_fc_start_permission(platform: PlatformUnderTest) -> None:
     same("CAFilePermission", document(run.outcome("start-error").body)["Code"])
 
 
-def test_fc_start_cwd(platform: PlatformUnderTest) -> None:
+def test_any_start_cwd__fc(platform: PlatformUnderTest) -> None:
     """The working folder is the code folder."""
     with platform.used_rig() as run:
         run.discard_idle()
@@ -330,7 +330,7 @@ def test_fc_start_command(platform: PlatformUnderTest) -> None:
     same(["one"], puppet.argv[1:])
 
 
-def test_fc_start_words(platform: PlatformUnderTest) -> None:
+def test_fc_start_command__words(platform: PlatformUnderTest) -> None:
     """The words of the start command see no shell."""
     words = ["a b", "$HOME", "*", ";", "'"]
     run = platform.rig("--", "./bootstrap", *words)
@@ -356,7 +356,7 @@ def test_fc_env_table(platform: PlatformUnderTest, name: str) -> None:
         run.settled(puppet)
 
 
-def test_fc_env_credentials(platform: PlatformUnderTest) -> None:
+def test_any_credentials_role__fc(platform: PlatformUnderTest) -> None:
     """A function without a role has no credential variables."""
     with platform.used_rig() as run:
         puppet = run.served(b"hello")
@@ -367,7 +367,7 @@ def test_fc_env_credentials(platform: PlatformUnderTest) -> None:
 # ---- hooks, freeze, stop ----
 
 
-def test_fc_initialize_configured(platform: PlatformUnderTest) -> None:
+def test_fc_initialize_form__configured(platform: PlatformUnderTest) -> None:
     """Without a configured Initializer the first request is the event."""
     with platform.used_rig() as run:
         run.discard_idle()
@@ -410,7 +410,7 @@ def test_fc_initialize_failed(platform: PlatformUnderTest, status: int) -> None:
     same("POST /initialize HTTP/1.1", puppet.got.start)
 
 
-def test_fc_initialize_timeout(platform: PlatformUnderTest) -> None:
+def test_any_init_timeout__fc(platform: PlatformUnderTest) -> None:
     """An Initializer that does not answer in time ends the instance."""
     run = platform.rig("--initializer", "--initializer-timeout", "0.3")
     puppet = run.served(b"one")
@@ -428,7 +428,7 @@ def test_fc_hook_success(platform: PlatformUnderTest, status: int) -> None:
     run.settled(puppet)
 
 
-def test_fc_hook_body(platform: PlatformUnderTest) -> None:
+def test_fc_hook_success__body(platform: PlatformUnderTest) -> None:
     """The body of a hook's answer means nothing."""
     run = platform.rig("--initializer")
     puppet = run.served(b"one")
@@ -482,7 +482,7 @@ def test_fc_freeze_hook(platform: PlatformUnderTest, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404])
-def test_fc_freeze_hook_failed(platform: PlatformUnderTest, status: int) -> None:
+def test_fc_freeze_hook__failed(platform: PlatformUnderTest, status: int) -> None:
     """A pre-freeze hook that fails does not keep the instance from serving."""
     platform.needs("freeze")
     run = platform.rig("--freeze", "--pre-freeze")
@@ -507,7 +507,7 @@ def test_fc_stop_hook(platform: PlatformUnderTest) -> None:
     puppet.reaped(run.patience_s)
 
 
-def test_fc_stop_hook_failed(platform: PlatformUnderTest) -> None:
+def test_fc_stop_hook__failed(platform: PlatformUnderTest) -> None:
     """An instance is stopped although its pre-stop hook fails."""
     run = platform.rig("--pre-stop")
     puppet = run.served(b"one")
@@ -530,7 +530,7 @@ def test_fc_stop_order(platform: PlatformUnderTest) -> None:
     puppet.reaped(run.patience_s)
 
 
-def test_fc_stop_drain(platform: PlatformUnderTest) -> None:
+def test_any_stop_drain__fc(platform: PlatformUnderTest) -> None:
     """An invocation that runs comes to its end before the instance is stopped."""
     run = platform.rig("--pre-stop")
     puppet = run.served(b"one")
@@ -559,7 +559,7 @@ def test_fc_concurrency_limit(platform: PlatformUnderTest) -> None:
     puppet.request("/invoke")
 
 
-def test_fc_concurrency_fill(platform: PlatformUnderTest) -> None:
+def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
     """A second request goes to the instance that has room."""
     run = platform.rig("--max-instances", "3", "--concurrency", "2", "--parallel", "2")
     run.issue(b"one")
@@ -586,7 +586,7 @@ def test_fc_time_others(platform: PlatformUnderTest) -> None:
     run.puppet()
 
 
-def test_fc_outcome_shared(platform: PlatformUnderTest) -> None:
+def test_any_outcome_exit__fc_shared(platform: PlatformUnderTest) -> None:
     """All invocations of a process that ends have the outcome exit."""
     run = platform.rig("--concurrency", "2", "--parallel", "2")
     run.issue(b"one")
@@ -600,7 +600,7 @@ def test_fc_outcome_shared(platform: PlatformUnderTest) -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "201", "-1", "x"])
-def test_fc_concurrency_range(platform: PlatformUnderTest, number: str) -> None:
+def test_fc_concurrency_limit__range(platform: PlatformUnderTest, number: str) -> None:
     """A concurrency that is not 1 to 200 is refused."""
     run = platform.rig("--concurrency", number)
     run.refused()
@@ -611,7 +611,8 @@ def test_fc_concurrency_range(platform: PlatformUnderTest, number: str) -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("status", [0, 1])
-def test_fc_outcome_exit(platform: PlatformUnderTest, status: int, half: bool) -> None:
+def test_any_outcome_exit__fc(platform: PlatformUnderTest, status: int,
+                              half: bool) -> None:
     """A process that ends before its answer is there in full is the outcome exit."""
     with platform.used_rig() as run:
         puppet = run.served(b"hello")
@@ -624,19 +625,22 @@ def test_fc_outcome_exit(platform: PlatformUnderTest, status: int, half: bool) -
         run.settled(run.served(b"afterwards"))
 
 
-LIMITS: Dict[str, Dict[str, Any]] = {  # rule -> the request that is too large
-    "fc.limits.event": {"event": b"x" * 101},
-    "fc.limits.headers": {"event": b"", "method": "GET", "path": "/",
-                          "headers": [["X-Long", "y" * 8200]]},
-    "fc.limits.path": {"event": b"", "method": "GET", "path": "/" + "p" * 4097},
-}
+LIMITS: List[Tuple[str, Dict[str, Any]]] = [  # rule, the request that is too large
+    ("any.event.size", {"event": b"x" * 101}),
+    ("fc.limits.request", {"event": b"", "method": "GET", "path": "/",
+                           "headers": [["X-Long", "y" * 8200]]}),
+    ("fc.limits.request", {"event": b"", "method": "GET", "path": "/" + "p" * 4097}),
+]
 
 
-@pytest.mark.parametrize("rule", sorted(LIMITS))
-def test_fc_limits(platform: PlatformUnderTest, rule: str) -> None:
+@pytest.mark.parametrize("rule,request_fields", LIMITS,
+                         ids=["any.event.size", "fc.limits.request:headers",
+                              "fc.limits.request:path"])
+def test_fc_limits(platform: PlatformUnderTest, rule: str,
+                   request_fields: Dict[str, Any]) -> None:
     """What is over the limit never reaches an instance."""
     platform.needs("limits")
-    fields = dict(LIMITS[rule])
+    fields = dict(request_fields)
     event = fields.pop("event")
     with platform.used_rig("--max-event", "100") as run:
         run.issue(event, **fields)
@@ -653,7 +657,7 @@ def test_fc_limits_response(platform: PlatformUnderTest) -> None:
         run.discard(puppet)
 
 
-def test_fc_outcome_function(platform: PlatformUnderTest) -> None:
+def test_fc_outcome_document__function(platform: PlatformUnderTest) -> None:
     """A function error has status 200 and X-Fc-Error-Type InvocationError."""
     with platform.used_rig() as run:
         puppet = run.served(b"hello")
@@ -664,7 +668,7 @@ def test_fc_outcome_function(platform: PlatformUnderTest) -> None:
         run.idle = puppet
 
 
-def test_fc_outcome_platform(platform: PlatformUnderTest) -> None:
+def test_fc_outcome_document__platform(platform: PlatformUnderTest) -> None:
     """A platform's failure has its status and the start document."""
     with platform.used_rig() as run:
         run.discard_idle()

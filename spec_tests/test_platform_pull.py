@@ -32,7 +32,7 @@ def test_scf_env_handler(platform: PlatformUnderTest) -> None:
     same("mine.handle", run.puppet().environ.get("_HANDLER"))
 
 
-def test_scf_env_handler_default(platform: PlatformUnderTest) -> None:
+def test_scf_env_handler__default(platform: PlatformUnderTest) -> None:
     """Without a configured handler it is index.main_handler."""
     with platform.used_rig() as run:
         puppet = run.fetched(b"hello")
@@ -50,7 +50,7 @@ def test_scf_env_documented(platform: PlatformUnderTest, name: str) -> None:
         run.finish(puppet)
 
 
-def test_scf_env_credentials(platform: PlatformUnderTest) -> None:
+def test_any_credentials_role__scf(platform: PlatformUnderTest) -> None:
     """A function without a role has no credential variables."""
     with platform.used_rig() as run:
         puppet = run.fetched(b"hello")
@@ -59,7 +59,7 @@ def test_scf_env_credentials(platform: PlatformUnderTest) -> None:
         run.finish(puppet)
 
 
-def test_scf_start_cwd(platform: PlatformUnderTest) -> None:
+def test_any_start_cwd__scf(platform: PlatformUnderTest) -> None:
     """The working folder is the code folder."""
     with platform.used_rig() as run:
         puppet = run.fetched(b"hello")
@@ -68,7 +68,7 @@ def test_scf_start_cwd(platform: PlatformUnderTest) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b" ", b'{"msg": "ready"}', b"x" * 900])
-def test_scf_ready_any_body(platform: PlatformUnderTest, body: bytes) -> None:
+def test_scf_ready_first__any_body(platform: PlatformUnderTest, body: bytes) -> None:
     """ready is accepted with any body."""
     with platform.used_rig() as run:
         puppet = run.starting(b"hello")
@@ -89,7 +89,7 @@ def test_scf_next_headers(platform: PlatformUnderTest) -> None:
 
 
 @pytest.mark.parametrize("event", [b"{}", b"no json"])
-def test_scf_next_content_type(platform: PlatformUnderTest, event: bytes) -> None:
+def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) -> None:
     """The event is sent as application/json."""
     with platform.used_rig() as run:
         puppet = run.fetched(event)
@@ -97,7 +97,7 @@ def test_scf_next_content_type(platform: PlatformUnderTest, event: bytes) -> Non
         run.finish(puppet)
 
 
-def test_scf_event_issue(platform: PlatformUnderTest) -> None:
+def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
     run = platform.rig("--parallel", "2")
     puppet = run.fetched(b"one")
@@ -108,7 +108,7 @@ def test_scf_event_issue(platform: PlatformUnderTest) -> None:
     same(b"two", puppet.fetch().body, "the event afterwards")
 
 
-def test_scf_event_clock(platform: PlatformUnderTest) -> None:
+def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     run = platform.rig("--timeout", "0.6")
     puppet = run.starting(b"hello")
@@ -119,7 +119,7 @@ def test_scf_event_clock(platform: PlatformUnderTest) -> None:
     run.outcome("timeout")
 
 
-def test_scf_timeout_refetch(platform: PlatformUnderTest) -> None:
+def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     """Fetching again does not start the clock again."""
     run = platform.rig("--timeout", "0.6")
     puppet = run.fetched(b"hello")
@@ -130,21 +130,21 @@ def test_scf_timeout_refetch(platform: PlatformUnderTest) -> None:
     run.outcome("timeout")
 
 
-def test_scf_timeout_running(platform: PlatformUnderTest) -> None:
+def test_any_event_timeout__scf(platform: PlatformUnderTest) -> None:
     """An event that is fetched and not answered is a timeout."""
     run = platform.rig("--timeout", "0.3")
     run.fetched(b"hello")
     run.outcome("timeout")
 
 
-def test_scf_timeout_not_fetched(platform: PlatformUnderTest) -> None:
+def test_any_event_timeout__scf_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
     run = platform.rig("--timeout", "0.3")
     run.starting(b"hello").ready()
     run.outcome("not-fetched")
 
 
-def test_scf_init_timeout(platform: PlatformUnderTest) -> None:
+def test_any_init_timeout__scf(platform: PlatformUnderTest) -> None:
     """A bootstrap that is not ready in time is an init-timeout."""
     run = platform.rig("--init-timeout", "0.3")
     puppet = run.starting(b"hello")
@@ -152,14 +152,14 @@ def test_scf_init_timeout(platform: PlatformUnderTest) -> None:
     puppet.reaped(run.patience_s)
 
 
-def test_scf_init_exit(platform: PlatformUnderTest) -> None:
+def test_any_init_exit__scf(platform: PlatformUnderTest) -> None:
     """A bootstrap that ends before it is ready is an init-error at once."""
     with platform.used_rig() as run:
         run.starting(b"hello").end("exit", status=1)
         run.outcome("init-error")
 
 
-def test_scf_next_stopping(platform: PlatformUnderTest) -> None:
+def test_any_stop_drain__scf(platform: PlatformUnderTest) -> None:
     """An instance that is being stopped gets no event."""
     run = platform.rig("--grace", "30")
     puppet = run.fetched(b"hello")
@@ -170,7 +170,7 @@ def test_scf_next_stopping(platform: PlatformUnderTest) -> None:
     same("", puppet.read(number, 0.1).start, "an answer to the poll")
 
 
-def test_scf_result_size(platform: PlatformUnderTest) -> None:
+def test_any_result_size__scf(platform: PlatformUnderTest) -> None:
     """A result over the limit is response-too-large, and the state is locked."""
     with platform.used_rig() as run:
         puppet = run.fetched(b"hello")
@@ -236,21 +236,18 @@ def test_fg_env_table(platform: PlatformUnderTest, name: str) -> None:
         run.finish(puppet)
 
 
-ENV_FG = {"fg.env.units": ("RUNTIME_TIMEOUT", "7"),
-          "fg.env.cpu": ("RUNTIME_CPU", "400")}
-
-
-@pytest.mark.parametrize("rule", sorted(ENV_FG))
-def test_fg_env_values(platform: PlatformUnderTest, rule: str) -> None:
+@pytest.mark.parametrize("name,value", [("RUNTIME_TIMEOUT", "7"),
+                                        ("RUNTIME_CPU", "400")])
+def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
+                              value: str) -> None:
     """Seconds, MB and millicores, as decimal numbers."""
     run = platform.rig("--timeout", "7", "--memory", "256")
     run.issue(b"hello")
     environ = run.puppet().environ
-    name, value = ENV_FG[rule]
     same((value, "256"), (environ[name], environ["RUNTIME_MEMORY"]))
 
 
-def test_fg_env_userdata(platform: PlatformUnderTest) -> None:
+def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
     """RUNTIME_USERDATA is a JSON object of the user's variables."""
     run = platform.rig("--env", "A=1", "--env", "B=two words")
     run.issue(b"hello")
@@ -258,7 +255,7 @@ def test_fg_env_userdata(platform: PlatformUnderTest) -> None:
     same({"A": "1", "B": "two words"}, document(environ["RUNTIME_USERDATA"]))
 
 
-def test_fg_env_code_root(platform: PlatformUnderTest) -> None:
+def test_fg_env_table__code_root(platform: PlatformUnderTest) -> None:
     """RUNTIME_CODE_ROOT is the absolute path of the code folder."""
     with platform.used_rig() as run:
         puppet = run.fetched(b"hello")
@@ -276,8 +273,8 @@ def test_fg_start_path(platform: PlatformUnderTest) -> None:
 
 @pytest.mark.parametrize("rule,name,wanted", [
     ("fg.request.headers", "X-Cff-Request-Id", r"[A-Za-z0-9-]+"),
-    ("fg.request.invoke-type", "X-CFF-Invoke-Type", "sync"),
-    ("fg.request.content-type", "Content-Type", "application/json")])
+    ("fg.request.headers", "X-CFF-Invoke-Type", "sync"),
+    ("any.event.content-type", "Content-Type", "application/json")])
 def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
                            wanted: str) -> None:
     """The event comes with exactly one such field."""
@@ -289,7 +286,7 @@ def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
         run.finish(puppet)
 
 
-def test_fg_request_credentials(platform: PlatformUnderTest) -> None:
+def test_any_credentials_role__fg(platform: PlatformUnderTest) -> None:
     """A function without an agency gets no credential fields."""
     with platform.used_rig() as run:
         puppet = run.starting(b"hello")
@@ -309,7 +306,7 @@ def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
         run.finish(puppet)
 
 
-def test_fg_request_one(platform: PlatformUnderTest) -> None:
+def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
     """One of several held polls gets the event."""
     with platform.used_rig() as run:
         run.finish(run.fetched(b"before"))
@@ -327,7 +324,7 @@ def test_fg_request_one(platform: PlatformUnderTest) -> None:
         run.finish(puppet)
 
 
-def test_fg_event_issue(platform: PlatformUnderTest) -> None:
+def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
     run = platform.rig("--parallel", "2")
     puppet = run.fetched(b"one")
@@ -338,7 +335,7 @@ def test_fg_event_issue(platform: PlatformUnderTest) -> None:
     same(b"two", puppet.fetch(number).body, "the event afterwards")
 
 
-def test_fg_event_clock(platform: PlatformUnderTest) -> None:
+def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     run = platform.rig("--timeout", "0.6")
     run.finish(run.fetched(b"before"))
@@ -351,14 +348,14 @@ def test_fg_event_clock(platform: PlatformUnderTest) -> None:
     run.outcome("timeout")
 
 
-def test_fg_timeout_running(platform: PlatformUnderTest) -> None:
+def test_any_event_timeout__fg(platform: PlatformUnderTest) -> None:
     """An event that is fetched and not answered is a timeout."""
     run = platform.rig("--timeout", "0.3")
     run.fetched(b"hello")
     run.outcome("timeout")
 
 
-def test_fg_timeout_not_fetched(platform: PlatformUnderTest) -> None:
+def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
     run = platform.rig("--timeout", "0.5")
     run.finish(run.fetched(b"before"))
@@ -366,7 +363,7 @@ def test_fg_timeout_not_fetched(platform: PlatformUnderTest) -> None:
     run.outcome("not-fetched")
 
 
-def test_fg_init_limit(platform: PlatformUnderTest) -> None:
+def test_any_init_timeout__fg(platform: PlatformUnderTest) -> None:
     """A bootstrap that does not poll in time is an init-timeout."""
     run = platform.rig("--init-timeout", "0.3")
     puppet = run.starting(b"hello")
@@ -374,14 +371,14 @@ def test_fg_init_limit(platform: PlatformUnderTest) -> None:
     puppet.reaped(run.patience_s)
 
 
-def test_fg_init_exit(platform: PlatformUnderTest) -> None:
+def test_any_init_exit__fg(platform: PlatformUnderTest) -> None:
     """A bootstrap that ends before its first poll is an init-error at once."""
     with platform.used_rig() as run:
         run.starting(b"hello").end("exit", status=1)
         run.outcome("init-error")
 
 
-def test_fg_request_stopping(platform: PlatformUnderTest) -> None:
+def test_any_stop_drain__fg(platform: PlatformUnderTest) -> None:
     """An instance that is being stopped gets no event."""
     run = platform.rig("--grace", "30")
     puppet = run.fetched(b"hello")
@@ -392,7 +389,7 @@ def test_fg_request_stopping(platform: PlatformUnderTest) -> None:
     same("", puppet.read(number, 0.1).start, "an answer to the poll")
 
 
-def test_fg_result_size(platform: PlatformUnderTest) -> None:
+def test_any_result_size__fg(platform: PlatformUnderTest) -> None:
     """A result over the limit is response-too-large."""
     with platform.used_rig() as run:
         puppet = run.fetched(b"hello")
@@ -403,7 +400,7 @@ def test_fg_result_size(platform: PlatformUnderTest) -> None:
         run.idle = puppet
 
 
-def test_fg_outcome_error(platform: PlatformUnderTest) -> None:
+def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
     """The caller of a failed function sees the posted body."""
     with platform.used_rig() as run:
         puppet = run.fetched(b"hello")

@@ -176,7 +176,8 @@ LENGTHS = (0, 1, 5 * MIB, 33 * MIB, 65 * MIB, 10 ** 12, 10 ** 15 - 1)
 @pytest.mark.parametrize("path", ("/-/state", "/-/health", "/-/invoke", "/-/nothing",
                                   "/runtime/invocation/response",
                                   "/runtime/init/ready"))
-def test_any_http_complete__lying(target: Target, path: str, length: int) -> None:
+def test_any_http_no_effect__complete_lying(target: Target, path: str,
+                                            length: int) -> None:
     """A body that is announced and does not come has no effect."""
     peer = target.send(b"POST %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (
         path.encode(), length, b"x" * min(length, 1)))
@@ -244,7 +245,7 @@ STARTS = (b"GET /\r\n\r\n", b"GET  / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1 x\r\n\r
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_any_http_start_line(target: Target, start: bytes) -> None:
+def test_any_http_malformed__start_line(target: Target, start: bytes) -> None:
     """A first line that is not method, target and version is refused."""
     answer = last_word(target.send(start + SECOND))
     assert STATUS.findall(answer) == [b"400"]

@@ -178,11 +178,11 @@ breaks(("any.http.header-case", CaseSensitive),
        ("any.poll.retry", TakesAnyStatus),
        ("any.poll.retry", FollowsRedirects),
        ("any.poll.retry", DiesOnLostPoll),
-       ("any.http.body-cut", TakesHalfEvents), ("any.poll.pause", NoPause),
-       ("any.poll.gone", GivesUp), ("scf.next.no-timeout", HangsUpEarly),
+       ("any.poll.retry", TakesHalfEvents), ("any.poll.pause", NoPause),
+       ("any.poll.pause", GivesUp), ("scf.next.no-timeout", HangsUpEarly),
        ("fg.request.no-timeout", HangsUpEarlyFg),
-       ("fg.request.no-event", IgnoresMissingId),
-       ("fg.request.no-event", TakesErrorsWithId))
+       ("any.poll.retry", IgnoresMissingId),
+       ("any.poll.retry", TakesErrorsWithId))
 
 
 # ---- results ----
@@ -319,12 +319,12 @@ class DropsItsResultOnSigterm(Fg):
 breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
        ("scf.ready.refused", ReadyMustBe200),
        ("scf.env.tolerant", NeedsFunctionName),
-       ("scf.response.once", PostsTwice),
-       ("fg.response.once", PostsTwiceFg),
-       ("scf.response.once", HandlesAnEventOnce),
+       ("any.result.once", PostsTwice),
+       ("any.result.once", PostsTwiceFg),
+       ("any.result.once", HandlesAnEventOnce),
        ("scf.response.order", PollsEarly),
-       ("any.result.no-repeat", InsistsOn200),
-       ("any.result.no-repeat", RepeatsAfterHalfAnAnswer),
+       ("any.result.once", InsistsOn200),
+       ("any.result.once", RepeatsAfterHalfAnAnswer),
        ("any.error.survive", DiesOnError),
        ("any.error.survive", AcceptsAnyWord),
        ("any.error.document", PlainErrors), ("any.log.quiet", PrintsAnswers),
@@ -436,13 +436,13 @@ class CaseSensitiveFc(Fc):
         super().answer(channel, request)
 
 
-breaks(("fc.start.bind", Loopback), ("fc.start.port", KnowsOnePortVariable),
+breaks(("fc.start.port", Loopback), ("fc.start.port", KnowsOnePortVariable),
        ("fc.start.silent-connection", DiesOfSilence),
        ("fc.start.silent-connection", OneConnection),
        ("fc.concurrency.bootstrap", OneAtATime),
        ("fc.connection.keep-alive", ClosesConnections),
-       ("fc.invoke.status", Answers201), ("fc.invoke.fail", AlwaysAnswers200),
-       ("fc.invoke.fail", ErrorsWithoutField),
+       ("fc.invoke.status", Answers201), ("fc.invoke.status", AlwaysAnswers200),
+       ("fc.invoke.status", ErrorsWithoutField),
        ("fc.invoke.success-field", ResultsWithoutField),
        ("fc.hook.answer", RefusesHooks), ("fc.http.bootstrap", HangsUpOnHttp),
        ("any.http.chunked-event", ReadsNoChunks),

@@ -80,14 +80,14 @@ def any_size_will_do() -> None:
     row("scf", "running", "oversize", "finish", "idle")
 
 
-for rule, change in [("scf.next.before-ready", next_means_ready),
+for rule, change in [("scf.next.blocks", next_means_ready),
                      ("scf.ready.repeat", repeated_ready_is_refused),
                      ("scf.next.same-event", repeated_next_is_held),
                      ("scf.result.locked", late_result_is_refused),
-                     ("scf.result.unfetched", early_result_is_refused),
-                     ("scf.result.unfetched", unfetched_result_counts),
-                     ("scf.error.result", error_is_a_result),
-                     ("scf.result.size", any_size_will_do)]:
+                     ("scf.result.locked", early_result_is_refused),
+                     ("scf.result.locked", unfetched_result_counts),
+                     ("any.result.outcome", error_is_a_result),
+                     ("any.result.size", any_size_will_do)]:
     breaks("scf", rule, change)
 
 
@@ -118,9 +118,9 @@ def all_polls_get_the_event() -> None:
 
 for rule, change in [("fg.result.unknown-id", any_id_is_right),
                      ("fg.result.unknown-id", unknown_id_is_ignored),
-                     ("fg.request.outstanding", second_poll_gets_the_event),
-                     ("fg.error.result", error_is_a_result_fg),
-                     ("fg.request.one", all_polls_get_the_event)]:
+                     ("fg.request.blocks", second_poll_gets_the_event),
+                     ("any.result.outcome", error_is_a_result_fg),
+                     ("fg.request.blocks", all_polls_get_the_event)]:
     breaks("fg", rule, change)
 
 
@@ -181,9 +181,9 @@ for protocol, rule, change in [
         ("scf", "scf.env.handler", no_handler_variable),
         ("scf", "scf.env.api", host_name_as_address),
         ("fg", "fg.request.headers", two_id_fields),
-        ("fg", "fg.request.invoke-type", no_invoke_type),
-        ("fg", "fg.env.units", timeout_in_ms), ("fg", "fg.env.userdata", no_user_data),
-        ("fg", "fg.request.credentials", credentials_for_all),
+        ("fg", "fg.request.headers", no_invoke_type),
+        ("fg", "fg.env.table", timeout_in_ms), ("fg", "fg.env.table", no_user_data),
+        ("fg", "any.credentials.role", credentials_for_all),
         ("fc", "fc.invoke.control-path", no_control_path),
         ("fc", "fc.headers.common", no_region),
         ("fc", "fc.env.port", one_port_variable)]:
@@ -241,15 +241,15 @@ def waits_for_ever() -> None:
 
 
 for protocol, rule, change in [
-        ("scf", "scf.timeout.not-fetched", not_fetched_is_timeout),
-        ("fg", "fg.outcome.exit", exit_is_an_error),
+        ("scf", "any.event.timeout", not_fetched_is_timeout),
+        ("fg", "any.outcome.exit", exit_is_an_error),
         ("fg", "any.poll.dead", dead_polls_get_events),
         ("scf", "any.process.group", kills_the_leader_alone),
         ("scf", "any.env.inherited", hands_on_its_environment),
         ("fg", "any.env.names", takes_any_variable),
         ("fg", "any.http.framing", takes_two_lengths),
         ("scf", "any.http.continue", never_continues),
-        ("fg", "fg.timeout.running", waits_for_ever)]:
+        ("fg", "any.event.timeout", waits_for_ever)]:
     breaks(protocol, rule, change)
 
 
@@ -309,15 +309,15 @@ def sends_all_at_once() -> None:
     replace(emulator.PushInstance, "has_room", property(lambda self: True))
 
 
-for rule, change in [("fc.answer.field-wins", status_wins),
-                     ("fc.answer.other", every_4xx_is_an_error),
-                     ("fc.answer.http", not_found_is_an_error),
+for rule, change in [("fc.answer.outcome", status_wins),
+                     ("fc.answer.outcome", every_4xx_is_an_error),
+                     ("fc.answer.outcome", not_found_is_an_error),
                      ("fc.initialize.failed", hooks_always_succeed),
                      ("fc.hook.success", hooks_must_say_200),
                      ("fc.headers.reserved-response", passes_every_field),
                      ("fc.freeze.idle", never_freezes),
-                     ("fc.start.address", loopback_will_do),
-                     ("fc.limits.path", any_path_will_do),
+                     ("fc.start.probe", loopback_will_do),
+                     ("fc.limits.request", any_path_will_do),
                      ("fc.concurrency.limit", sends_all_at_once)]:
     breaks("fc", rule, change)
 

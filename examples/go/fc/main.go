@@ -60,7 +60,7 @@ var running sync.RWMutex
 func main() {
 	port := cmp.Or(os.Getenv("FC_SERVER_PORT"), os.Getenv("FC_CUSTOM_LISTEN_PORT"), "9000")
 	go stopOnSignal()
-	// On all addresses and without time limits. [fc.start.bind] [fc.connection.keep-alive]
+	// On all addresses and without time limits. [fc.start.port] [fc.connection.keep-alive]
 	log.Fatal(http.ListenAndServe("0.0.0.0:"+port, http.HandlerFunc(serve)))
 }
 
@@ -97,7 +97,7 @@ func serve(reply http.ResponseWriter, request *http.Request) {
 	case failure == nil:
 		answer(reply, http.StatusOK, "text/plain; charset=utf-8", result)
 	default:
-		status := http.StatusNotFound // [fc.invoke.fail]
+		status := http.StatusNotFound // [fc.invoke.status]
 		if kind != pathInvoke {
 			status = http.StatusInternalServerError
 		}

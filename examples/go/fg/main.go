@@ -36,7 +36,7 @@ const (
 	fieldRequestID = "X-Cff-Request-Id"
 
 	firstPause = 50 * time.Millisecond // [any.poll.pause]
-	lastPause  = 2 * time.Second       // [any.poll.gone]
+	lastPause  = 2 * time.Second       // [any.poll.pause]
 )
 
 // Context tells the handler about its invocation; 0 and "" mean that it is not known.
@@ -110,7 +110,7 @@ func next(stop context.Context) (ctx Context, event []byte, err error) {
 	}
 	ctx.RequestID = reply.Header.Get(fieldRequestID)
 	ctx.FunctionName = os.Getenv("RUNTIME_FUNC_NAME")
-	if reply.StatusCode != http.StatusOK || ctx.RequestID == "" { // [fg.request.no-event]
+	if reply.StatusCode != http.StatusOK || ctx.RequestID == "" { // [any.poll.retry]
 		return ctx, nil, errNoEvent
 	}
 	ctx.MemoryMB, _ = strconv.Atoi(os.Getenv("RUNTIME_MEMORY"))
@@ -126,7 +126,7 @@ func answer(ctx Context, event []byte) {
 		path = pathError + url.PathEscape(ctx.RequestID)
 		result, _ = json.Marshal(failure)
 	}
-	if err := post(path, result); err != nil { // once only [fg.response.once]
+	if err := post(path, result); err != nil { // once only [any.result.once]
 		log.Printf("post result of %s: %v", ctx.RequestID, err)
 	}
 }

@@ -37,7 +37,7 @@ const (
 	fieldTimeLimitMS = "Time_Limit_In_Ms"
 
 	firstPause = 50 * time.Millisecond // [any.poll.pause]
-	lastPause  = 2 * time.Second       // [any.poll.gone]
+	lastPause  = 2 * time.Second       // [any.poll.pause]
 )
 
 // Context tells the handler about its invocation; 0 and "" mean that it is not known.
@@ -130,7 +130,7 @@ func answer(ctx Context, event []byte) {
 		path = pathError
 		result, _ = json.Marshal(failure)
 	}
-	if err := post(path, result); err != nil { // once only [scf.response.once]
+	if err := post(path, result); err != nil { // once only [any.result.once]
 		log.Printf("post result of %s: %v", ctx.RequestID, err)
 	}
 }
