@@ -29,7 +29,6 @@ import binascii
 import collections
 import datetime
 import errno
-import heapq
 import http
 import json
 import math
@@ -431,6 +430,7 @@ MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
+THAW_S = 0.02            # for all threads of a frozen instance to wake up
 
 
 # ---- tables: what callers see ----
@@ -753,6 +753,8 @@ class PullSession:
         self.state = "starting"
         self.request_id = ""
         self.parked: List[Any] = []
+        self._on_way = 0        # answers with the event that are being sent
+        self._reached = False   # one of them has arrived
 
     def receive(self, call: str, poll: Any = None, request_id: str = "",
                 oversize: bool = False) -> Move:
@@ -761,7 +763,9 @@ class PullSession:
         self.state = row.state
         if row.action == "hold":
             self.parked.append(poll)
-        if row.action in ("finish", "fail", "overflow"):
+        elif row.action == "deliver":
+            self._on_way += 1
+        elif row.action in ("finish", "fail", "overflow"):
             self.request_id = ""
         return Move(row.action, row.rule)
 
@@ -778,6 +782,7 @@ class PullSession:
         """Hand the instance an event; it must be idle."""
         self.state = STATES[self.protocol][self.state, "issue"].state
         self.request_id = request_id
+        self._on_way, self._reached = 0, False
 
     def take_polls(self) -> List[Any]:
         """Return the parked polls that get the issued event now, if there are any."""
@@ -785,13 +790,21 @@ class PullSession:
             return []
         count = len(self.parked) if POLLS_SHARE_EVENT[self.protocol] else 1
         polls, self.parked = self.parked[:count], self.parked[count:]
+        self._on_way = len(polls)
         self.state = "running"
         return polls
 
-    def undeliver(self, request_id: str) -> None:
-        """Take back: no poll could be answered with the event [any.poll.dead]."""
-        if self.state == "running" and self.request_id == request_id:
-            self.state = "issued"
+    def delivered(self, request_id: str, reached: bool) -> List[Any]:
+        """Note what became of an answer with the event; return the polls to answer
+        next, where it has reached none [any.poll.dead]."""
+        if request_id != self.request_id:
+            return []  # the result was faster
+        self._on_way -= 1
+        self._reached = self._reached or reached
+        if self._reached or self._on_way:
+            return []
+        self.state = "issued"
+        return self.take_polls()
 
     def withdraw(self, poll: Any) -> bool:
         """Forget a parked poll whose client has gone; False if it is not parked."""
@@ -1380,6 +1393,8 @@ class Listener:
                 connection = Connection(accepted, self._app)
                 thread = threading.Thread(target=self._run, args=(connection,),
                                           daemon=True)
+                if not self._open:
+                    raise RuntimeError("it was closed meanwhile")
                 thread.start()
                 self.connections[connection] = thread
             except (OSError, RuntimeError):  # it has gone; no more threads
@@ -1419,151 +1434,112 @@ class Listener:
 
 # ---- one thread that waits: deadlines, listeners, output ----
 
-class Timer:
-    """A deadline on the monotonic clock. Moving it to a later time costs nothing."""
+def aside(call: Callable[..., object], *arguments: Any) -> threading.Thread:
+    """Call it in a thread of its own; return the thread."""
+    thread = threading.Thread(target=call, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
-    __slots__ = ("deadline", "queued", "callback")
+
+class Timer:
+    """A deadline on the monotonic clock, and what to do then. The callback looks at
+    the deadline again: it may have been moved meanwhile."""
+
+    __slots__ = ("deadline", "callback")
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self.deadline = math.inf
-        self.queued = math.inf   # when the loop will look at it next
         self.callback = callback
 
 
 class Loop:
     """A thread that sleeps until a file is readable or a deadline passes.
 
-    Callbacks must not block. Nothing polls: without deadlines the thread sleeps.
+    Callbacks must not block. One may still come just after its file was unwatched.
+    Nothing polls: without deadlines the thread sleeps.
     """
 
     def __init__(self, name: str) -> None:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
-        self._heap: List[Tuple[float, int, Timer]] = []
-        self._serial = 0
-        self._next = math.inf
+        self._timers: Dict[Timer, None] = {}    # those that are set
+        self._next = math.inf                   # when the thread looks at them next
+        self._open = True
         self._wake_read, self._wake_write = os.pipe()
         for end in (self._wake_read, self._wake_write):
             os.set_blocking(end, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
-        self._todo: List[Callable[[], None]] = []
-        self._ended = self._finished = self._closed = False
+        self.watch(self._wake_read, self._on_wake)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def watch(self, readable: Union[int, socket.socket],
               callback: Callable[[], None]) -> None:
         """Call back whenever the file is readable."""
-        self._do(lambda: self._selector.register(readable, selectors.EVENT_READ,
-                                                 callback) and None)
+        self._selector.register(readable, selectors.EVENT_READ, callback)
 
     def unwatch(self, readable: Union[int, socket.socket]) -> None:
-        """Forget the file; returns when no callback can come any more."""
-        self._do(lambda: self._selector.unregister(readable) and None)
+        """Forget the file, which is still open."""
+        try:
+            self._selector.unregister(readable)
+        except (KeyError, ValueError):
+            pass  # the loop has ended
 
     def set_timer(self, timer: Timer, deadline: float) -> None:
         """Move the timer's deadline; math.inf switches it off."""
-        timer.deadline = deadline
-        if deadline >= timer.queued:
-            return  # the loop looks again when the queued time comes
         with self._lock:
-            timer.queued = deadline
-            self._serial += 1
-            heapq.heappush(self._heap, (deadline, self._serial, timer))
-            wake = deadline < self._next
-        if wake:
-            self._wake()
+            timer.deadline = deadline
+            if deadline == math.inf:
+                self._timers.pop(timer, None)
+                return
+            self._timers[timer] = None
+            if self._open and deadline < self._next:
+                self._next = deadline
+                self._wake()
 
     def close(self) -> None:
         """End the thread."""
-        self._do(self._end)
+        with self._lock:
+            self._open = False
+            self._wake()
         self._thread.join(5)
         self._selector.close()
-        with self._lock:
-            self._closed = True
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-
-    def _end(self) -> None:
-        self._ended = True
-
-    def _do(self, action: Callable[[], None]) -> None:
-        """Run an action in the loop's thread and wait for it."""
-        if threading.current_thread() is self._thread:
-            action()
-            return
-        done = threading.Lock()
-        done.acquire()
-
-        def run() -> None:
-            try:
-                action()
-            finally:
-                done.release()
-
-        with self._lock:
-            is_over = self._finished
-            if not is_over:
-                self._todo.append(run)
-        if is_over:  # there is no such thread any more
-            action()
-        else:
-            self._wake()
-            done.acquire()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
 
     def _wake(self) -> None:
-        with self._lock:
-            if self._closed:
-                return  # a late thread moves its timer
-            try:
-                os.write(self._wake_write, b"!")
-            except BlockingIOError:
-                pass  # it is awake
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            pass  # it is awake
+
+    def _on_wake(self) -> None:
+        os.read(self._wake_read, 4096)
 
     def _run(self) -> None:
-        while not self._ended:
-            for key, _ in self._selector.select(self._pause()):
-                self._call(key.data or self._run_todo)
-            self._run_timers()
+        while self._open:
+            for key, _ in self._selector.select(self._run_timers()):
+                self._call(key.data)
+
+    def _run_timers(self) -> Optional[float]:
+        """Call those whose time has come; return how long to sleep."""
         with self._lock:
-            self._finished = True
-        self._run_todo()  # what came meanwhile
+            now = time.monotonic()
+            due = [timer for timer in self._timers if timer.deadline <= now]
+            for timer in due:
+                del self._timers[timer]
+            self._next = min((timer.deadline for timer in self._timers),
+                             default=math.inf)
+            pause = None if self._next == math.inf else min(  # more is refused
+                self._next - now, 1e6)
+        for timer in due:
+            self._call(timer.callback)  # what it sets wakes us up again
+        return pause
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
             callback()
         except Exception:  # a mistake in one must not stop every clock
             sys.excepthook(*sys.exc_info())
-
-    def _pause(self) -> Optional[float]:
-        with self._lock:
-            self._next = self._heap[0][0] if self._heap else math.inf
-        if self._next == math.inf:
-            return None
-        return max(0.0, self._next - time.monotonic())
-
-    def _run_todo(self) -> None:
-        try:
-            os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
-        with self._lock:
-            todo, self._todo = self._todo, []
-        for action in todo:
-            self._call(action)
-
-    def _run_timers(self) -> None:
-        now = time.monotonic()
-        while True:
-            with self._lock:
-                if not self._heap or self._heap[0][0] > now:
-                    return
-                timer = heapq.heappop(self._heap)[2]
-                timer.queued = math.inf
-            if timer.deadline <= now:
-                self._call(timer.callback)  # it looks again: the time may have moved
-            elif timer.deadline < math.inf:
-                self.set_timer(timer, timer.deadline)
 
 
 # ---- code packages and processes ----
@@ -1596,12 +1572,13 @@ def unpack(path: str, folder: str) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             check_entries(entries)
-            left = ZIP_BYTES
             links = [entry for entry in entries
                      if stat.S_ISLNK(entry.external_attr >> 16)]
             for entry in entries:
                 if entry not in links:
-                    left -= _unpack_entry(archive, entry, folder, left)
+                    target = archive.extract(entry, folder)
+                    if not entry.is_dir():  # [any.package.mode]
+                        os.chmod(target, entry.external_attr >> 16 & 0o777 or 0o644)
             for entry in links:  # last, so that nothing is written through a link
                 _unpack_link(archive, entry, folder)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError,
@@ -1614,6 +1591,8 @@ def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
     if len(entries) > ZIP_ENTRIES:
         raise ValueError("the ZIP has %d entries; at most %d are unpacked"
                          % (len(entries), ZIP_ENTRIES))
+    if sum(entry.file_size for entry in entries) > ZIP_BYTES:  # no more is ever read
+        raise ValueError("the ZIP unpacks to more than %d MiB" % (ZIP_BYTES // MIB))
     for entry in entries:
         name = entry.filename
         kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -1622,26 +1601,6 @@ def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
             raise ValueError("the ZIP's entry %r leaves the code folder" % name)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
             raise ValueError("the ZIP's entry %r is a device or socket" % name)
-
-
-def _unpack_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: str,
-                  left: int) -> int:
-    target = os.path.join(folder, entry.filename)
-    if entry.is_dir():
-        os.makedirs(target, exist_ok=True)
-        return 0
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    size = 0
-    with archive.open(entry) as source, open(target, "wb") as copy:
-        for part in iter(lambda: source.read(CHUNK_BYTES), b""):
-            size += len(part)
-            if size > left:  # what is read counts, not what the entry announces
-                raise ValueError("the ZIP unpacks to more than %d MiB"
-                                 % (ZIP_BYTES // MIB))
-            copy.write(part)
-    mode = entry.external_attr >> 16 & 0o777
-    os.chmod(target, mode or 0o644)  # [any.package.mode]
-    return size
 
 
 def _unpack_link(archive: zipfile.ZipFile, entry: zipfile.ZipInfo,
@@ -1732,8 +1691,7 @@ class Process:
         self.exited = threading.Event()
         self._lock = threading.Lock()
         self._reaped = False
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._thread = aside(self._watch)
 
     def _watch(self) -> None:
         # WNOWAIT: while the leader is a zombie its group id cannot be given away
@@ -1834,26 +1792,18 @@ class Log:
     """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
 
     def __init__(self, loop: Loop, sink: Optional[Callable[[bytes], None]]) -> None:
-        self._read_end, self.write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
         self._loop = loop
         self._sink = sink
         self._lock = threading.Lock()
         self._tail = b""
-        self._open = True
-        loop.watch(self._read_end, self._on_readable)
+        self._read_end = -1     # of the pipe, while it is open
 
-    def started(self) -> None:
-        """Close our copy of the end that the bootstrap writes to."""
-        with self._lock:
-            end, self.write_end = self.write_end, -1
-        if end >= 0:
-            os.close(end)
-
-    def _on_readable(self) -> None:
-        self.drain()
-        if not self._open:  # every process that had the other end has closed it
-            self.close()
+    def open(self) -> int:
+        """Return the end of a pipe for the bootstrap; the caller closes it."""
+        self._read_end, write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        self._loop.watch(self._read_end, self.drain)
+        return write_end
 
     def drain(self) -> None:
         """Take what is waiting, 1 MiB at most per call; never blocks on the pipe."""
@@ -1863,14 +1813,12 @@ class Log:
                     return
 
     def _take(self) -> bool:
-        if not self._open:
-            return False
         try:
-            data = os.read(self._read_end, 65536)
+            data = os.read(self._read_end, 65536) if self._read_end >= 0 else b""
         except BlockingIOError:
             return False
-        if not data:
-            self._open = False
+        if not data:  # every process that had the other end has closed it
+            self._shut()
             return False
         self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
         if self._sink is not None:
@@ -1887,19 +1835,45 @@ class Log:
         """Take the rest and close, even if an escaped process holds the other end."""
         self.drain()
         with self._lock:
-            self._open = False
-            end, self._read_end = self._read_end, -1
+            self._shut()
+
+    def _shut(self) -> None:
+        end, self._read_end = self._read_end, -1
         if end >= 0:
             self._loop.unwatch(end)
             os.close(end)
-        self.started()
 
 
 # ---- invocations ----
 
+class Turn:
+    """The platform's lock, and what is put off until its release because it may block
+    or call other people's code: `with turn:` takes the lock, `turn.later(...)` notes
+    a call, and whoever releases the lock makes these calls, in order."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._calls: List[Tuple[Callable[..., object], Tuple[Any, ...]]] = []
+
+    def later(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Call this after the release (lock held)."""
+        self._calls.append((call, arguments))
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        calls = self._calls
+        if calls:
+            self._calls = []
+        self.lock.release()
+        for call, arguments in calls:
+            call(*arguments)
+
+
 class Invocation:
-    """One event on its way. `outcome` is set exactly once, under the platform's lock;
-    `tell()` then passes it on, outside the lock."""
+    """One event on its way; `outcome` is set exactly once, under the platform's lock.
+    """
 
     def __init__(self, request_id: str, event: bytes,
                  http_request: Optional[HttpRequest] = None,
@@ -1911,25 +1885,14 @@ class Invocation:
         self.http_request = http_request
         self.on_done = on_done
         self.caller = caller
-        self.started = 0.0                  # monotonic; 0 = not issued yet
-        self.queued_until = math.inf
-        self.deadline = math.inf
+        self.started = 0.0          # monotonic; 0 = not issued yet
+        self.deadline = math.inf    # of its wait in the queue, then of its run
         self.outcome: Optional[Outcome] = None
         self.violations: List[Violation] = []
         self.instance: Optional["Instance"] = None
         self.upstream: Optional[Stream] = None     # fc: the connection it runs on
         self.upload: Optional["Upload"] = None     # fc: its large or streamed body
         self.gate: Optional["Gate"] = None         # fc: where its thread waits
-        self.on_end: Optional[Callable[["Invocation"], None]] = None
-
-    def tell(self) -> None:
-        """Pass the outcome on."""
-        if self.on_end is not None:
-            self.on_end(self)
-        if self.outcome is not None and self.on_done is not None:
-            self.on_done(self.outcome)
-        if self.gate is not None:
-            self.gate.open()
 
 
 class Gate:
@@ -1976,27 +1939,43 @@ def wait_readable(file: Union[int, socket.socket],
         poll.unregister(caller.stream.socket)  # it pipelines; look again later
 
 
-class Issued(NamedTuple):
-    """An invocation just issued on an instance, and the polls that get it now."""
-
-    invocation: Invocation
-    polls: List[Connection]
-
-
 # ---- instances ----
 
-class Instance(App):
-    """One bootstrap: its process, its log, its clock. Subclasses speak a protocol."""
+STARTING = ("starting", "initializing")
+IDLE = ("idle", "frozen")
+RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
+NO_ANSWER = {"starting": "the bootstrap did not ask for an event or report ready",
+             "issued": "the bootstrap did not fetch the event",
+             "running": "the bootstrap fetched the event and posted no result",
+             "busy": "the function did not answer"}
+DURING = {"starting": "before it was ready", "initializing": "during initialisation",
+          "issued": "before it fetched the event", "running": "while it had the event",
+          "busy": "during the request"}
 
-    def __init__(self, platform: "Platform") -> None:
+
+class Instance(App):
+    """One bootstrap: its process, its log, its clock, and the invocations that it has.
+
+    These are bound to it while it starts, and begin when it is ready. Whoever reads
+    or changes `work`, `ending` or the session holds the platform's lock. Subclasses
+    speak a protocol.
+    """
+
+    slots = 1   # invocations that it takes at a time
+
+    def __init__(self, platform: "Platform",
+                 session: Union[PullSession, PushSession]) -> None:
         self.platform = platform
         self.function = platform.function
+        self.session = session
         self.id = "c-%s" % uuid.uuid4().hex[:12]
         self.log = Log(platform.pump, platform.on_log)
         self.timer = Timer(self._on_time)
         self.process: Optional[Process] = None
         self._spawning = threading.Lock()   # whoever ends it waits for the process
-        self._ended = False
+        self.work: Dict[Invocation, None] = {}  # bound or begun, in this order
+        self.ending = ""        # "stop" in order or "kill", whatever came first
+        self.healthy = True
         self.violations: List[Violation] = []   # before the first invocation
         self.served = 0
         self.sampled_mb = 0.0   # highest seen of the whole group
@@ -2005,45 +1984,54 @@ class Instance(App):
     @property
     def is_idle(self) -> bool:
         """Tell whether it could be reclaimed."""
-        raise NotImplementedError
+        return self.session.state in IDLE
+
+    def has_room(self) -> bool:
+        """Tell whether it takes one more invocation (lock held)."""
+        return (len(self.work) < self.slots and self.healthy
+                and self.session.state != "stopping")
+
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended, even if nobody has noticed yet."""
+        return self.process is not None and self.process.has_ended()
+
+    # -- start --
 
     def start(self) -> None:
         """Start the bootstrap; failures become outcomes. Blocks for the start."""
-        raise NotImplementedError
+        try:
+            self.launch()
+        except (StartError, OSError) as error:
+            reason = error.reason if isinstance(error, StartError) else ""
+            with self.platform.lock:
+                self.end(list(self.work), "start-error", str(error), reason)
 
-    def bind(self, invocation: Invocation) -> None:
-        """Take an invocation while starting (platform lock held)."""
-        raise NotImplementedError
-
-    def retire(self) -> List[Invocation]:
-        """Allow no new work; return what is running (platform lock held)."""
-        raise NotImplementedError
-
-    def before_stop(self) -> None:
-        """Do what comes before SIGTERM. May block for its limit."""
-
-    def set_deadline(self, deadline: float) -> None:
-        """Move the instance's one clock."""
-        self.platform.loop.set_timer(self.timer, deadline)
-
-    def _on_time(self) -> None:
+    def launch(self) -> None:
+        """Start the bootstrap. Raises StartError, OSError."""
         raise NotImplementedError
 
     def _spawn(self, facts: Facts) -> None:
-        """Start the process. Raises StartError."""
+        """Start the process, or say what a person needs who starts it by hand. Raises
+        StartError."""
         platform = self.platform
+        env = platform.environment(facts)
+        if platform.attach:
+            platform.attach(env)
+            return
         words = list(self.function.command) or [
             os.path.join(platform.folder, "bootstrap")]
-        env = platform.environment(facts)
         if self.function.image:
             words = self._docker_words(env, facts["port"])
         check_program(words, platform.folder)
         with self._spawning:
-            if self._ended:
+            if self.ending:
                 raise StartError("", "the platform stops")
-            self.process = Process(words, platform.folder, env, self.log.write_end,
-                                   self.on_exit, platform.cores)
-        self.log.started()
+            output = self.log.open()
+            try:
+                self.process = Process(words, platform.folder, env, output,
+                                       self.on_exit, platform.cores)
+            finally:
+                os.close(output)
         platform.trace("process", instance=self.id, started=self.process.pid)
 
     def _docker_words(self, env: Dict[str, str], port: str) -> List[str]:
@@ -2057,18 +2045,98 @@ class Instance(App):
                     self.platform.fc_host, port, port)] + flags + [
                         self.function.image] + list(self.function.command)
 
-    def on_exit(self, status: int) -> None:
-        """Clean up after the process; called from its own thread."""
-        raise NotImplementedError
+    # -- work (lock held) --
 
-    def violate(self, violation: Violation, invocation: Optional[Invocation]) -> None:
-        """Note a violation with the invocation it belongs to."""
-        (invocation.violations if invocation else self.violations).append(violation)
+    def take(self, invocation: Invocation) -> None:
+        """Take an invocation; there must be room."""
+        invocation.instance = self
+        invocation.deadline = math.inf
+        self.work[invocation] = None
+        if self.session.state not in STARTING:
+            self._begin(invocation)
+
+    def _begin(self, invocation: Invocation) -> None:
+        """Start the clock of an invocation [any.limits.clock]."""
+        invocation.started = time.monotonic()
+        invocation.deadline = invocation.started + self.function.timeout_s
+        invocation.violations += self.violations
+        self.violations.clear()
+        self.served += 1
+        self.platform.watch_memory()
+        if self.timer.deadline > invocation.deadline or len(self.work) == 1:
+            self.set_deadline(invocation.deadline)
+
+    def _has_room_again(self) -> None:
+        """Begin what is bound, then what waits for an instance with room."""
+        if not self.served:
+            for invocation in self.work:
+                self._begin(invocation)
+        self.platform.offer(self)
+        if not self.work:
+            self._wind()
+
+    def _wind(self) -> None:
+        """Set the clock: to the first limit of an invocation, or for the idle time."""
+        deadline = math.inf
+        if self.work:
+            deadline = min([invocation.deadline for invocation in self.work])
+        elif self.is_idle:
+            deadline = time.monotonic() + self.function.idle_s
+        self.set_deadline(deadline)
+
+    def set_deadline(self, deadline: float) -> None:
+        """Move the instance's one clock."""
+        self.platform.loop.set_timer(self.timer, deadline)
+
+    def _on_time(self) -> None:
+        """The start or an invocation is over its limit, or it was idle for long."""
+        now = time.monotonic()
+        with self.platform.lock:
+            state = self.session.state
+            if now < self.timer.deadline:
+                return  # it was moved meanwhile
+            if self.is_idle:
+                self.platform.reclaim(self)
+                return
+            # [fc.time.others] the others may end within their own limits
+            late = [one for one in self.work
+                    if state in STARTING or one.deadline <= now]
+            for invocation in late:
+                invocation.deadline = math.inf
+            if late or state in STARTING:
+                limit = (self.function.init_timeout_s if state in STARTING
+                         else self.function.timeout_s)
+                self.end(late, ON_TIME.get(state, "timeout"), "%s within %s s" % (
+                    NO_ANSWER.get(state, NO_ANSWER["busy"]), seconds(limit)))
+            self._wind()
+
+    def violate(self, violation: Violation) -> None:
+        """Note a violation with the invocation it belongs to (lock held)."""
+        found = next((one.violations for one in self.work), self.violations)
+        found.append(violation)
         self.platform.note_violation(violation)
+
+    # -- end --
+
+    def end(self, victims: Iterable[Invocation], kind: str = "", message: str = "",
+            start_error: str = "") -> None:
+        """Take no more work and settle the victims; the bootstrap is killed, at once
+        or when what else runs in it has ended (lock held) [any.time.kill]."""
+        self.platform.discard(self, "kill")
+        if all(one in victims or one.outcome for one in self.work):
+            self.platform.lock.later(self._kill)
+        for invocation in victims:
+            self.platform.settle(invocation, kind, message=message,
+                                 start_error=start_error)
+
+    def retire(self) -> None:
+        """Let the session take nothing more (lock held)."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """End it in order: pre-stop, SIGTERM, grace, SIGKILL. Blocks for these."""
-        process = self._end()
+        with self._spawning:
+            process = self.process
         self.before_stop()
         if process is not None:
             process.terminate(self.function.grace_s)
@@ -2076,19 +2144,42 @@ class Instance(App):
         else:
             self.cleanup()
 
-    def kill(self) -> None:
-        """End it at once."""
-        process = self._end()
+    def before_stop(self) -> None:
+        """Do what comes before SIGTERM. May block for its limit."""
+
+    def _kill(self) -> None:
+        if self.ending != "kill":
+            return  # it is stopping in order
+        with self._spawning:
+            process = self.process
         if process is not None:
             process.signal(signal.SIGKILL)
         else:
-            threading.Thread(target=self.cleanup, daemon=True).start()
+            aside(self.cleanup)
 
-    def _end(self) -> Optional[Process]:
-        """Let no process start any more; return the one there is."""
-        with self._spawning:
-            self._ended = True
-            return self.process
+    def on_exit(self, status: int) -> None:
+        """Settle what the bootstrap left undone; called from the process's thread."""
+        self.hear_out()
+        self.log.close()
+        platform, ended = self.platform, describe_status(status)
+        with platform.lock:
+            state = self.session.state
+            platform.trace("process", instance=self.id, ended=ended, state=state)
+            if not self.work and state != "stopping":
+                platform.lock.later(platform.note, "the bootstrap ended %s while it "
+                                    "had no event; the next one starts another" % ended)
+            self._exited(state, status)
+        self.cleanup()
+
+    def cut_off(self, invocation: Invocation) -> None:
+        """Let an exchange that still goes on end (lock held)."""
+
+    def hear_out(self) -> None:
+        """Take what the bootstrap sent before its end."""
+
+    def _exited(self, state: str, status: int) -> None:
+        """The process has ended: settle what follows from that."""
+        raise NotImplementedError
 
     def cleanup(self) -> None:
         """Free what the instance holds."""
@@ -2097,6 +2188,8 @@ class Instance(App):
             remove_container(self.id)
         self.log.close()
         self.platform.forget(self)
+
+    # -- memory --
 
     def peak_mb(self) -> float:
         """Return the bootstrap's peak resident memory, 0 if unknown; looked up ten
@@ -2120,108 +2213,52 @@ class Instance(App):
 class PullInstance(Instance):
     """An instance of scf or fg: a runtime API of its own on a loopback port."""
 
+    session: PullSession
+
     def __init__(self, platform: "Platform") -> None:
-        super().__init__(platform)
-        self.session = PullSession(platform.protocol)
-        self.invocation: Optional[Invocation] = None
+        super().__init__(platform, PullSession(platform.protocol))
         self.listener: Optional[Listener] = None
-        self._delivered = False     # the event has reached a poll
-        self._delivering = 0        # polls that are being answered with it
-        self._head: List[str] = []
+        self._head = "%s\r\n%s%s" % (status_line(200), platform.fields, (
+            "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"))
 
-    @property
-    def is_idle(self) -> bool:
-        return self.session.state == "idle"
-
-    def start(self) -> None:
+    def launch(self) -> None:
         """Listen, then start the process: its first call finds the API ready."""
         platform, function = self.platform, self.function
-        try:
-            self.listener = Listener("127.0.0.1", function.port if platform.attach
-                                     else 0, self, platform.loop)
-            facts = platform.facts(instance_id=self.id, api_host="127.0.0.1",
-                                   api_port=str(self.listener.port))
-            self._head = self._event_head(facts)
+        self.listener = Listener("127.0.0.1", function.port if platform.attach else 0,
+                                 self, platform.loop)
+        if not platform.attach:
             self.set_deadline(time.monotonic() + function.init_timeout_s)
-            if platform.attach:
-                self.set_deadline(math.inf)
-                platform.attach(platform.environment(facts))
-            else:
-                self._spawn(facts)
-        except (StartError, OSError) as error:
-            self.set_deadline(math.inf)
-            self.platform.start_failed(self, error)
+        self._spawn(platform.facts(instance_id=self.id, api_host="127.0.0.1",
+                                   api_port=str(self.listener.port)))
 
-    def _event_head(self, facts: Facts) -> List[str]:
-        """Write the head of an event's answer, in pieces around the request id."""
-        fields = platform_fields(self.platform.protocol, Facts(facts, request_id=MARK))
-        head = format_head(status_line(200), fields
-                           + [("Content-Type", "application/json")])
-        return head.decode("latin-1")[:-2].split(MARK)
-
-    def bind(self, invocation: Invocation) -> None:
-        self.invocation = invocation
-
-    def take(self, invocation: Invocation) -> Issued:
-        """Issue an invocation on this idle instance (platform lock held)."""
-        self.invocation = invocation
-        return self._issue(invocation)
-
-    def _issue(self, invocation: Invocation) -> Issued:
+    def _begin(self, invocation: Invocation) -> None:
         self.session.issue(invocation.request_id)
-        invocation.instance = self
-        invocation.started = time.monotonic()  # [any.limits.clock]
-        self._delivered, self._delivering = False, 0
-        self.served += 1
-        self.platform.watch_memory()
-        self.set_deadline(invocation.started + self.function.timeout_s)
-        invocation.violations += self.violations
-        self.violations.clear()
-        return Issued(invocation, self._take_polls())
+        super()._begin(invocation)
+        self.platform.lock.later(self._hand_over, invocation,
+                                 self.session.take_polls())
 
-    def hand_over(self, issued: Issued) -> None:
-        """Answer the parked polls with the event (platform lock not held)."""
-        invocation, polls = issued
+    def _hand_over(self, invocation: Invocation, polls: List[Connection]) -> None:
         if self.served > 1:  # drop what was printed between two invocations
             self.log.drain()
             self.log.take_tail()
         self.platform.log_start(invocation)
-        self._deliver_all(invocation, polls)
+        self._deliver(invocation, polls)
 
-    def _deliver_all(self, invocation: Invocation, polls: List[Connection]) -> None:
+    def _deliver(self, invocation: Invocation, polls: List[Connection]) -> None:
+        """Answer polls with the event; others, while it has not reached any."""
         while polls:
-            reached = [self._deliver(poll, invocation) for poll in polls]
-            polls = self._after_delivery(invocation, reached)
+            reached = self._send_event(polls.pop(0), invocation)
+            with self.platform.lock:
+                polls += self.session.delivered(invocation.request_id, reached)
 
-    def _deliver(self, poll: Connection, invocation: Invocation) -> bool:
+    def _send_event(self, poll: Connection, invocation: Invocation) -> bool:
         # [any.poll.dead] a client that has hung up must not swallow the event
         if poll.stream.peek() == b"":
             poll.closing = True
             poll.answer(b"")
             return False
-        head = "%s%s%sContent-Length: %d\r\n\r\n" % (
-            self._head[0], invocation.request_id, self._head[1], len(invocation.event))
+        head = self._head % (invocation.request_id, len(invocation.event))
         return poll.answer(head.encode("latin-1"), invocation.event)
-
-    def _after_delivery(self, invocation: Invocation,
-                        reached: List[bool]) -> List[Connection]:
-        """Note what became of the polls; when the event reached none of those that
-        were tried, take it back and return others to try."""
-        session = self.session
-        with self.platform.lock:
-            if session.request_id != invocation.request_id:
-                return []  # the result was faster
-            self._delivering -= len(reached)
-            self._delivered = self._delivered or any(reached)
-            if self._delivered or self._delivering:
-                return []
-            session.undeliver(invocation.request_id)
-            return self._take_polls()
-
-    def _take_polls(self) -> List[Connection]:
-        polls = self.session.take_polls()
-        self._delivering += len(polls)
-        return polls
 
     def handle(self, connection: Connection, message: Message) -> None:
         """Take a call of the bootstrap."""
@@ -2236,16 +2273,14 @@ class PullInstance(Instance):
                 self._refuse(connection, 413, str(error))
                 return
         if not call:
-            self._unknown(connection, "%s %s" % (method, target[:80]), status)
+            seen = "%s %s" % (method, target[:80])
+            self.refused(connection, Violation("any.api.unknown", seen))
+            self._refuse(connection, status, "no such call: " + seen)
             return
         if call in ("response", "error"):
             self.log.drain()  # so that the log holds what was printed before
-        self._receive(connection, call, request_id, body, size)
-
-    def _unknown(self, connection: Connection, seen: str, status: int) -> None:
         with self.platform.lock:
-            self.violate(Violation("any.api.unknown", seen), self.invocation)
-        self._refuse(connection, status, "no such call: " + seen)
+            self._receive(connection, call, request_id, body, size)
 
     def _refuse(self, connection: Connection, status: int, message: str) -> None:
         document = {"error": message}
@@ -2256,68 +2291,47 @@ class PullInstance(Instance):
     def _receive(self, connection: Connection, call: str, request_id: str, body: bytes,
                  size: int) -> None:
         platform, session = self.platform, self.session
-        settled: Optional[Invocation] = None
-        issued: Optional[Issued] = None
-        with platform.lock:
-            before = session.state
-            move = session.receive(call, connection, request_id, size >= 0)
-            invocation = self.invocation
-            if move.action == "hold":
-                connection.defer()
-            elif move.action == "deliver":
-                self._delivering += 1
-            elif move.action in ("ignore", "refuse"):
-                self.violate(Violation(move.rule, "%s in state %s%s" % (
-                    call, before, ", id %r" % request_id if request_id else "")),
-                    invocation)
-            elif move.action in RESULTS and invocation is not None:
-                settled = self._result(invocation, move.action, body, size)
-            if session.state == "idle" and before != "idle":
-                issued = self._became_idle()
+        before = session.state
+        move = session.receive(call, connection, request_id, size >= 0)
+        invocation = next(iter(self.work), None)
         if platform.tracing:
             platform.trace("call", instance=self.id, call=call, state=before,
                            action=move.action, next=session.state, rule=move.rule,
                            request_id=invocation.request_id if invocation else "",
                            bytes=max(size, len(body)))
         self._answer(connection, move.action, size, invocation)
-        if settled is not None:
-            settled.tell()
-        if issued is not None:
-            self.hand_over(issued)
+        if move.action in ("ignore", "refuse"):
+            self.violate(Violation(move.rule, "%s in state %s%s" % (
+                call, before, ", id %r" % request_id if request_id else "")))
+        elif move.action in RESULTS and invocation is not None:
+            del self.work[invocation]
+            platform.settle(
+                invocation, RESULTS[move.action], size=size,
+                body=body if size < 0 else b"", message="" if move.action == "finish"
+                else "the bootstrap reported an error" if move.action == "fail"
+                else self._too_large(size))
+        if session.state == "idle" and before != "idle":
+            self._has_room_again()
 
     def _answer(self, connection: Connection, action: str, size: int,
                 invocation: Optional[Invocation]) -> None:
-        if action == "hold":
-            return  # [scf.next.blocks] [fg.request.blocks]: whoever has the event
-        if action == "refuse":
-            self._refuse(connection, 404, "no outstanding invocation has this id")
+        """Answer a call as soon as the lock is released, before anything else."""
+        later = self.platform.lock.later
+        if action == "hold":  # [scf.next.blocks] [fg.request.blocks]
+            connection.defer()  # whoever has the event answers
+        elif action == "refuse":
+            later(self._refuse, connection, 404,
+                  "no outstanding invocation has this id")
         elif action == "deliver" and invocation is not None:
-            self._deliver_all(invocation, [connection])
+            later(self._deliver, invocation, [connection])
         elif action == "overflow":
-            self._refuse(connection, 413, "the result has %d bytes; the limit is %d"
-                         % (size, self.function.result_bytes))
+            later(self._refuse, connection, 413, self._too_large(size))
         else:
-            connection.answer(EMPTY_ANSWER)
+            later(connection.answer, EMPTY_ANSWER)
 
-    def _result(self, invocation: Invocation, action: str, body: bytes,
-                size: int) -> Optional[Invocation]:
-        self.invocation = None
-        return self.platform.settle(
-            invocation, RESULTS[action], body=body if size < 0 else b"", size=size,
-            message="" if action == "finish" else
-            "the bootstrap reported an error" if action == "fail" else
-            "the result has %d bytes; the limit is %d"
-            % (size, self.function.result_bytes))
-
-    def _became_idle(self) -> Optional[Issued]:
-        """Go on with the bound or next invocation, or join the idle instances."""
-        if self.invocation is None:
-            self.invocation = self.platform.next_waiting()
-        if self.invocation is not None:
-            return self._issue(self.invocation)
-        self.platform.idle.append(self)  # the last one used is the first one taken
-        self.set_deadline(time.monotonic() + self.function.idle_s)
-        return None
+    def _too_large(self, size: int) -> str:
+        return "the result has %d bytes; the limit is %d" % (
+            size, self.function.result_bytes)
 
     def gone(self, connection: Connection) -> bool:
         """A poll's client has hung up: it gets no event [any.poll.dead]."""
@@ -2325,63 +2339,24 @@ class PullInstance(Instance):
             return self.session.withdraw(connection)
 
     def refused(self, connection: Connection, violation: Violation) -> None:
-        """Something came that is not HTTP: no effect but a violation."""
+        """Something came that is not HTTP or no call: no effect but a violation."""
         with self.platform.lock:
-            self.violate(violation, self.invocation)
+            self.violate(violation)
 
-    def retire(self) -> List[Invocation]:
-        running = [self.invocation] if self.invocation else []
-        self.invocation = None
+    def retire(self) -> None:
         self.session.stop()
-        return running
 
-    def _on_time(self) -> None:
-        """The clock of the session's state ran out."""
-        platform = self.platform
-        with platform.lock:
-            state = self.session.state
-            if time.monotonic() < self.timer.deadline or state == "stopping":
-                return
-            if state == "idle":
-                platform.reclaim(self)
-                return
-            invocation = self.invocation
-            kind = ON_TIME[state]
-            limit = (self.function.init_timeout_s if state == "starting"
-                     else self.function.timeout_s)
-            platform.discard(self)
-            settled = invocation and platform.settle(
-                invocation, kind, message="%s within %s s" % (NO_ANSWER[state],
-                                                              seconds(limit)))
-        self.kill()  # [any.time.kill]
-        if settled:
-            settled.tell()
-
-    def on_exit(self, status: int) -> None:
-        """The process has ended; what it sent before counts [any.result.first].
-        """
+    def hear_out(self) -> None:
+        """What the bootstrap sent before its end counts [any.result.first]."""
         if self.listener is not None:
             self.listener.accept()
             self.listener.join(1.0)
-        self.log.close()
-        platform = self.platform
-        with platform.lock:
-            state = self.session.state
-            invocation = self.invocation
-            ended = "the bootstrap ended " + describe_status(status)
-            platform.trace("process", instance=self.id, ended=describe_status(status),
-                           state=state)
-            platform.discard(self)
-            over = self.over_memory()
-            settled = invocation and platform.settle(
-                invocation, "out-of-memory" if over else ON_EXIT.get(state, "exit"),
-                message=over or "%s %s" % (ended, DURING.get(state, "")))
-        if not invocation and state != "stopping":
-            platform.note(ended + " while it had no event; the next one starts another")
-        if settled:
-            settled.tell()
-        self.cleanup()
-        platform.refill()
+
+    def _exited(self, state: str, status: int) -> None:
+        over = self.over_memory()
+        self.end(list(self.work), "out-of-memory" if over else ON_EXIT.get(
+            state, "exit"), over or "the bootstrap ended %s %s" % (
+                describe_status(status), DURING.get(state, "")))
 
     def cleanup(self) -> None:
         if self.listener is not None:
@@ -2389,16 +2364,6 @@ class PullInstance(Instance):
             self.listener.shut()
             self.listener.join(2.0)
         super().cleanup()
-
-
-RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
-NO_ANSWER = {"starting": "the bootstrap did not ask for an event or report ready",
-             "issued": "the bootstrap did not fetch the event",
-             "running": "the bootstrap fetched the event and posted no result",
-             "busy": "the function did not answer"}
-DURING = {"starting": "before it was ready", "initializing": "during initialisation",
-          "issued": "before it fetched the event", "running": "while it had the event",
-          "busy": "during the request"}
 
 
 def wants_upgrade(request: Optional[HttpRequest]) -> bool:
@@ -2432,15 +2397,8 @@ def free_port() -> int:
     raise StartError("port", "no free port was found")
 
 
-def platform_fields(protocol: str, facts: Facts) -> List[Tuple[str, str]]:
-    """Return the fields of HEADERS with their values."""
-    fields = [(field.name, field.value.format_map(facts), field.optional)
-              for field in HEADERS[protocol]]
-    return [(name, value) for name, value, optional in fields if value or not optional]
-
-
 class CallerGone(Exception):
-    """The caller of an HTTP function has hung up."""
+    """The caller of an HTTP function has hung up, or has his outcome already."""
 
 
 class Answer:
@@ -2485,9 +2443,7 @@ class Upload:
         self.failure: Optional[Exception] = None
         self._unwanted = False
         self._stream = stream
-        self._thread = threading.Thread(target=self._run, args=(parts, chunked),
-                                        daemon=True)
-        self._thread.start()
+        self._thread = aside(self._run, parts, chunked)
 
     def _run(self, parts: Iterable[bytes], chunked: bool) -> None:
         try:
@@ -2522,33 +2478,25 @@ class Upload:
             self._thread.join()
 
 
+HOOK_NAMES = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
+              "pre-stop": "PreStop"}
+IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "TRACE")
+
+
 class PushInstance(Instance):
     """An instance of fc: an HTTP server to which requests are sent."""
 
+    session: PushSession
+
     def __init__(self, platform: "Platform") -> None:
-        super().__init__(platform)
-        self.session = PushSession(self.function.concurrency)
-        self.bound: List[Invocation] = []
-        self.running: Dict[Invocation, None] = {}   # in the order of their deadlines
-        self.pool: List[Stream] = []
+        super().__init__(platform, PushSession(platform.function.concurrency))
+        self.slots = self.function.concurrency
         self.port = self.function.port
+        self.pool: Optional[List[Stream]] = []  # None = nobody will use them any more
+        self._streams = threading.Lock()        # for the pool, and who has a stream
         self._hook_lock = threading.Lock()
-        self.healthy = True
-        self._common: List[str] = []    # the common header fields, in pieces
         self._streak = 0    # of checks that contradict `healthy`
         self._health_timer = Timer(self._on_health_time)
-        self._retired = False   # takes no new requests
-        self._cleaned = False   # keeps no connections
-
-    @property
-    def is_idle(self) -> bool:
-        return self.session.state in ("idle", "frozen")
-
-    def has_room(self) -> bool:
-        """Tell whether one more request may be sent or bound."""
-        if self._retired or not self.healthy or self.session.state == "stopping":
-            return False
-        return len(self.bound) + self.session.running < self.function.concurrency
 
     def _move(self, call: str) -> str:
         before = self.session.state
@@ -2559,28 +2507,29 @@ class PushInstance(Instance):
                                 rule=STATES["fc"][before, call].rule)
         return action
 
-    def bind(self, invocation: Invocation) -> None:
-        invocation.instance = self
-        self.bound.append(invocation)
+    # -- start --
 
-    def start(self) -> None:
-        """Start the server in a thread of its own and wait for its port there."""
-        threading.Thread(target=self._start, daemon=True).start()
-
-    def _start(self) -> None:
+    def launch(self) -> None:
+        """Start the server, wait for its port, run the initializer."""
         platform = self.platform
-        try:
-            self._choose_port()
-            facts = platform.facts(instance_id=self.id, port=str(self.port))
-            if platform.attach:
-                platform.attach(platform.environment(facts))
-            else:
-                self._spawn(facts)
-            self._await_port()
-        except (StartError, OSError) as error:
-            platform.start_failed(self, error)
-            return
-        self._initialize()
+        self._choose_port()
+        self._spawn(platform.facts(instance_id=self.id, port=str(self.port)))
+        self._await_port()
+        with platform.lock:
+            if self._move("connect") != "initialize":
+                return  # stopped meanwhile
+        verdict = "done"
+        if self.function.initializer:  # [fc.initialize.once]
+            verdict = self._hook("initialize", self.function.initializer_timeout_s)
+        if verdict == "done" and self.function.health_check:
+            self._first_check()
+        with platform.lock:
+            if verdict == "done" and self._move("initialized"):
+                self._has_room_again()
+                self._freeze()
+            elif self._move("refused"):
+                kind = "init-timeout" if verdict == "timeout" else "init-error"
+                self.end(list(self.work), kind, "the initializer failed: " + verdict)
 
     def _choose_port(self) -> None:
         """Find a free port, or raise StartError when the fixed one is taken."""
@@ -2605,23 +2554,22 @@ class PushInstance(Instance):
         hinted = False
         while True:
             try:
-                self.pool.append(self._dial(1.0))  # kept for the first request
+                self._keep(self._dial(1.0))  # for the first request
                 return
             except OSError:
                 now = time.monotonic()
-            if self.process is not None and self.process.exited.wait(
-                    0.001 if now < begin + 0.05 else 0.005):
-                raise StartError("", "the start command '%s ' ended %s before it "
+            if self.process is None:
+                time.sleep(0.05)  # attached: nothing else tells when it listens
+            elif self.process.exited.wait(0.001 if now < begin + 0.05 else 0.005):
+                raise StartError("", "the start command '%s ' ended early before it "
                                  "listened on port %d" % (" ".join(
-                                     self.platform.words()), "early", self.port))
+                                     self.platform.words()), self.port))
             if now > deadline or self.session.state == "stopping":
                 raise StartError("port", self._port_problem())
             if not hinted and now > begin + 0.5:
                 hinted = True
                 if self._loopback_only():
                     self.platform.note(self._port_problem())
-            if self.process is None:
-                time.sleep(0.05)  # attached: nothing else tells when it listens
 
     def _port_problem(self) -> str:
         if self._loopback_only():  # [fc.start.port]
@@ -2640,62 +2588,45 @@ class PushInstance(Instance):
             return False
         return True
 
+    # -- connections --
+
     def _dial(self, timeout_s: float) -> Stream:
         connected = socket.create_connection((self.platform.fc_host, self.port),
                                              timeout_s)
         connected.settimeout(None)
         return Stream(connected)
 
-    def _initialize(self) -> None:
-        """Run the initializer, once, and let the bound requests go."""
-        platform, function = self.platform, self.function
-        with platform.lock:
-            if self._move("connect") != "initialize":
-                return  # stopped meanwhile
-        verdict = "done"
-        if function.initializer:  # [fc.initialize.once]
-            verdict = self._hook("initialize", function.initializer_timeout_s)
-        try:
-            if verdict == "done":
-                self._first_check()
-        except StartError as error:
-            platform.start_failed(self, error)
-            return
-        with platform.lock:
-            if verdict == "done":
-                if not self._move("initialized"):
-                    return
-                bound, self.bound = self.bound, []
-                for invocation in bound:
-                    self.admit(invocation)
-                settled: List[Invocation] = []
-            else:
-                self._move("refused")
-                settled = self._init_failed(verdict)
-        if verdict != "done":
-            self.kill()
-            for invocation in settled:
-                invocation.tell()
-        else:
-            for invocation in bound:
-                if invocation.gate is not None:
-                    invocation.gate.open()
-            self.settle_down()
+    def _connect(self, timeout_s: float) -> Tuple[Stream, bool]:
+        """Return a connection, and whether it was used before."""
+        while True:
+            with self._streams:
+                stream = self.pool.pop() if self.pool else None
+            if stream is None:
+                return self._dial(timeout_s), False
+            # bytes beyond the last answer answer nothing
+            if not stream.rest and stream.peek() is None:
+                return stream, True
+            stream.socket.close()
 
-    def _init_failed(self, verdict: str) -> List[Invocation]:
-        kind = "init-timeout" if verdict == "timeout" else "init-error"
-        bound, self.bound = self.bound, []
-        self.platform.discard(self)
-        message = "the initializer failed: " + verdict
-        return [invocation for invocation in bound
-                if self.platform.settle(invocation, kind, message=message)]
+    def _keep(self, stream: Stream, invocation: Optional[Invocation] = None) -> None:
+        """Put a connection into the pool, unless nobody would take it out again."""
+        with self._streams:
+            if invocation is not None:
+                invocation.upstream = None
+            if self.pool is not None:
+                self.pool.append(stream)
+            else:
+                stream.socket.close()
+
+    def cut_off(self, invocation: Invocation) -> None:
+        with self._streams:
+            if invocation.upstream is not None:
+                invocation.upstream.shut()
+
+    # -- requests of the platform's own --
 
     def _hook(self, call: str, timeout_s: float) -> str:
-        """Call a hook; return done, failed, broken or timeout, with what was seen."""
-        with self._hook_lock:  # one at a time [fc.stop.order]
-            return self._run_hook(call, timeout_s)
-
-    def _run_hook(self, call: str, timeout_s: float) -> str:
+        """Call a hook; return done, failed, broken or timeout."""
         request_id = str(uuid.uuid4())
         line = "FC %s %%s RequestId: %s%%s\n" % (HOOK_NAMES[call], request_id)
         method = "POST" if call == "initialize" else "GET"
@@ -2717,32 +2648,29 @@ class PushInstance(Instance):
     def _call(self, method: str, head: bytes, timeout_s: float) -> Tuple[int, str]:
         """Send a request of the platform's own; return (status, "") or (0, what went
         wrong), the latter "timeout" after the limit."""
-        stream: Optional[Stream] = None
-        begin = time.monotonic()
-
-        def expire() -> None:
-            if stream is not None and time.monotonic() >= timer.deadline:
-                stream.shut()
-
-        timer = Timer(expire)
+        deadline = time.monotonic() + timeout_s
+        timer = Timer(lambda: stream.shut())
         try:
             stream, _ = self._connect(timeout_s)
-            self.platform.loop.set_timer(timer, begin + timeout_s)
+        except OSError as error:
+            return 0, "timeout" if time.monotonic() >= deadline else str(error)
+        self.platform.loop.set_timer(timer, deadline)
+        try:
             stream.send(head)
             message = self._answer_head(stream)
             for _ in self._body(stream, message, method):
                 pass
-            if message.keep_alive and message.length is not None and (
-                    self._keep(stream)):
-                stream = None
-            return int(message.words[1]), ""
+            is_reusable = message.keep_alive and message.length is not None
+            status, error_text = int(message.words[1]), ""
         except (OSError, BadMessage) as error:
-            late = time.monotonic() >= begin + timeout_s
-            return 0, "timeout" if late else str(error)
-        finally:
-            self.platform.loop.set_timer(timer, math.inf)
-            if stream is not None:
-                stream.socket.close()
+            is_reusable, status = False, 0
+            error_text = "timeout" if time.monotonic() >= deadline else str(error)
+        self.platform.loop.set_timer(timer, math.inf)
+        if is_reusable:
+            self._keep(stream)
+        else:
+            stream.socket.close()
+        return status, error_text
 
     def _check_health(self) -> str:
         """Ask for the health check's path; "" when it is healthy [fc.health.check]."""
@@ -2751,6 +2679,8 @@ class PushInstance(Instance):
             "GET %s HTTP/1.1" % check["path"],
             [("Host", "%s:%d" % (self.platform.fc_host, self.port))]),
             check["timeout_s"])
+        self.platform.loop.set_timer(self._health_timer,
+                                     time.monotonic() + check["period_s"])
         if 200 <= status < 400:
             return ""
         return "failed with status code: %d " % status if status else (
@@ -2759,71 +2689,51 @@ class PushInstance(Instance):
     def _first_check(self) -> None:
         """Raise StartError unless the first health check succeeds [fc.health.first].
         """
-        check = self.function.health_check
-        if not check:
-            return
         if self.process is not None:
-            self.process.exited.wait(check["initial_delay_s"])
+            self.process.exited.wait(self.function.health_check["initial_delay_s"])
         problem = self._check_health()
         if problem:
             raise StartError("port", "The function http server cannot be started, "
                              "check function health " + problem)
-        self.platform.loop.set_timer(self._health_timer,
-                                     time.monotonic() + check["period_s"])
 
     def _on_health_time(self) -> None:
-        if time.monotonic() >= self._health_timer.deadline:
-            threading.Thread(target=self._check_again, daemon=True).start()
+        aside(self._check_again)
 
     def _check_again(self) -> None:
         """Check once more; enough failures or successes in a row change the verdict
         [fc.health.thresholds]."""
         check = self.function.health_check
-        if self.session.state == "stopping":
+        if self.session.state == "frozen":  # [fc.health.check]
+            self.platform.loop.set_timer(self._health_timer,
+                                         time.monotonic() + check["period_s"])
+        if self.session.state in ("frozen", "stopping"):
             return
-        if self.session.state != "frozen":  # [fc.health.check]
-            healthy = not self._check_health()
-            self._streak = self._streak + 1 if healthy != self.healthy else 0
-            limit = check["success_threshold" if healthy else "failure_threshold"]
-            if self._streak >= limit:
-                self._streak, self.healthy = 0, healthy
-                self.platform.note("the instance is %s"
-                                   % ("healthy" if healthy else "unhealthy"))
-                self._admit_waiting()
-        self.platform.loop.set_timer(self._health_timer,
-                                     time.monotonic() + check["period_s"])
-
-    def _admit_waiting(self) -> None:
+        healthy = not self._check_health()
+        self._streak = self._streak + 1 if healthy != self.healthy else 0
+        if self._streak < check["success_threshold" if healthy
+                                else "failure_threshold"]:
+            return
+        self.platform.note("the instance is %s" % ("healthy" if healthy
+                                                   else "unhealthy"))
         with self.platform.lock:
-            admitted = self.platform.fill(self)
-        for invocation in admitted:
-            if invocation.gate is not None:
-                invocation.gate.open()
+            self._streak, self.healthy = 0, healthy
+            self._has_room_again()
+            self._freeze()
 
-    def admit(self, invocation: Invocation) -> None:
-        """Start the clock of an invocation (platform lock held)."""
+    # -- invocations --
+
+    def _begin(self, invocation: Invocation) -> None:
         if self._move("invoke") == "thaw" and self.process is not None:
             self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
-        invocation.instance = self
-        invocation.started = time.monotonic()
-        invocation.deadline = invocation.started + self.function.timeout_s
-        invocation.violations += self.violations
-        self.violations.clear()
-        self.running[invocation] = None
-        self.served += 1
-        self.platform.watch_memory()
-        self._next_deadline()
-
-    def _next_deadline(self) -> None:
-        first = next(iter(self.running), None)
-        self.set_deadline(first.deadline if first is not None else
-                          time.monotonic() + self.function.idle_s)
+        super()._begin(invocation)
+        if invocation.gate is not None:
+            self.platform.lock.later(invocation.gate.open)
 
     def exchange(self, invocation: Invocation, answer: Answer,
                  body: Union[bytes, Iterable[bytes]], length: Optional[int]) -> None:
         """Send the request and pass the answer on; then the invocation is settled.
         Blocks until then, the function's time limit at most."""
-        if self.served > 1 and self.session.running == 1:
+        if self.served > 1 and len(self.work) == 1:
             self.log.drain()
             self.log.take_tail()
         self.platform.log_start(invocation)
@@ -2838,7 +2748,8 @@ class PushInstance(Instance):
             kind, message = "bad-response", str(error)
             broke = error.violation.rule == "any.http.no-effect"
             with self.platform.lock:
-                self.violate(error.violation, invocation)
+                invocation.violations.append(error.violation)
+                self.platform.note_violation(error.violation)
         except OSError as error:  # [fc.outcome.bad-response], unless it has ended
             broke, kind = True, "bad-response"
             message = "the connection broke: %s" % (error.strerror or error)
@@ -2864,86 +2775,19 @@ class PushInstance(Instance):
         if invocation.upstream is not None:
             invocation.upstream.socket.close()
         self.log.drain()
-        with self.platform.lock:
-            self.platform.settle(invocation, kind, body=b"".join(answer.parts),
-                                 message=message, answer=answer)
-            self.running.pop(invocation, None)
+        platform = self.platform
+        with platform.lock:
+            platform.settle(invocation, kind, body=b"".join(answer.parts),
+                            message=message, answer=answer)
+            del self.work[invocation]
             self._move("settled")
-            if kind == "cancelled" and self.function.concurrency == 1 and not (
-                    self._retired or self.function.health_check):
-                self.platform.reclaim(self)  # [fc.caller.replace]
-            spent = self._retired and not self.running and kind != "cancelled"
-            self._next_deadline()
-        if spent:
-            self.kill()
-        else:
-            self._admit_waiting()
-
-    def settle_down(self) -> None:
-        """Freeze when nothing runs [fc.freeze.idle]; the pre-freeze hook comes first,
-        in a thread of its own."""
-        if not self.function.freeze or self.session.state != "idle" or (
-                self._retired or self.process_gone()
-                or not self.healthy):  # only a thawed one can get well again
-            return
-        if self.function.pre_freeze:
-            threading.Thread(target=self._freeze_after_hook, daemon=True).start()
-        else:
+            if kind == "cancelled" and self.slots == 1 and not (
+                    self.ending or self.function.health_check):
+                platform.reclaim(self)  # [fc.caller.replace]
+            elif self.ending == "kill" and not self.work:
+                platform.lock.later(self._kill)  # [fc.time.others]
+            self._has_room_again()
             self._freeze()
-
-    def _freeze(self) -> None:
-        with self.platform.lock:
-            if self._move("quiet") and self.process is not None:
-                self.process.signal(signal.SIGSTOP)
-
-    def _freeze_after_hook(self) -> None:
-        verdict = self._hook("pre-freeze", self.function.pre_freeze_timeout_s)
-        if verdict == "broken":  # [fc.hook.broken]
-            with self.platform.lock:
-                self.platform.discard(self)
-                alone = not self.running
-            if alone:  # else the last request to end does it
-                self.kill()
-            return
-        self._freeze()
-
-    def before_stop(self) -> None:
-        """Thaw, and call the pre-stop hook [fc.stop.order]."""
-        if self.process is not None:
-            self.process.signal(signal.SIGCONT)
-        if self.function.pre_stop and self.served and not self.process_gone():
-            self._hook("pre-stop", self.function.pre_stop_timeout_s)
-
-    def process_gone(self) -> bool:
-        """Tell whether the process has ended."""
-        return self.process is not None and self.process.exited.is_set()
-
-    def _connect(self, timeout_s: float = 0) -> Tuple[Stream, bool]:
-        """Return a connection, and whether it was used before."""
-        while self.pool:
-            stream = self.pool.pop()
-            # bytes beyond the last answer answer nothing
-            if not stream.rest and stream.peek() is None:
-                return stream, True
-            stream.socket.close()
-        return self._dial(timeout_s or self.function.timeout_s), False
-
-    def _head(self, method: str, target: str, request_id: str, control: str,
-              fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
-        if not self._common:  # formatted once, open for what differs
-            marked = self.platform.facts(
-                request_id=MARK, control_path=MARK, base_path=MARK)
-            self._common = format_head("", platform_fields("fc", marked)).decode(
-                "latin-1")[:-2].split(MARK)
-        parts = self._common
-        own = "".join((parts[0], request_id, parts[1], control, parts[2],
-                       target.partition("?")[0], parts[3]))
-        framing = "Transfer-Encoding: chunked\r\n" if length == -1 else (
-            "Content-Length: %d\r\n" % length if length is not None else "")
-        if not any(name.lower() == "host" for name, _ in fields):
-            fields = [("Host", "%s:%d" % (self.platform.fc_host, self.port))] + fields
-        head = format_head("%s %s HTTP/1.1" % (method, target), fields)[:-4]
-        return head + (own + framing + "\r\n").encode("latin-1")
 
     def _request(self, invocation: Invocation,
                  length: Optional[int]) -> Tuple[str, bytes]:
@@ -2960,31 +2804,31 @@ class PushInstance(Instance):
             http_request.method, http_request.target, invocation.request_id,
             "/http-invoke", fields, length)
 
+    def _head(self, method: str, target: str, request_id: str, control: str,
+              fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
+        own = self.platform.fields % (request_id, control, target.partition("?")[0])
+        framing = "Transfer-Encoding: chunked\r\n" if length == -1 else (
+            "Content-Length: %d\r\n" % length if length is not None else "")
+        if not any(name.lower() == "host" for name, _ in fields):
+            fields = [("Host", "%s:%d" % (self.platform.fc_host, self.port))] + fields
+        head = format_head("%s %s HTTP/1.1" % (method, target), fields)[:-2]
+        return head + (own + framing + "\r\n").encode("latin-1")
+
     def _ask(self, invocation: Invocation, answer: Answer, body: Union[
             bytes, Iterable[bytes]], length: Optional[int]) -> Tuple[str, str]:
         """Return (kind, message) of the exchange. Raises OSError, BadMessage,
         BodyTooLarge, CallerGone."""
         method, head = self._request(invocation, length)
-        stream, reused = self._connect()
-        while True:
-            invocation.upstream = stream
-
-            def watch(stream: Stream = stream) -> None:
-                if not wait_readable(stream.socket, invocation.caller):
-                    raise CallerGone
-
-            try:
-                invocation.upload = self._send(stream, head, body, length)
-                watch()
-                message = self._answer_head(stream)
-                stream.before_read = watch
-                break
-            except ConnectionError:
-                # [fc.connection.retry] broken before a byte of the answer came
-                if not (reused and method in IDEMPOTENT and not length):
-                    raise
-                stream.socket.close()
-                stream, reused = self._dial(self.function.timeout_s), False
+        stream, reused = self._connect(self.function.timeout_s)
+        try:
+            message = self._send(invocation, stream, head, body, length)
+        except ConnectionError:
+            # [fc.connection.retry] broken before a byte of the answer came
+            if not (reused and method in IDEMPOTENT and not length):
+                raise
+            stream.socket.close()
+            stream = self._dial(self.function.timeout_s)
+            message = self._send(invocation, stream, head, body, length)
         kind, text = self._pass(invocation, stream, message, method, answer)
         if self.platform.tracing:
             self.platform.trace("answer", instance=self.id, method=method,
@@ -2995,22 +2839,34 @@ class PushInstance(Instance):
         if message.keep_alive and delimited and message.words[1] != "101" and (
                 invocation.upload is None or invocation.upload.is_done()):
             stream.before_read = None
-            if self._keep(stream):
-                invocation.upstream = None
+            self._keep(stream, invocation)
         return kind, text
 
-    def _send(self, stream: Stream, head: bytes, body: Union[bytes, Iterable[bytes]],
-              length: Optional[int]) -> Optional["Upload"]:
-        """Send a request. A body that may not fit into the socket goes from a thread,
-        so that a server may answer while it reads."""
+    def _send(self, invocation: Invocation, stream: Stream, head: bytes,
+              body: Union[bytes, Iterable[bytes]], length: Optional[int]) -> Message:
+        """Send a request; return the head of the answer. A body that may not fit into
+        the socket goes from a thread, so that a server may answer while it reads."""
+        with self._streams:
+            invocation.upstream = stream
+        if invocation.outcome is not None:  # else whoever settles it cuts it off
+            raise CallerGone
+
+        def watch() -> None:
+            if not wait_readable(stream.socket, invocation.caller):
+                raise CallerGone
+
         if not length:
             stream.send(head)
-            return None
-        if isinstance(body, bytes) and len(body) <= 65536:
+        elif isinstance(body, bytes) and len(body) <= 65536:
             stream.send(head, body)
-            return None
-        stream.socket.sendall(head)
-        return Upload(stream, [body] if isinstance(body, bytes) else body, length == -1)
+        else:
+            stream.socket.sendall(head)
+            parts = [body] if isinstance(body, bytes) else body
+            invocation.upload = Upload(stream, parts, length == -1)
+        watch()
+        message = self._answer_head(stream)
+        stream.before_read = watch
+        return message
 
     def _answer_head(self, stream: Stream) -> Message:
         """Read the head of an answer, past interim ones. Raises ConnectionError when
@@ -3038,13 +2894,6 @@ class PushInstance(Instance):
             return iter(())
         length = message.length
         return stream.until_end() if length is None else stream.chunks(length)
-
-    def _keep(self, stream: Stream) -> bool:
-        """Put a connection into the pool, unless nobody would take it out again."""
-        with self.platform.lock:
-            if not self._cleaned:
-                self.pool.append(stream)
-            return not self._cleaned
 
     def _pass(self, invocation: Invocation, stream: Stream, message: Message,
               method: str, answer: Answer) -> Tuple[str, str]:
@@ -3075,66 +2924,49 @@ class PushInstance(Instance):
         answer.end()
         return kind, "" if kind == "ok" else "the function answered with a failure"
 
-    def retire(self) -> List[Invocation]:
-        running, self.bound = self.bound, []
-        self._retired = True
-        if not self.running:
-            self._move("stop")
-        return running
+    # -- freeze and end --
 
-    def _on_time(self) -> None:
-        """The oldest request is over its limit, or the instance was idle for long."""
-        platform = self.platform
-        now = time.monotonic()
-        settled: List[Invocation] = []
-        with platform.lock:
-            if self.session.state == "stopping" or now < self.timer.deadline:
-                return
-            if not self.running:
-                if self.is_idle:
-                    platform.reclaim(self)
-                return
-            for invocation in list(self.running):
-                if invocation.deadline <= now and platform.settle(
-                        invocation, "timeout", message="%s within %s s" % (
-                            NO_ANSWER["busy"], seconds(self.function.timeout_s))):
-                    settled.append(invocation)
-            # [fc.time.others] the others may end within their own limits
-            alone = len(settled) == len(self.running)
-            platform.discard(self)
-            left = [one.deadline for one in self.running if one.outcome is None]
-            self.set_deadline(min(left, default=math.inf))
-        if alone:
-            self.kill()
-        for invocation in settled:
-            if invocation.upstream is not None:
-                invocation.upstream.shut()
-            invocation.tell()
+    def _freeze(self) -> None:
+        """Freeze it when nothing runs, after the hook [fc.freeze.idle]. An unhealthy
+        one goes on: frozen, it could not get well again."""
+        if self.session.state == "idle" and self.function.freeze and self.healthy:
+            if self.function.pre_freeze:
+                self.platform.lock.later(aside, self._freeze_after_hook)
+            elif self._move("quiet") and self.process is not None:
+                self.process.signal(signal.SIGSTOP)
 
-    def on_exit(self, status: int) -> None:
-        """The process has ended; requests in flight notice it by their connections."""
-        platform = self.platform
-        ended = "the bootstrap ended " + describe_status(status)
-        self.log.close()
-        with platform.lock:
-            state = self.session.state
-            platform.trace("process", instance=self.id, ended=describe_status(status),
-                           state=state)
-            bound, running, retired = self.bound, list(self.running), self._retired
-            platform.discard(self)
-            kind = "start-error" if state == "starting" else "init-error"
-            settled = [one for one in bound if platform.settle(
-                one, kind, message=self._exit_text(status, state))]
-        if not bound and not running and not retired:
-            platform.note(ended + " while it had no request; the next one starts "
-                                  "another")
-        for invocation in settled:
-            invocation.tell()
-        for invocation in running:
-            if invocation.upstream is not None:
-                invocation.upstream.shut()
-        self.cleanup()
-        platform.refill()
+    def _freeze_after_hook(self) -> None:
+        with self._hook_lock:  # one at a time; a second one has nothing left to do
+            if self.session.state != "idle" or self.has_ended():
+                return
+            verdict = self._hook("pre-freeze", self.function.pre_freeze_timeout_s)
+            with self.platform.lock:
+                if verdict == "broken":  # [fc.hook.broken]
+                    self.end([])
+                elif self._move("quiet") and self.process is not None:
+                    self.process.signal(signal.SIGSTOP)
+
+    def retire(self) -> None:
+        self._move("stop")
+
+    def before_stop(self) -> None:
+        """Thaw, and call the pre-stop hook [fc.stop.order]."""
+        if self.process is not None and self.function.freeze:
+            self.process.signal(signal.SIGCONT)
+            # SIGTERM would reach any of its threads, and one that still wakes up may
+            # swallow it: the main thread of a Python server then never hears of it
+            self.process.exited.wait(THAW_S)
+        if self.function.pre_stop and self.served and not self.has_ended():
+            with self._hook_lock:
+                self._hook("pre-stop", self.function.pre_stop_timeout_s)
+
+    def _exited(self, state: str, status: int) -> None:
+        """Requests in flight notice the end by their connections."""
+        bound = list(self.work) if state in STARTING else []
+        kind = "start-error" if state == "starting" else "init-error"
+        self.end(bound, kind, self._exit_text(status, state) if bound else "")
+        for invocation in self.work:
+            self.cut_off(invocation)
 
     def _exit_text(self, status: int, state: str) -> str:
         code = status if status >= 0 else 128 - status
@@ -3146,19 +2978,28 @@ class PushInstance(Instance):
 
     def cleanup(self) -> None:
         self.platform.loop.set_timer(self._health_timer, math.inf)
-        with self.platform.lock:
-            self._cleaned = True
-        while self.pool:
-            self.pool.pop().socket.close()
+        with self._streams:
+            pool, self.pool = self.pool or [], None
+        for stream in pool:
+            stream.socket.close()
         super().cleanup()
 
 
-HOOK_NAMES = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
-              "pre-stop": "PreStop"}
-IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "TRACE")
-
-
 # ---- the platform ----
+
+def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
+    """Return names and values; without the optional ones that have no value."""
+    filled = [(field, field.value.format_map(facts)) for field in table]
+    return [(field.name, value) for field, value in filled
+            if value or not field.optional]
+
+
+def fields_template(protocol: str, facts: Facts) -> str:
+    """Write the fields that accompany an event, with %s where they differ."""
+    marked = Facts(facts, request_id=MARK, control_path=MARK, base_path=MARK)
+    text = format_head("", fill_in(HEADERS[protocol], marked))[2:-2].decode("latin-1")
+    return text.replace("%", "%%").replace(MARK, "%s")
+
 
 class Platform:
     """Starts, reuses and stops instances of one function, and invokes it.
@@ -3189,12 +3030,13 @@ class Platform:
         self.tracing = on_trace is not None
         self._begun = time.monotonic()
         self._facts = self.function.facts(self.folder)
+        self.fields = fields_template(self.protocol, self._facts)
         self.fc_host = reachable_host()
-        self.lock = threading.Lock()
+        self.lock = Turn()
         self.loop = Loop("deadlines")
         self.pump = Loop("output")
         self.instances: List[Instance] = []
-        self.idle: List[PullInstance] = []
+        self.roomy: List[Instance] = []     # those with room; last used, last
         self.queue: "collections.deque[Invocation]" = collections.deque()
         self.violations: List[Violation] = []
         self.counts: Dict[str, int] = dict.fromkeys(("accepted", "cold_starts") + KINDS,
@@ -3202,7 +3044,7 @@ class Platform:
         self._queue_timer = Timer(self._on_queue_time)
         self._memory_timer = Timer(self._on_memory_time)
         self._leaving: Dict[Instance, None] = {}
-        self._left = threading.Condition(self.lock)
+        self._left = threading.Condition(self.lock.lock)
         self._pending = 0
         self._closing = self._closed = False
 
@@ -3233,47 +3075,19 @@ class Platform:
         return invocation.outcome
 
     def submit(self, invocation: Invocation) -> None:
-        """Queue or issue an invocation of scf or fg; its `on_done` is called once."""
-        issued: Optional[Issued] = None
-        added: Optional[Instance] = None
+        """Issue or queue an invocation, in the order of the calls; never blocks for
+        long. Its `on_done` is called once; for fc carry() must follow."""
         with self.lock:
-            refused = not self._accept(invocation)
-            instance = None if refused else self._take_idle()
-            if instance is not None:
-                issued = instance.take(invocation)
-            elif not refused:
-                added = self._wait(invocation)
-                refused = invocation.outcome is not None
-        if refused:
-            invocation.tell()
-        elif instance is not None and issued is not None:
-            instance.hand_over(issued)
-        elif added is not None:
-            added.start()
+            if self._accept(invocation):
+                self._place(invocation)
+            if self.protocol == "fc" and not (invocation.started or invocation.outcome):
+                invocation.gate = Gate()
 
     def run(self, invocation: Invocation, answer: Answer, body: Union[
             bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
-        """Run an invocation of fc in this thread; `length` as of Message.
-        Call settle_down() when the caller has the answer."""
-        self.enter(invocation)
+        """Run an invocation of fc in this thread; `length` as of Message."""
+        self.submit(invocation)
         return self.carry(invocation, answer, body, length)
-
-    def enter(self, invocation: Invocation) -> None:
-        """Place an invocation of fc, in the order of the calls; never blocks for long.
-        carry() must follow."""
-        added: Optional[Instance] = None
-        with self.lock:
-            if self._accept(invocation):
-                instance = self._roomy()
-                if instance is not None and instance.session.state not in STARTING:
-                    instance.admit(invocation)
-                else:
-                    invocation.gate = Gate()
-                    added = self._wait(invocation, instance)
-            if invocation.outcome is not None and invocation.gate is not None:
-                invocation.gate.open()  # refused at once
-        if added is not None:
-            added.start()
 
     def carry(self, invocation: Invocation, answer: Answer, body: Union[
             bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
@@ -3283,25 +3097,20 @@ class Platform:
         if invocation.outcome is None and isinstance(invocation.instance, PushInstance):
             invocation.instance.exchange(invocation, answer, body, length)
         assert invocation.outcome is not None
-        if self.on_log is not None:
-            self.log_end(invocation)
-        if invocation.caller is None:
-            settle_down(invocation)
         return invocation.outcome
 
     def cancel(self, invocation: Invocation) -> bool:
         """The caller has gone; False if there is an outcome already."""
         with self.lock:
+            instance = invocation.instance
             if invocation in self.queue:
                 self.queue.remove(invocation)
-            instance = invocation.instance
-            if isinstance(instance, PushInstance):
-                if invocation in instance.running:
-                    return False  # just admitted: its exchange will notice
-                if invocation in instance.bound:
-                    instance.bound.remove(invocation)
-            return self.settle(invocation, "cancelled",
-                               message="the caller has gone") is not None
+            elif instance is not None and not invocation.started:
+                del instance.work[invocation]
+                self.offer(instance)
+            elif self.protocol == "fc":
+                return False  # just begun: its exchange will notice
+            return self.settle(invocation, "cancelled", message="the caller has gone")
 
     def drain(self, timeout_s: float = math.inf) -> None:
         """Accept nothing new and wait until every invocation has its outcome."""
@@ -3324,16 +3133,14 @@ class Platform:
             self.queue.clear()
             instances = list(self.instances)
             for instance in instances:
-                pending += getattr(instance, "running", ())
-                pending += self.discard(instance)
-            settled = [one for one in pending if self.settle(
-                one, "cancelled", message="the platform was stopped")]
-        for invocation in settled:
-            invocation.tell()
-        threads = [threading.Thread(target=instance.stop, daemon=True)
-                   for instance in instances]
-        for thread in threads:
-            thread.start()
+                self.discard(instance, "stop")
+            for instance in self._leaving:
+                pending += instance.work
+            for invocation in pending:
+                self.settle(invocation, "cancelled", message="the platform was stopped")
+            for instance in list(self._leaving):
+                instance.end([])  # what ran in it after a timeout has its outcome
+        threads = [aside(instance.stop) for instance in instances]
         for thread in threads:
             thread.join()
         self.await_leaving(10)
@@ -3349,7 +3156,7 @@ class Platform:
                 "function": self.function.name,
                 "instances": [{
                     "id": instance.id, "served": instance.served,
-                    "state": getattr(instance, "session").state,
+                    "state": instance.session.state,
                     "pid": instance.process.pid if instance.process else None,
                 } for instance in self.instances],
                 "queued": len(self.queue),
@@ -3366,15 +3173,13 @@ class Platform:
         return "%s-%s-4%s-a%s-%s" % (text[:8], text[8:12], text[13:16], text[17:20],
                                      text[20:])  # a UUID of version 4
 
-    # -- placing invocations; the lock is held --
+    # -- placing invocations (lock held) --
 
     def _accept(self, invocation: Invocation) -> bool:
         """Count an invocation in, or settle it."""
         function = self.function
         self.counts["accepted"] += 1
         self._pending += 1
-        if self.on_log is not None and self.protocol != "fc":
-            invocation.on_end = self.log_end
         size = invocation.size
         if self._closing:
             self.settle(invocation, "cancelled", message="the platform stops")
@@ -3388,91 +3193,75 @@ class Platform:
                 self.settle(invocation, "request-too-large", message=problem)
         return invocation.outcome is None
 
-    def _take_idle(self) -> Optional[PullInstance]:
-        """Take the instance used last; one that has ended is let go
-        [any.instance.replace]."""
-        while self.idle:
-            instance = self.idle.pop()
-            if instance.process is None or not instance.process.has_ended():
-                return instance
-            self.discard(instance)
-        return None
-
-    def _roomy(self) -> Optional[PushInstance]:
-        for instance in list(self.instances):
-            if not isinstance(instance, PushInstance) or not instance.has_room():
-                continue
-            if (instance.running or instance.bound or instance.process is None
-                    or not instance.process.has_ended()):
-                return instance
-            self.discard(instance)
-        return None
-
-    def _wait(self, invocation: Invocation,
-              starting: Optional[Instance] = None) -> Optional[Instance]:
-        """Bind to an instance that starts, or queue; return an instance to start."""
-        if starting is not None:
-            starting.bind(invocation)
-        elif len(self.instances) < self.function.max_instances:
+    def _place(self, invocation: Invocation) -> None:
+        """Give an invocation to an instance, queue it, or settle it."""
+        while self.roomy:
+            instance = self.roomy.pop()  # the one used last
+            if not instance.work and instance.has_ended():
+                self.discard(instance, "kill")  # [any.instance.replace]
+            elif instance.has_room():
+                instance.take(invocation)
+                if instance.has_room():
+                    self.roomy.append(instance)
+                return
+        function = self.function
+        if len(self.instances) < function.max_instances:
             instance = self._add_instance()
-            instance.bind(invocation)
-            return instance
-        elif len(self.queue) >= self.function.queue:  # [any.queue.limit]
+            instance.take(invocation)
+            self.offer(instance)
+            if self.protocol == "fc":
+                self.lock.later(aside, instance.start)
+            else:  # nothing to wait for but the start of a process
+                self.lock.later(instance.start)
+        elif len(self.queue) >= function.queue:  # [any.queue.limit]
             self.settle(invocation, "throttled", message="%d instances are busy and %d "
                         "events wait" % (len(self.instances), len(self.queue)))
         else:
-            invocation.queued_until = time.monotonic() + self.function.queue_timeout_s
+            invocation.deadline = time.monotonic() + function.queue_timeout_s
             self.queue.append(invocation)
             if len(self.queue) == 1:
-                self.loop.set_timer(self._queue_timer, invocation.queued_until)
-        return None
+                self.loop.set_timer(self._queue_timer, invocation.deadline)
 
     def _add_instance(self) -> Instance:
-        instance: Instance
         instance = (PushInstance if self.protocol == "fc" else PullInstance)(self)
         self.instances.append(instance)
         self.counts["cold_starts"] += 1
         return instance
 
-    def next_waiting(self) -> Optional[Invocation]:
-        """Take the first invocation from the queue [any.queue.order]."""
-        while self.queue:
-            invocation = self.queue.popleft()
-            if invocation.outcome is None:
-                return invocation
-        return None
+    def offer(self, instance: Instance) -> None:
+        """Give an instance what waits [any.queue.order]; list it if it has room left.
+        """
+        while self.queue and instance.has_room():
+            instance.take(self.queue.popleft())
+        if instance.has_room() and instance not in self.roomy:
+            self.roomy.append(instance)
 
-    def fill(self, instance: "PushInstance") -> List[Invocation]:
-        """Admit queued invocations to an instance with room; return them."""
-        admitted = []
-        while instance.has_room():
-            invocation = self.next_waiting()
-            if invocation is None:
-                break
-            instance.admit(invocation)
-            admitted.append(invocation)
-        return admitted
-
-    def discard(self, instance: Instance) -> List[Invocation]:
-        """Let an instance take no more work; return what it still had bound."""
+    def discard(self, instance: Instance, ending: str) -> None:
+        """Let an instance take no more work and end it so; others take what waits."""
+        instance.ending = instance.ending or ending
         if instance in self.instances:
             self.instances.remove(instance)
             self._leaving[instance] = None
-        if instance in self.idle:
-            self.idle.remove(instance)
-        return instance.retire()
+        if instance in self.roomy:
+            self.roomy.remove(instance)
+        instance.retire()
+        while self.queue and len(self.instances) < self.function.max_instances and (
+                not self._closing):
+            instance = self._add_instance()
+            self.offer(instance)
+            self.lock.later(aside, instance.start)
 
     def reclaim(self, instance: Instance) -> None:
-        """Stop an instance that was idle for long [any.instance.idle]."""
-        self.discard(instance)
-        threading.Thread(target=instance.stop, daemon=True).start()
+        """Stop an instance in order [any.instance.idle]."""
+        self.discard(instance, "stop")
+        self.lock.later(aside, instance.stop)
 
     def settle(self, invocation: Invocation, kind: str, *, body: bytes = b"",
                message: str = "", size: int = 0, start_error: str = "",
-               answer: Optional[Answer] = None) -> Optional[Invocation]:
-        """Give an invocation its one outcome [any.outcome.one]; None if it had one."""
+               answer: Optional[Answer] = None) -> bool:
+        """Give an invocation its one outcome [any.outcome.one]; False if it had one."""
         if invocation.outcome is not None:
-            return None
+            return False
         instance = invocation.instance
         duration = time.monotonic() - invocation.started if invocation.started else 0.0
         tail = instance.log.take_tail() if instance is not None else b""
@@ -3491,7 +3280,18 @@ class Platform:
         if self.tracing:
             self.trace("outcome", request_id=invocation.request_id, kind=kind,
                        message=message, duration_ms=round(duration * 1000, 3))
-        return invocation
+        if instance is not None:
+            instance.cut_off(invocation)
+        self.lock.later(self._tell, invocation, invocation.outcome)
+        return True
+
+    def _tell(self, invocation: Invocation, outcome: Outcome) -> None:
+        """Pass an outcome on (lock not held)."""
+        self.log_end(invocation)
+        if invocation.on_done is not None:
+            invocation.on_done(outcome)
+        if invocation.gate is not None:
+            invocation.gate.open()
 
     def _shown(self, invocation: Invocation, kind: str, body: bytes, message: str,
                size: int, start_error: str,
@@ -3518,30 +3318,6 @@ class Platform:
 
     # -- called without the lock --
 
-    def refill(self) -> None:
-        """Start an instance for the queue, where one has left."""
-        with self.lock:
-            if self._closing or len(self.instances) >= self.function.max_instances:
-                return
-            invocation = self.next_waiting()
-            if invocation is None:
-                return
-            instance = self._add_instance()
-            instance.bind(invocation)
-        instance.start()
-
-    def start_failed(self, instance: Instance, error: Exception) -> None:
-        """The instance cannot be started: tell those who wait for it."""
-        reason = error.reason if isinstance(error, StartError) else ""
-        with self.lock:
-            bound = self.discard(instance)
-            settled = [one for one in bound if self.settle(
-                one, "start-error", message=str(error), start_error=reason)]
-        for invocation in settled:
-            invocation.tell()
-        instance.kill()
-        self.refill()
-
     def forget(self, instance: Instance) -> None:
         """The instance has ended and holds nothing any more."""
         with self.lock:
@@ -3555,18 +3331,13 @@ class Platform:
 
     def _on_queue_time(self) -> None:
         now = time.monotonic()
-        settled = []
         with self.lock:
-            while self.queue and self.queue[0].queued_until <= now:
-                invocation = self.queue.popleft()
-                if self.settle(invocation, "throttled", message="no instance became "
-                               "free within %s s" % seconds(
-                                   self.function.queue_timeout_s)):
-                    settled.append(invocation)
+            while self.queue and self.queue[0].deadline <= now:
+                self.settle(self.queue.popleft(), "throttled", message="no instance "
+                            "became free within %s s" % seconds(
+                                self.function.queue_timeout_s))
             if self.queue:
-                self.loop.set_timer(self._queue_timer, self.queue[0].queued_until)
-        for invocation in settled:
-            invocation.tell()
+                self.loop.set_timer(self._queue_timer, self.queue[0].deadline)
 
     def watch_memory(self) -> None:
         """Look at the memory soon; called whenever something begins to run."""
@@ -3576,7 +3347,6 @@ class Platform:
     def _on_memory_time(self) -> None:
         """Sample the groups; end those over the limit [any.memory.limit]."""
         groups = group_memory_mb()
-        ended: List[Tuple[Instance, List[Invocation]]] = []
         with self.lock:
             self._memory_timer.deadline = math.inf
             for instance in list(self.instances):
@@ -3585,16 +3355,9 @@ class Platform:
                 instance.sampled_mb = max(instance.sampled_mb, sample)
                 over = instance.over_memory()
                 if over and not self.function.image:
-                    running = list(getattr(instance, "running", ()))
-                    running += self.discard(instance)
-                    ended.append((instance, [one for one in running if self.settle(
-                        one, "out-of-memory", message=over)]))
+                    instance.end(list(instance.work), "out-of-memory", over)
             if groups and any(not instance.is_idle for instance in self.instances):
                 self.watch_memory()
-        for instance, settled in ended:
-            instance.kill()
-            for invocation in settled:
-                invocation.tell()
 
     def words(self) -> List[str]:
         """Return the start command as error texts show it."""
@@ -3607,10 +3370,7 @@ class Platform:
     def environment(self, facts: Facts) -> Dict[str, str]:
         """Return the bootstrap's whole environment [any.env.inherited]."""
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
-        for field in ENVIRONMENT[self.protocol]:
-            value = field.value.format_map(facts)
-            if value or not field.optional:
-                env[field.name] = value
+        env.update(fill_in(ENVIRONMENT[self.protocol], facts))
         env.update(self.function.env)
         return env
 
@@ -3664,15 +3424,6 @@ class Platform:
         if self._on_trace is not None:
             passed = time.monotonic() - self._begun
             self._on_trace(dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
-
-
-STARTING = ("starting", "initializing")
-
-
-def settle_down(invocation: Invocation) -> None:
-    """Let the instance freeze, now that the caller has the answer."""
-    if isinstance(invocation.instance, PushInstance):
-        invocation.instance.settle_down()
 
 
 def utc_now() -> str:
@@ -3811,7 +3562,6 @@ class FrontDoor(App):
             outcome = platform.run(invocation, Answer(platform.function.result_bytes),
                                    event, len(event))
             connection.answer(*native_answer(outcome))
-            settle_down(invocation)
             return
         invocation.on_done = lambda outcome: connection.post(*native_answer(outcome))
         connection.invocation = invocation
@@ -3839,15 +3589,11 @@ class FrontDoor(App):
         elif outcome.kind not in ("ok", "function-error"):
             connection.closing = True  # half an answer must look like half an answer
             connection.stream.shut()
-        settle_down(invocation)
 
     def gone(self, connection: Connection) -> bool:
         """A caller hung up while its event runs [any.caller.gone]."""
         invocation = connection.invocation
-        if invocation is None or not self.platform.cancel(invocation):
-            return False
-        self.platform.log_end(invocation)
-        return True
+        return invocation is not None and self.platform.cancel(invocation)
 
 
 def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
@@ -4269,7 +4015,7 @@ class Adapter:
             invocation.on_done = done
             platform.submit(invocation)
             return
-        platform.enter(invocation)
+        platform.submit(invocation)
         length = len(event) if event or request is None else None
         threading.Thread(target=lambda: done(platform.carry(
             invocation, Answer(platform.function.result_bytes), event, length)),

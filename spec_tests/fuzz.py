@@ -140,7 +140,7 @@ def fuzz_requests(kind: str, count: int, chance: random.Random) -> Dict[str, obj
         app: App = stage.door._app
         address = (stage.door.host, stage.door.port)
         if kind != "door":
-            stage.event(b"the event")
+            caller = stage.event(b"the event")  # stays, so that polls are not held
             address = stage.api()
             app = stage.platform.instances[0]
         with socket.create_server(("127.0.0.1", 0)) as listener:

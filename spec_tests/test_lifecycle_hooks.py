@@ -174,6 +174,27 @@ def test_fc_freeze_hook__event_meanwhile(make: Callable[..., Stage]) -> None:
     assert outcome_of(caller) == ("ok", b"second")
 
 
+def test_fc_freeze_thaw__second_hook(make: Callable[..., Stage]) -> None:
+    """An event during the hook brings no further hook to the frozen instance."""
+    stage, go = make(pre_freeze=True), threading.Event()
+
+    def answer(request: wire.Message) -> bytes:
+        if request.path == "/pre-freeze":
+            go.wait(8)
+        return status(200, request.body)
+
+    stage.serve(answer)
+    assert stage.outcome(b"first") == ("ok", b"first")
+    assert until(lambda: stage.seen == ["/invoke", "/pre-freeze"])
+    assert stage.outcome(b"second") == ("ok", b"second")
+    go.set()
+    for _ in range(2):
+        assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
+        assert stage.outcome(b"next") == ("ok", b"next")
+    assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
+    assert stage.seen.count("/pre-freeze") == 3
+
+
 def test_fc_freeze_idle__switched_off(make: Callable[..., Stage]) -> None:
     """Without freezing there is no hook, and the instance stays idle."""
     stage = make(pre_freeze=True, freeze=False)

@@ -185,6 +185,30 @@ def test_any_outcome_one__bounded_full_backlog(code: str) -> None:
         assert stage.outcome(b"next") == ("ok", b"next")
 
 
+def test_any_process_group__leftovers_after_timeout(
+        code: str, fifo: Callable[[str], str]) -> None:
+    """What runs on in an instance after a timeout there ends with the platform too."""
+    here = fifo("here")
+    with Stage("fc", code, concurrency=2, timeout_s=0.3) as stage:
+        callers = [stage.event(event(["tell", here], ["hang"]))]
+        wait_for(here)
+        stage.platform.function.timeout_s = 60
+        callers.append(stage.event(event(["tell", here], ["hang"])))
+        wait_for(here)
+        assert outcome_of(callers[0])[0] == "timeout"
+        stage.platform.close()
+        assert outcome_of(callers[1])[0] == "cancelled"
+        assert processes(code) == []
+
+
+def test_any_outcome_one__bounded_long_idle(code: str) -> None:
+    """An idle time of an age does not keep the other clocks from running out."""
+    with Stage("scf", code, idle_s=1e12, timeout_s=0.3) as stage:
+        assert stage.outcome(b"first") == ("ok", b"first")
+        until(lambda: False, 0.4)  # the platform waits for the idle time alone
+        assert stage.outcome(event(["hang"]))[0] == "timeout"
+
+
 # ---- instances and the queue ----
 
 
@@ -302,7 +326,7 @@ def test_any_caller_gone__starting(protocol: str, code: str,
         caller.close()
         assert stage.ends("cancelled")
         servant.tell(go)
-        assert stage.outcome(b"next") == ("ok", b"next")
+        assert stage.outcome(event(["count"])) == ("ok", b"1")
         assert stage.state()["counts"]["cold_starts"] == 1
 
 
