@@ -3607,7 +3607,7 @@ def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
 
 # ---- command line ----
 
-USAGE_ERROR, FAILED, BROKEN_RULE = 2, 1, 3
+USAGE_ERROR, FAILED, BROKEN_RULE, INTERRUPTED = 2, 1, 3, 130
 
 # The vendors' CreateFunction fields that --config takes as they are -> setting
 CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
@@ -3943,14 +3943,45 @@ def serve_address(text: str) -> Tuple[str, int]:
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)
 
 
-def serve(platform: Platform, address: Tuple[str, int], talk: Talk) -> None:
-    """Serve callers until SIGINT or SIGTERM; SIGTERM drains first."""
-    received: List[int] = []
-    wake_read, wake_write = os.pipe()  # a signal may come just before any wait
+def catch_signals() -> Tuple[int, int]:
+    """Let SIGINT and SIGTERM interrupt nothing: their numbers come out of a pipe. An
+    exception could come while a lock is held, or be missed just before a wait."""
+    wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: received.append(number))
+        signal.signal(number, lambda number, _: None)
+    return wake_read, wake_write
+
+
+class Errand:
+    """Work in a thread of its own, so that the main one can wait for a signal too;
+    writes a zero byte when it is done."""
+
+    def __init__(self, work: Callable[[], bool], done: int) -> None:
+        self._work, self._done = work, done
+        self._error: Optional[Exception] = None
+        self._all_ok = False
+        self.thread = aside(self._run)
+
+    def _run(self) -> None:
+        try:
+            self._all_ok = self._work()
+        except (OSError, RuntimeError) as error:
+            self._error = error
+        finally:
+            os.write(self._done, b"\0")
+
+    def result(self) -> bool:
+        """Return whether all outcomes were ok, or raise what the work raised."""
+        if self._error is not None:
+            raise self._error
+        return self._all_ok
+
+
+def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
+          signals: int) -> None:
+    """Serve callers until SIGINT or SIGTERM; SIGTERM drains first."""
     host, port = address
     try:
         listener = Listener(host, port, FrontDoor(platform), platform.loop)
@@ -3959,10 +3990,9 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk) -> None:
     shown = "[%s]" % listener.host if ":" in listener.host else listener.host
     talk.note("serving %s on http://%s:%d, POST events to /-/invoke"
               % (platform.protocol, shown, listener.port))
-    while not received:
-        os.read(wake_read, 1)
+    number = os.read(signals, 1)[0]
     listener.close()
-    if received[0] == signal.SIGTERM:
+    if number == signal.SIGTERM:
         platform.drain()  # [any.stop.drain]
         listener.join(0.5)
     talk.note(summary(platform))
@@ -4087,6 +4117,21 @@ def choose_core() -> Optional[List[int]]:
     return cores
 
 
+def invoke_all(platform: Platform, options: argparse.Namespace, events: List[bytes],
+               talk: Talk) -> bool:
+    """Invoke with the events of the command line, then with those of stdin."""
+    all_ok = True
+    if options.event or options.events:
+        all_ok = run_events(platform, events, talk)
+    if options.jsonl:
+        adapter = Adapter(platform, options.parallel)
+        # a file of its own: sys.stdin cannot be closed while a thread reads it
+        with os.fdopen(os.dup(0), "rb") as lines:
+            adapter.run(iter(lines.readline, b""))
+        all_ok = all_ok and adapter.all_ok
+    return all_ok
+
+
 def run(options: argparse.Namespace, command: List[str]) -> int:
     """Do what the command line says; return the exit status. Raises ValueError."""
     settings = read_settings(options, command)
@@ -4100,7 +4145,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         raise ValueError("--parallel must be at least 1")
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
-    all_ok = True
+    all_ok, interrupted = True, False
     with Platform(options.protocol, options.code or ".",
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
                   on_trace=trace.trace if options.trace else None,
@@ -4108,17 +4153,20 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        if options.event or options.events:
-            all_ok = run_events(platform, events, talk)
-        if options.jsonl:
-            adapter = Adapter(platform, options.parallel)
-            adapter.run(iter(sys.stdin.buffer.readline, b""))
-            all_ok = all_ok and adapter.all_ok
-        if address is not None:
-            serve(platform, address, talk)
+        signals, done = catch_signals()
+        errand = Errand(lambda: invoke_all(platform, options, events, talk), done)
+        if os.read(signals, 1) == b"\0":
+            all_ok = errand.result()
+            if address is not None:
+                serve(platform, address, talk, signals)
+        else:
+            interrupted = True
         broken = bool(platform.violations)
+    errand.thread.join(0.2)  # its last words, unless it waits for stdin
     talk.flush()
     trace.flush()
+    if interrupted:
+        return INTERRUPTED
     if options.strict and broken:
         return BROKEN_RULE
     return 0 if all_ok else FAILED
@@ -4138,7 +4186,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         sys.stderr.write("emulator: %s\n" % error)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered goes nowhere
         return FAILED
