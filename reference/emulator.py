@@ -1688,6 +1688,7 @@ class Process:
                 pass  # it has ended
         self._on_exit = on_exit
         self.peak_mb = 0.0      # of the leader, known after its end
+        self.status = 0         # as of the subprocess module, after its end
         self.exited = threading.Event()
         self._lock = threading.Lock()
         self._reaped = False
@@ -1700,13 +1701,13 @@ class Process:
         with self._lock:
             _, status, usage = os.wait4(self.pid, 0)
             self._reaped = True
-        self._popen.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(
-            status) else os.WEXITSTATUS(status)
+        self.status = self._popen.returncode = -os.WTERMSIG(
+            status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         # until it became another program it counted as a copy of this one
         if sys.platform == "linux" and usage.ru_maxrss / 1024 > peak_memory_mb("self"):
             self.peak_mb = usage.ru_maxrss / 1024
         self.exited.set()
-        self._on_exit(self._popen.returncode)
+        self._on_exit(self.status)
 
     def signal(self, number: int) -> None:
         """Signal the whole group."""
@@ -2561,9 +2562,7 @@ class PushInstance(Instance):
             if self.process is None:
                 time.sleep(0.05)  # attached: nothing else tells when it listens
             elif self.process.exited.wait(0.001 if now < begin + 0.05 else 0.005):
-                raise StartError("", "the start command '%s ' ended early before it "
-                                 "listened on port %d" % (" ".join(
-                                     self.platform.words()), self.port))
+                raise StartError("", self._exit_text(self.process.status, "starting"))
             if now > deadline or self.session.state == "stopping":
                 raise StartError("port", self._port_problem())
             if not hinted and now > begin + 0.5:
@@ -2580,12 +2579,14 @@ class PushInstance(Instance):
                                              seconds(self.function.start_timeout_s)))
 
     def _loopback_only(self) -> bool:
-        if self.platform.fc_host == "127.0.0.1":
-            return False
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 0.2).close()
-        except OSError:
-            return False
+        for host, answers in (("127.0.0.1", True), (self.platform.fc_host, False)):
+            try:  # in this order: it may have begun to listen just now
+                socket.create_connection((host, self.port), 0.2).close()
+                is_open = True
+            except OSError:
+                is_open = False
+            if is_open is not answers:
+                return False
         return True
 
     # -- connections --
