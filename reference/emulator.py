@@ -24,20 +24,16 @@ library only, CPython 3.8 or later, Linux (macOS without memory figures).
 from __future__ import annotations
 
 import argparse
-import base64
 import binascii
 import collections
-import datetime
 import errno
 import http
 import json
 import math
 import os
-import random
 import re
 import select
 import selectors
-import shutil
 import signal
 import socket
 import stat
@@ -46,7 +42,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
                     NamedTuple, Optional, Sequence, TextIO, Tuple, Union)
 
@@ -245,7 +240,7 @@ ON_EXIT = {"starting": "init-error", "initializing": "init-error",
            "issued": "exit", "running": "exit", "busy": "exit"}
 
 
-MARK = uuid.uuid4().hex  # stands for what differs between invocations
+MARK = os.urandom(16).hex()  # stands for what differs between invocations
 
 
 class Field(NamedTuple):
@@ -1550,7 +1545,8 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
         return os.path.abspath(path), lambda: None
     if not os.path.exists(path):
         raise ValueError("%s does not exist; CODE is a folder or a ZIP" % path)
-    import tempfile  # with zipfile a tenth of the memory at rest; only ZIPs need them
+    import shutil  # these are a tenth of the memory at rest, and only ZIPs need them
+    import tempfile
     import zipfile
 
     if not zipfile.is_zipfile(path):
@@ -1618,6 +1614,7 @@ def check_program(words: Sequence[str], folder: str) -> None:
     """Raise StartError when the start command plainly cannot run."""
     program = words[0]
     if "/" not in program:
+        import shutil
         if shutil.which(program) is None:
             raise StartError("missing", "the command %s is not found on PATH" % program)
         return
@@ -1969,7 +1966,7 @@ class Instance(App):
         self.platform = platform
         self.function = platform.function
         self.session = session
-        self.id = "c-%s" % uuid.uuid4().hex[:12]
+        self.id = "c-%s" % os.urandom(6).hex()
         self.log = Log(platform.pump, platform.on_log)
         self.timer = Timer(self._on_time)
         self.process: Optional[Process] = None
@@ -2389,7 +2386,7 @@ def free_port() -> int:
     """Return a port that nobody listens on, below those that the system hands out to
     clients: until the server binds it, it must not become somebody's own port."""
     for _ in range(100):
-        port = random.randrange(10000, 30000)
+        port = 10000 + int.from_bytes(os.urandom(4), "big") % 20000
         try:
             try_port(port)
             return port
@@ -2628,7 +2625,7 @@ class PushInstance(Instance):
 
     def _hook(self, call: str, timeout_s: float) -> str:
         """Call a hook; return done, failed, broken or timeout."""
-        request_id = str(uuid.uuid4())
+        request_id = self.platform.new_id()
         line = "FC %s %%s RequestId: %s%%s\n" % (HOOK_NAMES[call], request_id)
         method = "POST" if call == "initialize" else "GET"
         self.platform.note_line(line % ("Start", ""))
@@ -3429,8 +3426,7 @@ class Platform:
 
 def utc_now() -> str:
     """Return the time as fg's log shows it."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def reachable_host() -> str:
@@ -4057,7 +4053,8 @@ class Adapter:
         try:
             document["body"] = outcome.body.decode("utf-8")
         except UnicodeDecodeError:
-            document["body_base64"] = base64.b64encode(outcome.body).decode()
+            document["body_base64"] = binascii.b2a_base64(
+                outcome.body, newline=False).decode()
         document.update(
             request_id=outcome.request_id, duration_ms=round(outcome.duration_ms, 3),
             violations=[one._asdict() for one in outcome.violations],
@@ -4083,6 +4080,7 @@ def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
     event = document.get("event", "" if "method" in document else None)
     if "event_base64" in document:
         try:
+            import base64  # binascii alone is not strict enough
             event = base64.b64decode(document["event_base64"], validate=True)
         except (TypeError, binascii.Error) as error:
             raise ValueError("event_base64: %s" % error)
