@@ -495,6 +495,8 @@ class Rig:
             with contextlib.suppress(OSError):
                 if stream is not None:
                     stream.close()
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)  # or accept() waits for ever
         self.control.close()
         self.errors.close()
         shutil.rmtree(self.code, ignore_errors=True)

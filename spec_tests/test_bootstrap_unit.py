@@ -490,11 +490,11 @@ def test_push_control_path(server: Server) -> None:
 
 def test_push_head(server: Server) -> None:
     """HEAD is answered without a body whatever it asks for; the connection lasts."""
-    sock = server.connection.sock
-    sock.sendall(b"HEAD / HTTP/1.1\r\nX-Fc-Control-Path: /invoke\r\n"
-                 b"X-Fc-Request-Id: id\r\n\r\n"
-                 b"GET /a?b=1 HTTP/1.1\r\nConnection: close\r\n\r\n")
-    with sock.makefile("rb") as file:
+    address = server.connection.host, server.connection.port
+    with socket.create_connection(address, 10) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"HEAD / HTTP/1.1\r\nX-Fc-Control-Path: /invoke\r\n"
+                     b"X-Fc-Request-Id: id\r\n\r\n"
+                     b"GET /a?b=1 HTTP/1.1\r\nConnection: close\r\n\r\n")
         first, second, body = file.read().split(b"\r\n\r\n")
     assert b"Content-Length: 2" in first and second.startswith(b"HTTP/1.1 201")
     assert body == b"b=1"
