@@ -26,6 +26,7 @@ TEST_HANDLER = ROOT / "spec_tests" / "handlers" / "python" / "test_handler.py"
 sys.path.insert(0, str(BOOTSTRAP.parent))
 
 import bootstrap  # noqa: E402
+import wire  # noqa: E402
 
 LIMIT_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -429,18 +430,18 @@ class Server:
 
     def __init__(self, package: pathlib.Path, handler: str) -> None:
         (package / "web.py").write_text(WEB)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = wire.free_port()
         self.process = subprocess.Popen(
             [sys.executable, str(package / "bootstrap")], stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"FC_SERVER_PORT": str(port), "FC_FUNCTION_HANDLER": handler})
         self.connection = http.client.HTTPConnection("127.0.0.1", port, LIMIT_S)
         deadline_s = time.monotonic() + LIMIT_S
-        while self.connection.sock is None and time.monotonic() < deadline_s:
+        while time.monotonic() < deadline_s:
             with contextlib.suppress(ConnectionRefusedError):
                 self.connection.connect()
+                return
+            time.sleep(0.002)
 
     def ask(self, method: str, path: str, body: bytes = b"",
             **fields: str) -> Tuple[int, Optional[str], bytes]:
