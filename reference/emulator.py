@@ -28,6 +28,7 @@ import binascii
 import collections
 import errno
 import http
+import itertools
 import json
 import math
 import os
@@ -2382,11 +2383,14 @@ def try_port(port: int) -> None:
         probe.bind(("0.0.0.0", port))
 
 
+_PORTS = itertools.count(os.getpid() * 7919)  # far from another process's ports
+
+
 def free_port() -> int:
     """Return a port that nobody listens on, below those that the system hands out to
     clients: until the server binds it, it must not become somebody's own port."""
     for _ in range(100):
-        port = 10000 + int.from_bytes(os.urandom(4), "big") % 20000
+        port = 10000 + next(_PORTS) % 10000
         try:
             try_port(port)
             return port

@@ -481,12 +481,12 @@ def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
     """The wait in the queue does not count towards the time limit."""
-    run = pull_platform.rig("--parallel", "2", "--timeout", "0.6")
+    run = pull_platform.rig("--parallel", "2", "--timeout", "1.5")
     puppet = run.fetched(b"runs")
     run.issue(b"waits")
-    run.wait(0.4)
+    run.wait(0.8)
     run.finish(puppet)
-    run.wait(0.4)
+    run.wait(0.8)
     same(b"waits", puppet.fetch().body)
     run.finish(puppet)
 
@@ -494,8 +494,8 @@ def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
 @pytest.mark.parametrize("kind", ["idle", "starting"])
 def test_any_outcome_one(pull_platform: PlatformUnderTest, kind: str) -> None:
     """Every event has one outcome when the input ends."""
-    run = pull_platform.rig("--timeout", "0.3", "--init-timeout", "0.3",
-                            "--parallel", "3")
+    run = pull_platform.rig("--timeout", "0.3", "--parallel", "3", "--init-timeout",
+                            "1" if kind == "idle" else "0.3")
     for event in (b"one", b"two", b"three"):
         run.issue(event)
     puppet = run.puppet()

@@ -110,23 +110,23 @@ def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
-    run = platform.rig("--timeout", "0.6")
+    run = platform.rig("--timeout", "1.5")
     puppet = run.starting(b"hello")
     puppet.ready()
-    run.wait(0.4)
+    run.wait(0.8)
     puppet.fetch()
-    run.patience_s = 0.6
+    run.patience_s = 1.2  # more than what is left, less than the whole limit
     run.outcome("timeout")
 
 
 def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     """Fetching again does not start the clock again."""
-    run = platform.rig("--timeout", "0.6")
+    run = platform.rig("--timeout", "1.5")
     puppet = run.fetched(b"hello")
     for _ in range(2):
-        run.wait(0.2)
+        run.wait(0.4)
         puppet.fetch()
-    run.patience_s = 0.5
+    run.patience_s = 1.2  # more than what is left, less than the whole limit
     run.outcome("timeout")
 
 
@@ -337,14 +337,14 @@ def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
-    run = platform.rig("--timeout", "0.6")
+    run = platform.rig("--timeout", "1.5")
     run.finish(run.fetched(b"before"))
     puppet = run.idle
     assert puppet is not None
     run.issue(b"hello")
-    run.wait(0.4)
+    run.wait(0.8)
     puppet.fetch()
-    run.patience_s = 0.6
+    run.patience_s = 1.2  # more than what is left, less than the whole limit
     run.outcome("timeout")
 
 

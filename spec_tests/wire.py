@@ -7,6 +7,8 @@ from `reference/`, and every wait has a limit.
 """
 
 import queue
+import itertools
+import os
 import random
 import re
 import socket
@@ -23,7 +25,7 @@ HEAD_LIMIT_BYTES = 64 * 1024
 BODY_LIMIT_BYTES = 64 * 1024 * 1024
 SHOWN_BYTES = 2000  # of one message in a report; the rest is counted, not shown
 
-SERVER_PORTS = (12000, 28000)
+SERVER_PORTS = itertools.count(os.getpid() * 7919)  # far from another process's
 PORTS_GIVEN: Set[int] = set()  # a port is given once, so no late caller errs
 PORTS_LOCK = threading.Lock()
 STATUS_LINE = r"^HTTP/1\.[01] [1-5]\d\d( .*)?$"
@@ -150,7 +152,7 @@ def parse_head(raw: bytes) -> Tuple[str, Tuple[Tuple[str, str], ...]]:
 def free_port() -> int:
     """Return a TCP port that nobody has, below those of outgoing connections."""
     while True:
-        port = random.randrange(*SERVER_PORTS)
+        port = 20000 + next(SERVER_PORTS) % 12000
         with PORTS_LOCK, socket.socket() as probe:
             try:
                 if port not in PORTS_GIVEN:
