@@ -6,9 +6,9 @@ server, `Channel` one connection. Nothing here knows a protocol, nothing is impo
 from `reference/`, and every wait has a limit.
 """
 
-import queue
 import itertools
 import os
+import queue
 import random
 import re
 import socket

@@ -348,12 +348,15 @@ class KnowsOnePortVariable(Fc):
 
 
 class DiesOfSilence(Fc):
+    lock = threading.Lock()
     silent = 0
 
     def serve(self, peer: socket.socket) -> None:
-        self.silent += not peer.recv(1, socket.MSG_PEEK)
-        if self.silent > 1:  # the first one is the platform's probe
-            os._exit(1)
+        is_silent = not peer.recv(1, socket.MSG_PEEK)
+        with self.lock:
+            self.silent += is_silent
+            if self.silent > 1:  # the first one is the platform's probe
+                os._exit(1)
         super().serve(peer)
 
 
