@@ -364,7 +364,7 @@ def test_fcc_log_worker__kept() -> None:
             container.invoke(b"x")
         until(lambda: not container.function()["workers"])
         assert len(list(container.folder.glob("noslate-*/logs/workers/*"))) == 3
-        assert not list(container.folder.glob("noslate-*/sandbox/*"))
+        until(lambda: not list(container.folder.glob("noslate-*/sandbox/*")))
     assert not gateways.WORKER.parent.joinpath("nohup.out").exists()
 
 

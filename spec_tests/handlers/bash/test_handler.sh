@@ -23,10 +23,11 @@ handle() { # the event is in the file $1
   ((invocations += 1))
   [[ $(head -c 7 "$1" | tr -d '\0') == '{"do":"' ]] || { cat "$1"; return; }
   local instruction word
-  instruction=$(tr -d '\0' <"$1") word=$(member 'do')
+  instruction=$(tr -d '\0' <"$1")
+  word=$(member 'do')
   case $word in
     echo) member text ;;
-    raise) ERROR_TYPE=$(member type) ERROR_MESSAGE=$(member message); return 1 ;;
+    raise) ERROR_TYPE=$(member type); ERROR_MESSAGE=$(member message); return 1 ;;
     sleep) sleep "$(member seconds)"; printf slept ;;
     exit) exit "$(member status)" ;;
     print) printf '%s\n' "$(member text)" >&2; printf printed ;;
