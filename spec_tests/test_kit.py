@@ -132,7 +132,7 @@ def test_not_usable(tmp_path: pathlib.Path) -> None:
     """What cannot be tried at all is said once; the report has it for each rule."""
     done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf", "--bootstrap",
                       "/nonexistent/x", "--report", str(tmp_path))
-    assert done.stdout.count("expected: ") == 1 and "any.start.executable" in done.stdout
+    assert "1 failed, " in done.stdout and "any.start.executable" in done.stdout
     verdicts = json.loads((tmp_path / "report.json").read_text())["verdicts"]
     assert len(verdicts) > 5
     assert {one["verdict"] for one in verdicts} == {"fail"}
