@@ -418,6 +418,12 @@ class Live:
         assert match, self.lines
         return match
 
+    def await_starts(self, count: int) -> None:
+        """Wait until so many events have begun in all; their lines may come late."""
+        with self.more:
+            assert self.more.wait_for(lambda: len(re.findall(
+                "START R|Start invoke|Invoke Start", "".join(self.lines))) == count, 10)
+
     def port(self) -> int:
         """Return the port of the front door."""
         return int(self.await_line(r"serving \w+ on http://[^ ]*:(\d+)")[1])
@@ -530,9 +536,7 @@ def test_any_stop_drain(protocol: str, code: str) -> None:
         caller = threading.Thread(target=lambda: answers.append(
             one.ask("POST", "/-/invoke", b"sleep 0.4")))
         caller.start()
-        with one.more:  # the line of the first event may come late
-            assert one.more.wait_for(lambda: len(re.findall(
-                "START R|Start invoke|Invoke Start", "".join(one.lines))) == 2, 10)
+        one.await_starts(2)
         assert one.end(signal.SIGTERM) == 0
         caller.join(10)
     assert [answer[2] for answer in answers] == [b"slept"] and wait_gone(pid)
@@ -562,9 +566,7 @@ def test_outcome_exit_at_once(protocol: str, code: str) -> None:
         one.process.stdin.write(b'{"event": "pid"}\n{"event": "hang"}\n')
         one.process.stdin.flush()
         pid = int(json.loads(one.process.stdout.readline())["body"])
-        with one.more:
-            assert one.more.wait_for(lambda: len(re.findall(
-                "START R|Start invoke|Invoke Start", "".join(one.lines))) == 2, 10)
+        one.await_starts(2)
         os.kill(pid, signal.SIGKILL)
         assert json.loads(one.process.stdout.readline())["kind"] == "exit"
 

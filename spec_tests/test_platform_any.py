@@ -523,6 +523,39 @@ def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
     run.outcome("timeout")
 
 
+def test_any_event_timeout(pull_platform: PlatformUnderTest) -> None:
+    """An event that is fetched and not answered is a timeout."""
+    run = pull_platform.rig("--timeout", "0.3")
+    run.fetched(b"hello")
+    run.outcome("timeout")
+
+
+def test_any_init_timeout(pull_platform: PlatformUnderTest) -> None:
+    """A bootstrap that is not ready, or does not poll, in time is an init-timeout."""
+    run = pull_platform.rig("--init-timeout", "0.3")
+    puppet = run.starting(b"hello")
+    run.outcome("init-timeout")
+    puppet.reaped(run.patience_s)
+
+
+def test_any_init_exit(pull_platform: PlatformUnderTest) -> None:
+    """A bootstrap that ends before it is ready, or polls, is an init-error at once."""
+    with pull_platform.used_rig() as run:
+        run.starting(b"hello").end("exit", status=1)
+        run.outcome("init-error")
+
+
+def test_any_stop_drain__poll(pull_platform: PlatformUnderTest) -> None:
+    """An instance that is being stopped gets no event."""
+    run = pull_platform.rig("--grace", "30")
+    puppet = run.fetched(b"hello")
+    puppet.order("ignore", signal=15)
+    run.finish(puppet)
+    number = puppet.park()
+    run.end_input()
+    same("", puppet.read(number, 0.1).start, "an answer to the poll")
+
+
 def test_any_memory_limit(pull_platform: PlatformUnderTest) -> None:
     """An instance that takes more memory than its limit is ended."""
     pull_platform.needs("memory")

@@ -130,44 +130,11 @@ def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     run.outcome("timeout")
 
 
-def test_any_event_timeout__scf(platform: PlatformUnderTest) -> None:
-    """An event that is fetched and not answered is a timeout."""
-    run = platform.rig("--timeout", "0.3")
-    run.fetched(b"hello")
-    run.outcome("timeout")
-
-
 def test_any_event_timeout__scf_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
     run = platform.rig("--timeout", "0.3")
     run.starting(b"hello").ready()
     run.outcome("not-fetched")
-
-
-def test_any_init_timeout__scf(platform: PlatformUnderTest) -> None:
-    """A bootstrap that is not ready in time is an init-timeout."""
-    run = platform.rig("--init-timeout", "0.3")
-    puppet = run.starting(b"hello")
-    run.outcome("init-timeout")
-    puppet.reaped(run.patience_s)
-
-
-def test_any_init_exit__scf(platform: PlatformUnderTest) -> None:
-    """A bootstrap that ends before it is ready is an init-error at once."""
-    with platform.used_rig() as run:
-        run.starting(b"hello").end("exit", status=1)
-        run.outcome("init-error")
-
-
-def test_any_stop_drain__scf(platform: PlatformUnderTest) -> None:
-    """An instance that is being stopped gets no event."""
-    run = platform.rig("--grace", "30")
-    puppet = run.fetched(b"hello")
-    puppet.order("ignore", signal=15)
-    run.finish(puppet)
-    number = puppet.park()
-    run.end_input()
-    same("", puppet.read(number, 0.1).start, "an answer to the poll")
 
 
 def test_any_result_size__scf(platform: PlatformUnderTest) -> None:
@@ -348,56 +315,12 @@ def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     run.outcome("timeout")
 
 
-def test_any_event_timeout__fg(platform: PlatformUnderTest) -> None:
-    """An event that is fetched and not answered is a timeout."""
-    run = platform.rig("--timeout", "0.3")
-    run.fetched(b"hello")
-    run.outcome("timeout")
-
-
 def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
     run = platform.rig("--timeout", "0.5")
     run.finish(run.fetched(b"before"))
     run.issue(b"hello")
     run.outcome("not-fetched")
-
-
-def test_any_init_timeout__fg(platform: PlatformUnderTest) -> None:
-    """A bootstrap that does not poll in time is an init-timeout."""
-    run = platform.rig("--init-timeout", "0.3")
-    puppet = run.starting(b"hello")
-    run.outcome("init-timeout")
-    puppet.reaped(run.patience_s)
-
-
-def test_any_init_exit__fg(platform: PlatformUnderTest) -> None:
-    """A bootstrap that ends before its first poll is an init-error at once."""
-    with platform.used_rig() as run:
-        run.starting(b"hello").end("exit", status=1)
-        run.outcome("init-error")
-
-
-def test_any_stop_drain__fg(platform: PlatformUnderTest) -> None:
-    """An instance that is being stopped gets no event."""
-    run = platform.rig("--grace", "30")
-    puppet = run.fetched(b"hello")
-    puppet.order("ignore", signal=15)
-    run.finish(puppet)
-    number = puppet.park()
-    run.end_input()
-    same("", puppet.read(number, 0.1).start, "an answer to the poll")
-
-
-def test_any_result_size__fg(platform: PlatformUnderTest) -> None:
-    """A result over the limit is response-too-large."""
-    with platform.used_rig() as run:
-        puppet = run.fetched(b"hello")
-        head = wire.request_bytes("POST", puppet.result_path(), [
-            ("Content-Length", str(run.result_bytes + 1))])
-        same(413, puppet.ask(head, run.result_bytes + 1).status)
-        run.outcome("response-too-large")
-        run.idle = puppet
 
 
 def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
