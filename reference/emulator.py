@@ -1371,30 +1371,30 @@ class Listener:
         loop.watch(self._socket, self.accept)
 
     def accept(self) -> None:
-        """Accept what is waiting; never blocks."""
+        """Accept what is waiting; never blocks. What has been accepted has a thread
+        when this returns, whoever accepted it."""
         while True:
-            try:
-                accepted, _ = self._socket.accept()
-            except OSError:
-                return  # nothing waits, too many files, or the listener is closed
-            if len(self.connections) >= MAX_CONNECTIONS:
-                accepted.close()
-                continue
-            accepted.setblocking(True)
-            self._start(accepted)
+            with self._lock:
+                if not self._open:
+                    return
+                try:
+                    accepted, _ = self._socket.accept()
+                except OSError:
+                    return  # nothing waits, or too many files
+                if len(self.connections) < MAX_CONNECTIONS:
+                    self._start(accepted)
+                else:
+                    accepted.close()
 
     def _start(self, accepted: socket.socket) -> None:
-        with self._lock:  # whoever finds the thread may join it
-            try:
-                connection = Connection(accepted, self._app)
-                thread = threading.Thread(target=self._run, args=(connection,),
-                                          daemon=True)
-                if not self._open:
-                    raise RuntimeError("it was closed meanwhile")
-                thread.start()
-                self.connections[connection] = thread
-            except (OSError, RuntimeError):  # it has gone; no more threads
-                accepted.close()
+        try:
+            accepted.setblocking(True)
+            connection = Connection(accepted, self._app)
+            thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
+            thread.start()
+            self.connections[connection] = thread
+        except (OSError, RuntimeError):  # it has gone; no more threads
+            accepted.close()
 
     def _run(self, connection: Connection) -> None:
         try:

@@ -462,9 +462,10 @@ class Clock:
         now = self.now()
         while now < deadline:
             slice_s = min(SLICE_S, deadline - now)
-            if lock.acquire(timeout=slice_s):
-                return True
+            is_taken = lock.acquire(timeout=slice_s)
             now = self.waited(now, slice_s)
+            if is_taken:
+                return True
         return lock.acquire(blocking=False)
 
 

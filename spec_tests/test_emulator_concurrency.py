@@ -406,6 +406,44 @@ def close_shared() -> Iterator[None]:
     SHARED.clear()
 
 
+class NoLoop:
+    """A loop that watches nothing."""
+
+    def watch(self, *_: object) -> None:
+        """Do nothing."""
+
+    unwatch = watch
+
+
+def test_any_result_first__taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks for a dead bootstrap's last words waits for one just accepted."""
+    taken, go_on = threading.Event(), threading.Event()
+
+    class SlowConnection(emulator.Connection):
+        """One that another thread is still taking in."""
+
+        def __init__(self, *arguments: Any) -> None:
+            taken.set()
+            go_on.wait(10)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(emulator, "Connection", SlowConnection)
+    listener = Listener("127.0.0.1", 0, emulator.App(), NoLoop())  # type: ignore
+    with socket.create_connection(("127.0.0.1", listener.port)):
+        taker = emulator.aside(listener.accept)
+        assert taken.wait(10)
+        looker = emulator.aside(listener.accept)
+        looker.join(0.1)
+        has_missed_it = not looker.is_alive()
+        go_on.set()
+        taker.join(10)
+        looker.join(10)
+        listener.close()
+        listener.shut()
+        listener.join(10)
+    assert not has_missed_it
+
+
 # ---- the front door ----
 
 
