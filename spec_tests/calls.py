@@ -130,7 +130,7 @@ def attempt_stopping(run: Rig, case: Case) -> None:
         held(puppet, puppet.park())
     else:
         compare(case, make_call(puppet, case, puppet.request_id))
-    puppet.order("print", to=1, text="")
+    puppet.order("print", to=1, text=b"")
 
 
 def path_of(puppet: Puppet, case: Case, previous_id: str) -> str:

@@ -1,55 +1,35 @@
-#!/usr/bin/env python3
 # misbehave.py: a bootstrap that breaks whatever its event tells it to break (MIT).
 """Be a bootstrap of fc, scf or fg whose event begins with the name of a deed.
 
-`place(folder)` puts this file into a code folder as its bootstrap. The event `exit 3`
-ends the process, `half` sends half a message, and so on (PULL_DEEDS, PUSH_DEEDS); any
-other event is echoed. A file `mode` in the folder names a fault of the start;
-it is removed by the first process that reads it, so the next one starts properly. HTTP
-is spoken on plain sockets, since the point is to get it wrong.
+`place(folder)` makes this the bootstrap of a code folder. The event `exit 3` ends the
+process, `half` sends half a message, and so on (PULL_DEEDS, PUSH_DEEDS); any other
+event is echoed. A file `mode` in the folder names a fault of the start; it is removed
+by the first process that reads it, so the next one starts properly. HTTP is spoken on
+plain sockets, since the point is to get it wrong.
 """
 
-import json
 import os
-import signal
-import socket
-import sys
-import threading
 import time
+from _socket import SHUT_WR
+
+import thin
+from thin import read_message
 
 TYPE_CHECKING = False  # it is started some hundred times: no import without need
 if TYPE_CHECKING:
     import pathlib
-    from typing import Callable, Dict, List, NoReturn, Optional, Tuple, TypeVar
+    from typing import Callable, Dict, NoReturn, Optional, Tuple
     Head = Dict[str, str]
-    T = TypeVar("T")
 
 HANG_S = 60.0  # longer than any limit of a test
 
 
-# ---- for tests ----
-
-
 def place(folder: "pathlib.Path", mode: str = "") -> str:
     """Write the bootstrap, and the fault of its first start; return the folder."""
-    folder.mkdir(exist_ok=True)
-    program = folder / "bootstrap"
-    with open(__file__) as file:
-        program.write_text("#!%s -IS\n%s" % (sys.executable, file.read()))
-    program.chmod(0o755)
+    thin.place(folder, "misbehave")
     if mode:
         (folder / "mode").write_text(mode)
     return str(folder)
-
-
-def within(limit_s: float, function: "Callable[[], T]") -> "T":
-    """Return what the function returns. AssertionError when it does not in time."""
-    results = []  # type: List[T]
-    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    assert results, "no outcome within %g s" % limit_s
-    return results[0]
 
 
 # ---- both directions ----
@@ -68,9 +48,15 @@ def leave(status: str) -> "NoReturn":
     os._exit(int(status))
 
 
+def env() -> bytes:
+    """Return the environment as JSON."""
+    import json
+    return json.dumps(dict(os.environ)).encode()
+
+
 def take_mode() -> str:
     """Return the fault of this start; there is one only once."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mode")
+    path = os.path.join(thin.FOLDER, "mode")
     try:
         with open(path) as file:
             mode = file.read()
@@ -78,48 +64,6 @@ def take_mode() -> str:
         return mode
     except OSError:
         return ""
-
-
-def read_message(peer: socket.socket,
-                 rest: bytes = b"") -> "Tuple[str, Head, bytes, bytes]":
-    """Return (start line, fields, body, bytes beyond). Raises OSError at the end."""
-    data = rest
-    while b"\r\n\r\n" not in data:
-        data += more(peer)
-    head, _, data = data.partition(b"\r\n\r\n")
-    start, *lines = head.decode("latin-1").split("\r\n")
-    pairs = (line.split(":", 1) for line in lines)
-    fields = {name.lower(): value.strip() for name, value in pairs}
-    if fields.get("transfer-encoding") == "chunked":
-        body, data = read_chunks(peer, data)
-        return start, fields, body, data
-    size = int(fields.get("content-length", "0"))
-    while len(data) < size:
-        data += more(peer)
-    return start, fields, data[:size], data[size:]
-
-
-def read_chunks(peer: socket.socket, data: bytes) -> "Tuple[bytes, bytes]":
-    """Return (body, bytes beyond) of a chunked body without trailers."""
-    body = b""
-    while True:
-        while b"\r\n" not in data:
-            data += more(peer)
-        size = int(data.partition(b"\r\n")[0], 16)
-        data = data.partition(b"\r\n")[2]
-        while len(data) < size + 2:
-            data += more(peer)
-        body, data = body + data[:size], data[size + 2:]
-        if not size:
-            return body, data
-
-
-def more(peer: socket.socket) -> bytes:
-    """Return what arrives next. Raises OSError at the end of the stream."""
-    data = peer.recv(1 << 18)
-    if not data:
-        raise OSError("end of stream")
-    return data
 
 
 # ---- pull: scf and fg ----
@@ -136,9 +80,9 @@ class Api:
         self.address = (host, int(port))
         self.event_id = ""
 
-    def send(self, data: bytes) -> socket.socket:
+    def send(self, data: bytes) -> thin.Socket:
         """Send raw bytes on a connection of their own; return it."""
-        peer = socket.create_connection(self.address)
+        peer = thin.connect(*self.address)
         peer.sendall(data)
         return peer
 
@@ -211,7 +155,7 @@ def deed_garbage(api: Api, rest: str) -> None:
 def deed_half(api: Api, rest: str) -> None:
     """Send half a result and hang up, then give the whole one."""
     with api.send(api.call("POST", api.path("response"), b"half", 100)) as peer:
-        peer.shutdown(socket.SHUT_WR)
+        peer.shutdown(SHUT_WR)
         try:
             read_message(peer)
         except OSError:
@@ -284,6 +228,7 @@ def deed_child(api: Api, rest: str) -> None:
     """Have a child that lives on; the result is its pid."""
     child = os.fork()
     if child == 0:
+        import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         hang()
     api.respond(str(child).encode())
@@ -306,7 +251,7 @@ PULL_DEEDS = {  # type: Dict[str, Callable[[Api, str], object]]
     "print": deed_print, "hang": hang, "exit": lambda api, rest: leave(rest),
     "pid": lambda api, rest: api.respond(str(os.getpid()).encode()),
     "cwd": lambda api, rest: api.respond(os.getcwd().encode()),
-    "env": lambda api, rest: api.respond(json.dumps(dict(os.environ)).encode()),
+    "env": lambda api, rest: api.respond(env()),
 }
 
 
@@ -366,13 +311,13 @@ PUSH_DEEDS = {  # type: Dict[str, Callable[[str], Optional[bytes]]]
     "status": lambda rest: answer(rest, b"status"),
     "pid": lambda rest: answer("200", str(os.getpid()).encode()),
     "cwd": lambda rest: answer("200", os.getcwd().encode()),
-    "env": lambda rest: answer("200", json.dumps(dict(os.environ)).encode()),
+    "env": lambda rest: answer("200", env()),
     "exit": leave,
 }
 KEPT = ("fail", "sleep", "large", "head", "status", "pid", "cwd", "env")
 
 
-def serve(peer: socket.socket, mode: str) -> None:
+def serve(peer: thin.Socket, mode: str) -> None:
     """Answer on one connection until it ends, or until a deed ends it."""
     rest = b""
     with peer:
@@ -402,15 +347,13 @@ def push(mode: str) -> None:
         leave(rest)
     if word == "silent":
         hang()
-    server = socket.socket()
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     host = "127.0.0.1" if word == "loopback" else "0.0.0.0"
-    server.bind((host, int(os.environ["FC_SERVER_PORT"])))
-    server.listen(64)
+    server = thin.listen(host, int(os.environ["FC_SERVER_PORT"]))
     while True:
         peer, _ = server.accept()
-        threading.Thread(target=serve, args=(peer, mode), daemon=True).start()
+        thin.aside(serve, peer, mode)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be a bootstrap of the protocol that the environment shows."""
     (push if "FC_SERVER_PORT" in os.environ else pull)(take_mode())

@@ -1,22 +1,21 @@
 # puppet.py: a bootstrap that does what the kit tells it, however wrong (MIT).
 """Be the process that a platform under test starts; obey the kit.
 
-The kit copies this file into a code folder as `bootstrap`, with a file `script` beside
-it that holds the kit's own address. There the puppet reports its environment and then
-gets one order per line (JSON) and answers each with one line. It speaks no protocol: it
-opens, listens, sends bytes, reads bytes, closes, and ends itself in every way there is.
+The kit writes a code folder whose `bootstrap` runs this, with a file `script` beside it
+that holds the kit's own address. There the puppet reports its environment and then gets
+one order after the other (a dict in Python's marshal format: same interpreter, quick to
+load) and answers each. It speaks no protocol: it opens, listens, sends bytes, reads
+bytes, closes, and ends itself in every way there is.
 """
 
-import binascii
-import json
+import marshal
 import os
-import resource
 import select
-import signal
-import socket
 import sys
 import time
 import zlib
+
+import thin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,17 +23,12 @@ if TYPE_CHECKING:
 
 SHOWN_BYTES = 65536  # of a body that is sent to the kit; of the rest only the checksum
 
-sockets = {}  # type: Dict[int, socket.socket]
+sockets = {}  # type: Dict[int, thin.Socket]
 eaten = []  # type: List[bytearray]
 
 
-def text(data: bytes) -> str:
-    """Return bytes in base64."""
-    return binascii.b2a_base64(data, newline=False).decode()
-
-
-def read_message(sock: socket.socket, limit_s: float,
-                 bodiless: bool) -> "Dict[str, Any]":
+def read_message(sock: thin.Socket, limit_s: float, bodiless: bool,
+                 ) -> "Dict[str, Any]":
     """Return what arrived: `end` is whole, silence or closed."""
     deadline = time.monotonic() + limit_s
     data = bytearray()
@@ -43,7 +37,7 @@ def read_message(sock: socket.socket, limit_s: float,
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             piece = sock.recv(1 << 18)
-        except socket.timeout:
+        except thin.Timeout:
             end = "silence"
             break
         except OSError:
@@ -53,7 +47,7 @@ def read_message(sock: socket.socket, limit_s: float,
             break
         data += piece
     head, _, body = bytes(data).partition(b"\r\n\r\n")
-    return {"end": end, "head": text(head), "body": text(body[:SHOWN_BYTES]),
+    return {"end": end, "head": head, "body": body[:SHOWN_BYTES],
             "body_bytes": len(body), "crc": zlib.crc32(body)}
 
 
@@ -74,7 +68,7 @@ def is_whole(data: bytearray, bodiless: bool) -> bool:
     return not head.startswith(b"http/") or head[9:12] in (b"204", b"304", b"100")
 
 
-def next_request(server: socket.socket, limit_s: float) -> "Dict[str, Any]":
+def next_request(server: thin.Socket, limit_s: float) -> "Dict[str, Any]":
     """Return the next request on any connection of this server, old or new."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -89,25 +83,20 @@ def next_request(server: socket.socket, limit_s: float) -> "Dict[str, Any]":
                 return dict(message, n=accepted[sock])
             sockets.pop(accepted[sock]).close()
             break
-    return {"end": "silence", "head": "", "body": "", "body_bytes": 0, "crc": 0, "n": 0}
+    return {"end": "silence", "head": b"", "body": b"", "body_bytes": 0, "crc": 0, "n": 0}
 
 
 def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
     """Do one order; return the answer to it."""
     word, number = order["do"], order.get("n", 0)
     if word == "open":
-        sockets[number] = socket.create_connection((order["host"], order["port"]), 5)
+        sockets[number] = thin.connect(order["host"], order["port"])
     elif word == "listen":
-        server = socket.socket()
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind((order["host"], order["port"]))
-        server.listen(64)
-        sockets[number] = server
+        sockets[number] = thin.listen(order["host"], order["port"])
     elif word == "send":
         sockets[number].settimeout(10)
         for part in order["parts"]:
-            sockets[number].sendall(b"x" * part if isinstance(part, int)
-                                    else binascii.a2b_base64(part))
+            sockets[number].sendall(b"x" * part if isinstance(part, int) else part)
     elif word == "read":
         return read_message(sockets[number], order["limit_s"], order["bodiless"])
     elif word == "request":
@@ -115,7 +104,7 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
     elif word == "close":
         sock = sockets.pop(number)
         if order.get("reset"):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            thin.reset(sock)
         sock.close()
     elif word == "fork":
         child = os.fork()
@@ -133,35 +122,35 @@ def end(word: str, order: "Dict[str, Any]") -> None:
     if word == "exit":
         os._exit(order["status"])
     elif word == "kill":
+        import resource
+        import signal
         if order["signal"] not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(order["signal"], signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.kill(os.getpid(), order["signal"])
     elif word == "ignore":
+        import signal
         signal.signal(order["signal"], signal.SIG_IGN)
     elif word == "print":
-        os.write(order["to"], binascii.a2b_base64(order["text"]))
+        os.write(order["to"], order["text"])
     elif word == "eat":
         eaten.append(bytearray(b"x") * order["bytes"])
 
 
 def main() -> None:
     """Report to the kit and obey until it hangs up."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    with open(os.path.join(folder, "script"), encoding="utf-8") as file:
+    with open(os.path.join(thin.FOLDER, "script"), encoding="utf-8") as file:
         port = int(file.read())
-    control = socket.create_connection(("127.0.0.1", port))
-    lines = control.makefile("rwb", buffering=0)
+    control = thin.connect("127.0.0.1", port)
+    orders = open(control.fileno(), "rb", closefd=False)
     hello = {"pid": os.getpid(), "environ": dict(os.environ), "cwd": os.getcwd(),
-             "argv": sys.argv, "folder": folder}  # type: Dict[str, Any]
-    lines.write(json.dumps(hello).encode() + b"\n")
-    for line in control.makefile("rb"):
+             "argv": sys.argv}  # type: Dict[str, Any]
+    control.sendall(marshal.dumps(hello))
+    while True:
         try:
-            answer = obey(json.loads(line))
+            answer = obey(marshal.load(orders))
+        except EOFError:
+            return
         except OSError as error:
             answer = {"failed": str(error)}
-        lines.write(json.dumps(answer).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main()
+        control.sendall(marshal.dumps(answer))

@@ -10,6 +10,7 @@ import atexit
 import base64
 import contextlib
 import json
+import marshal
 import os
 import pathlib
 import queue
@@ -17,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,12 +28,12 @@ from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, T
 
 import guard
 import kit
+import thin
 import wire
 from kit import Mismatch
 
 __all__ = ["Outcome", "PlatformUnderTest", "Puppet", "Reply", "Rig", "stop_idle_rigs"]
 
-HERE = pathlib.Path(__file__).resolve().parent
 RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
 EVENT_BYTES = 2000
 IDLE_MOST = 12  # platforms that wait for another check
@@ -97,7 +97,7 @@ class Puppet:
         self.sock = sock
         self.lines = sock.makefile("rb")
         sock.settimeout(rig.patience_s)
-        hello = json.loads(self.lines.readline())
+        hello = marshal.load(self.lines)
         self.pid: int = hello["pid"]
         self.environ = Environment(hello["environ"])
         self.cwd: str = hello["cwd"]
@@ -111,32 +111,29 @@ class Puppet:
     def order(self, word: str, **arguments: object) -> Dict[str, Any]:
         """Give an order, return the answer. Raises Mismatch if the puppet is gone."""
         try:
-            self.sock.sendall(json.dumps({"do": word, **arguments}).encode() + b"\n")
+            self.sock.sendall(marshal.dumps({"do": word, **arguments}))
             while self.unread:
-                self.lines.readline()
+                marshal.load(self.lines)
                 self.unread -= 1
-            answer: Dict[str, Any] = json.loads(self.lines.readline() or b'{"gone": 1}')
-        except OSError:
-            answer = {"gone": 1}
-        if "gone" in answer:
+            answer: Dict[str, Any] = marshal.load(self.lines)
+            return answer
+        except (OSError, EOFError):
             raise Mismatch(f"the bootstrap to live on (it was told to {word})",
-                           "its process is gone")
-        return answer
+                           "its process is gone") from None
 
     def end(self, word: str, **arguments: object) -> None:
         """Give an order that ends the process; nothing is answered."""
         self.rig.note("bootstrap", f"! {word} {arguments or ''}".encode())
         with contextlib.suppress(OSError):
-            self.sock.sendall(json.dumps({"do": word, **arguments}).encode() + b"\n")
+            self.sock.sendall(marshal.dumps({"do": word, **arguments}))
 
     def gone(self, limit_s: float) -> bool:
         """Wait until the process is gone; tell whether it is."""
         self.sock.settimeout(limit_s)
         try:
-            while self.lines.readline():
-                pass
-            return True
-        except OSError as error:
+            while True:
+                marshal.load(self.lines)
+        except (OSError, EOFError) as error:
             return not isinstance(error, socket.timeout)
 
     def reaped(self, limit_s: float) -> None:
@@ -183,10 +180,7 @@ class Puppet:
         """Send bytes, or that many `x`; tell whether the peer took them."""
         self.rig.note("bootstrap", b"".join(
             part if isinstance(part, bytes) else b"(%d x)" % part for part in parts))
-        answer = self.order("send", n=number, parts=[
-            part if isinstance(part, int) else base64.b64encode(part).decode()
-            for part in parts])
-        return "failed" not in answer
+        return "failed" not in self.order("send", n=number, parts=parts)
 
     def read(self, number: int, limit_s: Optional[float] = None,
              bodiless: bool = False) -> Reply:
@@ -197,8 +191,7 @@ class Puppet:
 
     def reply_of(self, answer: Dict[str, Any]) -> Reply:
         """Return and write down what the puppet has read."""
-        head = base64.b64decode(answer["head"])
-        body = base64.b64decode(answer["body"])
+        head, body = answer["head"], answer["body"]
         self.rig.note("platform", head + b"\r\n\r\n" + body if head else
                       b"(%s)" % answer["end"].encode())
         try:
@@ -240,7 +233,7 @@ class Puppet:
     def answer_bytes(self, data: bytes) -> None:
         """Answer with these bytes; the puppet may be frozen or killed right after."""
         self.rig.note("bootstrap", data)
-        self.end("send", n=self.asked, parts=[base64.b64encode(data).decode()])
+        self.end("send", n=self.asked, parts=[data])
         self.unread += 1
 
     def ask(self, *parts: Union[bytes, int]) -> Reply:
@@ -306,9 +299,7 @@ USUAL = Package()
 def write_code(folder: pathlib.Path, port: int) -> None:
     """Write the puppet as the code package."""
     (folder / "script").write_text(str(port))
-    program = folder / "bootstrap"
-    program.write_text(f"#!{sys.executable} -IS\n" + (HERE / "puppet.py").read_text())
-    program.chmod(0o755)
+    thin.place(folder, "puppet")
 
 
 def zip_of(folder: pathlib.Path, extra: str) -> pathlib.Path:
@@ -382,7 +373,7 @@ class Rig:
                 self.processes.append(puppet.pid)
                 guard.watch(puppet.pid)
                 self.arrived.put(puppet)
-            except (OSError, ValueError, KeyError):
+            except (OSError, EOFError, ValueError, KeyError, TypeError):
                 if self.control.fileno() < 0:
                     return
 

@@ -16,15 +16,16 @@ import socket
 import struct
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
 
 import wire
 from emulator import FrontDoor, Listener, Platform
 
-__all__ = ["Peer", "Stage", "held", "processes", "until"]
+__all__ = ["Peer", "Stage", "held", "processes", "until", "within"]
 
 PATIENCE_S = 8.0  # for things that come at once; only a failing test waits so long
 RESET = struct.pack("ii", 1, 0)
+T = TypeVar("T")
 
 
 def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
@@ -35,6 +36,16 @@ def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
             return False
         time.sleep(0.002)
     return True
+
+
+def within(limit_s: float, function: Callable[[], T]) -> T:
+    """Return what the function returns. AssertionError when it does not in time."""
+    results: List[T] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    assert results, "no outcome within %g s" % limit_s
+    return results[0]
 
 
 class Peer(wire.Channel):

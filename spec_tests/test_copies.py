@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Tuple
 import misbehave
 import pytest
 from emulator import Platform
+from stage import within
 
 REFERENCE = pathlib.Path(__file__).resolve().parent.parent / "reference"
 FLOORS = {"bootstrap.py": (3, 6)}  # of the others: 3.8
@@ -120,5 +121,5 @@ def test_round_trip_of_a_bootstrap_copy(name: str, version: Version, protocol: s
     settings: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}
     with Platform(protocol, str(tmp_path), handler="mine.handler", timeout_s=20,
                   **settings) as platform:
-        outcome = misbehave.within(60, lambda: platform.invoke(b'{"a":[1]}'))
+        outcome = within(60, lambda: platform.invoke(b'{"a":[1]}'))
     assert outcome.body == b'{"got":{"a":[1]}}', (outcome.message, outcome.log)

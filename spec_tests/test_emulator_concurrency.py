@@ -17,7 +17,7 @@ import misbehave
 import pytest
 import wire
 from emulator import FrontDoor, Invocation, Listener, Outcome, Platform
-from misbehave import within
+from stage import within
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
 PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))

@@ -20,6 +20,7 @@ import emulator
 import misbehave
 import pytest
 from emulator import HttpRequest, Outcome, Platform
+from stage import within
 
 TIMEOUT_S = 0.4
 AMPLE_S = 30.0
@@ -265,7 +266,7 @@ def test_any_queue_limit__full(protocol: str, tmp_path: pathlib.Path) -> None:
     code = misbehave.place(tmp_path / "code")
     port: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}
     with Platform(protocol, code, max_instances=0, queue=0, **port) as platform:
-        outcome = misbehave.within(5, lambda: platform.invoke(b"hello"))
+        outcome = within(5, lambda: platform.invoke(b"hello"))
     assert outcome.kind == "throttled"
     assert outcome.status == {"scf": 200, "fg": 429, "fc": 429}[protocol]
 

@@ -15,7 +15,7 @@ import emulator
 import misbehave
 import pytest
 from emulator import Outcome, Platform
-from misbehave import within
+from stage import within
 
 Entry = Tuple[str, bytes, int]  # name, content, mode with type
 FILE, LINK = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777

@@ -11,7 +11,7 @@ from typing import Any, Dict, List
 
 import pytest
 from emulator import Outcome, Platform
-from misbehave import within
+from stage import within
 from test_emulator_concurrency import Attached
 
 API = {"scf": "http://$SCF_RUNTIME_API:$SCF_RUNTIME_API_PORT/runtime",

@@ -468,7 +468,7 @@ def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
     run.settle()
     run.issue(b"one too many")
     same(3, run.outcome("throttled").line["id"])
-    puppet.order("print", to=1, text="")
+    puppet.order("print", to=1, text=b"")
 
 
 def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
@@ -611,7 +611,7 @@ def test_any_log_streams__drained(pull_platform: PlatformUnderTest, to: int) -> 
     with pull_platform.used_rig() as run:
         puppet = run.fetched(b"hello")
         for _ in range(16):
-            puppet.order("print", to=to, text="eHh4" * 21_845)
+            puppet.order("print", to=to, text=b"x" * 65_535)
         run.finish(puppet)
 
 
