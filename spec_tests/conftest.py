@@ -22,17 +22,21 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "reference")]
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable),
                                       os.environ.get("PATH", os.defpath)))
 
+import side  # noqa: E402
+
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     # The tree stays clean, and yet nothing is compiled at each of some hundred starts.
-    BYTECODE = tempfile.TemporaryDirectory(prefix="kit-bytecode-")
-    os.environ["PYTHONPYCACHEPREFIX"] = BYTECODE.name
+    if side.BYTECODE not in os.environ:
+        FOLDER = tempfile.TemporaryDirectory(prefix="kit-bytecode-")
+        os.environ[side.BYTECODE] = FOLDER.name
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = os.environ[side.BYTECODE]
+    sys.dont_write_bytecode = False
 
 import checks  # noqa: E402
 import implementations  # noqa: E402
 import kit  # noqa: E402
 import report  # noqa: E402
 import rig  # noqa: E402
-import side  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)

@@ -51,7 +51,7 @@ IMPORTED = ("import sys; sys.path.insert(0, {!r}); import emulator; "
 
 
 EMULATOR = ROOT / "reference" / "emulator.py"
-START_EMULATOR = (sys.executable, "-c", IMPORTED.format(str(EMULATOR.parent)))
+START_EMULATOR = (sys.executable, "-S", "-c", IMPORTED.format(str(EMULATOR.parent)))
 
 
 def platforms(protocols: Sequence[str]) -> List[kit.Implementation]:

@@ -16,7 +16,9 @@ from typing import Any, Dict, IO, List, Optional
 
 import pytest
 
-__all__ = ["Reporter", "Sides"]
+__all__ = ["BYTECODE", "Reporter", "Sides"]
+
+BYTECODE = "KIT_BYTECODE"  # names a folder for it, where the tree must stay clean
 
 # The files that are worth it, in lots of about the same length.
 LOTS = (
@@ -29,6 +31,15 @@ LOTS = (
      "test_gateway_spec.py", "test_benchmark.py", "test_lifecycle_soak.py",
      "test_emulator_samples.py"),
 )
+
+
+def environment() -> Dict[str, str]:
+    """Return the environment of a side process, as if somebody had started it."""
+    env = dict(os.environ)
+    if BYTECODE in env:  # pytest's own bytecode is where pip has put it
+        del env["PYTHONPYCACHEPREFIX"]
+        env["PYTHONDONTWRITEBYTECODE"] = "1"
+    return env
 
 
 class Reporter:
@@ -54,7 +65,7 @@ class Side:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
              "--side-descriptor", str(write_end)] + files,
-            cwd=str(config.rootpath), stdin=subprocess.DEVNULL,
+            cwd=str(config.rootpath), env=environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[write_end])
         os.close(write_end)
         self._ready = threading.Condition()
