@@ -2,7 +2,9 @@
 """Prepare the reference, the bash and the Go bootstraps with their test handlers."""
 
 import functools
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import kit
 
-__all__ = ["START_EMULATOR", "bootstraps", "clean", "platforms"]
+__all__ = ["START_EMULATOR", "Version", "bootstraps", "clean", "interpreters",
+           "platforms"]
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -125,3 +128,35 @@ def build_go(folder: pathlib.Path) -> str:
                                text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, timeout=300)
     return built.stdout if built.returncode else ""
+
+
+# ---- interpreters ----
+
+Version = Tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=None)
+def interpreters() -> Dict[Version, str]:
+    """Return the interpreters of this machine by version: the one that runs the tests,
+    `python3.N` on PATH, and those that pyenv keeps."""
+    places = [pathlib.Path(place) for place in os.environ.get("PATH", "").split(":")]
+    places += pathlib.Path.home().glob(".pyenv/versions/*/bin")
+    found: Dict[Version, str] = {}
+    for place in places:
+        for path in sorted(place.glob("python3.*")) if place.is_dir() else []:
+            if re.fullmatch(r"python3\.\d+", path.name) and "shims" not in path.parts:
+                found.setdefault(tuple(map(int, path.name[6:].split("."))), str(path))
+    found[sys.version_info[:2]] = sys.executable
+    return {version: path for version, path in sorted(found.items())
+            if works(version, path)}
+
+
+def works(version: Version, path: str) -> bool:
+    """Tell whether that interpreter runs and is what its name says."""
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    try:
+        said = subprocess.run([path, "-IS", "-c", code], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return said.decode().strip() == "%d.%d" % version[:2]

@@ -26,6 +26,7 @@ TEST_HANDLER = ROOT / "spec_tests" / "handlers" / "python" / "test_handler.py"
 sys.path.insert(0, str(BOOTSTRAP.parent))
 
 import bootstrap  # noqa: E402
+from implementations import interpreters  # noqa: E402
 import wire  # noqa: E402
 
 LIMIT_S = 20.0
@@ -120,21 +121,7 @@ def package(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def interpreters() -> List[str]:
-    """Return every CPython from 3.6 on that can be found without looking far."""
-    names = [f"python3.{minor}" for minor in range(6, 20)]
-    found = [shutil.which(name) for name in names]
-    installed = pathlib.Path.home() / ".pyenv" / "versions"
-    found += [str(path) for path in installed.glob("3.*/bin/python3")]
-    versions: Dict[str, str] = {}
-    for path in [sys.executable] + [path for path in found if path]:
-        code = "import sys; print('%d.%d' % sys.version_info[:2])"
-        seen = subprocess.run([path, "-c", code], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL)
-        version = seen.stdout.decode().strip()
-        if seen.returncode == 0 and int(version.partition(".")[2]) >= 6:
-            versions.setdefault(version, path)
-    return list(versions.values())
+PYTHONS = [path for version, path in interpreters().items() if version >= (3, 6)]
 
 
 # ---- event and result ----
@@ -550,7 +537,7 @@ def modules_of(python: str, code: str) -> List[str]:
     return run.decode().split()
 
 
-@pytest.mark.parametrize("python", interpreters())
+@pytest.mark.parametrize("python", PYTHONS)
 def test_modules_at_first_poll(python: str, stub: Platform,
                                package: pathlib.Path) -> None:
     """No file is loaded before the first poll but of seven modules and their needs."""
@@ -572,7 +559,7 @@ def test_imports_at_the_top() -> None:
     assert found == ["json", "os", "select", "signal", "socket", "sys", "time"]
 
 
-@pytest.mark.parametrize("python", interpreters())
+@pytest.mark.parametrize("python", PYTHONS)
 def test_interpreter(python: str, stub: Platform, package: pathlib.Path) -> None:
     """Alone, without .py, executed as `bootstrap`, it works on each interpreter."""
     program = package / "bootstrap"

@@ -1,11 +1,9 @@
 # test_copies.py: each file of reference/ works alone, on every Python found (MIT).
 """Copy one file into an empty folder, under another name, and run it there.
 
-Interpreters are looked for, not listed: the one that runs the tests, `python3.N` on
-PATH, and those that pyenv keeps.
+Interpreters are looked for, not listed: implementations.py says where.
 """
 
-import functools
 import os
 import pathlib
 import re
@@ -16,39 +14,13 @@ from typing import Any, Dict, List, Tuple
 import misbehave
 import pytest
 from emulator import Platform
+from implementations import Version, interpreters
 from stage import within
 
 REFERENCE = pathlib.Path(__file__).resolve().parent.parent / "reference"
 FLOORS = {"bootstrap.py": (3, 6)}  # of the others: 3.8
 OTHERS_FLOOR = (3, 8)
 HANDLER = "def handler(event, context):\n    return {'got': event}\n"
-Version = Tuple[int, ...]
-
-
-@functools.lru_cache(maxsize=None)
-def interpreters() -> Dict[Version, str]:
-    """Return the interpreters of this machine by version, the current one among them."""
-    places = [pathlib.Path(place) for place in os.environ.get("PATH", "").split(":")]
-    places += pathlib.Path.home().glob(".pyenv/versions/*/bin")
-    found: Dict[Version, str] = {}
-    for place in places:
-        for path in sorted(place.glob("python3.*")) if place.is_dir() else []:
-            if re.fullmatch(r"python3\.\d+", path.name) and "shims" not in path.parts:
-                found.setdefault(tuple(map(int, path.name[6:].split("."))), str(path))
-    found[sys.version_info[:2]] = sys.executable
-    return {version: path for version, path in sorted(found.items())
-            if works(version, path)}
-
-
-def works(version: Version, path: str) -> bool:
-    """Tell whether that interpreter runs and is what its name says."""
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    try:
-        said = subprocess.run([path, "-IS", "-c", code], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return said.decode().strip() == "%d.%d" % version[:2]
 
 
 def cases(*names: str) -> List[Any]:
