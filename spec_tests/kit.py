@@ -402,7 +402,7 @@ class PushRun(Run):
         deadline = time.monotonic() + self.patience_s
         while True:
             try:
-                self.connect().close()
+                self.dial().close()
                 return
             except OSError as error:
                 last = error.strerror
@@ -415,11 +415,19 @@ class PushRun(Run):
                                f"{last}; {self.process.tail()}")
             time.sleep(0.005)
 
-    def connect(self) -> wire.Channel:
+    def dial(self) -> wire.Channel:
         """Return a new connection. Raises OSError."""
         channel = wire.connect(self.host, self.port, self.note, "bootstrap")
         self.channels.append(channel)
         return channel
+
+    def connect(self) -> wire.Channel:
+        """Return a new connection. Raises Mismatch."""
+        try:
+            return self.dial()
+        except OSError as error:
+            raise Mismatch("a server that still takes connections",
+                           f"{error.strerror}; {self.process.tail()}") from None
 
     def ask(self, data: bytes, method: str, channel: Optional[wire.Channel] = None,
             ) -> wire.Message:

@@ -81,6 +81,19 @@ def test_kit_fault() -> None:
     assert verdict.verdict == "error" and "ZeroDivisionError" in verdict.seen
 
 
+def test_gone_meanwhile() -> None:
+    """A bootstrap that dies between two connections fails; it is no error."""
+    def faulty(pusher: kit.Bootstrap) -> None:
+        with pusher.used_push() as run:
+            run.process.popen.kill()
+            run.process.wait(10)
+            run.connect()
+
+    check = checks.Check("fc.start.silent-connection", "pusher", faulty, {}, "dies")
+    verdict = checks.judge(check, broken_ones.correct("fc"))
+    assert verdict.verdict == "fail" and "refused" in verdict.seen
+
+
 def test_unsupported() -> None:
     """A feature that was declared missing is unsupported, not failed."""
     base = dataclasses.replace(broken_ones.correct("scf"), without=("count",))
