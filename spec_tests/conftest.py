@@ -41,6 +41,7 @@ import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
 POOL_SIZE = 6  # most of the time a check waits for somebody else
+SLOW_POOL_SIZE = 3  # and what is broken on purpose is waited for in vain
 
 
 # ---- options ----
@@ -109,6 +110,7 @@ class Session:
         self.unusable: Set[kit.Implementation] = set()  # and this was said
         self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(POOL_SIZE)
+        self.slow_pool = concurrent.futures.ThreadPoolExecutor(SLOW_POOL_SIZE)
 
     def under_test(self, config: pytest.Config) -> Tuple[
             List[kit.Implementation], List[kit.Implementation]]:
@@ -245,7 +247,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for module in sorted({item.path.stem for item in session.items}):
         begin = getattr(sys.modules.get(module), "begin", None)
         if begin is not None:
-            begin(run.pool)
+            begin(run.slow_pool)
 
 
 # ---- running ----
@@ -293,7 +295,8 @@ def is_first_word(session: Session, item: pytest.Item) -> bool:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop what is left, write the report."""
     run = session.config.stash[RUN]
-    run.pool.shutdown(wait=True, cancel_futures=True)
+    for pool in (run.pool, run.slow_pool):
+        pool.shutdown(wait=True, cancel_futures=True)
     kit.stop_idle_runs()
     rig.stop_idle_rigs()
     implementations.clean()
