@@ -17,6 +17,8 @@ import time
 from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple,
                     Union)
 
+from implementations import module_words
+
 __all__ = ["Answer", "Container", "call_of", "profile", "until"]
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -76,11 +78,12 @@ class Container:
 
     def __init__(self, functions: Any, *options: str,
                  env: Optional[Dict[str, str]] = None, python: str = sys.executable,
-                 program: Union[str, pathlib.Path] = GATEWAY) -> None:
+                 program: Union[str, pathlib.Path, None] = None) -> None:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="container-"))
         self.profiles = self.folder / "functions.json"
         self.profiles.write_text(json.dumps(functions))
-        words = [python, "-I", "-S", str(program), "--profiles", str(self.profiles),
+        start = ("-S", str(program)) if program else module_words("gateway")
+        words = [python, "-I", *start, "--profiles", str(self.profiles),
                  "--port", "0", "--host", "127.0.0.1", *options]
         variables = {"PATH": os.environ["PATH"], "TMPDIR": str(self.folder),
                      **(env or {})}
@@ -131,13 +134,15 @@ class Container:
                 if path.name.startswith("noslate-")]
 
     def processes(self) -> List[int]:
-        """Return the processes of the container's group, but not ended ones."""
+        """Return the processes of the container's group, but not ended ones. While a
+        thread of it lives, a zombie has not ended: its sockets are still open."""
         found = []
         for entry in pathlib.Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 state, _, group = (entry / "stat").read_text().rpartition(
                     ")")[2].split()[:3]
-                if int(group) == self.process.pid and state not in "ZX":
+                if int(group) == self.process.pid and (
+                        state not in "ZX" or len(list((entry / "task").iterdir())) > 1):
                     found.append(int(entry.name))
         return found
 

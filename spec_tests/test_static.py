@@ -27,7 +27,7 @@ GO = sorted({path.parent for path in (ROOT / "examples" / "go").rglob("*.go")})
 def run(*command: str, folder: pathlib.Path = ROOT) -> Tuple[int, str]:
     """Return (status, all output) of a command."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          cwd=folder, timeout=300)
+                          cwd=folder, env=implementations.GO_ENV, timeout=300)
     return done.returncode, done.stdout.decode()
 
 
