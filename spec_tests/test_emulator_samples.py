@@ -75,7 +75,9 @@ def sample(protocol: str, folder: pathlib.Path, **habits: str) -> str:
 
 def outcomes_of(code: str, protocol: str, *events: bytes) -> List[Outcome]:
     """Return what becomes of events."""
-    with Platform(protocol, code, timeout_s=20, init_timeout_s=20) as platform:
+    settings: Dict[str, Any] = (
+        {"port": 0} if protocol == "fc" else {"init_timeout_s": 20})
+    with Platform(protocol, code, timeout_s=20, **settings) as platform:
         return [within(30, lambda: platform.invoke(event)) for event in events]
 
 
@@ -132,6 +134,19 @@ def test_double_polling() -> None:
             one.ask(one.result(invocation, b"done"))
             assert one.outcome().body == b"done"
         assert not one.platform.violations
+
+
+def test_bash_fc_messages(tmp_path: pathlib.Path) -> None:
+    """The bash sample takes each message from its listener, also one that comes while
+    a read gives up: here that is every 2 ms, not every second."""
+    sample = pathlib.Path(__file__).resolve().parent.parent / "examples/bash/fc"
+    text = (sample / "bootstrap").read_text()
+    assert "read -r -t 1 " in text
+    (tmp_path / "bootstrap").write_text(text.replace("read -r -t 1 ", "read -r -t 0.002 "))
+    (tmp_path / "bootstrap").chmod(0o755)
+    (tmp_path / "index.sh").write_text("handler() { cat; }\n")
+    events = [b"%d" % number for number in range(60)]
+    assert [one.body for one in outcomes_of(str(tmp_path), "fc", *events)] == events
 
 
 def test_library() -> None:
