@@ -29,8 +29,8 @@ from emulator import KINDS  # noqa: E402
 from stage import Stage, held, processes, until  # noqa: E402
 
 WORKERS = 4
-TIMEOUT_S, START_S = 0.5, 1.0  # for cases that wait for them
-AMPLE_S = 10.0                 # for the others, so that a busy machine is no fault
+LIMITS_S = {"event": 0.6, "start": 1.5}  # for cases that wait for that one
+AMPLE_S = 10.0  # for the others, so that a busy machine is no fault
 OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD, LATE, LARGE = "bad-response", "timeout", "response-too-large"
 FAILED = "function-error"
@@ -48,10 +48,11 @@ class Case(NamedTuple):
     point: str = ""
 
     @property
-    def waits(self) -> bool:
-        """Tell whether it comes to a limit of the platform."""
-        return (self.kinds == (LATE,) or "SIGSTOP" in self.name
-                or self.way == "start" and self.kinds == ("start-error",))
+    def waits(self) -> str:
+        """Tell to which limit of the platform it comes: event, start or none."""
+        if self.kinds == ("start-error",):
+            return "start" if self.way == "start" or "SIGSTOP" in self.name else ""
+        return "event" if self.kinds == (LATE,) or "SIGSTOP" in self.name else ""
 
 
 # ---- what the server says ----
@@ -369,7 +370,7 @@ def verdict_of_hook(case: Case, folder: pathlib.Path, trace: List[Any]) -> str:
     servant.place(folder, {case.call: case.script})
     hook = {"/initialize": "initializer", "/pre-freeze": "pre_freeze",
             "/pre-stop": "pre_stop"}[case.call]
-    limit_s = TIMEOUT_S if case.waits else AMPLE_S
+    limit_s = LIMITS_S["event"] if case.waits else AMPLE_S
     with Stage("fc", str(folder), timeout_s=10, on_trace=trace.append,
                **{hook: True, hook + "_timeout_s": limit_s}) as stage:
         kind, body = stage.outcome([["pid"]])
@@ -391,12 +392,13 @@ def verdict_of_hook(case: Case, folder: pathlib.Path, trace: List[Any]) -> str:
 def work(number: int, place: pathlib.Path) -> None:
     """Try every WORKERS-th case; print one JSON line for each."""
     mine = CASES[number::WORKERS]
-    for way, waits in itertools.product(("said", "ended", "start"), (True, False)):
+    for way, waits in itertools.product(("said", "ended", "start"),
+                                        ("event", "start", "")):
         folder = place / ("%d-%s-%s" % (number, way, waits))
         trace: List[Any] = []
         with Stage("fc", servant.place(folder), freeze=way != "ended",
-                   timeout_s=TIMEOUT_S if waits else AMPLE_S,
-                   start_timeout_s=START_S if waits else AMPLE_S,
+                   timeout_s=LIMITS_S[waits] if waits == "event" else AMPLE_S,
+                   start_timeout_s=LIMITS_S[waits] if waits == "start" else AMPLE_S,
                    on_trace=trace.append) as stage:
             for case in mine:
                 if (case.way, case.waits) == (way, waits):
