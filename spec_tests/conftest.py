@@ -40,8 +40,8 @@ import rig  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
-POOL_SIZE = 6  # most of the time a check waits for somebody else
-SLOW_POOL_SIZE = 3  # and what is broken on purpose is waited for in vain
+POOL_SIZE = 4  # most of the time a check waits for somebody else
+SLOW_POOL_SIZE = 2  # and what is broken on purpose is waited for in vain
 
 
 # ---- options ----

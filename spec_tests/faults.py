@@ -23,7 +23,7 @@ FAULTS: Dict[str, Tuple[str, Dict[str, int]]] = {
        for name in SIGNALS},
     "sigstop": ("kill", {"signal": int(signal.SIGSTOP)}), "fork": ("fork", {})}
 POINTS = ("before-ready", "idle", "delivered", "half-sent", "after-result")
-SHORT = ("--timeout", "0.5", "--init-timeout", "1", "--grace", "0.2")
+SHORT = ("--timeout", "0.8", "--init-timeout", "1", "--grace", "0.2")
 
 
 class Fault(NamedTuple):

@@ -424,7 +424,7 @@ def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_instance_replace(pull_platform: PlatformUnderTest) -> None:
     """After a timeout the next event has another instance."""
-    with pull_platform.used_rig("--timeout", "0.3") as run:
+    with pull_platform.used_rig("--timeout", "0.6") as run:
         puppet = run.fetched(b"hello")
         run.outcome("timeout")
         puppet.reaped(run.patience_s)
@@ -495,7 +495,7 @@ def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
 def test_any_outcome_one(pull_platform: PlatformUnderTest, kind: str) -> None:
     """Every event has one outcome when the input ends."""
     run = pull_platform.rig("--timeout", "0.3", "--parallel", "3", "--init-timeout",
-                            "1" if kind == "idle" else "0.3")
+                            "1" if kind == "idle" else "0.8")
     for event in (b"one", b"two", b"three"):
         run.issue(event)
     puppet = run.puppet()
@@ -532,7 +532,7 @@ def test_any_event_timeout(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_init_timeout(pull_platform: PlatformUnderTest) -> None:
     """A bootstrap that is not ready, or does not poll, in time is an init-timeout."""
-    run = pull_platform.rig("--init-timeout", "0.3")
+    run = pull_platform.rig("--init-timeout", "0.8")
     puppet = run.starting(b"hello")
     run.outcome("init-timeout")
     puppet.reaped(run.patience_s)

@@ -244,7 +244,7 @@ def test_fc_outcome_bad_response(platform: PlatformUnderTest, name: str) -> None
 
 def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
     """No answer in time is a timeout, and the next event gets another instance."""
-    with platform.used_rig("--timeout", "0.3") as run:
+    with platform.used_rig("--timeout", "0.6") as run:
         puppet = run.served(b"hello")
         run.outcome("timeout")
         puppet.reaped(run.patience_s)
@@ -253,13 +253,13 @@ def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__fc_start(platform: PlatformUnderTest) -> None:
     """Start and initialisation do not count towards the time limit."""
-    run = platform.rig("--timeout", "0.3", "--initializer")
+    run = platform.rig("--timeout", "0.6", "--initializer")
     run.issue(b"hello")
     puppet = run.puppet()
-    run.wait(0.4)
+    run.wait(0.7)
     puppet.listen()
     puppet.request("/initialize")
-    run.wait(0.4)
+    run.wait(0.7)
     puppet.answer()
     puppet.request("/invoke")
     run.settled(puppet)
@@ -278,7 +278,7 @@ def test_fc_start_failed__exit(platform: PlatformUnderTest, status: int) -> None
 
 def test_fc_start_failed__deadline(platform: PlatformUnderTest) -> None:
     """A port that is not open in time is FunctionNotStarted."""
-    run = platform.rig("--start-timeout", "0.3")
+    run = platform.rig("--start-timeout", "1")
     run.issue(b"hello")
     run.puppet()
     same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
@@ -286,7 +286,7 @@ def test_fc_start_failed__deadline(platform: PlatformUnderTest) -> None:
 
 def test_fc_start_probe__address(platform: PlatformUnderTest) -> None:
     """A server that listens on 127.0.0.1 alone has not started."""
-    run = platform.rig("--start-timeout", "0.3")
+    run = platform.rig("--start-timeout", "1")
     run.issue(b"hello")
     run.puppet().listen("127.0.0.1")
     same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
