@@ -8,6 +8,7 @@ through them in order and waits for each one.
 """
 
 import concurrent.futures
+import gc
 import os
 import pathlib
 import sys
@@ -238,6 +239,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     run = session.config.stash[RUN]
     if session.config.option.collectonly:
         return
+    gc.freeze()  # what was collected stays to the end: no need to walk through it
     if is_whole(session.config):
         session.config.pluginmanager.register(side.Sides(session.config, session.items))
     for item in session.items:
@@ -300,6 +302,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     kit.stop_idle_runs()
     rig.stop_idle_rigs()
     implementations.clean()
+    gc.freeze()  # nor when pytest collects garbage ten times over before it leaves
     folder = session.config.getoption("--report")
     if folder and not session.config.option.collectonly:
         table = HERE / "kills.txt"
