@@ -51,7 +51,7 @@ def profile(name: str = "echo", *, env: Optional[Dict[str, str]] = None,
             **more: Any) -> Dict[str, Any]:
     """Return a profile of the test worker."""
     return {"name": name, "runtime": "custom", "url": WORKER.parent.as_uri(),
-            "signature": "1", "command": [sys.executable, "-I", "-S", str(WORKER)],
+            "signature": "1", "command": [sys.executable, "-ISB", str(WORKER)],
             "environments": [{"key": key, "value": value}
                              for key, value in (env or {}).items()],
             "resourceLimit": {"memory": memory_mb << 20}, "worker": worker or {}, **more}

@@ -349,8 +349,8 @@ def test_fcc_profile_replace__many(pool: ThreadPoolExecutor) -> None:
 
 def test_fcc_stop_signals() -> None:
     """A worker that does not end on SIGTERM is killed after the grace."""
-    stubborn = profile(command=["sh", "-c", "trap '' TERM; exec \"$0\" -I -S \"$1\"",
-                                *profile()["command"][::3]])
+    stubborn = profile(command=["sh", "-c", "trap '' TERM; exec \"$0\" -ISB \"$1\"",
+                                *profile()["command"][::2]])
     with Container([stubborn], "--grace", "0.05") as container:
         assert container.invoke(b"x").status == 200
         put(container, [])

@@ -4,26 +4,26 @@ The body of a call is JSON whose member `do` names a function of DEEDS, or it is
 START and INIT in the environment spoil the start and the initializer; BIND is the address.
 """
 import itertools
-import json
 import os
-import socket
-import subprocess
 import sys
-import threading
 import time
+from _socket import IPPROTO_TCP, TCP_NODELAY
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import thin  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Tuple
 
-held = threading.Event()  # never set: who waits for it hangs
 initialized: "List[str]" = []   # one entry for each call of the hook
 
 
 class Call:
     """One request, its whole body unless `lazy`, and the way back."""
 
-    def __init__(self, wire: socket.socket, head: bytes, rest: bytes) -> None:
+    def __init__(self, wire: thin.Socket, head: bytes, rest: bytes) -> None:
         self.wire = wire
         self.rest = rest
         line, *fields = head.decode("latin-1").split("\r\n")
@@ -68,11 +68,17 @@ class Call:
         self.wire.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
     def json(self, value: "Any") -> None:
+        import json
         self.answer(json.dumps(value).encode())
 
 
 # ---- deeds ----
 
+
+def forever() -> None:
+    """Hang."""
+    while True:
+        time.sleep(3600)
 
 COUNTER = itertools.count(1)
 
@@ -117,7 +123,7 @@ def hang(call: Call, order: "Dict[str, Any]") -> None:
     """Say nothing, or stop within the body."""
     if order.get("when") == "body":
         call.wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-    held.wait()
+    forever()
 
 
 def hold(call: Call, order: "Dict[str, Any]") -> None:
@@ -150,13 +156,13 @@ def close(call: Call, order: "Dict[str, Any]") -> None:
 def eat(call: Call, order: "Dict[str, Any]") -> None:
     """Take memory and keep it."""
     taken = b"x" * order["bytes"]
-    held.wait()
+    forever()
     call.json(len(taken))
 
 
 def fork(call: Call, order: "Dict[str, Any]") -> None:
     """Leave a child behind."""
-    call.json(subprocess.Popen(["sleep", "1000"]).pid)
+    call.json(os.posix_spawnp("sleep", ["sleep", "1000"], os.environ))
 
 
 DEEDS = {deed.__name__: deed for deed in (
@@ -183,22 +189,22 @@ def serve(call: Call) -> None:
         initialized.append(call.method)
         word = os.environ.get("INIT", "200")
         if word == "hang":
-            held.wait()
+            forever()
         if word == "exit":
             os._exit(4)
         call.answer(b"", int(word))
     elif "lazy" in call.target:
         lazy(call)
     elif call.body.startswith(b'{"do"'):
-        order = json.loads(call.body)
+        order = thin.literal(call.body)
         DEEDS[order["do"]](call, order)
     else:
         call.answer(call.body)
 
 
-def connection(wire: socket.socket) -> None:
+def connection(wire: thin.Socket) -> None:
     """Serve one connection until it ends."""
-    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    wire.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     rest = b""
     try:
         while True:
@@ -223,16 +229,13 @@ def main() -> None:
     if word == "crash":
         sys.exit("no reason to live")
     if word == "hang":
-        held.wait()
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((os.environ.get("BIND", "127.0.0.1"),
-                   int(os.environ["FC_SERVER_PORT"])))
-    listener.listen(1024)
+        forever()
+    listener = thin.listen(os.environ.get("BIND", "127.0.0.1"),
+                           int(os.environ["FC_SERVER_PORT"]), 1024)
     print("worker is up", flush=True)
     while True:
         wire, _ = listener.accept()
-        threading.Thread(target=connection, args=(wire,), daemon=True).start()
+        thin.aside(connection, wire)
 
 
 if __name__ == "__main__":
