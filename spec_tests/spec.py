@@ -10,6 +10,7 @@ It does not judge what the text says, only whether it has the promised form.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -393,8 +394,9 @@ def parse(text: str) -> Spec:
                  if RULE_ID.match(key)}, tuple(errors))
 
 
+@functools.lru_cache(maxsize=None)
 def load(path: pathlib.Path = SPEC_PATH) -> Spec:
-    """Read and parse SPEC.md. Raises OSError if it is missing."""
+    """Read and parse SPEC.md, once. Raises OSError if it is missing."""
     return parse(path.read_text(encoding="utf-8"))
 
 
