@@ -159,11 +159,15 @@ def event_headers(protocol: str, request_id: str) -> List[Tuple[str, str]]:
             ("Content-Type", "application/json")]
 
 
+# What a bootstrap that is killed leaves there goes when the kit ends.
+SCRATCH = tempfile.TemporaryDirectory(prefix="kit-scratch-")
+
+
 def environment(protocol: str, folder: str, host: str, port: int) -> Dict[str, str]:
     """Return the variables that the platform gives to a bootstrap."""
     own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG")
            if name in os.environ}
-    own["TMPDIR"] = tempfile.gettempdir()
+    own["TMPDIR"] = SCRATCH.name
     if protocol == "scf":
         own.update(SCF_RUNTIME_API=host, SCF_RUNTIME_API_PORT=str(port),
                    _HANDLER="index.main_handler", SCF_FUNCTIONNAME="kit",

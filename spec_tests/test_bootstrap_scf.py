@@ -36,7 +36,7 @@ def test_scf_ready_body(bootstrap: Bootstrap) -> None:
 
 def test_scf_env_tolerant(bootstrap: Bootstrap) -> None:
     """The API's address, its port and the handler are all that is needed."""
-    needed = ("PATH", "SCF_RUNTIME_API", "SCF_RUNTIME_API_PORT", "_HANDLER")
+    needed = ("PATH", "TMPDIR", "SCF_RUNTIME_API", "SCF_RUNTIME_API_PORT", "_HANDLER")
     run = bootstrap.pull(only=needed)
     run.alive()
 

@@ -97,6 +97,12 @@ def test_sample(protocol: str, habits: Dict[str, str], tmp_path: pathlib.Path) -
     assert not first.violations + failed.violations + last.violations
 
 
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the samples forget their temporary files where pytest finds them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 def attached(protocol: str) -> Attached:
     """Return a platform whose bootstrap is the test."""
     return Attached(protocol)

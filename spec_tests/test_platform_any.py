@@ -384,6 +384,7 @@ def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
         puppet = run.idle
         assert puppet is not None
         puppet.close(puppet.park())
+        run.settle()
         run.issue(b"precious")
         same(b"precious", puppet.fetch().body)
         run.finish(puppet)
