@@ -1892,6 +1892,7 @@ class Invocation:
         self.upstream: Optional[Stream] = None     # fc: the connection it runs on
         self.upload: Optional["Upload"] = None     # fc: its large or streamed body
         self.gate: Optional["Gate"] = None         # fc: where its thread waits
+        self.announced = threading.Lock()   # held until its first log line is out
 
 
 class Gate:
@@ -2233,18 +2234,24 @@ class PullInstance(Instance):
     def _begin(self, invocation: Invocation) -> None:
         self.session.issue(invocation.request_id)
         super()._begin(invocation)
+        invocation.announced.acquire()
         self.platform.lock.later(self._hand_over, invocation,
                                  self.session.take_polls())
 
     def _hand_over(self, invocation: Invocation, polls: List[Connection]) -> None:
-        if self.served > 1:  # drop what was printed between two invocations
-            self.log.drain()
-            self.log.take_tail()
-        self.platform.log_start(invocation)
+        try:
+            if self.served > 1:  # drop what was printed between two invocations
+                self.log.drain()
+                self.log.take_tail()
+            self.platform.log_start(invocation)
+        finally:
+            invocation.announced.release()
         self._deliver(invocation, polls)
 
     def _deliver(self, invocation: Invocation, polls: List[Connection]) -> None:
         """Answer polls with the event; others, while it has not reached any."""
+        with invocation.announced:  # a poll may come at once [any.log.frame]
+            pass
         while polls:
             reached = self._send_event(polls.pop(0), invocation)
             with self.platform.lock:

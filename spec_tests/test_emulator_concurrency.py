@@ -149,14 +149,14 @@ def test_any_queue_order(protocol: str, tmp_path: pathlib.Path) -> None:
 class Attached:
     """A platform whose bootstrap is the test itself."""
 
-    def __init__(self, protocol: str) -> None:
+    def __init__(self, protocol: str, **settings: Any) -> None:
         self.protocol = protocol
         self.env: Dict[str, str] = {}
         self.outcomes: "collections.deque[Outcome]" = collections.deque()
         self.settled = threading.Semaphore(0)
         self.platform = Platform(protocol, attach=self.env.update, port=0,
                                  timeout_s=AMPLE_S, init_timeout_s=AMPLE_S,
-                                 max_instances=1)
+                                 max_instances=1, **settings)
 
     def submit(self, event: bytes) -> Invocation:
         """Hand an event in."""
@@ -404,6 +404,33 @@ def close_shared() -> Iterator[None]:
         assert one.outcome().kind == "ok"
         one.platform.close()
     SHARED.clear()
+
+
+@PULL
+def test_any_log_frame__first(protocol: str) -> None:
+    """No poll gets an event before the line that begins its log is out."""
+    is_slow, writing, go_on = [False], threading.Event(), threading.Event()
+
+    def log(data: bytes) -> None:
+        if is_slow[0]:
+            writing.set()
+            go_on.wait(10)
+
+    one = Attached(protocol, on_log=log)
+    with one.platform:
+        one.start()
+        is_slow[0] = True
+        made: List[Invocation] = []
+        caller = emulator.aside(lambda: made.append(one.submit(b"next")))
+        assert writing.wait(10)
+        poll = one.park()
+        with pytest.raises(wire.Silence):
+            poll.read(0.1, "GET")
+        go_on.set()
+        assert poll.read(10, "GET").body == b"next"
+        caller.join(10)
+        one.ask(one.result(made[0], b"done"))
+        assert one.outcome().kind == "ok"
 
 
 class NoLoop:
