@@ -2393,16 +2393,20 @@ def try_port(port: int) -> None:
 _PORTS = itertools.count(os.getpid() * 7919)  # far from another process's ports
 
 
-def free_port() -> int:
+def free_port() -> Tuple[int, socket.socket]:
     """Return a port that nobody listens on, below those that the system hands out to
-    clients: until the server binds it, it must not become somebody's own port."""
+    clients: until the server binds it, it must not become somebody's own port. The
+    socket keeps it from other emulators (on Linux) until it is closed."""
     for _ in range(100):
         port = 10000 + next(_PORTS) % 10000
+        claim = socket.socket(socket.AF_UNIX)
         try:
+            if sys.platform == "linux":  # an abstract name: no file, and gone with us
+                claim.bind("\0custom-runtime-port-%d" % port)
             try_port(port)
-            return port
+            return port, claim
         except OSError:
-            pass
+            claim.close()
     raise StartError("port", "no free port was found")
 
 
@@ -2504,6 +2508,7 @@ class PushInstance(Instance):
         self.pool: Optional[List[Stream]] = []  # None = nobody will use them any more
         self._streams = threading.Lock()        # for the pool, and who has a stream
         self._hook_lock = threading.Lock()
+        self._claim: Optional[socket.socket] = None  # to a port of our choice
         self._streak = 0    # of checks that contradict `healthy`
         self._health_timer = Timer(self._on_health_time)
 
@@ -2545,7 +2550,7 @@ class PushInstance(Instance):
         if self.platform.attach and self.port:
             return  # the server may be there already
         if not self.port:
-            self.port = free_port()
+            self.port, self._claim = free_port()
             return
         # our own last instance may still be ending
         self.platform.await_leaving(self.function.start_timeout_s)
@@ -2991,6 +2996,8 @@ class PushInstance(Instance):
             pool, self.pool = self.pool or [], None
         for stream in pool:
             stream.socket.close()
+        if self._claim is not None:
+            self._claim.close()
         super().cleanup()
 
 

@@ -7,6 +7,7 @@ a Platform starts no process and says where its runtime API is.
 
 import collections
 import concurrent.futures
+import itertools
 import pathlib
 import socket
 import threading
@@ -525,6 +526,17 @@ def test_any_caller_gone__queued(protocol: str, tmp_path: pathlib.Path) -> None:
         assert first.read(20, "POST").body == b"slept"
         assert door.call(b"next").read(20, "POST").body == b"next"
         assert door.platform.counts["ok"] == 2
+
+
+def test_ports_of_two_emulators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two emulators that come to the same port at once do not both take it."""
+    chosen = []
+    for _ in range(2):  # as if each were a process of its own
+        monkeypatch.setattr(emulator, "_PORTS", itertools.count(4321))
+        chosen.append(emulator.free_port())
+    assert chosen[0][0] != chosen[1][0]
+    for _, claim in chosen:
+        claim.close()
 
 
 @PROTOCOLS
