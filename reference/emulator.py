@@ -28,7 +28,6 @@ import binascii
 import collections
 import errno
 import http
-import itertools
 import json
 import math
 import os
@@ -44,7 +43,7 @@ import sys
 import threading
 import time
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
-                    NamedTuple, Optional, Sequence, TextIO, Tuple, Union)
+                    NamedTuple, Optional, Sequence, Tuple, Union)
 
 if TYPE_CHECKING:
     import zipfile
@@ -2390,15 +2389,12 @@ def try_port(port: int) -> None:
         probe.bind(("0.0.0.0", port))
 
 
-_PORTS = itertools.count(os.getpid() * 7919)  # far from another process's ports
-
-
 def free_port() -> Tuple[int, socket.socket]:
     """Return a port that nobody listens on, below those that the system hands out to
     clients: until the server binds it, it must not become somebody's own port. The
     socket keeps it from other emulators (on Linux) until it is closed."""
     for _ in range(100):
-        port = 10000 + next(_PORTS) % 10000
+        port = 10000 + int.from_bytes(os.urandom(4), "big") % 10000
         claim = socket.socket(socket.AF_UNIX)
         try:
             if sys.platform == "linux":  # an abstract name: no file, and gone with us

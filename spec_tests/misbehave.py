@@ -50,8 +50,7 @@ def leave(status: str) -> "NoReturn":
 
 def env() -> bytes:
     """Return the environment as JSON."""
-    import json
-    return json.dumps(dict(os.environ)).encode()
+    return thin.to_json(dict(os.environ)).encode()
 
 
 def take_mode() -> str:

@@ -90,7 +90,7 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
     """Do one order; return the answer to it."""
     word, number = order["do"], order.get("n", 0)
     if word == "open":
-        sockets[number] = thin.connect(order["host"], order["port"])
+        sockets[number] = thin.connect(order["host"], order["port"], 5)
     elif word == "listen":
         sockets[number] = thin.listen(order["host"], order["port"])
     elif word == "send":

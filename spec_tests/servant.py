@@ -15,6 +15,7 @@ import time
 from _socket import IPPROTO_TCP, SHUT_WR, TCP_CORK
 
 import thin
+from thin import to_json
 
 TYPE_CHECKING = False  # it is started some hundred times: no import without need
 if TYPE_CHECKING:
@@ -39,12 +40,6 @@ def place(folder: "pathlib.Path", plan: "Optional[Dict[str, Any]]" = None) -> st
 def path_of(script: "List[Any]") -> str:
     """Return the path that makes an fc function run a script."""
     return "/do/" + binascii.b2a_hex(to_json(script).encode()).decode()
-
-
-def to_json(value: object) -> str:
-    """Return the value as JSON."""
-    import json
-    return json.dumps(value)
 
 
 # ---- steps: each gets the peer (fc) and its arguments, and may return a result ----
@@ -183,7 +178,7 @@ def script_of(event: bytes) -> "Optional[List[Any]]":
     try:
         found = thin.literal(event) if event[:2] == b"[[" else None
         return found if isinstance(found, list) else None
-    except (SyntaxError, NameError):
+    except (SyntaxError, NameError, ValueError):
         return None
 
 

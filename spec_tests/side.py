@@ -38,7 +38,7 @@ def environment() -> Dict[str, str]:
     """Return the environment of a side process, as if somebody had started it."""
     env = dict(os.environ)
     if BYTECODE in env:  # pytest's own bytecode is where pip has put it
-        del env["PYTHONPYCACHEPREFIX"]
+        env.pop("PYTHONPYCACHEPREFIX", None)
         env["PYTHONDONTWRITEBYTECODE"] = "1"
     return env
 

@@ -7,7 +7,7 @@ a Platform starts no process and says where its runtime API is.
 
 import collections
 import concurrent.futures
-import itertools
+import os
 import pathlib
 import socket
 import threading
@@ -530,10 +530,9 @@ def test_any_caller_gone__queued(protocol: str, tmp_path: pathlib.Path) -> None:
 
 def test_ports_of_two_emulators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two emulators that come to the same port at once do not both take it."""
-    chosen = []
-    for _ in range(2):  # as if each were a process of its own
-        monkeypatch.setattr(emulator, "_PORTS", itertools.count(4321))
-        chosen.append(emulator.free_port())
+    numbers = iter((b"\0\0\1\1", b"\0\0\1\1", b"\0\0\1\2", b"\0\0\1\3"))
+    monkeypatch.setattr(os, "urandom", lambda _: next(numbers))
+    chosen = [emulator.free_port(), emulator.free_port()]
     assert chosen[0][0] != chosen[1][0]
     for _, claim in chosen:
         claim.close()

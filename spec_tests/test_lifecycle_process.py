@@ -1,7 +1,6 @@
 # test_lifecycle_process.py: instances as processes: start, freeze, limits, end (MIT).
 """Real processes (servant.py) that do as the event says, behind a real platform."""
 
-import contextlib
 import http.client
 import json
 import os

@@ -1,7 +1,6 @@
 # test_platform_pull.py: what SPEC.md chapters 7 and 8 ask of a platform (MIT).
 """One rule each, beside the states tables, which test_platform_states.py covers."""
 
-import json
 import re
 from typing import Dict
 

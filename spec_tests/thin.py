@@ -15,10 +15,10 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pathlib
-    from typing import Any, Callable, Dict, Tuple, Union
+    from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 __all__ = ["FOLDER", "Socket", "Timeout", "aside", "connect", "listen", "literal",
-           "more", "place", "read_message", "reset"]
+           "place", "read_message", "reset", "to_json"]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FOLDER = os.path.dirname(os.path.abspath(sys.argv[0]))  # the code package
@@ -46,8 +46,15 @@ def place(folder: "pathlib.Path", module: str) -> str:
 
 
 def literal(text: "Union[bytes, str]") -> "Any":
-    """Return what a JSON text of our own stands for. Raises SyntaxError, NameError."""
+    """Return what a JSON text of our own stands for. Raises SyntaxError, NameError,
+    ValueError."""
     return eval(text, {"__builtins__": {}}, JSON_WORDS)
+
+
+def to_json(value: object) -> str:
+    """Return the value as JSON."""
+    import json
+    return json.dumps(value)
 
 
 def aside(function: "Callable[..., object]", *arguments: object) -> None:
@@ -73,9 +80,10 @@ class Socket(_socket.socket):
         self.close()
 
 
-def connect(host: str, port: int) -> Socket:
-    """Return a new connection. Raises OSError."""
+def connect(host: str, port: int, limit_s: "Optional[float]" = None) -> Socket:
+    """Return a new connection; the limit is that of each step. Raises OSError."""
     made = Socket()
+    made.settimeout(limit_s)
     try:
         made.connect((host, port))
     except OSError:

@@ -68,8 +68,7 @@ class Call:
         self.wire.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
     def json(self, value: "Any") -> None:
-        import json
-        self.answer(json.dumps(value).encode())
+        self.answer(thin.to_json(value).encode())
 
 
 # ---- deeds ----
