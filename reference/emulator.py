@@ -1891,7 +1891,8 @@ class Invocation:
         self.upstream: Optional[Stream] = None     # fc: the connection it runs on
         self.upload: Optional["Upload"] = None     # fc: its large or streamed body
         self.gate: Optional["Gate"] = None         # fc: where its thread waits
-        self.announced = threading.Lock()   # held until its first log line is out
+        self.framing = threading.Lock()     # for the line that begins its log
+        self.framed = False                 # it is out
 
 
 class Gate:
@@ -2065,6 +2066,19 @@ class Instance(App):
         if self.timer.deadline > invocation.deadline or len(self.work) == 1:
             self.set_deadline(invocation.deadline)
 
+    def begin_log(self, invocation: Invocation) -> None:
+        """Print the line that begins its log, before anybody gets the event: who issued
+        it does so, or a poll that is quicker. None if it has an outcome already. What
+        was printed between two invocations is dropped [any.log.frame]."""
+        with invocation.framing:
+            if invocation.framed or invocation.outcome is not None:
+                return
+            invocation.framed = True
+            if self.served > 1 and len(self.work) == 1:
+                self.log.drain()
+                self.log.take_tail()
+            self.platform.log_start(invocation)
+
     def _has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
         if not self.served:
@@ -2233,24 +2247,11 @@ class PullInstance(Instance):
     def _begin(self, invocation: Invocation) -> None:
         self.session.issue(invocation.request_id)
         super()._begin(invocation)
-        invocation.announced.acquire()
-        self.platform.lock.later(self._hand_over, invocation,
-                                 self.session.take_polls())
-
-    def _hand_over(self, invocation: Invocation, polls: List[Connection]) -> None:
-        try:
-            if self.served > 1:  # drop what was printed between two invocations
-                self.log.drain()
-                self.log.take_tail()
-            self.platform.log_start(invocation)
-        finally:
-            invocation.announced.release()
-        self._deliver(invocation, polls)
+        self.platform.lock.later(self._deliver, invocation, self.session.take_polls())
 
     def _deliver(self, invocation: Invocation, polls: List[Connection]) -> None:
         """Answer polls with the event; others, while it has not reached any."""
-        with invocation.announced:  # a poll may come at once [any.log.frame]
-            pass
+        self.begin_log(invocation)
         while polls:
             reached = self._send_event(polls.pop(0), invocation)
             with self.platform.lock:
@@ -2743,10 +2744,7 @@ class PushInstance(Instance):
                  body: Union[bytes, Iterable[bytes]], length: Optional[int]) -> None:
         """Send the request and pass the answer on; then the invocation is settled.
         Blocks until then, the function's time limit at most."""
-        if self.served > 1 and len(self.work) == 1:
-            self.log.drain()
-            self.log.take_tail()
-        self.platform.log_start(invocation)
+        self.begin_log(invocation)
         broke = False
         try:
             kind, message = self._ask(invocation, answer, body, length)
@@ -3419,9 +3417,11 @@ class Platform:
                 version=self.function.version))
 
     def log_end(self, invocation: Invocation) -> None:
-        """Print the vendor's line for the end of an invocation that was issued."""
+        """Print the vendor's line for the end of an invocation whose log was begun."""
         outcome = invocation.outcome
-        if outcome is None or self.on_log is None or not invocation.started:
+        with invocation.framing:  # its first line may be on the way
+            is_begun = invocation.framed
+        if outcome is None or self.on_log is None or not is_begun:
             return
         peak = invocation.instance.peak_mb() if invocation.instance else 0.0
         self.note_line(LOG_LINES[self.protocol][1].format(

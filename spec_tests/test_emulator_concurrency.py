@@ -434,6 +434,27 @@ def test_any_log_frame__first(protocol: str) -> None:
         assert one.outcome().kind == "ok"
 
 
+@PULL
+def test_any_log_frame__ended(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invocation that ends before its log was begun has neither line."""
+    begin_log = emulator.Instance.begin_log
+    lines: List[bytes] = []
+
+    def cancel_first(self: emulator.Instance, invocation: Invocation) -> None:
+        if invocation.event == b"cancelled":
+            one.platform.cancel(invocation)
+        begin_log(self, invocation)
+
+    one = Attached(protocol, on_log=lines.append)
+    with one.platform:
+        one.start()
+        monkeypatch.setattr(emulator.Instance, "begin_log", cancel_first)
+        invocation = one.submit(b"cancelled")
+        assert one.outcome().kind == "cancelled"
+    log = b"".join(lines).decode()
+    assert invocation.request_id not in log and log
+
+
 class NoLoop:
     """A loop that watches nothing."""
 
