@@ -4203,6 +4203,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered goes nowhere
         return FAILED
+    finally:  # one more signal while the interpreter ends would change the status
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

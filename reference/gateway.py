@@ -2111,7 +2111,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the container; return the exit status."""
     options = make_parser().parse_args(argv)
     settings = {name: getattr(options, name) for name in LIMITS}
-    return Container(options, settings).run()
+    try:
+        return Container(options, settings).run()
+    finally:  # one more signal while the interpreter ends would change the status
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

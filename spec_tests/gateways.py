@@ -19,7 +19,7 @@ from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, T
 
 from implementations import module_words
 
-__all__ = ["Answer", "Container", "call_of", "profile", "until"]
+__all__ = ["Answer", "Container", "call_of", "keep_terminating", "profile", "until"]
 
 HERE = pathlib.Path(__file__).resolve().parent
 GATEWAY = HERE.parent / "reference" / "gateway.py"
@@ -71,6 +71,13 @@ def until(condition: Callable[[], Any], what: str = "") -> Any:
 def call_of(do: str, **more: Any) -> bytes:
     """Return the event that makes the test worker do something."""
     return json.dumps({"do": do, **more}).encode()
+
+
+def keep_terminating(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGTERM again and again until a process has ended."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.0005)
 
 
 class Container:

@@ -20,6 +20,7 @@ import implementations
 import misbehave
 import pytest
 import spec
+from gateways import keep_terminating
 
 EMULATOR = emulator.__file__
 SECRETS = {"access_key_id": "AKID-very-secret", "access_key_secret": "SK-very-secret",
@@ -540,6 +541,15 @@ def test_any_stop_drain(protocol: str, code: str) -> None:
         assert one.end(signal.SIGTERM) == 0
         caller.join(10)
     assert [answer[2] for answer in answers] == [b"slept"] and wait_gone(pid)
+
+
+@PULL_AND_PUSH
+def test_any_stop_drain__many(protocol: str, code: str) -> None:
+    """Signals until the end do not change the status."""
+    with live(words(protocol, code, "--serve", "0")) as one:
+        assert one.ask("POST", "/-/invoke", b"x")[2] == b"x"
+        keep_terminating(one.process)
+        assert one.end(signal.SIGTERM) == 0
 
 
 @PULL_AND_PUSH

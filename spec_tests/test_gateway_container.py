@@ -18,7 +18,7 @@ import gateways
 import implementations
 import kit
 import pytest
-from gateways import Container, call_of, profile, until
+from gateways import Container, call_of, keep_terminating, profile, until
 
 import emulator
 import gateway
@@ -178,6 +178,13 @@ def test_fcc_stop_sigterm__twice() -> None:
         until(lambda: container.stats()["state"] == "closing")
         container.process.send_signal(signal.SIGTERM)
         assert call.result().failure[2] == "WorkerDied"
+        assert container.stop() == 0
+
+
+def test_fcc_stop_sigterm__many() -> None:
+    """Signals until the end do not change the status."""
+    with Container([profile()], *SLOW) as container:
+        keep_terminating(container.process)
         assert container.stop() == 0
 
 
