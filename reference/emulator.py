@@ -2569,9 +2569,10 @@ class PushInstance(Instance):
                 return
             except OSError:
                 now = time.monotonic()
-            if self.process is None:
-                time.sleep(0.05)  # attached: nothing else tells when it listens
-            elif self.process.exited.wait(0.001 if now < begin + 0.05 else 0.005):
+            # attached: nothing else tells when it listens
+            if self._let_pass(0.05 if self.process is None else
+                              0.001 if now < begin + 0.05 else 0.005):
+                assert self.process is not None
                 raise StartError("", self._exit_text(self.process.status, "starting"))
             if now > deadline or self.session.state == "stopping":
                 raise StartError("port", self._port_problem())
@@ -2579,6 +2580,13 @@ class PushInstance(Instance):
                 hinted = True
                 if self._loopback_only():
                     self.platform.note(self._port_problem())
+
+    def _let_pass(self, wait_s: float) -> bool:
+        """Wait; tell, at once, when the process has ended."""
+        if self.process is not None:
+            return self.process.exited.wait(wait_s)
+        time.sleep(wait_s)
+        return False
 
     def _port_problem(self) -> str:
         if self._loopback_only():  # [fc.start.port]
@@ -2700,8 +2708,7 @@ class PushInstance(Instance):
     def _first_check(self) -> None:
         """Raise StartError unless the first health check succeeds [fc.health.first].
         """
-        if self.process is not None:
-            self.process.exited.wait(self.function.health_check["initial_delay_s"])
+        self._let_pass(self.function.health_check["initial_delay_s"])
         problem = self._check_health()
         if problem:
             raise StartError("port", "The function http server cannot be started, "

@@ -3,6 +3,7 @@
 
 import contextlib
 import threading
+import time
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
@@ -368,10 +369,17 @@ def test_fc_health_check__frozen_recovers(make: Callable[..., Stage]) -> None:
 
 def test_fc_health_check__fields_initial_delay(make: Callable[..., Stage]) -> None:
     """The sixth field: the first check is sent after the delay, not before."""
-    stage = make(health_check=check(initial_delay_s=0.1))
-    stage.serve(lambda request: status(200))
+    stage = make(health_check=check(initial_delay_s=0.1, period_s=9))
+    asked_at: List[float] = []
+
+    def answer(request: wire.Message) -> bytes:
+        asked_at.append(time.monotonic())
+        return status(200)
+
+    stage.serve(answer)
+    began = time.monotonic()
     assert stage.outcome(b"event")[0] == "ok"
-    assert stage.seen[:2] == ["/health", "/invoke"]
+    assert stage.seen == ["/health", "/invoke"] and asked_at[0] - began > 0.1
 
 
 FIELDS = [(name, value) for name, (_, low, high, _) in HEALTH_FIELDS.items()
