@@ -5,10 +5,11 @@
 
 invocations=0
 
-member() { # NAME: the value of that member of the instruction, empty if there is none
+member() { # NAME: put the value of that member of the instruction into value, if any
   local LC_ALL=C string="\"$1\":\"([^\"]*)\"" number="\"$1\":([0-9.]+)"
+  value=
   [[ $instruction =~ $string || $instruction =~ $number ]] || return
-  printf '%s' "${BASH_REMATCH[1]}"
+  value=${BASH_REMATCH[1]}
 }
 
 context() {
@@ -21,20 +22,24 @@ context() {
 
 handle() { # the event is in the file $1
   ((invocations += 1))
-  [[ $(head -c 7 "$1" | tr -d '\0') == '{"do":"' ]] || { cat "$1"; return; }
-  local instruction word
-  instruction=$(tr -d '\0' <"$1")
-  word=$(member 'do')
-  case $word in
-    echo) member text ;;
-    raise) ERROR_TYPE=$(member type); ERROR_MESSAGE=$(member message); return 1 ;;
-    sleep) sleep "$(member seconds)"; printf slept ;;
-    exit) exit "$(member status)" ;;
-    print) printf '%s\n' "$(member text)" >&2; printf printed ;;
-    size) head -c "$(member bytes)" /dev/zero | tr '\0' x ;;
+  local begin instruction value
+  IFS= read -r -d '' -n 7 begin <"$1" # up to a zero byte, which no variable holds
+  [[ $begin == '{"do":"' ]] || { cat "$1"; return; }
+  IFS= read -r -d '' instruction <"$1"
+  member 'do'
+  case $value in
+    echo) member text; printf '%s' "$value" ;;
+    raise)
+      member type; ERROR_TYPE=$value
+      member message; ERROR_MESSAGE=$value
+      return 1 ;;
+    sleep) member seconds; sleep "$value"; printf slept ;;
+    exit) member status; exit "$value" ;;
+    print) member text; printf '%s\n' "$value" >&2; printf printed ;;
+    size) member bytes; head -c "$value" /dev/zero | tr '\0' x ;;
     context) context ;;
-    env) printf '%s' "$(printenv "$(member name)")" ;;
+    env) member name; printf '%s' "$(printenv "$value")" ;;
     count) printf '%s' "$invocations" ;;
-    *) ERROR_TYPE=Unsupported ERROR_MESSAGE="no such instruction: $word"; return 1 ;;
+    *) ERROR_TYPE=Unsupported ERROR_MESSAGE="no such instruction: $value"; return 1 ;;
   esac
 }
