@@ -32,7 +32,6 @@ import math
 import os
 import random
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -42,7 +41,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import urllib.parse
 from http import HTTPStatus
 from typing import (Any, Callable, Deque, Dict, FrozenSet, Iterable, Iterator,
@@ -780,7 +778,7 @@ class Worker:
         self.strikes = 0
         self.has_thread = False      # else it waits for its turn to start
         self.rank = 1                # among those that wait, the lowest first
-        self.secret = secrets.token_hex(16)   # [fcc.worker.secret]
+        self.secret = os.urandom(16).hex()   # [fcc.worker.secret]
         self.port = 0
         self._own_lines = (
             "X-Fc-Function-Name: %s\r\nX-Fc-Function-Handler: %s\r\n"
@@ -907,7 +905,7 @@ class Worker:
         """Call the initializer [fcc.launch.ready]. Raises Failure, Late, OSError.
         """
         stream.arm(deadline)
-        own = self.own_lines("/initialize", secrets.token_hex(16), 0)
+        own = self.own_lines("/initialize", os.urandom(16).hex(), 0)
         try:
             stream.send(format_head("POST /initialize HTTP/1.1",
                                     ["Host: 127.0.0.1", *own, framing(0)]))
@@ -1317,7 +1315,7 @@ class Agent:
                  on_failure: Callable[[], None] = lambda: None) -> None:
         self.settings = {name: limit.default for name, limit in LIMITS.items()}
         self.settings.update(settings or {})
-        self.mark = secrets.token_hex(6)         # at the end of each worker's id
+        self.mark = os.urandom(6).hex()          # at the end of each worker's id
         self.work_folder = tempfile.mkdtemp(prefix="noslate-")
         self.log_folder = log_folder or os.path.join(self.work_folder, "logs")
         self.brokers: Dict[str, Broker] = {}
@@ -1617,7 +1615,7 @@ class Agent:
                 while self.state != "closed":
                     self._control_once()
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             self._on_failure()
 
     def _control_once(self) -> None:
@@ -1822,7 +1820,7 @@ class Server:
             while not self._closing:
                 self._admit()
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             self._on_failure()
 
     def _admit(self) -> None:

@@ -12,6 +12,7 @@ program after a minute, with a traceback.
 """
 
 import collections
+import contextlib
 import faulthandler
 import json
 import pathlib
@@ -19,13 +20,12 @@ import random
 import re
 import socket
 import sys
-import threading
 from typing import Any, Counter, Dict, List, Tuple
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "reference")]
 
-from emulator import App, Connection, choose_core  # noqa: E402
+from emulator import App, Connection, Stream  # noqa: E402
 from stage import Peer, Stage, held, until  # noqa: E402
 
 POLLS = {"scf": b"GET /runtime/invocation/next HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -165,41 +165,43 @@ def alive(kind: str, address: Tuple[str, int]) -> bool:
 # ---- answers of a function's server ----
 
 
+LAST_ANSWER = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+
+
 def fuzz_answers(count: int, chance: random.Random) -> Dict[str, object]:
     """Let a function's server answer events with mutated answers."""
     seen: Counter[str] = collections.Counter()
     wrong: List[str] = []
-    choose_core()  # its threads take turns
     with Stage("fc", timeout_s=1000, freeze=False) as stage:
-        messages: List[bytes] = []
-        threading.Thread(target=answer_all, args=(stage, messages), daemon=True).start()
+        stage.serve(lambda request: LAST_ANSWER)
+        invoke = stage.platform.invoke
+        first = invoke(b"x").body
+        instance = stage.platform.instances[0]
+        dial = instance._dial  # type: ignore[attr-defined]
         for _ in range(count):
-            messages[:] = [mutate(chance, chance.choice(VALID["answers"]))]
-            kind = stage.platform.invoke(b"x").kind
+            message = mutate(chance, chance.choice(VALID["answers"]))
+            with contextlib.ExitStack() as peers:
+                instance._dial = (  # type: ignore[attr-defined]
+                    lambda _: dialled(message, peers))
+                kind = invoke(b"x").kind
             seen[kind] += 1
             if stage.crashes or kind not in ("ok", "function-error", "bad-response",
                                              "response-too-large"):
-                wrong.append("%r: %s %s" % (messages[0], kind, stage.crashes))
+                wrong.append("%r: %s %s" % (message, kind, stage.crashes))
                 stage.crashes.clear()
-        messages[:] = [VALID["answers"][0]]
-        if stage.platform.invoke(b"x").body != b"body":
+        instance._dial = dial  # type: ignore[attr-defined]
+        if not first == invoke(b"x").body == b"body":
             wrong.append("no result at the end")
     return {"kind": "answers", "count": count, "seen": seen, "wrong": wrong[:20]}
 
 
-def answer_all(stage: Stage, messages: List[bytes]) -> None:
-    """Answer each request with the message of the moment, then hang up."""
-    while True:
-        try:
-            peer = stage.accept()
-        except OSError:
-            return
-        try:
-            peer.request()
-            peer.send(messages[0])
-        except OSError:
-            pass
-        peer.close()
+def dialled(message: bytes, peers: contextlib.ExitStack) -> Stream:
+    """Return a connection on which that answer waits, and then its end."""
+    ours, server = socket.socketpair()
+    peers.enter_context(server)
+    server.sendall(message)
+    server.shutdown(socket.SHUT_WR)
+    return Stream(Pipe(fileno=ours.detach()))
 
 
 def main(kind: str, count: int, seed: int) -> None:

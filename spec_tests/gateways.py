@@ -51,7 +51,7 @@ def profile(name: str = "echo", *, env: Optional[Dict[str, str]] = None,
             **more: Any) -> Dict[str, Any]:
     """Return a profile of the test worker."""
     return {"name": name, "runtime": "custom", "url": WORKER.parent.as_uri(),
-            "signature": "1", "command": [sys.executable, "-ISB", str(WORKER)],
+            "signature": "1", "command": [sys.executable, "-I", *module_words(WORKER)],
             "environments": [{"key": key, "value": value}
                              for key, value in (env or {}).items()],
             "resourceLimit": {"memory": memory_mb << 20}, "worker": worker or {}, **more}
@@ -89,7 +89,7 @@ class Container:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="container-"))
         self.profiles = self.folder / "functions.json"
         self.profiles.write_text(json.dumps(functions))
-        start = ("-S", str(program)) if program else module_words("gateway")
+        start = ("-S", str(program)) if program else module_words(GATEWAY)
         words = [python, "-I", *start, "--profiles", str(self.profiles),
                  "--port", "0", "--host", "127.0.0.1", *options]
         variables = {"PATH": os.environ["PATH"], "TMPDIR": str(self.folder),

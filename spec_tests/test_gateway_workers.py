@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Iterator, List
@@ -181,7 +182,7 @@ def test_fcc_slot_body(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
 def test_fcc_launch_command(tmp_path: pathlib.Path) -> None:
     """Without a command the file `bootstrap` of the code folder is started."""
     item = profile(url=tmp_path.as_uri())
-    (tmp_path / "bootstrap").write_text("#!/bin/sh\nexec " + " ".join(
+    (tmp_path / "bootstrap").write_text("#!/bin/sh\nexec " + shlex.join(
         item.pop("command")))
     (tmp_path / "bootstrap").chmod(0o755)
     with Container([item]) as container:
@@ -349,8 +350,8 @@ def test_fcc_profile_replace__many(pool: ThreadPoolExecutor) -> None:
 
 def test_fcc_stop_signals() -> None:
     """A worker that does not end on SIGTERM is killed after the grace."""
-    stubborn = profile(command=["sh", "-c", "trap '' TERM; exec \"$0\" -ISB \"$1\"",
-                                *profile()["command"][::2]])
+    stubborn = profile(command=["sh", "-c", "trap '' TERM; exec \"$0\" \"$@\"",
+                                *profile()["command"]])
     with Container([stubborn], "--grace", "0.05") as container:
         assert container.invoke(b"x").status == 200
         put(container, [])

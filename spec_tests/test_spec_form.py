@@ -2,6 +2,7 @@
 """Lint of SPEC.md, and what the parser says about a SPEC.md that breaks the form."""
 
 import ast
+import functools
 import json
 import pathlib
 import re
@@ -67,16 +68,22 @@ def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
     assert sorted(cited - known) == []
 
 
+@functools.lru_cache(maxsize=None)
+def functions_in(path: pathlib.Path) -> List[Tuple[str, Set[str]]]:
+    """Return name and arguments of each test of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [(node.name, {argument.arg for argument in node.args.args})
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "spec_tests").glob("test_*.py")),
                          ids=lambda path: path.name)
 def test_test_names(the_spec: spec.Spec, path: pathlib.Path) -> None:
     """A test whose name begins with a protocol is named for a rule of SPEC.md."""
     rules = checks.rule_names(the_spec)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    tests = [node.name for node in ast.walk(tree)
-             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-             and "rule" not in [argument.arg for argument in node.args.args]]
-    named = [name for name in tests if name.split("_")[1] in spec.PROTOCOLS]
+    named = [name for name, arguments in functions_in(path)
+             if "rule" not in arguments and name.split("_")[1] in spec.PROTOCOLS]
     assert [name for name in named if not checks.find_rule(rules, name, {})] == []
 
 
@@ -84,10 +91,8 @@ def test_test_names(the_spec: spec.Spec, path: pathlib.Path) -> None:
                          ids=lambda path: path.name)
 def test_check_names(path: pathlib.Path) -> None:
     """What takes an argument of the kit is named for a protocol, else it never runs."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    checked = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
-               and node.name.startswith("test_")
-               and {argument.arg for argument in node.args.args} & set(checks.FIXTURES)]
+    checked = [name for name, arguments in functions_in(path)
+               if arguments & set(checks.FIXTURES)]
     assert [name for name in checked if name.split("_")[1] not in spec.PROTOCOLS] == []
 
 

@@ -2,6 +2,7 @@
 """Types, syntax, form: mypy, bash -n, go vet, gofmt, lengths, and no machine's paths."""
 
 import ast
+import functools
 import os
 import pathlib
 import re
@@ -86,10 +87,15 @@ def test_go_samples_are_found() -> None:
         name_of(folder) for folder in GO if (folder / "main.go").exists()}
 
 
+@functools.lru_cache(maxsize=None)
+def tree_of(path: pathlib.Path) -> ast.Module:
+    """Return a file of Python, parsed."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def long_functions(path: pathlib.Path) -> Iterator[str]:
     """Yield each function of a file that is over the hard limit, with its size."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno is not None
             lines = node.end_lineno - node.lineno + 1
@@ -114,7 +120,7 @@ def test_lines_are_short(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
 def test_public_names_have_docstrings(path: pathlib.Path) -> None:
     """The module and each function or class of its __all__ say what they are for."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     public = [ast.literal_eval(node.value) for node in tree.body
               if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
     assert ast.get_docstring(tree) and len(public) == 1
@@ -130,7 +136,7 @@ def test_standard_library_only(path: pathlib.Path) -> None:
     if known is None:
         pytest.skip("this Python cannot list its standard library (3.10 can)")
     names: List[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names += [alias.name.split(".")[0] for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -236,6 +236,3 @@ def main() -> None:
         wire, _ = listener.accept()
         thin.aside(connection, wire)
 
-
-if __name__ == "__main__":
-    main()
