@@ -8,6 +8,7 @@ from typing import Dict, List, NamedTuple, Sequence
 import checks
 import kit
 from broken import bootstraps, platforms
+from implementations import module_words
 
 __all__ = ["Broken", "concerned", "correct", "every"]
 
@@ -27,8 +28,9 @@ class Broken(NamedTuple):
 def start(name: str, role: str, protocol: str) -> kit.Implementation:
     """Return how the broken one, or the correct one, of that name is started."""
     program = HERE / "broken" / f"{role}s.py"
-    return kit.Implementation(name, protocol, (sys.executable, str(program), name),
-                              str(program.parent), (), (), PATIENCE_S)
+    command = (sys.executable, *module_words(program), name)
+    return kit.Implementation(name, protocol, command, str(program.parent), (), (),
+                              PATIENCE_S)
 
 
 def correct(protocol: str) -> kit.Implementation:

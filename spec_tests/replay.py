@@ -1,9 +1,10 @@
 # replay.py: plays the transcripts of SPEC.md, either side of them (MIT).
 """Replay one transcript against a platform, or against a bootstrap, and compare."""
 
+import pathlib
 import re
 import shlex
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import kit
 import spec
@@ -75,22 +76,24 @@ def compare_body(step: spec.Step, seen: str, names: Names) -> None:
 
 def against_platform(platform: PlatformUnderTest, transcript: spec.Transcript) -> None:
     """Play the bootstrap and the caller; compare what the platform says."""
-    run = platform.bare_rig(*shlex.split(transcript.options))
-    names = Names()
     steps = list(transcript.steps)
-    if steps and steps[0].line == "missing":
-        (run.code / "bootstrap").unlink()
-        steps = []
-    if steps and steps[0].line == "not-executable":
-        (run.code / "bootstrap").chmod(0o644)
-        steps = []
-    run.issue(transcript.event.encode())
-    play(run, steps, transcript, names)
+    spoil = SPOILS.get(steps[0].line) if steps else None
+    with platform.bare_rig(*shlex.split(transcript.options)) as run:
+        with run.changed_bootstrap() as program:
+            if spoil:
+                spoil(program)
+            run.issue(transcript.event.encode())
+            play(run, [] if spoil else steps, transcript)
 
 
-def play(run: Rig, steps: List[spec.Step], transcript: spec.Transcript,
-         names: Names) -> None:
+SPOILS: Dict[str, Callable[[pathlib.Path], object]] = {
+    "missing": lambda program: program.unlink(),
+    "not-executable": lambda program: program.chmod(0o644)}
+
+
+def play(run: Rig, steps: List[spec.Step], transcript: spec.Transcript) -> None:
     """Do the steps, and look at the outcome when the result must have been given."""
+    names = Names()
     player = (PushPlayer if transcript.protocol == "fc" else PullPlayer)(run, names)
     is_settled = False
     for step in steps:
@@ -100,6 +103,8 @@ def play(run: Rig, steps: List[spec.Step], transcript: spec.Transcript,
         player.step(step)
     if not is_settled:
         settle(run, transcript, names)
+    if player.started is not None:
+        run.discard(player.started)
 
 
 def settle(run: Rig, transcript: spec.Transcript, names: Names) -> None:
@@ -147,14 +152,14 @@ class PushPlayer:
 
     def __init__(self, run: Rig, names: Names) -> None:
         self.run, self.names = run, names
-        self.puppet: Optional[Puppet] = None
+        self.started: Optional[Puppet] = None
 
     def step(self, step: spec.Step) -> None:
         """Do one message or deed."""
-        if self.puppet is None:
-            self.puppet = self.run.puppet()
-            self.puppet.listen()
-        puppet = self.puppet
+        if self.started is None:
+            self.started = self.run.puppet()
+            self.started.listen()
+        puppet = self.started
         if step.who == "P>":
             if step.line == "GET /pre-stop":
                 self.run.end_input()

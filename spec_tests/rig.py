@@ -23,8 +23,8 @@ import threading
 import time
 import weakref
 import zipfile
-from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple,
-                    Union)
+from typing import (Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple, Union)
 
 import guard
 import kit
@@ -497,8 +497,8 @@ class Rig:
         time.sleep(seconds)
 
     def discard(self, puppet: Puppet) -> None:
-        """End a bootstrap that is not to be used again."""
-        puppet.end("exit", status=0)
+        """End a bootstrap that is not to be used again, frozen or not."""
+        kill_if(puppet.pid, str(self.code))
         puppet.reaped(self.patience_s)
         self.settle()
 
@@ -631,17 +631,18 @@ class PlatformUnderTest:
         self.rigs.append(rig)
         return rig
 
-    def bare_rig(self, *options: str) -> Rig:
-        """Start a platform with these options and its own limits."""
-        port = ["--port", "0"] if self.implementation.protocol == "fc" else []
-        rig = Rig(self, [*port, *options], USUAL)
-        self.rigs.append(rig)
-        return rig
+    def used_rig(self, *options: str) -> ContextManager[Rig]:
+        """Lend a platform that other checks left in order, or a new one."""
+        return self._lend(self.options(options))
+
+    def bare_rig(self, *options: str) -> ContextManager[Rig]:
+        """Lend a platform with these options and its own limits; no bootstrap of it
+        must be left afterwards."""
+        port = ("--port", "0") if self.implementation.protocol == "fc" else ()
+        return self._lend((*port, *options))
 
     @contextlib.contextmanager
-    def used_rig(self, *options: str) -> Iterator[Rig]:
-        """Lend a platform that other checks left in order, or a new one."""
-        wanted = self.options(options)
+    def _lend(self, wanted: Tuple[str, ...]) -> Iterator[Rig]:
         key = (self.implementation, wanted)
         with LOCK:
             idle = IDLE_RIGS.get(key)

@@ -458,9 +458,14 @@ breaks(("fc.start.port", Loopback), ("fc.start.port", KnowsOnePortVariable),
        ("any.http.header-case", CaseSensitiveFc))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be the one that the command line names."""
     table = {name: entry[2] for name, entry in BROKEN.items()}
     table.update({one.__name__: one for one in CORRECT.values()})
     chosen = table[sys.argv[1]]()
     assert isinstance(chosen, (Scf, Fg, Fc))
     chosen.run()
+
+
+if __name__ == "__main__":
+    main()
