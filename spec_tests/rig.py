@@ -425,9 +425,11 @@ class Rig:
                 return source.get(timeout=0.05)
             except queue.Empty:
                 pass
-            if self.popen.poll() is not None and source.empty():
-                raise Mismatch(what, "the platform ended with status "
-                               f"{self.popen.returncode}; {self.tail()}")
+            if self.popen.poll() is not None:
+                self.listener.join(1.0)  # what it said last; or a child holds the pipe
+                if source.empty():
+                    raise Mismatch(what, "the platform ended with status "
+                                   f"{self.popen.returncode}; {self.tail()}")
             if time.monotonic() > deadline:
                 raise Mismatch(what, f"nothing in {limit_s} s; {self.tail()}")
 
