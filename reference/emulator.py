@@ -3976,15 +3976,16 @@ class Errand:
     """Work in a thread of its own, so that the main one can wait for a signal too;
     writes a zero byte when it is done."""
 
-    def __init__(self, work: Callable[[], bool], done: int) -> None:
+    def __init__(self, work: Callable[[int], bool], done: int) -> None:
         self._work, self._done = work, done
+        self._stop, self._stop_writer = os.pipe()
         self._error: Optional[Exception] = None
         self._all_ok = False
         self.thread = aside(self._run)
 
     def _run(self) -> None:
         try:
-            self._all_ok = self._work()
+            self._all_ok = self._work(self._stop)
         except (OSError, RuntimeError) as error:
             self._error = error
         finally:
@@ -3995,6 +3996,29 @@ class Errand:
         if self._error is not None:
             raise self._error
         return self._all_ok
+
+    def end(self) -> None:
+        """Let it read no more; wait a moment for its last words."""
+        os.close(self._stop_writer)
+        self.thread.join(0.2)
+
+
+def read_lines(descriptor: int, stop: int) -> Iterator[bytes]:
+    """Yield lines as they come, to the end of the file or of `stop`. Blocks."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    poll.register(stop, select.POLLIN)
+    pieces: List[bytes] = []
+    while not any(ready == stop for ready, _ in poll.poll()):
+        data = os.read(descriptor, 65536)
+        *lines, rest = data.split(b"\n")
+        if lines or not data:
+            lines[:1] = [b"".join(pieces + lines[:1])]
+            pieces.clear()
+        pieces.append(rest)
+        yield from lines
+        if not data:
+            return
 
 
 def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
@@ -4138,16 +4162,14 @@ def choose_core() -> Optional[List[int]]:
 
 
 def invoke_all(platform: Platform, options: argparse.Namespace, events: List[bytes],
-               talk: Talk) -> bool:
+               talk: Talk, stop: int) -> bool:
     """Invoke with the events of the command line, then with those of stdin."""
     all_ok = True
     if options.event or options.events:
         all_ok = run_events(platform, events, talk)
     if options.jsonl:
         adapter = Adapter(platform, options.parallel)
-        # a file of its own: sys.stdin cannot be closed while a thread reads it
-        with os.fdopen(os.dup(0), "rb") as lines:
-            adapter.run(iter(lines.readline, b""))
+        adapter.run(read_lines(0, stop))
         all_ok = all_ok and adapter.all_ok
     return all_ok
 
@@ -4174,7 +4196,8 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
         signals, done = catch_signals()
-        errand = Errand(lambda: invoke_all(platform, options, events, talk), done)
+        errand = Errand(lambda stop: invoke_all(platform, options, events, talk, stop),
+                        done)
         if os.read(signals, 1) == b"\0":
             all_ok = errand.result()
             if address is not None:
@@ -4182,7 +4205,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         else:
             interrupted = True
         broken = bool(platform.violations)
-    errand.thread.join(0.2)  # its last words, unless it waits for stdin
+    errand.end()
     talk.flush()
     trace.flush()
     if interrupted:
@@ -4192,8 +4215,18 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     return 0 if all_ok else FAILED
 
 
+def open_standard_files() -> None:
+    """Open those of files 0, 1 and 2 that were closed when we were started: else the
+    next socket would get that number, and be written to."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r"))
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status."""
+    open_standard_files()
     words, command = list(sys.argv[1:] if argv is None else argv), []
     if "--" in words:
         at = words.index("--")

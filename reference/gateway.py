@@ -2105,8 +2105,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def open_standard_files() -> None:
+    """Open those of files 0, 1 and 2 that were closed when we were started: else the
+    next socket would get that number, and be written to."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r"))
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the container; return the exit status."""
+    open_standard_files()
     options = make_parser().parse_args(argv)
     settings = {name: getattr(options, name) for name in LIMITS}
     try:

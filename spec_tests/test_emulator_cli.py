@@ -67,6 +67,19 @@ def test_one_shot(protocol: str, code: str) -> None:
     assert "3 ok; 1 cold start" in done.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("closed,options,status,out,err", (
+    ("<&-", ("--jsonl",), 0, b"", ""),
+    ("<&-", ("--event", "-"), 0, b"", "1 ok"), (">&-", ("--event", "x"), 0, b"", "1 ok"),
+    ("2>&-", ("--event", "x"), 0, b"x\n", ""),
+    ("<&- >&- 2>&-", ("--event", "fail"), 1, b"", "")))
+def test_closed_files(closed: str, options: Tuple[str, ...], status: int, out: bytes,
+                      err: str, code: str) -> None:
+    """A standard file that is closed is an empty one."""
+    done = run(["sh", "-c", 'exec "$@" ' + closed, "sh", *words("scf", code, *options)])
+    assert (done.status, done.out) == (status, out)
+    assert err in done.err and "Traceback" not in done.err and bool(err) == bool(done.err)
+
+
 def test_one_shot_long_name(code: str) -> None:
     """`functiongraph` means fg."""
     assert run(words("functiongraph", code, "--event", "x")).out == b"x\n"
@@ -360,6 +373,25 @@ def test_jsonl_malformed(code: str) -> None:
     assert [one["kind"] for one in outcomes] == ["invalid-line"] * len(BAD_LINES) + ["ok"]
     assert all("line %d: " % number in one["message"]
                for number, one in enumerate(outcomes[:-1], 1))
+
+
+@pytest.mark.parametrize("parts", ([b"a\n", b"\nb"], [b"a\n\nb"], [b"a", b"\n", b"\nb"],
+                                   [b"a" * 70000, b"a\n\nb"], [b""]))
+@pytest.mark.parametrize("is_stopped", (False, True), ids=("end", "stop"))
+def test_jsonl_lines(parts: List[bytes], is_stopped: bool) -> None:
+    """Lines come in pieces; the last may lack its end, or be cut by a signal."""
+    (lines, writer), (stop, stopper) = os.pipe(), os.pipe()
+    thread = threading.Thread(target=lambda: [os.write(writer, part) for part in parts])
+    thread.start()
+    reader = emulator.read_lines(lines, stop)
+    seen = [next(reader) for _ in range(b"".join(parts).count(b"\n"))]
+    thread.join()
+    os.close(stopper if is_stopped else writer)
+    seen += reader
+    wanted = b"".join(parts).split(b"\n")
+    assert seen == (wanted[:-1] if is_stopped else wanted)
+    for number in (lines, stop, writer if is_stopped else stopper):
+        os.close(number)
 
 
 def test_jsonl_violations(code: str) -> None:

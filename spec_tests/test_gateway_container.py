@@ -2,6 +2,8 @@
 """Start, hooks, freeze, stop; and emulator.py fc × gateway.py × bootstraps as workers."""
 
 import ast
+import contextlib
+import http.client
 import json
 import os
 import pathlib
@@ -186,6 +188,33 @@ def test_fcc_stop_sigterm__many() -> None:
     with Container([profile()], *SLOW) as container:
         keep_terminating(container.process)
         assert container.stop() == 0
+
+
+def test_closed_files(tmp_path: pathlib.Path) -> None:
+    """A standard file that is closed is an empty one: no socket gets its number."""
+    (tmp_path / "functions.json").write_text(json.dumps([profile()]))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+    running = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable,
+         str(gateways.GATEWAY), "--profiles", str(tmp_path / "functions.json"),
+         "--port", str(port), "--default-function", "echo"],
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)})
+
+    def invoke() -> Optional[Tuple[int, bytes]]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with contextlib.suppress(ConnectionRefusedError), contextlib.closing(connection):
+            connection.request("POST", "/invoke", b"x")
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        return None
+
+    assert until(invoke) == (200, b"x")
+    assert {os.readlink("/proc/%d/fd/%d" % (running.pid, number))
+            for number in range(3)} == {os.devnull}
+    running.terminate()
+    assert running.wait(gateways.PATIENCE_S) == 0
 
 
 def test_fcc_end_nothing() -> None:
