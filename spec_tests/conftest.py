@@ -212,14 +212,25 @@ def pytest_collection_modifyitems(config: pytest.Config,
 SIDE_FILES = {name for lot in side.LOTS for name in lot}
 
 
+SELECTING = ("keyword", "markexpr", "usepdb", "collectonly", "deselect", "ignore",
+             "ignore_glob", "lf", "stepwise")  # options of pytest
+
+
 def is_whole(config: pytest.Config) -> bool:
     """Tell whether this is a run of everything of ours: then the slow files of plain
     tests run beside the checks, in processes of their own."""
-    session, option = config.stash[RUN], config.option
-    files = {name.split("::")[0].rpartition("/")[2] for name in session.collected}
-    return files == {path.name for path in HERE.glob("test_*.py")} and not (
-        session.stranger or session.only or option.keyword or option.markexpr
-        or option.usepdb or option.collectonly)
+    session = config.stash[RUN]
+    places = {pathlib.Path(config.invocation_params.dir, text).resolve()
+              for text in config.args}
+    return places <= {HERE, HERE.parent} and not (session.stranger or session.only or any(
+        config.getoption(name, None) for name in SELECTING))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Start the side processes: they collect their files while this one does."""
+    if is_whole(session.config):
+        session.config.pluginmanager.register(side.Sides(session.config))
 
 
 def asked_for(session: Session, item: pytest.Function) -> bool:
@@ -240,8 +251,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     gc.freeze()  # what was collected stays to the end: no need to walk through it
-    if is_whole(session.config):
-        session.config.pluginmanager.register(side.Sides(session.config, session.items))
     for item in session.items:
         if subject_of(item) is not None:
             assert isinstance(item, pytest.Function)

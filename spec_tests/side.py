@@ -122,18 +122,18 @@ class Side:
 class Sides:
     """In the main process: starts the sides and shows their reports in turn."""
 
-    def __init__(self, config: pytest.Config, items: List[pytest.Item]) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        folder = os.path.dirname(os.path.abspath(__file__))
+        self._sides = [Side(config, [os.path.join(folder, name) for name in lot])
+                       for lot in LOTS]
         self._of: Dict[str, Side] = {}
-        self._sides: List[Side] = []
-        for lot in LOTS:
-            mine = [item for item in items if item.path.name in lot]
-            files = sorted({str(item.path) for item in mine},
-                           key=lambda path: lot.index(os.path.basename(path)))
-            if files:
-                side = Side(config, files)
-                self._sides.append(side)
-                self._of.update((item.nodeid, side) for item in mine)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which test runs where."""
+        for lot, side in zip(LOTS, self._sides):
+            self._of.update((item.nodeid, side) for item in session.items
+                            if item.path.name in lot)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Optional[bool]:
