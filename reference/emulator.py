@@ -425,7 +425,7 @@ MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
-THAW_S = 0.02            # for all threads of a frozen instance to wake up
+THAW_S = 0.2             # for all threads of a frozen instance to come to rest
 
 
 # ---- tables: what callers see ----
@@ -1715,6 +1715,16 @@ class Process:
                 except (ProcessLookupError, PermissionError):
                     pass
 
+    def thaw(self) -> None:
+        """SIGCONT, and wait until its threads have woken up and sleep again: before, a
+        signal may be lost on a server that is just about to accept connections. Blocks
+        THAW_S at most, if it is busy."""
+        self.signal(signal.SIGCONT)
+        deadline = time.monotonic() + THAW_S
+        while not is_asleep(self.pid) and time.monotonic() < deadline:
+            if self.exited.wait(0.001):
+                return
+
     def has_ended(self) -> bool:
         """Tell whether the leader has ended, even if nobody has noticed yet."""
         try:
@@ -1765,6 +1775,19 @@ def peak_memory_mb(pid: Union[int, str]) -> float:
     except (OSError, ValueError, IndexError):
         pass
     return 0.0
+
+
+def is_asleep(pid: int) -> bool:
+    """Tell whether every thread of a process waits; False without /proc."""
+    folder = "/proc/%d/task/" % pid
+    try:
+        for name in os.listdir(folder):
+            with open(folder + name + "/stat", "rb") as file:
+                if file.read().rpartition(b")")[2].split()[0] not in (b"S", b"D"):
+                    return False
+        return True
+    except (OSError, IndexError):
+        return False  # or a thread has ended just now
 
 
 def group_memory_mb() -> Dict[int, float]:
@@ -2967,10 +2990,7 @@ class PushInstance(Instance):
     def before_stop(self) -> None:
         """Thaw, and call the pre-stop hook [fc.stop.order]."""
         if self.process is not None and self.function.freeze:
-            self.process.signal(signal.SIGCONT)
-            # SIGTERM would reach any of its threads, and one that still wakes up may
-            # swallow it: the main thread of a Python server then never hears of it
-            self.process.exited.wait(THAW_S)
+            self.process.thaw()
         if self.function.pre_stop and self.served and not self.has_ended():
             with self._hook_lock:
                 self._hook("pre-stop", self.function.pre_stop_timeout_s)

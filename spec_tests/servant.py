@@ -109,15 +109,20 @@ def later(path: str, script: "List[Any]") -> None:
 
 
 def on_term(word: str) -> None:
-    """Note a SIGTERM; end then, unless the word is `ignore`."""
+    """Note each SIGTERM from now on; end then, unless the word is `ignore`. Call it
+    before there are other threads."""
     import signal
+    # a handler may be missed by a main thread that is just about to accept()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
-    def handler(number: int, _: object) -> None:
-        note("SIGTERM")
-        if word != "ignore":
-            os._exit(0)
+    def watch() -> None:
+        while True:
+            signal.sigwait([signal.SIGTERM])
+            note("SIGTERM")
+            if word != "ignore":
+                os._exit(0)
 
-    signal.signal(signal.SIGTERM, handler)
+    thin.aside(watch)
 
 
 STEPS = {

@@ -8,10 +8,12 @@ import pathlib
 import signal
 import socket
 import subprocess
+import sys
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
+import emulator
 import servant
 import wire
 from implementations import START_EMULATOR
@@ -145,6 +147,27 @@ def test_any_instance_idle(protocol: str, code: str) -> None:
         assert first != second
         counts = stage.state()["counts"]
         assert (counts["cold_starts"], counts["reused"], counts["ok"]) == (2, 0, 2)
+
+
+@pytest.mark.parametrize("program,wanted", (
+    ("time.sleep(99)", True), ("while True: pass", False),
+    ("aside(lambda: time.sleep(99))\nwhile True: pass", False),
+    ("aside(lambda: any(iter(int, 1)))\ntime.sleep(99)", False),
+    ("os.kill(os.getpid(), 19)", False)))
+def test_fc_stop_order__rest(program: str, wanted: bool) -> None:
+    """A process is at rest when all its threads wait; a stopped one is not."""
+    running = subprocess.Popen(
+        [sys.executable, "-IS", "-c", "import os, sys, threading, time\n"
+         "def aside(f): threading.Thread(target=f).start()\n"
+         "print(flush=True)\n" + program], stdout=subprocess.PIPE)
+    try:
+        assert running.stdout is not None and running.stdout.readline() == b"\n"
+        assert until(lambda: emulator.is_asleep(running.pid) == wanted
+                     and (process_state(running.pid) == "T") == ("kill" in program))
+    finally:
+        running.kill()
+        running.communicate()
+    assert not emulator.is_asleep(running.pid)
 
 
 def fixed_port() -> int:
