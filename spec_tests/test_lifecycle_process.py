@@ -149,17 +149,20 @@ def test_any_instance_idle(protocol: str, code: str) -> None:
         assert (counts["cold_starts"], counts["reused"], counts["ok"]) == (2, 0, 2)
 
 
+BUSY_THREAD = ("threading.Thread(target=lambda: ("
+               "time.sleep(0.1), print(flush=True), any(iter(int, 1)))).start()\n")
+
+
 @pytest.mark.parametrize("program,state,wanted", (
-    ("time.sleep(99)", "S", True), ("while True: pass", "R", False),
-    ("aside(lambda: time.sleep(99))\nwhile True: pass", "R", False),
-    ("aside(lambda: any(iter(int, 1)))\ntime.sleep(99)", "S", False),
-    ("os.kill(os.getpid(), 19)", "T", False)))
+    ("print(flush=True)\ntime.sleep(99)", "S", True),
+    ("print(flush=True)\nwhile True: pass", "R", False),
+    (BUSY_THREAD + "time.sleep(99)", "S", False),
+    ("print(flush=True)\nos.kill(os.getpid(), 19)", "T", False)),
+    ids=("sleeps", "busy", "busy-thread", "stopped"))
 def test_fc_stop_order__rest(program: str, state: str, wanted: bool) -> None:
     """A process is at rest when all its threads wait; a stopped one is not."""
-    running = subprocess.Popen(
-        [sys.executable, "-IS", "-c", "import os, sys, threading, time\n"
-         "def aside(f): threading.Thread(target=f).start()\n"
-         "print(flush=True)\n" + program], stdout=subprocess.PIPE)
+    running = subprocess.Popen([sys.executable, "-IS", "-c", "import os, threading, time\n"
+                                + program], stdout=subprocess.PIPE)
     try:
         assert running.stdout is not None and running.stdout.readline() == b"\n"
         assert until(lambda: process_state(running.pid) == state
