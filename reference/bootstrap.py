@@ -333,13 +333,23 @@ class Stop:
         signal.set_wakeup_fd(self._wake_write)
         for number in (signal.SIGTERM, signal.SIGINT):  # [any.stop.bootstrap]
             signal.signal(number, self._on_signal)
+        if hasattr(os, "register_at_fork"):  # from 3.7 on
+            os.register_at_fork(after_in_child=self._let_go)
 
     def _on_signal(self, number: int, frame: "Optional[FrameType]") -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one kills
         if os.getpid() == self._process_id:
             self.requested = True
-        else:  # a process that the handler forked; it shall die as if we were not here
+        else:  # Python 3.6, forked by the handler
             os.kill(os.getpid(), number)
+
+    def _let_go(self) -> None:
+        """A process that the handler forked dies of a signal as if we were not here,
+        even of one that comes just before it waits for something."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_DFL)
 
     def wake(self) -> None:
         os.write(self._wake_write, b"\0")

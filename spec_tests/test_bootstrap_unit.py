@@ -364,15 +364,16 @@ def test_forked_process_dies(stub: Platform, package: pathlib.Path) -> None:
         "    reader, writer = os.pipe()\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
-        "        os.write(writer, b'x')\n"  # Python drops signals while it forks
+        # Python drops signals while it forks
+        "        os.write(writer, signal.getsignal(signal.SIGTERM).name.encode())\n"
         "        time.sleep(60)\n"
-        "    os.read(reader, 1)\n"
+        "    disposition = os.read(reader, 99).decode()\n"
         "    os.kill(child, signal.SIGTERM)\n"
-        "    return os.WTERMSIG(os.waitpid(child, 0)[1])\n")
+        "    return [disposition, os.WTERMSIG(os.waitpid(child, 0)[1])]\n")
     stub.start([sys.executable, str(package / "bootstrap")],
                RUNTIME_HANDLER="forks.handle")
     stub.request()
-    assert stub.event(b"")[1] == b"15"
+    assert json.loads(stub.event(b"")[1]) == ["SIG_DFL", 15]
     stub.send(OK)
     assert stub.request()[0].startswith("GET ")
 

@@ -210,11 +210,13 @@ def test_closed_files(tmp_path: pathlib.Path) -> None:
             return answer.status, answer.read()
         return None
 
-    assert until(invoke) == (200, b"x")
-    assert {os.readlink("/proc/%d/fd/%d" % (running.pid, number))
-            for number in range(3)} == {os.devnull}
-    running.terminate()
-    assert running.wait(gateways.PATIENCE_S) == 0
+    try:
+        assert until(invoke) == (200, b"x")
+        assert {os.readlink("/proc/%d/fd/%d" % (running.pid, number))
+                for number in range(3)} == {os.devnull}
+    finally:
+        running.terminate()
+        assert running.wait(gateways.PATIENCE_S) == 0
 
 
 def test_fcc_end_nothing() -> None:
@@ -254,9 +256,11 @@ def status_of(container: Container) -> str:
 
 def switches(container: Container) -> List[str]:
     """Return the context switches of each of the gateway's threads."""
-    folder = pathlib.Path(f"/proc/{container.process.pid}/task")
-    return sorted(line for task in folder.iterdir()
-                  for line in (task / "status").read_text().splitlines()
+    lines = []
+    for task in pathlib.Path(f"/proc/{container.process.pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has ended just now
+            lines += (task / "status").read_text().splitlines()
+    return sorted(line for line in lines
                   if "ctxt_switches" in line or line.startswith("Pid"))
 
 
