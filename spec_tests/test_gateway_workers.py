@@ -56,7 +56,7 @@ def test_fcc_dispatch_worker__least(pool: ThreadPoolExecutor,
     with Container([profile(worker=worker)], *SLOW) as container:
         calls = hold(pool, container, gate, 8)
         active(container, 6)
-        assert container.function()["queued"] == 2
+        until(lambda: container.function()["queued"] == 2)
         gate.touch()
         pids = [call.result().json for call in calls]
     assert len(set(pids)) == 3 and max(map(pids.count, pids)) <= 4
