@@ -38,8 +38,8 @@ RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
 EVENT_BYTES = 2000
 IDLE_MOST = 12  # platforms that wait for another check
 GARBAGE_LINES = 5  # of a platform's stdout that are kept for people
-QUIET_S = 0.03  # a wrong answer to a call that has to wait would come at once
-SETTLE_S = 0.03  # for steps of the platform that cannot be seen from outside
+QUIET_S = 0.1  # a wrong answer to a call that has to wait would come at once
+SETTLE_S = 0.06  # for steps of the platform that cannot be seen from outside
 
 Parts = Sequence[Union[bytes, int]]
 
