@@ -993,9 +993,10 @@ def reap_orphans(own: Sequence[int]) -> None:
 
 def free_port(taken: Iterable[int]) -> int:
     """Return a free port below the range from which outgoing connections get theirs,
-    so that none of them can be in the worker's way."""
+    and above those that emulator.py chooses, so that none can be in the worker's way.
+    """
     for _ in range(1000):
-        port = random.randrange(10240, 32000)
+        port = random.randrange(26000, 32000)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -1004,7 +1005,7 @@ def free_port(taken: Iterable[int]) -> int:
                 continue
         if port not in taken:
             return port
-    raise OSError("no free port between 10240 and 32000")
+    raise OSError("no free port between 26000 and 32000")
 
 
 def kill_marked(variable: str) -> None:

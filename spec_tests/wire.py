@@ -150,9 +150,10 @@ def parse_head(raw: bytes) -> Tuple[str, Tuple[Tuple[str, str], ...]]:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody has, below those of outgoing connections."""
+    """Return a TCP port that nobody has, below those of outgoing connections, and
+    between those that emulator.py and gateway.py choose."""
     while True:
-        port = 20000 + next(SERVER_PORTS) % 12000
+        port = 20000 + next(SERVER_PORTS) % 6000
         with PORTS_LOCK, socket.socket() as probe:
             try:
                 if port not in PORTS_GIVEN:
