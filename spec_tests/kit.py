@@ -9,6 +9,7 @@ contract between the kit and the thing under test; wire.py has the bytes.
 import atexit
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -145,7 +146,8 @@ DIALECTS: Dict[str, Dialect] = {
                   "/v1/runtime/invocation/error/{id}",
                   "X-Cff-Request-Id", "index.handler"),
 }
-REQUEST_IDS = iter(f"{n:08x}-0000-4000-8000-00000000c0de" for n in range(1, 1 << 30))
+# no generator, as threads share it
+REQUEST_IDS = map("{:08x}-0000-4000-8000-00000000c0de".format, itertools.count(1))
 
 
 def event_headers(protocol: str, request_id: str) -> List[Tuple[str, str]]:
