@@ -117,7 +117,7 @@ def test_any_stop_order(protocol: str, word: str, freeze: bool, code: str) -> No
     servant.place(pathlib.Path(code), {"start": [["on-term", word]],
                                        "/pre-stop": [["note", "pre-stop"]]})
     settings = {"freeze": freeze, "pre_stop": True} if protocol == "fc" else {}
-    with Stage(protocol, code, grace_s=0.1 if word == "ignore" else PATIENCE_S,
+    with Stage(protocol, code, grace_s=0.5 if word == "ignore" else PATIENCE_S,
                **settings) as stage:
         child = int(stage.outcome(event(["fork"]))[1])
         assert process_state(child) != "X"
