@@ -4031,14 +4031,14 @@ def read_lines(descriptor: int, stop: int) -> Iterator[bytes]:
     pieces: List[bytes] = []
     while not any(ready == stop for ready, _ in poll.poll()):
         data = os.read(descriptor, 65536)
-        *lines, rest = data.split(b"\n")
-        if lines or not data:
-            lines[:1] = [b"".join(pieces + lines[:1])]
-            pieces.clear()
-        pieces.append(rest)
-        yield from lines
+        pieces.append(data)
         if not data:
+            yield b"".join(pieces)
             return
+        if b"\n" in data:  # a long line is put together once
+            lines = b"".join(pieces).split(b"\n")
+            pieces = [lines.pop()]
+            yield from lines
 
 
 def serve(platform: Platform, address: Tuple[str, int], talk: Talk,

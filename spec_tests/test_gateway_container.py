@@ -20,6 +20,7 @@ import gateways
 import implementations
 import kit
 import pytest
+import wire
 from gateways import Container, call_of, keep_terminating, profile, until
 
 import emulator
@@ -193,9 +194,7 @@ def test_fcc_stop_sigterm__many() -> None:
 def test_closed_files(tmp_path: pathlib.Path) -> None:
     """A standard file that is closed is an empty one: no socket gets its number."""
     (tmp_path / "functions.json").write_text(json.dumps([profile()]))
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        port = other.getsockname()[1]
+    port = wire.free_port()
     running = subprocess.Popen(
         ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable,
          str(gateways.GATEWAY), "--profiles", str(tmp_path / "functions.json"),

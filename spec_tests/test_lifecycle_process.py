@@ -173,21 +173,13 @@ def test_fc_stop_order__rest(program: str, state: str, wanted: bool) -> None:
     assert not emulator.is_asleep(running.pid)
 
 
-def fixed_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("way", ("timeout", "cancelled", "exit", "idle"))
 def test_any_instance_on_demand__fc_port_next_instance(
         way: str, code: str, fifo: Callable[[str], str]) -> None:
     """On a fixed port the next instance waits until the last one has left it."""
     here = fifo("here")
     servant.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
-    with Stage("fc", code, port=fixed_port(), timeout_s=0.2 if way == "timeout" else 20,
+    with Stage("fc", code, port=wire.free_port(), timeout_s=0.2 if way == "timeout" else 20,
                idle_s=0.1 if way == "idle" else 20) as stage:
         caller = stage.event(event(["tell", here], [
             {"exit": "exit", "idle": "say"}.get(way, "hang"),

@@ -69,7 +69,7 @@ def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
 
 
 @functools.lru_cache(maxsize=None)
-def functions_in(path: pathlib.Path) -> List[Tuple[str, Set[str]]]:
+def signatures(path: pathlib.Path) -> List[Tuple[str, Set[str]]]:
     """Return name and arguments of each test of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [(node.name, {argument.arg for argument in node.args.args})
@@ -82,7 +82,7 @@ def functions_in(path: pathlib.Path) -> List[Tuple[str, Set[str]]]:
 def test_test_names(the_spec: spec.Spec, path: pathlib.Path) -> None:
     """A test whose name begins with a protocol is named for a rule of SPEC.md."""
     rules = checks.rule_names(the_spec)
-    named = [name for name, arguments in functions_in(path)
+    named = [name for name, arguments in signatures(path)
              if "rule" not in arguments and name.split("_")[1] in spec.PROTOCOLS]
     assert [name for name in named if not checks.find_rule(rules, name, {})] == []
 
@@ -91,7 +91,7 @@ def test_test_names(the_spec: spec.Spec, path: pathlib.Path) -> None:
                          ids=lambda path: path.name)
 def test_check_names(path: pathlib.Path) -> None:
     """What takes an argument of the kit is named for a protocol, else it never runs."""
-    checked = [name for name, arguments in functions_in(path)
+    checked = [name for name, arguments in signatures(path)
                if arguments & set(checks.FIXTURES)]
     assert [name for name in checked if name.split("_")[1] not in spec.PROTOCOLS] == []
 

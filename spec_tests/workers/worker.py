@@ -235,4 +235,3 @@ def main() -> None:
     while True:
         wire, _ = listener.accept()
         thin.aside(connection, wire)
-
