@@ -3,8 +3,8 @@
 
 A check is an ordinary test function whose name is a rule id with underscores and whose
 argument `bootstrap`, `puller` or `platform` is the thing under test. All selected
-checks start together in a small pool of threads when collection ends; pytest then walks
-through them in order and waits for each one.
+checks start in a small pool of threads when collection ends; pytest then walks through
+them in order and waits for each one.
 """
 
 import concurrent.futures
@@ -251,17 +251,42 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     gc.freeze()  # what was collected stays to the end: no need to walk through it
-    for item in session.items:
-        if subject_of(item) is not None:
-            assert isinstance(item, pytest.Function)
-            run.futures[item.nodeid] = run.pool.submit(judge, run, item)
+    for lane in lanes(session.items):
+        run.futures.update((item.nodeid, concurrent.futures.Future()) for item in lane)
+        run.pool.submit(walk, run, lane)
     for module in sorted({item.path.stem for item in session.items}):
         begin = getattr(sys.modules.get(module), "begin", None)
         if begin is not None:
             begin(run.slow_pool)
 
 
+def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:
+    """Yield checks of one implementation that follow each other: one thread takes them
+    in turn, so that a platform or bootstrap which one leaves in order serves the next."""
+    groups: Dict[kit.Implementation, List[pytest.Function]] = {}
+    for item in items:
+        found = subject_of(item)
+        if found is not None:
+            assert isinstance(item, pytest.Function)
+            groups.setdefault(found[1], []).append(item)
+    most = 1 + sum(map(len, groups.values())) // (4 * POOL_SIZE)  # no thread ends late
+    for group in groups.values():
+        for start in range(0, len(group), most):
+            yield group[start:start + most]
+
+
 # ---- running ----
+
+
+def walk(run: Session, lane: List[pytest.Function]) -> None:
+    """Run the checks of a lane in turn, unless they have been called off."""
+    for item in lane:
+        future = run.futures[item.nodeid]
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(judge(run, item))
+            except BaseException as error:  # who waits for the verdict is told
+                future.set_exception(error)
 
 
 def judge(session: Session, item: pytest.Function) -> report.Verdict:
@@ -306,6 +331,8 @@ def is_first_word(session: Session, item: pytest.Item) -> bool:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop what is left, write the report."""
     run = session.config.stash[RUN]
+    for future in run.futures.values():
+        future.cancel()
     for pool in (run.pool, run.slow_pool):
         pool.shutdown(wait=True, cancel_futures=True)
     kit.stop_idle_runs()
