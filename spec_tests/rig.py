@@ -504,6 +504,12 @@ class Rig:
         puppet.reaped(self.patience_s)
         self.settle()
 
+    def abandon(self, *puppets: Puppet) -> None:
+        """End bootstraps in each of which one event runs; their outcomes are nothing."""
+        for puppet in puppets:
+            self.discard(puppet)
+            self.outcome()
+
     def discard_idle(self) -> None:
         """End the idle bootstrap, if there is one, so that the next one is new."""
         if self.idle is not None:
@@ -651,6 +657,7 @@ class PlatformUnderTest:
             rig = idle.pop() if idle else None
         rig = rig or Rig(self, wanted, USUAL)
         rig.frames = self.frames
+        rig.patience_s = self.implementation.patience_s  # the last check may have less
         self.rigs.append(rig)
         yield rig
         rig.no_outcome()

@@ -395,11 +395,12 @@ def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_instance_on_demand(platform: PlatformUnderTest) -> None:
     """Two events at once are given to two instances."""
-    run = platform.rig("--max-instances", "2", "--parallel", "2")
-    run.issue(b"one")
-    run.puppet()
-    run.issue(b"two")
-    run.puppet()
+    with platform.used_rig("--max-instances", "2", "--parallel", "2") as run:
+        puppets = []
+        for event in (b"one", b"two"):
+            run.issue(event)
+            puppets.append(run.puppet())
+        run.abandon(*puppets)
 
 
 def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
@@ -412,15 +413,16 @@ def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
 
 def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
     """Each of two events is delivered to one instance."""
-    run = pull_platform.rig("--max-instances", "2", "--parallel", "2")
-    events = [b"one", b"two"]
-    for event in events:
-        run.issue(event)
-    puppets = [run.puppet(), run.puppet()]
-    for puppet in puppets:
-        if run.protocol == "scf":
-            puppet.ready()
-    same(sorted(events), sorted(puppet.fetch().body for puppet in puppets))
+    with pull_platform.used_rig("--max-instances", "2", "--parallel", "2") as run:
+        events = [b"one", b"two"]
+        for event in events:
+            run.issue(event)
+        puppets = [run.puppet(), run.puppet()]
+        for puppet in puppets:
+            if run.protocol == "scf":
+                puppet.ready()
+        same(sorted(events), sorted(puppet.fetch().body for puppet in puppets))
+        run.abandon(*puppets)
 
 
 def test_any_instance_replace(pull_platform: PlatformUnderTest) -> None:
@@ -428,8 +430,7 @@ def test_any_instance_replace(pull_platform: PlatformUnderTest) -> None:
     with pull_platform.used_rig("--timeout", "0.6") as run:
         puppet = run.fetched(b"hello")
         run.outcome("timeout")
-        puppet.reaped(run.patience_s)
-        run.settle()
+        run.discard(puppet)
         run.finish(run.fetched(b"afterwards"))
 
 
@@ -482,14 +483,14 @@ def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
     """The wait in the queue does not count towards the time limit."""
-    run = pull_platform.rig("--parallel", "2", "--timeout", "1.5")
-    puppet = run.fetched(b"runs")
-    run.issue(b"waits")
-    run.wait(0.8)
-    run.finish(puppet)
-    run.wait(0.8)
-    same(b"waits", puppet.fetch().body)
-    run.finish(puppet)
+    with pull_platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+        puppet = run.fetched(b"runs")
+        run.issue(b"waits")
+        run.wait(0.8)
+        run.finish(puppet)
+        run.wait(0.8)
+        same(b"waits", puppet.fetch().body)
+        run.finish(puppet)
 
 
 @pytest.mark.parametrize("kind", ["idle", "starting"])
@@ -518,17 +519,19 @@ def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
     """The outcome of an event that nobody answers is there in bounded time."""
-    run = pull_platform.rig("--timeout", "0.3")
-    run.patience_s = 0.3 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
-    run.fetched(b"hello")
-    run.outcome("timeout")
+    with pull_platform.used_rig("--timeout", "0.3") as run:
+        puppet = run.fetched(b"hello")
+        run.patience_s = 0.3 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
+        run.outcome("timeout")
+        run.discard(puppet)
 
 
 def test_any_event_timeout(pull_platform: PlatformUnderTest) -> None:
     """An event that is fetched and not answered is a timeout."""
-    run = pull_platform.rig("--timeout", "0.3")
-    run.fetched(b"hello")
-    run.outcome("timeout")
+    with pull_platform.used_rig("--timeout", "0.3") as run:
+        puppet = run.fetched(b"hello")
+        run.outcome("timeout")
+        run.discard(puppet)
 
 
 def test_any_init_timeout(pull_platform: PlatformUnderTest) -> None:
@@ -626,12 +629,14 @@ def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_security_instance(pull_platform: PlatformUnderTest) -> None:
     """A second instance has an API of its own."""
-    run = pull_platform.rig("--max-instances", "2", "--parallel", "2")
-    run.issue(b"one")
-    run.issue(b"two")
-    addresses = {run.puppet().address(), run.puppet().address()}
-    if len(addresses) != 2:
-        raise Mismatch("two addresses", json.dumps(sorted(addresses)))
+    with pull_platform.used_rig("--max-instances", "2", "--parallel", "2") as run:
+        run.issue(b"one")
+        run.issue(b"two")
+        puppets = [run.puppet(), run.puppet()]
+        addresses = {puppet.address() for puppet in puppets}
+        if len(addresses) != 2:
+            raise Mismatch("two addresses", json.dumps(sorted(addresses)))
+        run.abandon(*puppets)
 
 
 def test_any_security_values(push_platform: PlatformUnderTest) -> None:

@@ -278,18 +278,21 @@ def test_fc_start_failed__exit(platform: PlatformUnderTest, status: int) -> None
 
 def test_fc_start_failed__deadline(platform: PlatformUnderTest) -> None:
     """A port that is not open in time is FunctionNotStarted."""
-    run = platform.rig("--start-timeout", "1")
-    run.issue(b"hello")
-    run.puppet()
-    same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+    with platform.used_rig("--start-timeout", "1") as run:
+        run.issue(b"hello")
+        puppet = run.puppet()
+        same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+        run.discard(puppet)
 
 
 def test_fc_start_probe__address(platform: PlatformUnderTest) -> None:
     """A server that listens on 127.0.0.1 alone has not started."""
-    run = platform.rig("--start-timeout", "1")
-    run.issue(b"hello")
-    run.puppet().listen("127.0.0.1")
-    same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+    with platform.used_rig("--start-timeout", "1") as run:
+        run.issue(b"hello")
+        puppet = run.puppet()
+        puppet.listen("127.0.0.1")
+        same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+        run.discard(puppet)
 
 
 def test_fc_start_probe(platform: PlatformUnderTest) -> None:
@@ -449,61 +452,64 @@ def test_fc_hook_success__body(platform: PlatformUnderTest) -> None:
 
 def test_fc_hook_broken(platform: PlatformUnderTest) -> None:
     """A hook that answers 500 ends the instance."""
-    run = platform.rig("--freeze", "--pre-freeze")
-    puppet = run.served(b"one")
-    puppet.answer(200, [], b"done")
-    run.outcome("ok")
-    puppet.request("/pre-freeze")
-    puppet.answer(500)
-    puppet.reaped(run.patience_s)
-    run.settled(run.served(b"two"))
+    with platform.used_rig("--freeze", "--pre-freeze") as run:
+        puppet = run.served(b"one")
+        puppet.answer(200, [], b"done")
+        run.outcome("ok")
+        puppet.request("/pre-freeze")
+        puppet.answer(500)
+        puppet.reaped(run.patience_s)
+        run.settled(run.served(b"two"))
+        run.discard_idle()
 
 
 def test_fc_freeze_idle(platform: PlatformUnderTest) -> None:
     """An instance in which nothing runs stands still."""
     platform.needs("freeze")
-    run = platform.rig("--freeze")
-    puppet = run.served(b"one")
-    run.settled(puppet)
-    puppet.frozen(run.patience_s)
+    with platform.used_rig("--freeze") as run:
+        puppet = run.served(b"one")
+        run.settled(puppet)
+        puppet.frozen(run.patience_s)
 
 
 def test_fc_freeze_thaw(platform: PlatformUnderTest) -> None:
     """A frozen instance runs again for the next request."""
     platform.needs("freeze")
-    run = platform.rig("--freeze")
-    puppet = run.served(b"one")
-    run.settled(puppet)
-    puppet.frozen(run.patience_s)
-    run.settled(run.served(b"two"))
+    with platform.used_rig("--freeze") as run:
+        puppet = run.served(b"one")
+        run.settled(puppet)
+        puppet.frozen(run.patience_s)
+        run.settled(run.served(b"two"))
 
 
 @pytest.mark.parametrize("status", [200, 400, 404])
 def test_fc_freeze_hook(platform: PlatformUnderTest, status: int) -> None:
     """GET /pre-freeze comes before each freeze."""
     platform.needs("freeze")
-    run = platform.rig("--freeze", "--pre-freeze")
-    puppet = run.served(b"one")
-    puppet.answer(200, [], b"done")
-    run.outcome("ok")
-    same("GET /pre-freeze HTTP/1.1", puppet.request("/pre-freeze").start)
-    puppet.answer(status)
-    puppet.frozen(run.patience_s)
+    with platform.used_rig("--freeze", "--pre-freeze") as run:
+        puppet = run.served(b"one")
+        puppet.answer(200, [], b"done")
+        run.outcome("ok")
+        same("GET /pre-freeze HTTP/1.1", puppet.request("/pre-freeze").start)
+        puppet.answer(status)
+        puppet.frozen(run.patience_s)
+        run.discard(puppet)
 
 
 @pytest.mark.parametrize("status", [400, 404])
 def test_fc_freeze_hook__failed(platform: PlatformUnderTest, status: int) -> None:
     """A pre-freeze hook that fails does not keep the instance from serving."""
     platform.needs("freeze")
-    run = platform.rig("--freeze", "--pre-freeze")
-    puppet = run.served(b"one")
-    puppet.answer(200, [], b"done")
-    run.outcome("ok")
-    puppet.request("/pre-freeze")
-    puppet.answer(status)
-    puppet.frozen(run.patience_s)
-    run.idle = puppet
-    same(b"two", run.served(b"two").got.body)
+    with platform.used_rig("--freeze", "--pre-freeze") as run:
+        puppet = run.served(b"one")
+        puppet.answer(200, [], b"done")
+        run.outcome("ok")
+        puppet.request("/pre-freeze")
+        puppet.answer(status)
+        puppet.frozen(run.patience_s)
+        run.idle = puppet
+        same(b"two", run.served(b"two").got.body)
+        run.abandon(puppet)
 
 
 def test_fc_stop_hook(platform: PlatformUnderTest) -> None:

@@ -98,42 +98,47 @@ def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) 
 
 def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
-    run = platform.rig("--parallel", "2")
-    puppet = run.fetched(b"one")
-    run.issue(b"two")
-    run.settle()
-    same(b"one", puppet.fetch().body, "the event while one runs")
-    run.finish(puppet)
-    same(b"two", puppet.fetch().body, "the event afterwards")
+    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+        puppet = run.fetched(b"one")
+        run.issue(b"two")
+        run.settle()
+        same(b"one", puppet.fetch().body, "the event while one runs")
+        run.finish(puppet)
+        same(b"two", puppet.fetch().body, "the event afterwards")
+        run.finish(puppet)
 
 
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
-    run = platform.rig("--timeout", "1.5")
-    puppet = run.starting(b"hello")
-    puppet.ready()
-    run.wait(0.8)
-    puppet.fetch()
-    run.patience_s = 1.2  # more than what is left, less than the whole limit
-    run.outcome("timeout")
+    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+        puppet = run.starting(b"hello")
+        puppet.ready()
+        run.wait(0.8)
+        puppet.fetch()
+        run.patience_s = 1.2  # more than what is left, less than the whole limit
+        run.outcome("timeout")
+        run.discard(puppet)
 
 
 def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     """Fetching again does not start the clock again."""
-    run = platform.rig("--timeout", "1.5")
-    puppet = run.fetched(b"hello")
-    for _ in range(2):
-        run.wait(0.4)
-        puppet.fetch()
-    run.patience_s = 1.2  # more than what is left, less than the whole limit
-    run.outcome("timeout")
+    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+        puppet = run.fetched(b"hello")
+        for _ in range(2):
+            run.wait(0.4)
+            puppet.fetch()
+        run.patience_s = 1.2  # more than what is left, less than the whole limit
+        run.outcome("timeout")
+        run.discard(puppet)
 
 
 def test_any_event_timeout__scf_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
-    run = platform.rig("--timeout", "0.3")
-    run.starting(b"hello").ready()
-    run.outcome("not-fetched")
+    with platform.used_rig("--timeout", "0.3") as run:
+        puppet = run.starting(b"hello")
+        puppet.ready()
+        run.outcome("not-fetched")
+        run.discard(puppet)
 
 
 def test_any_result_size__scf(platform: PlatformUnderTest) -> None:
@@ -163,18 +168,19 @@ SCF_DOCUMENTS: Dict[str, Dict[str, object]] = {
 @pytest.mark.parametrize("kind", sorted(SCF_DOCUMENTS))
 def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
     """The caller of a failure sees the error document with the values of the table."""
-    run = platform.rig("--timeout", "1")
-    puppet = run.starting(b"hello")
-    if kind != "init-error":
-        puppet.ready()
-        puppet.fetch()
-    if kind == "function-error":
-        puppet.result(b"it failed", "error")
-    elif kind != "timeout":
-        puppet.end("exit", status=0)
-    outcome = run.outcome(kind)
-    seen = document(outcome.body)
-    same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id}, seen)
+    with platform.used_rig("--timeout", "1") as run:
+        puppet = run.starting(b"hello")
+        if kind != "init-error":
+            puppet.ready()
+            puppet.fetch()
+        if kind == "function-error":
+            puppet.result(b"it failed", "error")
+        elif kind != "timeout":
+            puppet.end("exit", status=0)
+        outcome = run.outcome(kind)
+        seen = document(outcome.body)
+        same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id}, seen)
+        run.discard(puppet)
 
 
 # ---- fg ----
@@ -207,10 +213,10 @@ def test_fg_env_table(platform: PlatformUnderTest, name: str) -> None:
 def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
                               value: str) -> None:
     """Seconds, MB and millicores, as decimal numbers."""
-    run = platform.rig("--timeout", "7", "--memory", "256")
-    run.issue(b"hello")
-    environ = run.puppet().environ
-    same((value, "256"), (environ[name], environ["RUNTIME_MEMORY"]))
+    with platform.used_rig("--timeout", "7", "--memory", "256") as run:
+        puppet = run.starting(b"hello")
+        same((value, "256"), (puppet.environ[name], puppet.environ["RUNTIME_MEMORY"]))
+        run.abandon(puppet)
 
 
 def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
@@ -292,26 +298,28 @@ def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
 
 def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
-    run = platform.rig("--parallel", "2")
-    puppet = run.fetched(b"one")
-    run.issue(b"two")
-    number = puppet.park()
-    same("", puppet.read(number, 0.05).start, "an answer while one runs")
-    run.finish(puppet)
-    same(b"two", puppet.fetch(number).body, "the event afterwards")
+    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+        puppet = run.fetched(b"one")
+        run.issue(b"two")
+        number = puppet.park()
+        same("", puppet.read(number, 0.05).start, "an answer while one runs")
+        run.finish(puppet)
+        same(b"two", puppet.fetch(number).body, "the event afterwards")
+        run.finish(puppet)
 
 
 def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
-    run = platform.rig("--timeout", "1.5")
-    run.finish(run.fetched(b"before"))
-    puppet = run.idle
-    assert puppet is not None
-    run.issue(b"hello")
-    run.wait(0.8)
-    puppet.fetch()
-    run.patience_s = 1.2  # more than what is left, less than the whole limit
-    run.outcome("timeout")
+    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+        run.finish(run.fetched(b"before"))
+        puppet, run.idle = run.idle, None
+        assert puppet is not None
+        run.issue(b"hello")
+        run.wait(0.8)
+        puppet.fetch()
+        run.patience_s = 1.2  # more than what is left, less than the whole limit
+        run.outcome("timeout")
+        run.discard(puppet)
 
 
 def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
@@ -341,12 +349,13 @@ FG_DOCUMENTS = {
 @pytest.mark.parametrize("kind", sorted(FG_DOCUMENTS))
 def test_fg_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
     """The caller of a failure sees code and text of the table."""
-    run = platform.rig("--timeout", "1")
-    puppet = run.starting(b"hello")
-    if kind != "init-error":
-        puppet.fetch()
-    if kind != "timeout":
-        puppet.end("exit", status=0)
-    code, text = FG_DOCUMENTS[kind]
-    seen = document(run.outcome(kind).body)
-    same({"error_code": f"FSS.{code}", "error_msg": text}, seen)
+    with platform.used_rig("--timeout", "1") as run:
+        puppet = run.starting(b"hello")
+        if kind != "init-error":
+            puppet.fetch()
+        if kind != "timeout":
+            puppet.end("exit", status=0)
+        code, text = FG_DOCUMENTS[kind]
+        seen = document(run.outcome(kind).body)
+        same({"error_code": f"FSS.{code}", "error_msg": text}, seen)
+        run.discard(puppet)
