@@ -60,11 +60,13 @@ def profile(name: str = "echo", *, env: Optional[Dict[str, str]] = None,
 def until(condition: Callable[[], Any], what: str = "") -> Any:
     """Return the first true value of a condition; fail if there is none in time."""
     deadline = time.monotonic() + PATIENCE_S
+    pause_s = 0.002
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.002)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.02)  # a look costs the gateway something, too
     raise AssertionError(f"never came true: {what or condition}")
 
 
@@ -144,13 +146,13 @@ class Container:
         """Return the processes of the container's group, but not ended ones. While a
         thread of it lives, a zombie has not ended: its sockets are still open."""
         found = []
-        for entry in pathlib.Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                state, _, group = (entry / "stat").read_text().rpartition(
-                    ")")[2].split()[:3]
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{name}/stat", encoding="latin-1") as file:
+                    state, _, group = file.read().rpartition(")")[2].split()[:3]
                 if int(group) == self.process.pid and (
-                        state not in "ZX" or len(list((entry / "task").iterdir())) > 1):
-                    found.append(int(entry.name))
+                        state not in "ZX" or len(os.listdir(f"/proc/{name}/task")) > 1):
+                    found.append(int(name))
         return found
 
     # Calls

@@ -62,7 +62,6 @@ class Reply(NamedTuple):
     headers: Tuple[Tuple[str, str], ...]
     body: bytes
     body_bytes: int
-    crc: int
 
     @property
     def status(self) -> int:
@@ -106,7 +105,7 @@ class Puppet:
         self.request_id = ""
         self.asked = 0
         self.unread = 0  # answers to orders that nobody waited for
-        self.got = Reply("", "", (), b"", 0, 0)
+        self.got = Reply("", "", (), b"", 0)
 
     def order(self, word: str, **arguments: object) -> Dict[str, Any]:
         """Give an order, return the answer. Raises Mismatch if the puppet is gone."""
@@ -198,8 +197,7 @@ class Puppet:
             start, headers = wire.parse_head(head) if head else ("", ())
         except wire.Garbage as bad:
             raise Mismatch("an HTTP head", bad.what) from None
-        return Reply(answer["end"], start, headers, body, answer["body_bytes"],
-                     answer["crc"])
+        return Reply(answer["end"], start, headers, body, answer["body_bytes"])
 
     def close(self, number: int, reset: bool = False) -> None:
         """Close that connection."""

@@ -8,7 +8,6 @@ maps `start` and paths of hooks to scripts; it holds for the first process only,
 its member `always` is true.
 """
 
-import binascii
 import os
 import sys
 import time
@@ -39,7 +38,7 @@ def place(folder: "pathlib.Path", plan: "Optional[Dict[str, Any]]" = None) -> st
 
 def path_of(script: "List[Any]") -> str:
     """Return the path that makes an fc function run a script."""
-    return "/do/" + binascii.b2a_hex(to_json(script).encode()).decode()
+    return "/do/" + to_json(script).encode().hex()
 
 
 # ---- steps: each gets the peer (fc) and its arguments, and may return a result ----
@@ -85,7 +84,7 @@ def fork_alloc(megabytes: int) -> None:
 
 def flood(total: int, unit: str) -> str:
     """Print so many bytes of a repeated unit (hexadecimal)."""
-    piece = binascii.a2b_hex(unit) * (65536 // (len(unit) // 2))
+    piece = bytes.fromhex(unit) * (65536 // (len(unit) // 2))
     while total > 0:
         total -= os.write(1, piece[:total])
     return "flooded"
@@ -244,7 +243,7 @@ def serve(peer: thin.Socket, plan: "Dict[str, Any]") -> None:
             target = start.split(" ")[1]
             script = script_of(body) or plan.get(target)
             if target.startswith("/do/"):
-                script = thin.literal(binascii.a2b_hex(target[4:]))
+                script = thin.literal(bytes.fromhex(target[4:]))
             served[0] += target == "/invoke"
             result = body if script is None else run(script, peer)
             if result is not None:

@@ -10,7 +10,6 @@ function is a real process instead; servant.py is made for that. Every wait has 
 import contextlib
 import json
 import os
-import pathlib
 import queue
 import socket
 import struct
@@ -260,10 +259,11 @@ def held() -> Tuple[int, int]:
 def processes(mark: str) -> List[str]:
     """Return the ids of the living processes whose command line holds `mark`."""
     found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*"):
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if mark.encode() in (path / "cmdline").read_bytes():
-                found.append(path.name)
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if mark.encode() in file.read():
+                    found.append(name)
         except OSError:
             pass  # it has ended
     return found

@@ -14,6 +14,7 @@ from typing import Any, Dict, List
 import misbehave
 import pytest
 from emulator import Platform
+from gateways import Container, profile
 from implementations import Version, interpreters
 from stage import within
 
@@ -63,13 +64,11 @@ def test_imports_nothing_of_ours(name: str) -> None:
     assert not re.search(r"^\s*(import|from) (%s|custom_runtime)\b" % ours, source, re.M)
 
 
-PROGRAMS = ["emulator.py", "gateway.py"]  # bootstrap.py has no options
-
-
-@pytest.mark.parametrize("name,version", cases(*PROGRAMS))
-def test_version_of_a_copy(name: str, version: Version, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("name", ["emulator.py", "gateway.py"])  # who have options
+def test_version_of_a_copy(name: str, tmp_path: pathlib.Path) -> None:
     """Copied alone as `bootstrap`, the file tells its version and leaves nothing."""
-    program = copy(name, tmp_path / "alone", "bootstrap", version)
+    oldest = min(version for version in interpreters() if version >= OTHERS_FLOOR)
+    program = copy(name, tmp_path / "alone", "bootstrap", oldest)
     assert re.search(r"\d+\.\d+\.\d+", run(program, "--version"))
     assert [path.name for path in (tmp_path / "alone").iterdir()] == ["bootstrap"]
 
@@ -81,6 +80,17 @@ def test_round_trip_of_an_emulator_copy(name: str, version: Version,
     program = copy(name, tmp_path / "alone", "x.py", version)
     code = misbehave.place(tmp_path / "code")
     assert run(program, "scf", code, "--event", "hello") == "hello\n"
+
+
+@pytest.mark.parametrize("name,version", cases("gateway.py"))
+def test_fcc_end_nothing__floor(name: str, version: Version,
+                                tmp_path: pathlib.Path) -> None:
+    """A copy of the gateway runs a worker, on every interpreter."""
+    program = copy(name, tmp_path / "alone", "x.py", version)
+    with Container([profile()], python=interpreters()[version],
+                   program=program) as container:
+        assert container.invoke(b"hi").body == b"hi"
+        assert container.ask("PUT", "/-/profiles", b"[]").status == 200
 
 
 @pytest.mark.parametrize("name,version", cases("bootstrap.py"))

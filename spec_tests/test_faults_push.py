@@ -315,8 +315,6 @@ ATTEMPTS = {"said": attempt_said, "ended": attempt_ended, "start": attempt_start
 
 def verdict(stage: Stage, case: Case, folder: pathlib.Path) -> str:
     """Try a case; return what is wrong with it, or nothing."""
-    if stage.outcome(b"warm") != ("ok", b"warm"):
-        return "not in order before"
     before = settled_count(stage, folder)
     kind = ATTEMPTS[case.way](stage, case, folder)
     if kind not in case.kinds:
@@ -392,14 +390,15 @@ def verdict_of_hook(case: Case, folder: pathlib.Path, trace: List[Any]) -> str:
 def work(number: int, place: pathlib.Path) -> None:
     """Try every WORKERS-th case; print one JSON line for each."""
     mine = CASES[number::WORKERS]
-    for way, waits in itertools.product(("said", "ended", "start"),
-                                        ("event", "start", "")):
+    for way, waits in sorted({(case.way, case.waits) for case in mine
+                              if case.way != "hook"}):
         folder = place / ("%d-%s-%s" % (number, way, waits))
         trace: List[Any] = []
         with Stage("fc", servant.place(folder), freeze=way != "ended",
                    timeout_s=LIMITS_S[waits] if waits == "event" else AMPLE_S,
                    start_timeout_s=LIMITS_S[waits] if waits == "start" else AMPLE_S,
                    on_trace=trace.append) as stage:
+            stage.outcome(b"warm")  # later on it is the last case that leaves a server
             for case in mine:
                 if (case.way, case.waits) == (way, waits):
                     report(case, trace, lambda: verdict(stage, case, folder))

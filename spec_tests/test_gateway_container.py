@@ -283,19 +283,6 @@ def test_fcc_end_nothing__alone(tmp_path: pathlib.Path) -> None:
     assert not names & {"emulator", "bootstrap", "custom_runtime"}
 
 
-INTERPRETERS = sorted(pathlib.Path.home().glob(".pyenv/versions/3.*/bin/python3"))
-
-
-@pytest.mark.parametrize("python", [
-    path for path in INTERPRETERS if int(path.parts[-3].split(".")[1]) >= 8],
-    ids=lambda path: str(path.parts[-3]))
-def test_fcc_end_nothing__floor(python: pathlib.Path) -> None:
-    """CPython from 3.8 on."""
-    with Container([profile()], python=str(python)) as container:
-        assert container.invoke(b"hi").body == b"hi"
-        assert container.ask("PUT", "/-/profiles", b"[]").status == 200
-
-
 # ---- freeze ----
 
 
