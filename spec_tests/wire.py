@@ -94,11 +94,17 @@ class Message(NamedTuple):
         return None
 
 
+NOT_PLAIN = re.compile(r"[^\r\n\t -~]")  # every frame goes through it, so it is quick
+
+
+def escaped(found: "re.Match[str]") -> str:
+    """Return the character, or an escape if it cannot be printed."""
+    return found[0] if found[0].isprintable() else f"\\x{ord(found[0]):02x}"
+
+
 def show(data: bytes) -> str:
     """Return bytes for people: text as it is, the rest escaped, long ones cut."""
-    text = data[:SHOWN_BYTES].decode("utf-8", "backslashreplace")
-    text = "".join(c if c in "\r\n\t" or c.isprintable() else f"\\x{ord(c):02x}"
-                   for c in text)
+    text = NOT_PLAIN.sub(escaped, data[:SHOWN_BYTES].decode("utf-8", "backslashreplace"))
     rest = len(data) - SHOWN_BYTES
     return text + (f"\n… and {rest} bytes more" if rest > 0 else "")
 
