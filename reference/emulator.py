@@ -3729,6 +3729,8 @@ def _fc_config(document: Dict[str, Any]) -> Dict[str, Any]:
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
+        # a fixed width: to ask for the terminal's loads a tenth of what a start loads
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
         prog=os.path.basename(sys.argv[0]) or "emulator.py",
         usage="%(prog)s {fc|scf|fg} CODE [options] [-- COMMAND ARG ...]",
         description="Run a custom-runtime bootstrap of Alibaba FC, Tencent SCF or "

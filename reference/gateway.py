@@ -2084,6 +2084,8 @@ def make_parser() -> argparse.ArgumentParser:
     port = (env.get("FC_SERVER_PORT") or env.get("FC_CUSTOM_LISTEN_PORT")
             or env.get("SERVER_PORT") or "9000")
     parser = argparse.ArgumentParser(
+        # a fixed width: to ask for the terminal's loads a tenth of what a start loads
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
         prog=os.path.basename(sys.argv[0]),
         description="Run many small functions in one FC container.")
     add = parser.add_argument
