@@ -8,7 +8,7 @@ by the first process that reads it, so the next one starts properly. HTTP is spo
 plain sockets, since the point is to get it wrong.
 """
 
-import os
+import posix
 import time
 from _socket import SHUT_WR
 
@@ -44,22 +44,22 @@ def hang(*_: object) -> "NoReturn":
 def leave(status: str) -> "NoReturn":
     """End the process, with a status or by a signal (negative)."""
     if int(status) < 0:
-        os.kill(os.getpid(), -int(status))
-    os._exit(int(status))
+        posix.kill(posix.getpid(), -int(status))
+    posix._exit(int(status))
 
 
 def env() -> bytes:
     """Return the environment as JSON."""
-    return thin.to_json(dict(os.environ)).encode()
+    return thin.to_json(thin.ENVIRON).encode()
 
 
 def take_mode() -> str:
     """Return the fault of this start; there is one only once."""
-    path = os.path.join(thin.FOLDER, "mode")
+    path = thin.FOLDER + "/mode"
     try:
         with open(path) as file:
             mode = file.read()
-        os.unlink(path)
+        posix.unlink(path)
         return mode
     except OSError:
         return ""
@@ -72,10 +72,10 @@ class Api:
     """The runtime API, asked over a new connection each time."""
 
     def __init__(self) -> None:
-        self.is_scf = "SCF_RUNTIME_API" in os.environ
+        self.is_scf = "SCF_RUNTIME_API" in thin.ENVIRON
         host, _, port = (
-            os.environ["SCF_RUNTIME_API"] + ":" + os.environ["SCF_RUNTIME_API_PORT"]
-            if self.is_scf else os.environ["RUNTIME_API_ADDR"]).partition(":")
+            thin.ENVIRON["SCF_RUNTIME_API"] + ":" + thin.ENVIRON["SCF_RUNTIME_API_PORT"]
+            if self.is_scf else thin.ENVIRON["RUNTIME_API_ADDR"]).partition(":")
         self.address = (host, int(port))
         self.event_id = ""
 
@@ -165,7 +165,7 @@ def deed_half(api: Api, rest: str) -> None:
 def deed_half_exit(api: Api, rest: str) -> None:
     """Send half a result and die."""
     api.send(api.call("POST", api.path("response"), b"half", 100))
-    os._exit(0)
+    posix._exit(0)
 
 
 def deed_wrong_id(api: Api, rest: str) -> None:
@@ -213,19 +213,19 @@ def deed_dead_polls(api: Api, rest: str) -> None:
 def deed_last_words(api: Api, rest: str) -> None:
     """Give a result and end at once, without waiting for the answer."""
     api.send(api.call("POST", api.path("response"), b"last words"))
-    os._exit(7)
+    posix._exit(7)
 
 
 def deed_fork(api: Api, rest: str) -> None:
     """Leave a child behind, then end."""
-    if os.fork() == 0:
+    if posix.fork() == 0:
         hang()
-    os._exit(0)
+    posix._exit(0)
 
 
 def deed_child(api: Api, rest: str) -> None:
     """Have a child that lives on; the result is its pid."""
-    child = os.fork()
+    child = posix.fork()
     if child == 0:
         import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -236,7 +236,7 @@ def deed_child(api: Api, rest: str) -> None:
 def deed_print(api: Api, rest: str) -> None:
     """Print so many bytes."""
     for word in rest.split():
-        os.write(1, b"p" * int(word))
+        posix.write(1, b"p" * int(word))
     api.respond(b"printed")
 
 
@@ -248,8 +248,8 @@ PULL_DEEDS = {  # type: Dict[str, Callable[[Api, str], object]]
     "poll-hang": deed_poll_hang, "dead-polls": deed_dead_polls,
     "last-words": deed_last_words, "fork": deed_fork, "child": deed_child,
     "print": deed_print, "hang": hang, "exit": lambda api, rest: leave(rest),
-    "pid": lambda api, rest: api.respond(str(os.getpid()).encode()),
-    "cwd": lambda api, rest: api.respond(os.getcwd().encode()),
+    "pid": lambda api, rest: api.respond(str(posix.getpid()).encode()),
+    "cwd": lambda api, rest: api.respond(posix.getcwd().encode()),
     "env": lambda api, rest: api.respond(env()),
 }
 
@@ -308,8 +308,8 @@ PUSH_DEEDS = {  # type: Dict[str, Callable[[str], Optional[bytes]]]
     "half-head": lambda rest: b"HTTP/1.1 200 OK\r\nContent-Le",
     "close": lambda rest: b"",
     "status": lambda rest: answer(rest, b"status"),
-    "pid": lambda rest: answer("200", str(os.getpid()).encode()),
-    "cwd": lambda rest: answer("200", os.getcwd().encode()),
+    "pid": lambda rest: answer("200", str(posix.getpid()).encode()),
+    "cwd": lambda rest: answer("200", posix.getcwd().encode()),
     "env": lambda rest: answer("200", env()),
     "exit": leave,
 }
@@ -347,7 +347,7 @@ def push(mode: str) -> None:
     if word == "silent":
         hang()
     host = "127.0.0.1" if word == "loopback" else "0.0.0.0"
-    server = thin.listen(host, int(os.environ["FC_SERVER_PORT"]))
+    server = thin.listen(host, int(thin.ENVIRON["FC_SERVER_PORT"]))
     while True:
         peer, _ = server.accept()
         thin.aside(serve, peer, mode)
@@ -355,4 +355,4 @@ def push(mode: str) -> None:
 
 def main() -> None:
     """Be a bootstrap of the protocol that the environment shows."""
-    (push if "FC_SERVER_PORT" in os.environ else pull)(take_mode())
+    (push if "FC_SERVER_PORT" in thin.ENVIRON else pull)(take_mode())

@@ -9,7 +9,7 @@ bytes, closes, and ends itself in every way there is.
 """
 
 import marshal
-import os
+import posix
 import sys
 import time
 
@@ -106,10 +106,10 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
             thin.reset(sock)
         sock.close()
     elif word == "fork":
-        child = os.fork()
+        child = posix.fork()
         if child == 0:
             time.sleep(30)
-            os._exit(0)
+            posix._exit(0)
         return {"child": child}
     else:
         end(word, order)
@@ -119,30 +119,30 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
 def end(word: str, order: "Dict[str, Any]") -> None:
     """End or stop this process, or print, or take memory."""
     if word == "exit":
-        os._exit(order["status"])
+        posix._exit(order["status"])
     elif word == "kill":
         import resource
         import signal
         if order["signal"] not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(order["signal"], signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.kill(os.getpid(), order["signal"])
+        posix.kill(posix.getpid(), order["signal"])
     elif word == "ignore":
         import signal
         signal.signal(order["signal"], signal.SIG_IGN)
     elif word == "print":
-        os.write(order["to"], order["text"])
+        posix.write(order["to"], order["text"])
     elif word == "eat":
         eaten.append(bytearray(b"x") * order["bytes"])
 
 
 def main() -> None:
     """Report to the kit and obey until it hangs up."""
-    with open(os.path.join(thin.FOLDER, "script"), encoding="utf-8") as file:
+    with open(thin.FOLDER + "/script", encoding="utf-8") as file:
         port = int(file.read())
     control = thin.connect("127.0.0.1", port)
     orders = open(control.fileno(), "rb", closefd=False)
-    hello = {"pid": os.getpid(), "environ": dict(os.environ), "cwd": os.getcwd(),
+    hello = {"pid": posix.getpid(), "environ": thin.ENVIRON, "cwd": posix.getcwd(),
              "argv": sys.argv}  # type: Dict[str, Any]
     control.sendall(marshal.dumps(hello))
     while True:

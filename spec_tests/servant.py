@@ -8,7 +8,7 @@ maps `start` and paths of hooks to scripts; it holds for the first process only,
 its member `always` is true.
 """
 
-import os
+import posix
 import sys
 import time
 from _socket import IPPROTO_TCP, SHUT_WR, TCP_CORK
@@ -46,7 +46,7 @@ def path_of(script: "List[Any]") -> str:
 
 def note(word: str) -> None:
     """Append a line to the file `notes` of the code folder."""
-    with open(os.path.join(thin.FOLDER, "notes"), "a") as file:
+    with open(thin.FOLDER + "/notes", "a") as file:
         file.write(word + "\n")
 
 
@@ -55,16 +55,16 @@ def kill(number: int) -> None:
     import resource
     import signal
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.kill(os.getpid(), number)
+    posix.kill(posix.getpid(), number)
     time.sleep(0.1 if number == signal.SIGSTOP else 3600)  # until it takes effect
 
 
 def fork(own_session: bool = False) -> str:
     """Leave a child behind; return its process id."""
-    child = os.fork()
+    child = posix.fork()
     if child == 0:
         if own_session:
-            os.setsid()
+            posix.setsid()
         while True:
             time.sleep(3600)
     return str(child)
@@ -77,7 +77,7 @@ def alloc(megabytes: int) -> None:
 
 def fork_alloc(megabytes: int) -> None:
     """Let a child take memory."""
-    if os.fork() == 0:
+    if posix.fork() == 0:
         alloc(megabytes)
         time.sleep(3600)
 
@@ -86,7 +86,7 @@ def flood(total: int, unit: str) -> str:
     """Print so many bytes of a repeated unit (hexadecimal)."""
     piece = bytes.fromhex(unit) * (65536 // (len(unit) // 2))
     while total > 0:
-        total -= os.write(1, piece[:total])
+        total -= posix.write(1, piece[:total])
     return "flooded"
 
 
@@ -119,19 +119,19 @@ def on_term(word: str) -> None:
             signal.sigwait([signal.SIGTERM])
             note("SIGTERM")
             if word != "ignore":
-                os._exit(0)
+                posix._exit(0)
 
     thin.aside(watch)
 
 
 STEPS = {
-    "out": lambda fd, text: os.write(fd, text.encode()) and None,
-    "exit": lambda status: os._exit(status), "kill": kill, "fork": fork,
+    "out": lambda fd, text: posix.write(fd, text.encode()) and None,
+    "exit": lambda status: posix._exit(status), "kill": kill, "fork": fork,
     "alloc": alloc, "fork-alloc": fork_alloc, "flood": flood, "tell": tell,
     "wait": wait, "later": later,
     "note": note, "on-term": on_term, "hang": lambda: time.sleep(3600),
-    "sleep": time.sleep, "say": lambda text: text, "pid": lambda: str(os.getpid()),
-    "count": lambda: str(served[0]), "env": lambda: to_json(dict(os.environ)),
+    "sleep": time.sleep, "say": lambda text: text, "pid": lambda: str(posix.getpid()),
+    "count": lambda: str(served[0]), "env": lambda: to_json(thin.ENVIRON),
     "argv": lambda: to_json(sys.argv),
 }  # type: Dict[str, Any]
 
@@ -166,12 +166,12 @@ RAW = {"send": send, "cork": cork, "reset": thin.reset,
 
 def take_plan() -> "Dict[str, Any]":
     """Return the plan for this process."""
-    path = os.path.join(thin.FOLDER, "plan")
+    path = thin.FOLDER + "/plan"
     try:
         with open(path) as file:
             plan = thin.literal(file.read())  # type: Dict[str, Any]
         if not plan.get("always"):
-            os.unlink(path)
+            posix.unlink(path)
         return plan
     except OSError:
         return {}
@@ -193,9 +193,9 @@ def pull() -> None:
     """Be a bootstrap of scf or fg."""
     plan = take_plan()
     run(plan.get("start", []), None)
-    is_scf = "SCF_RUNTIME_API" in os.environ
-    address = (("127.0.0.1", int(os.environ["SCF_RUNTIME_API_PORT"])) if is_scf else
-               ("127.0.0.1", int(os.environ["RUNTIME_API_ADDR"].rpartition(":")[2])))
+    is_scf = "SCF_RUNTIME_API" in thin.ENVIRON
+    address = (("127.0.0.1", int(thin.ENVIRON["SCF_RUNTIME_API_PORT"])) if is_scf else
+               ("127.0.0.1", int(thin.ENVIRON["RUNTIME_API_ADDR"].rpartition(":")[2])))
     base = "/runtime/invocation/" if is_scf else "/v1/runtime/invocation/"
     peer = thin.connect(*address)
     if is_scf:
@@ -226,7 +226,8 @@ def push() -> None:
     """Be a bootstrap of fc."""
     plan = take_plan()
     run(plan.get("start", []), None)
-    server = thin.listen(plan.get("host", "0.0.0.0"), int(os.environ["FC_SERVER_PORT"]),
+    server = thin.listen(plan.get("host", "0.0.0.0"),
+                         int(thin.ENVIRON["FC_SERVER_PORT"]),
                          plan.get("backlog", 256))
     run(plan.get("listening", []), None)
     while True:
@@ -256,4 +257,4 @@ def serve(peer: thin.Socket, plan: "Dict[str, Any]") -> None:
 
 def main() -> None:
     """Be a bootstrap of the protocol that the environment shows."""
-    (push if "FC_SERVER_PORT" in os.environ else pull)()
+    (push if "FC_SERVER_PORT" in thin.ENVIRON else pull)()

@@ -2,14 +2,14 @@
 """Start programs of this folder as bootstraps; give them sockets and HTTP.
 
 One run of the tests starts more than a thousand of them. `socket`, `signal`, `json` and
-`threading` load enum, re, selectors and others, which is half the time of a start; so
-this stands on the C modules beneath them, and who needs one of those only now and then
-imports it there.
+`threading` load enum, re, selectors and others, which is half the time of a start, and
+`os` is a tenth; so this stands on the C modules beneath them, and who needs one of those
+only now and then imports it there.
 """
 
 import _socket
 import _thread
-import os
+import posix
 import sys
 
 TYPE_CHECKING = False
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     import pathlib
     from typing import Any, Callable, Dict, Optional, Tuple, Union
 
-__all__ = ["FOLDER", "Socket", "Timeout", "aside", "connect", "listen", "literal",
-           "place", "read_message", "reset", "to_json"]
+__all__ = ["ENVIRON", "FOLDER", "Socket", "Timeout", "aside", "connect", "listen",
+           "literal", "place", "read_message", "reset", "to_json"]
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-FOLDER = os.path.dirname(os.path.abspath(sys.argv[0]))  # the code package
+FOLDER = sys.argv[0].rpartition("/")[0] or "."  # the code package
+ENVIRON = {name.decode("utf-8", "surrogateescape"):
+           value.decode("utf-8", "surrogateescape")
+           for name, value in posix.environ.items()}
 PROGRAM = """#!%s -IS
 import sys
 sys.path.insert(0, %r)
@@ -36,11 +38,13 @@ Timeout = _socket.timeout
 
 def place(folder: "pathlib.Path", module: str) -> str:
     """Make a folder the code package of a module of ours; return the folder."""
+    import os  # loaded already where this is called
     folder.mkdir(exist_ok=True)
     program = folder / "bootstrap"
     prefix = os.environ.get("PYTHONPYCACHEPREFIX")
-    program.write_text(PROGRAM % (sys.executable, HERE, prefix,
-                                  sys.dont_write_bytecode and not prefix, module))
+    program.write_text(PROGRAM % (
+        sys.executable, os.path.dirname(os.path.abspath(__file__)), prefix,
+        sys.dont_write_bytecode and not prefix, module))
     program.chmod(0o755)
     return str(folder)
 
