@@ -142,16 +142,18 @@ class Sides:
         if side is None:
             return None
         hook = item.ihook
-        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = side.wait(item.nodeid)
+        # an item finds its location anew, which takes as long as all the rest here
+        location = tuple(reports[0]["location"]) if reports else item.location
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=location)
         for data in reports:
             hook.pytest_runtest_logreport(report=self._config.hook.
                                           pytest_report_from_serializable(
                                               config=self._config, data=data))
         if not reports:
             hook.pytest_runtest_logreport(report=pytest.TestReport(
-                item.nodeid, item.location, {}, "failed", side.last_words(), "call"))
-        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+                item.nodeid, location, {}, "failed", side.last_words(), "call"))
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=location)
         return True
 
     def pytest_sessionfinish(self) -> None:

@@ -1,7 +1,6 @@
 # test_spec_form.py: SPEC.md has the form that it promises (MIT).
 """Lint of SPEC.md, and what the parser says about a SPEC.md that breaks the form."""
 
-import ast
 import functools
 import json
 import pathlib
@@ -71,10 +70,9 @@ def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
 @functools.lru_cache(maxsize=None)
 def signatures(path: pathlib.Path) -> List[Tuple[str, Set[str]]]:
     """Return name and arguments of each test of a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [(node.name, {argument.arg for argument in node.args.args})
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    found = re.findall(r"(?ms)^ *def (test_\w+)\((.*?)\) ->",
+                       path.read_text(encoding="utf-8"))
+    return [(name, set(re.findall(r"(\w+):", arguments))) for name, arguments in found]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "spec_tests").glob("test_*.py")),
