@@ -147,7 +147,7 @@ class Container:
         thread of it lives, a zombie has not ended: its sockets are still open."""
         found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 with open(f"/proc/{name}/stat", encoding="latin-1") as file:
                     state, _, group = file.read().rpartition(")")[2].split()[:3]
                 if int(group) == self.process.pid and (

@@ -79,11 +79,14 @@ def against_platform(platform: PlatformUnderTest, transcript: spec.Transcript) -
     steps = list(transcript.steps)
     spoil = SPOILS.get(steps[0].line) if steps else None
     with platform.bare_rig(*shlex.split(transcript.options)) as run:
-        with run.changed_bootstrap() as program:
-            if spoil:
-                spoil(program)
+        if spoil is None:
             run.issue(transcript.event.encode())
-            play(run, [] if spoil else steps, transcript)
+            play(run, steps, transcript)
+            return
+        with run.changed_bootstrap() as program:
+            spoil(program)
+            run.issue(transcript.event.encode())
+            play(run, [], transcript)
 
 
 SPOILS: Dict[str, Callable[[pathlib.Path], object]] = {

@@ -462,8 +462,13 @@ class Rig:
 
     def puppet(self) -> Puppet:
         """Return the next process that the platform starts."""
-        found: Puppet = self.wait_for(self.arrived, "the bootstrap to be started",
-                                      self.patience_s)
+        wanted = "the bootstrap to be started"
+        try:
+            found: Puppet = self.wait_for(self.arrived, wanted, self.patience_s)
+        except Mismatch:
+            if self.outcomes.empty():
+                raise
+            raise Mismatch(wanted, f"the outcome {self.outcomes.get()}") from None
         return found
 
     def stop(self) -> None:
@@ -516,12 +521,14 @@ class Rig:
 
     @contextlib.contextmanager
     def changed_bootstrap(self) -> Iterator[pathlib.Path]:
-        """Lend the file `bootstrap` of the package; it is put in order afterwards."""
+        """Lend a copy of the file `bootstrap`, in its place; put that back afterwards.
+        What this process writes cannot be executed as long as one that another thread
+        starts at that moment has it open, so what is put back was never written to."""
         program = self.code / "bootstrap"
-        whole = program.read_bytes()
+        whole = program.rename(self.code / "whole")
+        shutil.copy(whole, program)
         yield program
-        program.write_bytes(whole)
-        program.chmod(0o755)
+        whole.replace(program)
 
     def refused(self) -> None:
         """Raise Mismatch unless the platform refuses to start, with a message."""
