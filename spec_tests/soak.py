@@ -24,6 +24,7 @@ from emulator import MIB, Platform  # noqa: E402
 from stage import held, until  # noqa: E402
 
 WARM = 1000
+SETTLE_S = 4.0
 GROWTH_MB = 5.0  # the allocator keeps what a large event once took
 MEAN = ((b'[["exit", 3]]', "exit"), (b"x" * MIB, "ok"),
         (b"x" * (7 * MIB), "request-too-large"),
@@ -53,6 +54,12 @@ def soak(protocol: str, count: int, warm: int, folder: str) -> Dict[str, object]
         settings = {"port": 0, "event_bytes": 6 * MIB}
     began = time.monotonic()
     first: Dict[str, float] = {}
+    last: Dict[str, float] = {}
+
+    def is_settled() -> bool:  # a connection that just closes is no growth
+        last.update(figures(platform))
+        return not grew(first, last)
+
     with Platform(protocol, folder, **settings, timeout_s=30) as platform:
         for number in range(1, count + 1):
             event, kind = MEAN[number // 100 % len(MEAN)] if number % 100 == 0 else (
@@ -62,7 +69,7 @@ def soak(protocol: str, count: int, warm: int, folder: str) -> Dict[str, object]
                 raise SystemExit("%s: invocation %d: %s" % (protocol, number, outcome))
             if number == warm:
                 first = figures(platform)
-        last = figures(platform)
+        until(is_settled, SETTLE_S)
     return {"protocol": protocol, "count": count, "first": first, "last": last,
             "seconds": round(time.monotonic() - began, 1)}
 

@@ -14,6 +14,6 @@ def test_any_process_group__leftovers_soak() -> None:
     done = subprocess.run([sys.executable, str(HERE / "soak.py"), "2000"],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100,
                           check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr[-2000:]).decode()
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, (results, done.stderr.decode()[-2000:])
     assert [one["protocol"] for one in results] == ["scf", "fg", "fc"]
