@@ -162,14 +162,22 @@ def event_headers(protocol: str, request_id: str) -> List[Tuple[str, str]]:
 
 
 # What a bootstrap that is killed leaves there goes when the kit ends.
-SCRATCH = tempfile.TemporaryDirectory(prefix="kit-scratch-")
+SCRATCH = tempfile.mkdtemp(prefix="kit-scratch-")
+
+
+@atexit.register
+def remove_scratch() -> None:
+    """Remove the folder, although somebody who dies right now may add to it."""
+    deadline = time.monotonic() + 2.0
+    while os.path.exists(SCRATCH) and time.monotonic() < deadline:
+        shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 def environment(protocol: str, folder: str, host: str, port: int) -> Dict[str, str]:
     """Return the variables that the platform gives to a bootstrap."""
     own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG")
            if name in os.environ}
-    own["TMPDIR"] = SCRATCH.name
+    own["TMPDIR"] = SCRATCH
     if protocol == "scf":
         own.update(SCF_RUNTIME_API=host, SCF_RUNTIME_API_PORT=str(port),
                    _HANDLER="index.main_handler", SCF_FUNCTIONNAME="kit",
