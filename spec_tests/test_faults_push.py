@@ -398,7 +398,8 @@ def work(number: int, place: pathlib.Path) -> None:
                    timeout_s=LIMITS_S[waits] if waits == "event" else AMPLE_S,
                    start_timeout_s=LIMITS_S[waits] if waits == "start" else AMPLE_S,
                    on_trace=trace.append) as stage:
-            stage.outcome(b"warm")  # later on it is the last case that leaves a server
+            # later on it is the last case that leaves a server
+            assert stage.outcome(b"warm") == ("ok", b"warm"), "not in order before"
             for case in mine:
                 if (case.way, case.waits) == (way, waits):
                     report(case, trace, lambda: verdict(stage, case, folder))

@@ -8,7 +8,18 @@ import pytest
 
 import wire
 from kit import Mismatch, document, same
-from rig import PlatformUnderTest
+from rig import PlatformUnderTest, Puppet, Rig
+
+CLOCKED = ("--parallel", "2", "--timeout", "1.5")  # a platform for several checks
+
+
+def times_out_soon(run: Rig, puppet: Puppet) -> None:
+    """Raise Mismatch unless the event of a CLOCKED platform is a timeout in 1.2 s: more
+    than what is left of its limit by now, less than the whole limit."""
+    run.patience_s = 1.2
+    run.outcome("timeout")
+    run.discard(puppet)
+
 
 # ---- scf ----
 
@@ -98,7 +109,7 @@ def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) 
 
 def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
-    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+    with platform.used_rig(*CLOCKED) as run:
         puppet = run.fetched(b"one")
         run.issue(b"two")
         run.settle()
@@ -110,26 +121,22 @@ def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
-    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+    with platform.used_rig(*CLOCKED) as run:
         puppet = run.starting(b"hello")
         puppet.ready()
         run.wait(0.8)
         puppet.fetch()
-        run.patience_s = 1.2  # more than what is left, less than the whole limit
-        run.outcome("timeout")
-        run.discard(puppet)
+        times_out_soon(run, puppet)
 
 
 def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     """Fetching again does not start the clock again."""
-    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+    with platform.used_rig(*CLOCKED) as run:
         puppet = run.fetched(b"hello")
         for _ in range(2):
             run.wait(0.4)
             puppet.fetch()
-        run.patience_s = 1.2  # more than what is left, less than the whole limit
-        run.outcome("timeout")
-        run.discard(puppet)
+        times_out_soon(run, puppet)
 
 
 def test_any_event_timeout__scf_not_fetched(platform: PlatformUnderTest) -> None:
@@ -298,7 +305,7 @@ def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
 
 def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
-    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+    with platform.used_rig(*CLOCKED) as run:
         puppet = run.fetched(b"one")
         run.issue(b"two")
         number = puppet.park()
@@ -310,16 +317,14 @@ def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
-    with platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+    with platform.used_rig(*CLOCKED) as run:
         run.finish(run.fetched(b"before"))
         puppet, run.idle = run.idle, None
         assert puppet is not None
         run.issue(b"hello")
         run.wait(0.8)
         puppet.fetch()
-        run.patience_s = 1.2  # more than what is left, less than the whole limit
-        run.outcome("timeout")
-        run.discard(puppet)
+        times_out_soon(run, puppet)
 
 
 def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
