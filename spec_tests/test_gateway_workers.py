@@ -146,18 +146,22 @@ def test_fcc_launch_failed(pool: ThreadPoolExecutor) -> None:
     assert names == {"InitTimeout"}
 
 
-def test_fcc_launch_parallel(pool: ThreadPoolExecutor) -> None:
+def test_fcc_launch_parallel(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
     """No more workers start at a time than may; the others wait their turn."""
-    functions = [profile(f"f{number}") for number in range(6)]
+    functions = [profile(f"f{number}", env={"START": str(gate)}) for number in range(6)]
     with Container(functions, "--launches", "2") as container:
         calls = [pool.submit(container.invoke, b"x", f"f{number}") for number in range(6)]
-        seen = 0
-        while not all(call.done() for call in calls):
+
+        def starting() -> int:
             states = [worker["state"] for name in container.stats()["functions"].values()
                       for worker in name["workers"] if worker["pid"]]
-            seen = max(seen, states.count("created"))
+            return states.count("created")
+
+        until(lambda: starting() == 2, "two workers start")
+        gate.touch()
+        while not all(call.done() for call in calls):
+            assert starting() <= 2
         assert [call.result().status for call in calls] == [200] * 6
-    assert 0 < seen <= 2
 
 
 def test_fcc_limit_memory() -> None:
