@@ -30,6 +30,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     if side.BYTECODE not in os.environ:
         FOLDER = tempfile.TemporaryDirectory(prefix="kit-bytecode-")
         os.environ[side.BYTECODE] = FOLDER.name
+        side.lend_bytecode(FOLDER.name)
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = os.environ[side.BYTECODE]
     sys.dont_write_bytecode = False
 

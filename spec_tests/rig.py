@@ -32,11 +32,17 @@ import thin
 import wire
 from kit import Mismatch
 
-__all__ = ["Outcome", "PlatformUnderTest", "Puppet", "Reply", "Rig", "stop_idle_rigs"]
+__all__ = ["CLOCKED", "LIMITED", "Outcome", "PAIR", "PlatformUnderTest", "Puppet",
+           "Reply", "Rig", "stop_idle_rigs"]
+
+# Options that several checks have in common, so that they can share a platform.
+LIMITED = ("--timeout", "0.6", "--grace", "60")
+CLOCKED = ("--parallel", "4", "--timeout", "1.5")
+PAIR = ("--parallel", "2", "--max-instances", "2")
 
 RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
 EVENT_BYTES = 2000
-IDLE_MOST = 12  # platforms that wait for another check
+IDLE_MOST = 24  # platforms that wait for another check
 GARBAGE_LINES = 5  # of a platform's stdout that are kept for people
 QUIET_S = 0.1  # a wrong answer to a call that has to wait would come at once
 SETTLE_S = 0.06  # for steps of the platform that cannot be seen from outside

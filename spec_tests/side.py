@@ -34,13 +34,16 @@ LOTS = (
 )
 
 
-def environment() -> Dict[str, str]:
-    """Return the environment of a side process, as if somebody had started it."""
-    env = dict(os.environ)
-    if BYTECODE in env:  # pytest's own bytecode is where pip has put it
-        env.pop("PYTHONPYCACHEPREFIX", None)
-        env["PYTHONDONTWRITEBYTECODE"] = "1"
-    return env
+def lend_bytecode(folder: str) -> None:
+    """Make a folder for bytecode begin with what is loaded and compiled already, so that
+    no process compiles Python's own library or pytest anew."""
+    known = {module.__file__: module.__cached__ for module in list(sys.modules.values())
+             if getattr(module, "__cached__", None) and module.__file__}
+    for source, compiled in known.items():
+        place = folder + os.path.dirname(source)
+        os.makedirs(place, exist_ok=True)
+        if os.path.exists(compiled):
+            os.symlink(compiled, os.path.join(place, os.path.basename(compiled)))
 
 
 class Reporter:
@@ -66,7 +69,7 @@ class Side:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
              "--side-descriptor", str(write_end)] + files,
-            cwd=str(config.rootpath), env=environment(), stdin=subprocess.DEVNULL,
+            cwd=str(config.rootpath), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[write_end])
         os.close(write_end)
         self._ready = threading.Condition()

@@ -140,7 +140,7 @@ def test_fcc_stop_hook() -> None:
     with Container([profile()], *SLOW) as container, ThreadPoolExecutor(2) as pool:
         gate = container.folder / "gate"
         call = pool.submit(container.invoke, call_of("hold", gate=str(gate)))
-        until(lambda: container.stats()["calls"])
+        until(lambda: container.function()["workers"])  # ordered for a call let in
         stop = pool.submit(container.ask, "GET", "/pre-stop")
         until(lambda: container.stats()["state"] == "closing")
         assert container.http(b"").failure == (503, "404", "AgentClosed")
@@ -164,7 +164,7 @@ def test_fcc_stop_sigterm() -> None:
     with Container([profile()], *SLOW) as container, ThreadPoolExecutor(1) as pool:
         gate = container.folder / "gate"
         call = pool.submit(container.invoke, call_of("hold", gate=str(gate)))
-        until(lambda: container.stats()["calls"])
+        until(lambda: container.function()["workers"])
         container.process.send_signal(signal.SIGTERM)
         until(lambda: container.stats()["state"] == "closing")
         gate.touch()

@@ -348,8 +348,8 @@ def test_fcc_profile_replace__many(pool: ThreadPoolExecutor) -> None:
         names = [f"f{number}" for number in range(0, 200, 10)]
         calls = [pool.submit(container.invoke, b"x", name) for name in names]
         assert [call.result().status for call in calls] == [404] + [200] * 19
-        workers = [one["workers"] for one in container.stats()["functions"].values()]
-        assert sum(map(len, workers)) == 19
+        until(lambda: sum(len(one["workers"]) for one in container.stats()[
+            "functions"].values()) == 19)  # the broken one takes a moment to leave
 
 
 def test_fcc_stop_signals() -> None:

@@ -349,10 +349,10 @@ def test_any_caller_gone__starting(protocol: str, code: str,
 
 # ---- memory ----
 
-MEMORY = {"stays": (["alloc", 60], ["hang"]), "exits": (["alloc", 60], ["exit", 0]),
-          "killed": (["alloc", 60], ["kill", 9]),
-          "a child": (["fork-alloc", 60], ["hang"]),
-          "bit by bit": (["alloc", 20], ["alloc", 20], ["alloc", 20], ["hang"])}
+MEMORY: Dict[str, Tuple[List[Any], ...]] = {
+    "stays": (["alloc", 60], ["hang"]), "exits": (["alloc", 60], ["exit", 0]),
+    "killed": (["alloc", 60], ["kill", 9]), "a child": (["fork-alloc", 60], ["hang"]),
+    "bit by bit": (["alloc", 20], ["alloc", 20], ["alloc", 20], ["hang"])}
 
 
 def lines_of(protocol: str, code: str, events: List[bytes], *options: str) -> List[Any]:
@@ -367,12 +367,12 @@ def lines_of(protocol: str, code: str, events: List[bytes], *options: str) -> Li
 
 
 @protocols
-@pytest.mark.parametrize("script", MEMORY.values(), ids=list(MEMORY))
-def test_any_memory_limit(protocol: str, script: Tuple[List[Any], ...],
-                          code: str) -> None:
+def test_any_memory_limit(protocol: str, code: str) -> None:
     """Taking more memory than the limit is out-of-memory, also when it ends at once."""
-    lines = lines_of(protocol, code, [event(*script), b"next"], "--memory", "50")
-    assert [line["kind"] for line in lines] == ["out-of-memory", "ok"]
+    events = [one for script in MEMORY.values() for one in (event(*script), b"next")]
+    kinds = [line["kind"] for line in lines_of(protocol, code, events, "--memory", "50")]
+    assert dict(zip(MEMORY, zip(kinds[::2], kinds[1::2]))) == {
+        name: ("out-of-memory", "ok") for name in MEMORY}
     assert processes(code) == []
 
 

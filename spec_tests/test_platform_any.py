@@ -13,7 +13,7 @@ import faults
 import kit
 import wire
 from kit import Mismatch, same
-from rig import PlatformUnderTest, Rig
+from rig import CLOCKED, LIMITED, PAIR, PlatformUnderTest, Rig
 
 # ---- start and environment ----
 
@@ -397,26 +397,26 @@ def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_instance_on_demand(platform: PlatformUnderTest) -> None:
     """Two events at once are given to two instances."""
-    with platform.used_rig("--max-instances", "2", "--parallel", "2") as run:
-        puppets = []
-        for event in (b"one", b"two"):
-            run.issue(event)
-            puppets.append(run.puppet())
+    with platform.used_rig(*PAIR) as run:
+        puppets = [run.starting(b"one")]
+        run.issue(b"two")
+        puppets.append(run.puppet())
         run.abandon(*puppets)
 
 
 def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
     """An idle instance is used again, although another one may be started."""
-    run = platform.rig("--max-instances", "3")
-    for _ in range(3):
-        handled(run)
-    same(True, run.arrived.empty(), "no second instance")
+    with platform.used_rig(*PAIR) as run:
+        for _ in range(3):
+            handled(run)
+        same(True, run.arrived.empty(), "no second instance")
 
 
 def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
     """Each of two events is delivered to one instance."""
-    with pull_platform.used_rig("--max-instances", "2", "--parallel", "2") as run:
+    with pull_platform.used_rig(*PAIR) as run:
         events = [b"one", b"two"]
+        run.discard_idle()
         for event in events:
             run.issue(event)
         puppets = [run.puppet(), run.puppet()]
@@ -429,7 +429,7 @@ def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_instance_replace(pull_platform: PlatformUnderTest) -> None:
     """After a timeout the next event has another instance."""
-    with pull_platform.used_rig("--timeout", "0.6") as run:
+    with pull_platform.used_rig(*LIMITED) as run:
         puppet = run.fetched(b"hello")
         run.outcome("timeout")
         puppet.reaped(run.patience_s)
@@ -439,29 +439,29 @@ def test_any_instance_replace(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_time_kill(pull_platform: PlatformUnderTest) -> None:
     """A process that ignores SIGTERM is dead right after its timeout."""
-    run = pull_platform.rig("--timeout", "0.3", "--grace", "60")
-    puppet = run.fetched(b"hello")
-    puppet.order("ignore", signal=15)
-    run.outcome("timeout")
-    puppet.reaped(run.patience_s)
+    with pull_platform.used_rig(*LIMITED) as run:
+        puppet = run.fetched(b"hello")
+        puppet.order("ignore", signal=15)
+        run.outcome("timeout")
+        puppet.reaped(run.patience_s)
+        run.settle()
 
 
 def test_any_queue_order(pull_platform: PlatformUnderTest) -> None:
     """Events that wait are served in the order of their arrival."""
-    run = pull_platform.rig("--parallel", "4")
-    events = [b"one", b"two", b"three", b"four"]
-    run.issue(events[0])
-    puppet = run.puppet()
-    for event in events[1:]:
-        run.issue(event)
-        run.wait(0.1)
-    if run.protocol == "scf":
-        puppet.ready()
-    seen = []
-    for _ in events:
-        seen.append(puppet.fetch().body)
-        run.finish(puppet)
-    same(events, seen)
+    with pull_platform.used_rig(*CLOCKED) as run:
+        events = [b"one", b"two", b"three", b"four"]
+        puppet = run.starting(events[0])
+        for event in events[1:]:
+            run.issue(event)
+            run.wait(0.1)
+        if run.protocol == "scf":
+            puppet.ready()
+        seen = []
+        for _ in events:
+            seen.append(puppet.fetch().body)
+            run.finish(puppet)
+        same(events, seen)
 
 
 def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
@@ -486,7 +486,7 @@ def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
     """The wait in the queue does not count towards the time limit."""
-    with pull_platform.used_rig("--parallel", "2", "--timeout", "1.5") as run:
+    with pull_platform.used_rig(*CLOCKED) as run:
         puppet = run.fetched(b"runs")
         run.issue(b"waits")
         run.wait(0.8)
@@ -522,16 +522,16 @@ def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
     """The outcome of an event that nobody answers is there in bounded time."""
-    with pull_platform.used_rig("--timeout", "0.3") as run:
+    with pull_platform.used_rig(*LIMITED) as run:
         puppet = run.fetched(b"hello")
-        run.patience_s = 0.3 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
+        run.patience_s = 0.6 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
         run.outcome("timeout")
         run.discard(puppet)
 
 
 def test_any_event_timeout(pull_platform: PlatformUnderTest) -> None:
     """An event that is fetched and not answered is a timeout."""
-    with pull_platform.used_rig("--timeout", "0.3") as run:
+    with pull_platform.used_rig(*LIMITED) as run:
         puppet = run.fetched(b"hello")
         run.outcome("timeout")
         run.discard(puppet)
@@ -632,7 +632,8 @@ def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_security_instance(pull_platform: PlatformUnderTest) -> None:
     """A second instance has an API of its own."""
-    with pull_platform.used_rig("--max-instances", "2", "--parallel", "2") as run:
+    with pull_platform.used_rig(*PAIR) as run:
+        run.discard_idle()
         run.issue(b"one")
         run.issue(b"two")
         puppets = [run.puppet(), run.puppet()]

@@ -8,9 +8,7 @@ import pytest
 
 import wire
 from kit import Mismatch, document, same
-from rig import PlatformUnderTest, Puppet, Rig
-
-CLOCKED = ("--parallel", "2", "--timeout", "1.5")  # a platform for several checks
+from rig import CLOCKED, LIMITED, PlatformUnderTest, Puppet, Rig
 
 
 def times_out_soon(run: Rig, puppet: Puppet) -> None:
@@ -141,7 +139,7 @@ def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
 
 def test_any_event_timeout__scf_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
-    with platform.used_rig("--timeout", "0.3") as run:
+    with platform.used_rig(*LIMITED) as run:
         puppet = run.starting(b"hello")
         puppet.ready()
         run.outcome("not-fetched")
@@ -329,10 +327,13 @@ def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
 
 def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
-    run = platform.rig("--timeout", "0.5")
-    run.finish(run.fetched(b"before"))
-    run.issue(b"hello")
-    run.outcome("not-fetched")
+    with platform.used_rig(*LIMITED) as run:
+        puppet = run.fetched(b"before")
+        run.finish(puppet)
+        run.issue(b"hello")
+        run.outcome("not-fetched")
+        run.idle = None
+        run.discard(puppet)
 
 
 def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
