@@ -351,19 +351,20 @@ def test_fc_health_check__frozen(make: Callable[..., Stage]) -> None:
 def test_fc_health_check__frozen_recovers(make: Callable[..., Stage]) -> None:
     """An instance that became unhealthy while it worked can become healthy again."""
     stage = make(health_check=check(failure_threshold=1), queue_timeout_s=5)
-    health = Health()
+    health, gate = Health(), threading.Event()
+
+    def answer(request: wire.Message) -> Optional[bytes]:
+        assert request.body != b"first" or gate.wait(10)
+        return health(request)
+
+    stage.serve(answer)
     caller = stage.event(b"first")
-    function = stage.accept()
-    function.request()
-    function.reply()  # the first check
-    assert function.request().path == "/invoke"
+    assert until(lambda: "/invoke" in stage.seen)
     health.reply = status(500)
-    stage.serve(health)
     assert until(lambda: any("unhealthy" in note for note in stage.notes))
-    health.reply = status(200)
-    function.reply(b"first")
+    gate.set()
     assert outcome_of(caller) == ("ok", b"first")
-    function.close()
+    health.reply = status(200)
     assert stage.outcome(b"second") == ("ok", b"second")
 
 
