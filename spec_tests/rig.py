@@ -36,8 +36,8 @@ __all__ = ["CLOCKED", "LIMITED", "Outcome", "PAIR", "PlatformUnderTest", "Puppet
            "Reply", "Rig", "stop_idle_rigs"]
 
 # Options that several checks have in common, so that they can share a platform.
-LIMITED = ("--timeout", "0.6", "--grace", "60")
-CLOCKED = ("--parallel", "4", "--timeout", "1.5")
+LIMITED = ("--timeout", "1", "--grace", "60")
+CLOCKED = ("--parallel", "4", "--timeout", "2.5")
 PAIR = ("--parallel", "2", "--max-instances", "2")
 
 RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing

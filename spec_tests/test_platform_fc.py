@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from kit import Mismatch, document, same
-from rig import PlatformUnderTest, Rig
+from rig import LIMITED, PlatformUnderTest, Rig
 
 ANSWERS = {  # status, x-fc-status -> outcome of an event invocation
     "200": (200, None, "ok"), "200-200": (200, "200", "ok"), "201": (201, None, "ok"),
@@ -244,7 +244,7 @@ def test_fc_outcome_bad_response(platform: PlatformUnderTest, name: str) -> None
 
 def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
     """No answer in time is a timeout, and the next event gets another instance."""
-    with platform.used_rig("--timeout", "0.6") as run:
+    with platform.used_rig(*LIMITED) as run:
         puppet = run.served(b"hello")
         run.outcome("timeout")
         puppet.reaped(run.patience_s)
@@ -253,13 +253,13 @@ def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__fc_start(platform: PlatformUnderTest) -> None:
     """Start and initialisation do not count towards the time limit."""
-    run = platform.rig("--timeout", "0.6", "--initializer")
+    run = platform.rig("--timeout", "1", "--initializer")
     run.issue(b"hello")
     puppet = run.puppet()
-    run.wait(0.7)
+    run.wait(1.1)
     puppet.listen()
     puppet.request("/initialize")
-    run.wait(0.7)
+    run.wait(1.1)
     puppet.answer()
     puppet.request("/invoke")
     run.settled(puppet)
@@ -429,7 +429,7 @@ def test_fc_initialize_failed(platform: PlatformUnderTest, status: int) -> None:
 
 def test_any_init_timeout__fc(platform: PlatformUnderTest) -> None:
     """An Initializer that does not answer in time ends the instance."""
-    run = platform.rig("--initializer", "--initializer-timeout", "0.3")
+    run = platform.rig("--initializer", "--initializer-timeout", "0.8")
     puppet = run.served(b"one")
     run.outcome("init-timeout")
     puppet.reaped(run.patience_s)
@@ -589,10 +589,10 @@ def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
 
 def test_fc_time_others(platform: PlatformUnderTest) -> None:
     """After a timeout the other invocation may end; the next has another instance."""
-    run = platform.rig("--concurrency", "2", "--parallel", "3", "--timeout", "0.8",
+    run = platform.rig("--concurrency", "2", "--parallel", "3", "--timeout", "2",
                        "--max-instances", "2")
     puppet = run.served(b"times out")
-    run.wait(0.5)
+    run.wait(1.2)
     run.issue(b"ends well")
     puppet.request("/invoke")
     run.outcome("timeout")

@@ -12,9 +12,9 @@ from rig import CLOCKED, LIMITED, PlatformUnderTest, Puppet, Rig
 
 
 def times_out_soon(run: Rig, puppet: Puppet) -> None:
-    """Raise Mismatch unless the event of a CLOCKED platform is a timeout in 1.2 s: more
+    """Raise Mismatch unless the event of a CLOCKED platform is a timeout in 2.2 s: more
     than what is left of its limit by now, less than the whole limit."""
-    run.patience_s = 1.2
+    run.patience_s = 2.2
     run.outcome("timeout")
     run.discard(puppet)
 
@@ -122,7 +122,7 @@ def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     with platform.used_rig(*CLOCKED) as run:
         puppet = run.starting(b"hello")
         puppet.ready()
-        run.wait(0.8)
+        run.wait(1.5)
         puppet.fetch()
         times_out_soon(run, puppet)
 
@@ -132,7 +132,7 @@ def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     with platform.used_rig(*CLOCKED) as run:
         puppet = run.fetched(b"hello")
         for _ in range(2):
-            run.wait(0.4)
+            run.wait(0.75)
             puppet.fetch()
         times_out_soon(run, puppet)
 
@@ -320,7 +320,7 @@ def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
         puppet, run.idle = run.idle, None
         assert puppet is not None
         run.issue(b"hello")
-        run.wait(0.8)
+        run.wait(1.5)
         puppet.fetch()
         times_out_soon(run, puppet)
 
