@@ -4,7 +4,8 @@
 A check is an ordinary test function whose name is a rule id with underscores and whose
 argument `bootstrap`, `puller` or `platform` is the thing under test. All selected
 checks start in a small pool of threads when collection ends; pytest then walks through
-them in order and waits for each one.
+them in order and waits for each one. Whole files of plain tests run in side.py's
+processes meanwhile.
 """
 
 import concurrent.futures
@@ -203,14 +204,11 @@ def pytest_collection_modifyitems(config: pytest.Config,
     for item in items:
         assert isinstance(item, pytest.Function)
         (kept if asked_for(session, item) else dropped).append(item)
-    items[:] = sorted(kept, key=lambda item: item.path.name in SIDE_FILES)
+    items[:] = kept
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     rules = [session.rule_of(item) for item in kept if isinstance(item, pytest.Function)]
     session.unchecked = sorted(set(session.only) - {rule.id for rule in rules if rule})
-
-
-SIDE_FILES = {name for lot in side.LOTS for name in lot}
 
 
 SELECTING = ("keyword", "markexpr", "usepdb", "collectonly", "deselect", "ignore",
@@ -231,7 +229,7 @@ def is_whole(config: pytest.Config) -> bool:
 def pytest_collection(session: pytest.Session) -> None:
     """Start the side processes: they collect their files while this one does."""
     if is_whole(session.config):
-        session.config.pluginmanager.register(side.Sides(session.config))
+        session.config.pluginmanager.register(side.Sides(session.config), "sides")
 
 
 def asked_for(session: Session, item: pytest.Function) -> bool:
@@ -371,7 +369,8 @@ def the_spec(request: pytest.FixtureRequest) -> Iterator[spec.Spec]:
 @pytest.fixture(scope="session")
 def collected(request: pytest.FixtureRequest) -> Iterator[List[str]]:
     """The names of all tests that were found; skips unless every file was looked at."""
-    names = request.config.stash[RUN].collected
+    sides = request.config.pluginmanager.get_plugin("sides")
+    names = request.config.stash[RUN].collected + (sides.names() if sides else [])
     files = {name.split("::")[0].rpartition("/")[2] for name in names}
     if files != {path.name for path in HERE.glob("test_*.py")}:
         pytest.skip("only a part of the tests was collected")

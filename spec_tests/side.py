@@ -3,16 +3,19 @@
 
 Most of these tests wait for a process or a limit, so two cores idle when they run one
 after another. A side process is an ordinary `python -m pytest FILE ...`; it sends the
-report of each test through a pipe, and the main process shows it as its own. Nothing is
+names of its tests and the report of each one through a pipe. The main process does not
+look into these files; it shows the reports as its own when it has none left. Nothing is
 run twice, nothing is skipped: a test whose report does not come has failed.
 """
 
 import json
 import os
+import pathlib
+import signal
 import subprocess
 import sys
 import threading
-from typing import Any, Dict, IO, List, Optional
+from typing import Any, Dict, Generator, IO, List, Optional
 
 import pytest
 
@@ -47,24 +50,32 @@ def lend_bytecode(folder: str) -> None:
 
 
 class Reporter:
-    """In a side process: sends every report, as a line of JSON."""
+    """In a side process: sends the names of the tests and every report, as JSON."""
 
     def __init__(self, config: pytest.Config, descriptor: int) -> None:
         self._config = config
         self._pipe = os.fdopen(descriptor, "w", encoding="utf-8")
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Send one report."""
-        data = self._config.hook.pytest_report_to_serializable(
-            config=self._config, report=report)
+    def _send(self, data: object) -> None:
         self._pipe.write(json.dumps(data) + "\n")
         self._pipe.flush()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Send the names, unless a file cannot be read: then nothing will be run."""
+        if not session.testsfailed:
+            self._send([item.nodeid for item in session.items])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Send one report."""
+        self._send(self._config.hook.pytest_report_to_serializable(
+            config=self._config, report=report))
 
 
 class Side:
     """One side process, and the reports that have come from it."""
 
     def __init__(self, config: pytest.Config, files: List[str]) -> None:
+        self._files = files
         read_end, write_end = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
@@ -73,6 +84,7 @@ class Side:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[write_end])
         os.close(write_end)
         self._ready = threading.Condition()
+        self._names: Optional[List[str]] = None
         self._reports: Dict[str, List[Dict[str, Any]]] = {}
         self._ended = False
         self._output = b""
@@ -85,10 +97,12 @@ class Side:
 
     def _read(self, pipe: IO[str]) -> None:
         with pipe:
-            for line in pipe:
-                data = json.loads(line)
+            for data in map(json.loads, pipe):
                 with self._ready:
-                    self._reports.setdefault(data["nodeid"], []).append(data)
+                    if isinstance(data, list):
+                        self._names = data
+                    else:
+                        self._reports.setdefault(data["nodeid"], []).append(data)
                     self._ready.notify_all()
         with self._ready:
             self._ended = True
@@ -97,6 +111,12 @@ class Side:
     def _keep_output(self) -> None:
         assert self._process.stdout is not None
         self._output = self._process.stdout.read()
+
+    def names(self) -> List[str]:
+        """Return the names of its tests; that of a file if it could not read them."""
+        with self._ready:
+            self._ready.wait_for(lambda: self._ended or self._names is not None)
+            return self._files[:1] if self._names is None else self._names
 
     def wait(self, name: str) -> List[Dict[str, Any]]:
         """Return the reports of a test; without its teardown if the side has ended."""
@@ -109,57 +129,68 @@ class Side:
             return self._reports.get(name, [])
 
     def last_words(self) -> str:
-        """Return what an ended side process printed."""
+        """Return, once, what an ended side process printed."""
         self._process.wait(10)
         self._threads[1].join(10)
+        output, self._output = self._output[-4000:], b"see above"
         return "the side process ended with status %s\n%s" % (
-            self._process.returncode, self._output[-4000:].decode("utf-8", "replace"))
+            self._process.returncode, output.decode("utf-8", "replace"))
 
     def stop(self) -> None:
-        """End the process if it still runs."""
+        """Interrupt the process if it still runs; it puts away what it has started."""
         if self._process.poll() is None:
-            self._process.terminate()
-        self._process.wait(10)
+            self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 class Sides:
-    """In the main process: starts the sides and shows their reports in turn."""
+    """In the main process: starts the sides and shows their reports at the end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         folder = os.path.dirname(os.path.abspath(__file__))
         self._sides = [Side(config, [os.path.join(folder, name) for name in lot])
                        for lot in LOTS]
-        self._of: Dict[str, Side] = {}
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note which test runs where."""
-        for lot, side in zip(LOTS, self._sides):
-            self._of.update((item.nodeid, side) for item in session.items
-                            if item.path.name in lot)
+    def pytest_ignore_collect(self, collection_path: pathlib.Path) -> Optional[bool]:
+        """Leave the files of the sides to them."""
+        return True if any(collection_path.name in lot for lot in LOTS) else None
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Optional[bool]:
-        """Show what a side process reports of a test."""
-        side = self._of.get(item.nodeid)
-        if side is None:
-            return None
-        hook = item.ihook
-        reports = side.wait(item.nodeid)
-        # an item finds its location anew, which takes as long as all the rest here
-        location = tuple(reports[0]["location"]) if reports else item.location
-        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=location)
-        for data in reports:
-            hook.pytest_runtest_logreport(report=self._config.hook.
-                                          pytest_report_from_serializable(
-                                              config=self._config, data=data))
+    def names(self) -> List[str]:
+        """Return the names of all tests that run in sides, when these have read them."""
+        return [name for one in self._sides for name in one.names()]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(
+            self, session: pytest.Session) -> Generator[None, object, object]:
+        """Show the reports of the sides after those of this process."""
+        session.testscollected += len(self.names())  # for the percentages
+        result = yield
+        for one in self._sides:
+            for name in one.names():
+                self._show(one, name)
+                if session.shouldfail:
+                    raise session.Failed(session.shouldfail)
+                if session.shouldstop:
+                    raise session.Interrupted(session.shouldstop)
+        return result
+
+    def _show(self, one: Side, name: str) -> None:
+        hook = self._config.hook
+        reports = [hook.pytest_report_from_serializable(config=self._config, data=data)
+                   for data in one.wait(name)]
         if not reports:
-            hook.pytest_runtest_logreport(report=pytest.TestReport(
-                item.nodeid, location, {}, "failed", side.last_words(), "call"))
-        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=location)
-        return True
+            reports = [pytest.TestReport(name, (name, None, name), {}, "failed",
+                                         one.last_words(), "call")]
+        hook.pytest_runtest_logstart(nodeid=name, location=reports[0].location)
+        for report in reports:
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=name, location=reports[0].location)
 
     def pytest_sessionfinish(self) -> None:
         """End what still runs, after an interrupt."""
-        for side in self._sides:
-            side.stop()
+        for one in self._sides:
+            one.stop()
