@@ -13,7 +13,6 @@ import gc
 import os
 import pathlib
 import sys
-import tempfile
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
@@ -24,22 +23,16 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "reference")]
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable),
                                       os.environ.get("PATH", os.defpath)))
 
-import side  # noqa: E402
+import bytecode  # noqa: E402
 
-if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-    # The tree stays clean, and yet nothing is compiled at each of some hundred starts.
-    if side.BYTECODE not in os.environ:
-        FOLDER = tempfile.TemporaryDirectory(prefix="kit-bytecode-")
-        os.environ[side.BYTECODE] = FOLDER.name
-        side.lend_bytecode(FOLDER.name)
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = os.environ[side.BYTECODE]
-    sys.dont_write_bytecode = False
+bytecode.divert(HERE.parent)
 
 import checks  # noqa: E402
 import implementations  # noqa: E402
 import kit  # noqa: E402
 import report  # noqa: E402
 import rig  # noqa: E402
+import side  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
@@ -337,6 +330,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     kit.stop_idle_runs()
     rig.stop_idle_rigs()
     implementations.clean()
+    bytecode.forget_temporary()
     gc.freeze()  # nor when pytest collects garbage ten times over before it leaves
     folder = session.config.getoption("--report")
     if folder and not session.config.option.collectonly:

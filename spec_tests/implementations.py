@@ -1,6 +1,7 @@
 # implementations.py: what `python3 -m pytest spec_tests` tests without options (MIT).
 """Prepare the reference, the bash and the Go bootstraps with their test handlers."""
 
+import atexit
 import functools
 import os
 import pathlib
@@ -31,7 +32,9 @@ GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
 @functools.lru_cache(maxsize=None)
 def workshop() -> pathlib.Path:
     """Return a folder for copies and builds, removed by clean()."""
-    return pathlib.Path(tempfile.mkdtemp(prefix="kit-"))
+    made = pathlib.Path(tempfile.mkdtemp(prefix="kit-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)  # after an interrupt
+    return made
 
 
 def clean() -> None:

@@ -19,9 +19,7 @@ from typing import Any, Dict, Generator, IO, List, Optional
 
 import pytest
 
-__all__ = ["BYTECODE", "Reporter", "Sides"]
-
-BYTECODE = "KIT_BYTECODE"  # names a folder for it, where the tree must stay clean
+__all__ = ["Reporter", "Sides"]
 
 # The files that are worth it, in lots of about the same length.
 LOTS = (
@@ -35,18 +33,6 @@ LOTS = (
      "test_bootstrap_unit.py", "test_emulator_samples.py", "test_gateway_spec.py",
      "test_lifecycle_soak.py", "test_gateway_rules.py"),
 )
-
-
-def lend_bytecode(folder: str) -> None:
-    """Make a folder for bytecode begin with what is loaded and compiled already, so that
-    no process compiles Python's own library or pytest anew."""
-    known = {module.__file__: module.__cached__ for module in list(sys.modules.values())
-             if getattr(module, "__cached__", None) and module.__file__}
-    for source, compiled in known.items():
-        place = folder + os.path.dirname(source)
-        os.makedirs(place, exist_ok=True)
-        if os.path.exists(compiled):
-            os.symlink(compiled, os.path.join(place, os.path.basename(compiled)))
 
 
 class Reporter:
@@ -176,6 +162,8 @@ class Sides:
                     raise session.Failed(session.shouldfail)
                 if session.shouldstop:
                     raise session.Interrupted(session.shouldstop)
+        for one in self._sides:
+            one.last_words()  # it still puts away what it has started
         return result
 
     def _show(self, one: Side, name: str) -> None:
