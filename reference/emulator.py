@@ -1790,23 +1790,23 @@ def is_asleep(pid: int) -> bool:
         return False  # or a thread has ended just now
 
 
-def group_memory_mb() -> Dict[int, float]:
-    """Return the resident memory of every process group; {} without /proc."""
-    groups: Dict[int, float] = {}
+def group_memory_mb(groups: Iterable[int]) -> Optional[Dict[int, float]]:
+    """Return the resident memory of these process groups; None without /proc."""
+    found = dict.fromkeys(groups, 0.0)
     try:
-        numbers = [name for name in os.listdir("/proc") if name.isdigit()]
+        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
-        return groups
+        return None
     page_mb = os.sysconf("SC_PAGE_SIZE") / MIB
     for number in numbers:
         try:
-            with open("/proc/%s/stat" % number, "rb") as file:
-                words = file.read().rpartition(b")")[2].split()
-            group = int(words[2])
-            groups[group] = groups.get(group, 0.0) + int(words[21]) * page_mb
+            group = os.getpgid(number)  # opening a file there takes fifty times as long
+            if group in found:
+                with open("/proc/%d/statm" % number, "rb") as file:
+                    found[group] += int(file.read().split()[1]) * page_mb
         except (OSError, ValueError, IndexError):
             pass  # it has ended
-    return groups
+    return found
 
 
 class Log:
@@ -3383,17 +3383,21 @@ class Platform:
 
     def _on_memory_time(self) -> None:
         """Sample the groups; end those over the limit [any.memory.limit]."""
-        groups = group_memory_mb()
+        with self.lock:
+            groups = [one.process.pid for one in self.instances if one.process]
+        sampled = group_memory_mb(groups)
         with self.lock:
             self._memory_timer.deadline = math.inf
+            if sampled is None:
+                return
             for instance in list(self.instances):
                 process = instance.process
-                sample = groups.get(process.pid, 0.0) if process else 0.0
+                sample = sampled.get(process.pid, 0.0) if process else 0.0
                 instance.sampled_mb = max(instance.sampled_mb, sample)
                 over = instance.over_memory()
                 if over and not self.function.image:
                     instance.end(list(instance.work), "out-of-memory", over)
-            if groups and any(not instance.is_idle for instance in self.instances):
+            if any(not instance.is_idle for instance in self.instances):
                 self.watch_memory()
 
     def words(self) -> List[str]:

@@ -148,10 +148,11 @@ class Container:
         found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError, ValueError):
+                if os.getpgid(int(name)) != self.process.pid:
+                    continue
                 with open(f"/proc/{name}/stat", encoding="latin-1") as file:
-                    state, _, group = file.read().rpartition(")")[2].split()[:3]
-                if int(group) == self.process.pid and (
-                        state not in "ZX" or len(os.listdir(f"/proc/{name}/task")) > 1):
+                    state = file.read().rpartition(")")[2].split()[0]
+                if state not in "ZX" or len(os.listdir(f"/proc/{name}/task")) > 1:
                     found.append(int(name))
         return found
 
