@@ -15,7 +15,7 @@ import sys
 import tempfile
 from typing import List
 
-__all__ = ["divert", "forget_temporary"]
+__all__ = ["chosen", "divert", "forget_temporary", "lend"]
 
 VARIABLE = "KIT_BYTECODE"  # tells the processes below this one which folder it is
 OWN: List[pathlib.Path] = []  # the folder, in the process that has chosen it

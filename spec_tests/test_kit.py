@@ -13,6 +13,7 @@ from typing import Dict, List
 import pytest
 
 import broken_ones
+import bytecode
 import checks
 import kit
 import report
@@ -101,6 +102,20 @@ def test_unsupported() -> None:
     function = test_bootstrap_any.test_any_instance_init_once
     check = checks.Check("any.instance.init-once", "puller", function, {}, "count")
     assert checks.judge(check, base).verdict == "unsupported"
+
+
+def test_bytecode(tmp_path: pathlib.Path) -> None:
+    """It is kept beside what pytest keeps, or elsewhere where that cannot be written;
+    what Python and pytest have compiled is there from the start."""
+    folder = bytecode.chosen(tmp_path)
+    assert folder.parent == tmp_path / ".pytest_cache" and not list(folder.iterdir())
+    bytecode.lend(str(folder))
+    lent = folder / json.__file__.lstrip("/")
+    assert [path.exists() for path in lent.parent.glob("__init__.*.pyc")] == [True]
+    bytecode.lend(str(folder))  # again: what is there stays
+    (tmp_path / "file").touch()
+    elsewhere = bytecode.chosen(tmp_path / "file")
+    assert tmp_path not in elsewhere.parents and elsewhere.is_dir()
 
 
 REFUSED = {
