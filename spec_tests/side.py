@@ -170,6 +170,9 @@ class Sides:
         hook = self._config.hook
         reports = [hook.pytest_report_from_serializable(config=self._config, data=data)
                    for data in one.wait(name)]
+        for report in reports:
+            if isinstance(report.longrepr, list):  # where and why it was skipped
+                report.longrepr = tuple(report.longrepr)  # JSON has no tuples
         if not reports:
             reports = [pytest.TestReport(name, (name, None, name), {}, "failed",
                                          one.last_words(), "call")]
