@@ -307,12 +307,11 @@ def test_fcc_freeze_clocks__call() -> None:
         gate = container.folder / "gate"
         container.invoke(b"warm")
         call = pool.submit(container.invoke, call_of("hold", gate=str(gate)),
-                           X_Fc_Function_Timeout="0.2")
+                           X_Fc_Function_Timeout="1.5")
         until(lambda: container.stats()["calls"])
-        os.killpg(container.process.pid, signal.SIGSTOP)
-        time.sleep(0.45)
+        freeze(container, 1.75)
+        container.stats()  # it has woken up, and the limit would be over
         gate.touch()
-        os.killpg(container.process.pid, signal.SIGCONT)
         assert call.result().status == 200
 
 
@@ -324,10 +323,10 @@ def test_fcc_freeze_clocks__queue() -> None:
         gate = container.folder / "gate"
         pool.submit(container.invoke, call_of("hold", gate=str(gate)))
         until(lambda: [one for one in container.function()["workers"] if one["active"]])
-        call = pool.submit(container.invoke, b"next", X_Fc_Function_Timeout="0.5")
+        call = pool.submit(container.invoke, b"next", X_Fc_Function_Timeout="1.5")
         until(lambda: container.function()["queued"])
         os.killpg(container.process.pid, signal.SIGSTOP)
-        time.sleep(0.75)
+        time.sleep(1.75)
         gate.touch()
         os.killpg(container.process.pid, signal.SIGCONT)
         assert call.result().body == b"next"
