@@ -26,9 +26,10 @@ def divert(root: pathlib.Path) -> None:
     if not os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         return
     if VARIABLE not in os.environ:
-        OWN.append(chosen(root))
-        os.environ[VARIABLE] = str(OWN[0])
-        lend(str(OWN[0]))
+        folder = chosen(root)
+        OWN.append(folder)
+        os.environ[VARIABLE] = str(folder)
+        lend(str(folder))
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = os.environ[VARIABLE]
     sys.dont_write_bytecode = False
 

@@ -329,7 +329,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
     kit.stop_idle_runs()
     rig.stop_idle_rigs()
-    implementations.clean()
     bytecode.forget_temporary()
     gc.freeze()  # nor when pytest collects garbage ten times over before it leaves
     folder = session.config.getoption("--report")

@@ -17,6 +17,7 @@ import time
 from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple,
                     Union)
 
+import wire
 from implementations import module_words
 
 __all__ = ["Answer", "Container", "call_of", "keep_terminating", "profile", "until"]
@@ -59,14 +60,10 @@ def profile(name: str = "echo", *, env: Optional[Dict[str, str]] = None,
 
 def until(condition: Callable[[], Any], what: str = "") -> Any:
     """Return the first true value of a condition; fail if there is none in time."""
-    deadline = time.monotonic() + PATIENCE_S
-    pause_s = 0.002
-    while time.monotonic() < deadline:
+    for _ in wire.looks(PATIENCE_S):
         value = condition()
         if value:
             return value
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.02)  # a look costs the gateway something, too
     raise AssertionError(f"never came true: {what or condition}")
 
 

@@ -1,7 +1,6 @@
 # implementations.py: what `python3 -m pytest spec_tests` tests without options (MIT).
 """Prepare the reference, the bash and the Go bootstraps with their test handlers."""
 
-import atexit
 import functools
 import os
 import pathlib
@@ -15,7 +14,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import kit
 
-__all__ = ["GO_ENV", "START_EMULATOR", "Version", "bootstraps", "clean", "interpreters",
+__all__ = ["GO_ENV", "START_EMULATOR", "Version", "bootstraps", "interpreters",
            "module_words", "platforms"]
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -31,17 +30,8 @@ GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
 
 @functools.lru_cache(maxsize=None)
 def workshop() -> pathlib.Path:
-    """Return a folder for copies and builds, removed by clean()."""
-    made = pathlib.Path(tempfile.mkdtemp(prefix="kit-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)  # after an interrupt
-    return made
-
-
-def clean() -> None:
-    """Remove what was copied and built."""
-    if workshop.cache_info().currsize:
-        shutil.rmtree(workshop(), ignore_errors=True)
-        workshop.cache_clear()
+    """Return a folder for copies and builds, which goes when the kit ends."""
+    return pathlib.Path(tempfile.mkdtemp(dir=kit.SCRATCH))
 
 
 def bootstraps(protocols: Sequence[str]) -> List[kit.Implementation]:

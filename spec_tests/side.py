@@ -116,20 +116,25 @@ class Side:
 
     def last_words(self) -> str:
         """Return, once, what an ended side process printed."""
-        self._process.wait(10)
+        self.join()
         self._threads[1].join(10)
         output, self._output = self._output[-4000:], b"see above"
         return "the side process ended with status %s\n%s" % (
             self._process.returncode, output.decode("utf-8", "replace"))
 
-    def stop(self) -> None:
-        """Interrupt the process if it still runs; it puts away what it has started."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+    def join(self) -> None:
+        """Wait while the process puts away what it has started; 10 s at most."""
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """Interrupt the process if it still runs, and wait for its end."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        self.join()
 
 
 class Sides:
@@ -163,7 +168,7 @@ class Sides:
                 if session.shouldstop:
                     raise session.Interrupted(session.shouldstop)
         for one in self._sides:
-            one.last_words()  # it still puts away what it has started
+            one.join()
         return result
 
     def _show(self, one: Side, name: str) -> None:

@@ -29,14 +29,7 @@ T = TypeVar("T")
 
 def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
     """Wait until the condition holds, where nothing else tells; say whether it does."""
-    deadline = time.monotonic() + limit_s
-    pause_s = 0.001
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.02)  # some conditions are dear
-    return True
+    return any(condition() for _ in wire.looks(limit_s))
 
 
 def within(limit_s: float, function: Callable[[], T]) -> T:

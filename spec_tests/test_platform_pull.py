@@ -328,12 +328,10 @@ def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
 def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
     """An event that is not fetched is not-fetched."""
     with platform.used_rig(*LIMITED) as run:
-        puppet = run.fetched(b"before")
-        run.finish(puppet)
+        run.finish(run.fetched(b"before"))
         run.issue(b"hello")
         run.outcome("not-fetched")
-        run.idle = None
-        run.discard(puppet)
+        run.discard_idle()
 
 
 def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:

@@ -14,10 +14,11 @@ import re
 import socket
 import threading
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 __all__ = ["Channel", "Closed", "Exchange", "Frame", "Garbage", "Listener", "Message",
-           "Silence", "WireError", "chunked", "free_port", "response", "request_bytes"]
+           "Silence", "WireError", "chunked", "free_port", "looks", "response",
+           "request_bytes"]
 
 # ---- limits ----
 
@@ -31,6 +32,18 @@ PORTS_LOCK = threading.Lock()
 STATUS_LINE = r"^HTTP/1\.[01] [1-5]\d\d( .*)?$"
 REQUEST_LINE = r"^[A-Z-]+ \S+ HTTP/1\.[01]$"
 Headers = Sequence[Tuple[str, str]]
+
+
+def looks(limit_s: float) -> Iterator[None]:
+    """Yield at once, and then again and again until the limit, for who has to look
+    where nothing tells; the pauses grow to 20 ms, as some looks are dear."""
+    deadline = time.monotonic() + limit_s
+    pause_s = 0.001
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.02)
+        yield
 
 
 # ---- model ----

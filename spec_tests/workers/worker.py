@@ -125,10 +125,15 @@ def hang(call: Call, order: "Dict[str, Any]") -> None:
     forever()
 
 
+def wait_for(gate: str) -> None:
+    """Wait until that file is there."""
+    while not os.path.exists(gate):
+        time.sleep(0.002)
+
+
 def hold(call: Call, order: "Dict[str, Any]") -> None:
     """Answer when the file `gate` is there."""
-    while not os.path.exists(order["gate"]):
-        time.sleep(0.002)
+    wait_for(order["gate"])
     call.json(os.getpid())
 
 
@@ -136,8 +141,7 @@ def drip(call: Call, order: "Dict[str, Any]") -> None:
     """Answer in two chunks, the second when the file `gate` is there."""
     call.wire.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
                       b"5\r\nfirst\r\n")
-    while not os.path.exists(order["gate"]):
-        time.sleep(0.002)
+    wait_for(order["gate"])
     call.wire.sendall(b"6\r\nsecond\r\n0\r\n\r\n")
 
 
@@ -229,8 +233,8 @@ def main() -> None:
         sys.exit("no reason to live")
     if word == "hang":
         forever()
-    while word.startswith("/") and not os.path.exists(word):  # a gate
-        time.sleep(0.005)
+    if word.startswith("/"):
+        wait_for(word)
     listener = thin.listen(os.environ.get("BIND", "127.0.0.1"),
                            int(os.environ["FC_SERVER_PORT"]), 1024)
     print("worker is up", flush=True)
