@@ -36,7 +36,7 @@ import side  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
-POOL_SIZE = 4  # most of the time a check waits for somebody else
+POOL_SIZE = 5  # most of the time a check waits for somebody else
 SLOW_POOL_SIZE = 2  # and what is broken on purpose is waited for in vain
 
 
@@ -197,7 +197,9 @@ def pytest_collection_modifyitems(config: pytest.Config,
     for item in items:
         assert isinstance(item, pytest.Function)
         (kept if asked_for(session, item) else dropped).append(item)
-    items[:] = kept
+    by_threads = {item.path for item in kept  # they run anyway: first what does not
+                  if subject_of(item) or hasattr(sys.modules.get(item.path.stem), "begin")}
+    items[:] = sorted(kept, key=lambda item: item.path in by_threads)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     rules = [session.rule_of(item) for item in kept if isinstance(item, pytest.Function)]
@@ -262,7 +264,7 @@ def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:
             assert isinstance(item, pytest.Function)
             groups.setdefault(found[1], []).append(item)
     most = 1 + sum(map(len, groups.values())) // (4 * POOL_SIZE)  # no thread ends late
-    for group in groups.values():
+    for group in reversed(groups.values()):  # platforms: these wait the most
         for start in range(0, len(group), most):
             yield group[start:start + most]
 

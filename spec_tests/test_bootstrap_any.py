@@ -167,7 +167,7 @@ def test_any_poll_retry__reset(puller: Bootstrap) -> None:
 def test_any_poll_pause(puller: Bootstrap) -> None:
     """Polls that bring no event are at least 50 ms apart."""
     run = puller.pull()
-    pulling.pauses(run, 3)
+    pulling.pauses(run, 4)
 
 
 def test_any_poll_pause__gone(puller: Bootstrap) -> None:
