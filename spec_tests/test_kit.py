@@ -18,6 +18,7 @@ import bytecode
 import checks
 import kit
 import report
+import side
 import spec
 import test_bootstrap_any
 import test_platform_any
@@ -122,6 +123,26 @@ def test_bytecode(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "file").touch()
     elsewhere = bytecode.chosen(tmp_path / "file")
     assert tmp_path not in elsewhere.parents and elsewhere.is_dir()
+
+
+def test_side_shown(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a side process skipped is shown with its reason; what it lost has failed."""
+    shown: List[pytest.TestReport] = []
+    hook = types.SimpleNamespace(
+        pytest_report_from_serializable=pytestconfig.hook.pytest_report_from_serializable,
+        pytest_runtest_logstart=lambda **_: None, pytest_runtest_logfinish=lambda **_: None,
+        pytest_runtest_logreport=lambda report: shown.append(report))
+    skipped = pytest.TestReport("it", ("it.py", 1, "it"), {}, "skipped",
+                                ("it.py", 1, "Skipped: no reason"), "call")
+    sent = json.dumps(pytestconfig.hook.pytest_report_to_serializable(
+        config=pytestconfig, report=skipped))
+    monkeypatch.setattr(side, "LOTS", ())
+    sides = side.Sides(types.SimpleNamespace(hook=hook))  # type: ignore[arg-type]
+    for reports in [json.loads(sent)], []:
+        sides._show(types.SimpleNamespace(  # type: ignore[arg-type]
+            wait=lambda name: reports, last_words=lambda: "killed by a test"), "it")
+    assert shown[0].longrepr == skipped.longrepr
+    assert (shown[1].outcome, shown[1].longrepr) == ("failed", "killed by a test")
 
 
 REFUSED = {
