@@ -151,7 +151,7 @@ def judge(check: Check, implementation: kit.Implementation,
                                    tried=not isinstance(broken, kit.NotUsable))
     except wire.WireError as broken:
         verdict = verdict._replace(verdict="fail", expected="HTTP as the rule has it",
-                                   seen=f"{broken.what}: {wire.show(broken.seen)}")
+                                   seen=broken.told())
     except Exception:  # a fault of the kit itself
         verdict = verdict._replace(verdict="error", seen=traceback.format_exc())
     finally:

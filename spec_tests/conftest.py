@@ -60,8 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="check this rule only; repeatable")
     group.addoption("--patience", metavar="S", type=float, default=10.0,
                     help="longest wait for any step of the thing under test (10)")
-    group.addoption("--hold", metavar="S", type=float, default=6.0,
-                    help="how long a poll or an idle connection is held (6)")
+    group.addoption("--hold", metavar="S", type=float, default=8.0,
+                    help="how long a poll or an idle connection is held (8)")
     group.addoption("--slowest", metavar="N", type=int, default=0,
                     help="print the N checks that took longest")
     group.addoption("--side-descriptor", metavar="FD", type=int,
@@ -340,12 +340,28 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
                      table.read_text(encoding="utf-8") if table.exists() else "")
 
 
+def why_unchecked(session: Session, name: str) -> str:
+    """Say why a rule that was asked for has no check of what is under test."""
+    rule = next(one for one in session.spec.rules if one.id == name)
+    roles = [role for role, found in (("bootstrap", session.bootstraps),
+                                      ("platform", session.platforms)) if found]
+    protocols = {one.protocol for one in session.bootstraps + session.platforms}
+    of_one = name.split(".")[0]
+    if rule.role not in roles:
+        return f"it binds the {rule.role}"
+    if of_one != "any" and of_one not in protocols:
+        return f"it is one of {of_one}"
+    if rule.level.startswith("SHOULD") and not session.strict:
+        return "it is a SHOULD, see --strict"
+    return session.spec.exclusions.get(
+        name, "only tests made for our own implementations show it")
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print how many verdicts of each kind there are."""
     for rule in config.stash[RUN].unchecked:
         terminalreporter.write_line(
-            f"no check of {rule} concerns this: it binds another role or protocol, is a "
-            "SHOULD (see --strict), or is in SPEC.md, Appendix C")
+            f"{rule} is not checked here: {why_unchecked(config.stash[RUN], rule)}")
     counts = report.count(config.stash[RUN].verdicts)
     if sum(counts.values()):
         terminalreporter.write_line("verdicts: " + ", ".join(

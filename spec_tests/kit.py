@@ -108,6 +108,17 @@ def same(expected: object, seen: object, what: str = "") -> None:
         raise Mismatch(head + describe(expected), describe(seen))
 
 
+def busy_at_last(attempt: Callable[[float], None]) -> None:
+    """Try it with more and more time until something under test is busy; the last
+    Mismatch counts. Where nothing tells, a loaded machine needs longer to begin."""
+    for pause_s in (0.1, 0.4):
+        try:
+            return attempt(pause_s)
+        except Mismatch:
+            pass
+    attempt(1.6)
+
+
 def document(data: Union[bytes, str]) -> Any:
     """Return the JSON value that the peer has sent. Raises Mismatch if it is none."""
     try:
@@ -223,10 +234,11 @@ class Process:
         cap_files(self.popen.pid)
 
     def tail(self) -> str:
-        """Return the end of what it printed."""
+        """Return the end of what it printed, as a part of a sentence."""
         size = self.output.seek(0, os.SEEK_END)
         self.output.seek(max(0, size - 1500))
-        return wire.show(self.output.read())
+        return f"it printed: {wire.show(self.output.read())}" if size else \
+            "it printed nothing"
 
     def ended(self) -> str:
         """Say with which status it ended, and what it printed last."""
@@ -265,11 +277,13 @@ def cap_files(process_id: int) -> None:
 
 
 class Setting(NamedTuple):
-    """How a start differs from the ordinary one: folder, and variables left out."""
+    """How a start differs from the ordinary one: folder, and variables left out or
+    changed."""
 
     folder: str = ""
     only: Sequence[str] = ()
     but: Sequence[str] = ()
+    changed: Sequence[Tuple[str, str]] = ()
 
 
 USUAL = Setting()
@@ -290,7 +304,7 @@ class Run:
     def launch(self, host: str, port: int, setting: Setting) -> Process:
         """Start the process in its environment, or in what the check leaves of it."""
         env = {**environment(self.kind.protocol, self.kind.folder, host, port),
-               **dict(self.kind.env)}
+               **dict(self.kind.env), **dict(setting.changed)}
         env = {name: value for name, value in env.items()
                if name not in setting.but and name in (setting.only or env)}
         return Process(self.kind.command, setting.folder or self.kind.folder, env)
@@ -329,7 +343,7 @@ class PullRun(Run):
                 pass
             if self.api.bad:
                 error = self.api.bad[0]
-                raise Mismatch(wanted, f"{error.what}: {wire.show(error.seen)}")
+                raise Mismatch(wanted, error.told())
             if self.process.popen.poll() is not None and self.api.arrived.empty():
                 raise Mismatch(wanted, self.process.ended())
             if time.monotonic() > deadline:
@@ -451,8 +465,8 @@ class PushRun(Run):
             own.send(data)
             return own.read(self.patience_s, to=method)
         except wire.WireError as error:
-            raise Mismatch("an answer", f"{error.what}: {wire.show(error.seen)}; "
-                           + self.process.tail()) from None
+            raise Mismatch("an answer",
+                           f"{error.told()}; {self.process.tail()}") from None
         finally:
             if channel is None:
                 own.close()
@@ -491,8 +505,8 @@ class PushRun(Run):
                  (404, None): "error", (404, "404"): "error"}
         key = (answer.status, answer.header("x-fc-status"))
         if key not in kinds:
-            raise Mismatch("status and x-fc-status 200, or both 404",
-                           f"{key!r}; {self.process.tail()}")
+            raise Mismatch("status 200 and X-Fc-Status 200, or both 404",
+                           "status %s and X-Fc-Status %s; %s" % (*key, self.process.tail()))
         return Result(kinds[key], answer.body, answer)
 
     def alive(self) -> None:
@@ -559,9 +573,10 @@ class Bootstrap:
         self.runs.append(run)
         return run
 
-    def push(self, but: Sequence[str] = ()) -> PushRun:
+    def push(self, but: Sequence[str] = (),
+             changed: Sequence[Tuple[str, str]] = ()) -> PushRun:
         """Start an instance of fc, up and probed; it dies with the check."""
-        run = PushRun(self, Setting(but=but))
+        run = PushRun(self, Setting(but=but, changed=changed))
         self.runs.append(run)
         return run
 

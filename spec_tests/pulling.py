@@ -9,7 +9,7 @@ import time
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import wire
-from kit import Mismatch, PullRun, Result, same
+from kit import Mismatch, PullRun, Result, instruction, same
 
 __all__ = ["BINARY", "EVENTS", "FRAMINGS", "NO_EVENT", "acknowledged_with",
            "brings_none", "echoed", "framed"]
@@ -188,20 +188,29 @@ def acknowledged_with(run: PullRun, pieces: Sequence[bytes]) -> None:
     run.alive()
 
 
-def result_lost(run: PullRun) -> None:
+def result_lost(run: PullRun, lost_again: bool) -> None:
     """Raise Mismatch unless the bootstrap goes on when a result finds no platform."""
     run.poll().reply(200, run.headers(), b"first")
     _, exchange = run.result()
     exchange.drop()
-    repeated = run.request("another poll, or the same result once more")
-    if repeated.request.method == "POST":
-        repeated.reply()
-        run.alive()
-        return
-    repeated.reply(200, run.headers(), b"still here")
+    following = run.request("another poll, or the same result once more")
+    if following.request.method == "POST":
+        if lost_again:
+            following.drop()
+        else:
+            following.reply()
+        following = run.request("another poll, as the result may be sent twice at most")
+    polls_on(run, following, "the result may be sent again once, and only without an answer")
+
+
+def polls_on(run: PullRun, exchange: wire.Exchange, why: str) -> None:
+    """Raise Mismatch unless this request is a poll, whose event is handled as usual."""
+    if exchange.request.method == "POST":
+        raise Mismatch(f"another poll: {why}", exchange.request.start)
+    exchange.reply(200, run.headers(), b"still here")
     result, exchange = run.result()
     exchange.reply()
-    same(b"still here", result.body)
+    same(b"still here", result.body, "an echo afterwards")
 
 
 # ---- the platform comes and goes ----
@@ -228,9 +237,9 @@ def pauses(run: PullRun, rounds: int) -> None:
     """
     exchange = run.poll()
     for _ in range(rounds):
-        for _ in range(2):
+        for status in (503, 204):
             replied = time.monotonic()
-            exchange.reply(503)
+            exchange.reply(status)
             exchange = run.poll()
             paused_s = time.monotonic() - replied
             if paused_s < PAUSE_S:
@@ -250,17 +259,16 @@ def ends_on_sigterm(run: PullRun) -> None:
         raise Mismatch("exit status 0 or death by SIGTERM", f"status {status}")
 
 
-def ends_in_grace(run: PullRun) -> None:
-    """Raise Mismatch unless a busy bootstrap ends, its result posted or not."""
-    deadline = time.monotonic() + run.patience_s
-    while run.process.popen.poll() is None and time.monotonic() < deadline:
-        try:
-            run.api.arrived.get(timeout=0.02).reply()
-        except queue.Empty:
-            pass
-    if run.process.popen.poll() is None:
-        raise Mismatch(f"a process that ends within {run.patience_s} s after SIGTERM, "
-                       "its event finished or not", "it still runs")
+def ends_after_result(run: PullRun, pause_s: float) -> None:
+    """Raise Mismatch unless a bootstrap that is busy by then gives the result first."""
+    order = instruction("sleep", seconds=pause_s + 0.2)
+    run.poll().reply(200, run.headers(), order)
+    time.sleep(pause_s)
+    run.process.popen.terminate()
+    result, exchange = run.result()
+    exchange.reply()
+    same(b"slept", result.body, "the result of the event that ran when SIGTERM came")
+    run.process.wait(run.patience_s)
 
 
 # ---- order ----

@@ -7,7 +7,8 @@ from typing import Dict, List
 import wire
 from kit import Mismatch, PushRun, document, instruction, same
 
-__all__ = ["CUT", "expecting", "piecewise", "runs_together", "tells_context"]
+__all__ = ["CUT", "ends_after_result", "expecting", "piecewise", "runs_together",
+           "tells_context"]
 
 CUT: Dict[str, bytes] = {
     "half-line": b"POST /inv",
@@ -59,11 +60,23 @@ def expecting(run: PushRun, event: bytes) -> bytes:
 
 
 def tells_context(run: PushRun) -> None:
-    """Raise Mismatch unless the handler is told the id in X-Fc-Request-Id."""
+    """Raise Mismatch unless the handler is told what the common fields say."""
     fields = [(name, "1-0000-kit" if name == "X-Fc-Request-Id" else value)
               for name, value in run.headers()]
     body = instruction("context")
     data = wire.request_bytes("POST", "/invoke", [
         *fields, ("Content-Type", "application/octet-stream")], body)
     told = document(run.ask(data, "POST").body)
-    same("1-0000-kit", told.get("request_id"), "request_id")
+    same({"request_id": "1-0000-kit", "memory_mb": 128, "time_limit_ms": 3000,
+          "function_name": "kit"}, told)
+
+
+def ends_after_result(run: PushRun, pause_s: float) -> None:
+    """Raise Mismatch unless a server that is busy by then gives the answer first."""
+    channel = run.connect()
+    channel.send(run.invocation(instruction("sleep", seconds=pause_s + 0.2)))
+    time.sleep(pause_s)
+    run.process.popen.terminate()
+    same(b"slept", channel.read(run.patience_s, to="POST").body,
+         "the answer to the event that ran when SIGTERM came")
+    run.process.wait(run.patience_s)

@@ -198,9 +198,13 @@ def deed(puppet: Puppet, line: str) -> None:
 
 # ---- against a bootstrap ----
 
+HOOKS = ("POST /initialize", "GET /pre-freeze", "GET /pre-stop")
+
 
 def against_bootstrap(bootstrap: kit.Bootstrap, transcript: spec.Transcript) -> None:
     """Play the platform; compare what the bootstrap says and does."""
+    if any(step.line in HOOKS for step in transcript.steps):
+        bootstrap.needs("hooks")
     if transcript.protocol == "fc":
         push(bootstrap.push(), transcript)
     else:
@@ -244,6 +248,8 @@ def push(run: kit.PushRun, transcript: spec.Transcript) -> None:
     channel = run.connect()
     for step in transcript.steps:
         if step.who == "P>":
+            if "keep-alive" in run.kind.without:
+                channel = run.connect()
             method, path = step.line.split(" ")
             body = names.filled(step.body).encode() if method == "POST" else None
             channel.send(wire.request_bytes(

@@ -47,8 +47,9 @@ def count(verdicts: Sequence[Verdict]) -> Dict[str, int]:
 
 def plain(verdict: Verdict) -> str:
     """Return a failure for the terminal: rule, place, expected, seen, the wire."""
-    lines = [f"[{verdict.rule}] SPEC.md:{verdict.line}  {verdict.role} "
-             f"{verdict.implementation}, {verdict.protocol}: {verdict.verdict}"]
+    place = f"[{verdict.rule}] SPEC.md:{verdict.line}" if verdict.tried else "[any rule]"
+    lines = [f"{place}  {verdict.role} {verdict.implementation}, {verdict.protocol}: "
+             f"{verdict.verdict}"]
     if verdict.expected:
         lines.append(f"  expected: {verdict.expected}")
     lines.append(f"  seen:     {verdict.seen}")

@@ -5,8 +5,10 @@
 import pytest
 
 import pulling
+import pushing
 import wire
-from kit import Bootstrap, Mismatch, document, error_of, instruction, made_up_word, same
+from kit import (Bootstrap, Mismatch, busy_at_last, document, error_of, instruction,
+                 made_up_word, same)
 
 
 def test_any_error_survive(puller: Bootstrap) -> None:
@@ -188,13 +190,15 @@ def test_any_result_once__no_repeat_cut(puller: Bootstrap) -> None:
         run.poll().reply(200, run.headers(), b"first")
         _, exchange = run.result()
         exchange.drop(b"HTTP/1.1 200 OK\r\nContent-Le")
-        run.alive()
+        following = run.request("another poll")
+        pulling.polls_on(run, following, "bytes of an answer to the result had come")
 
 
-def test_any_poll_retry__result_lost(puller: Bootstrap) -> None:
-    """A result that finds no platform does not end the bootstrap."""
+@pytest.mark.parametrize("lost_again", [False, True], ids=("once", "twice"))
+def test_any_result_once__lost(puller: Bootstrap, lost_again: bool) -> None:
+    """A result that finds no platform is sent again once or not; the bootstrap goes on."""
     with puller.used_pull() as run:
-        pulling.result_lost(run)
+        pulling.result_lost(run, lost_again)
 
 
 def test_any_instance_init_once(puller: Bootstrap) -> None:
@@ -219,12 +223,9 @@ def test_any_stop_bootstrap(puller: Bootstrap) -> None:
 
 
 def test_any_stop_bootstrap__busy(puller: Bootstrap) -> None:
-    """A bootstrap that runs an event ends within the grace after SIGTERM."""
+    """A bootstrap that runs an event gives its result after SIGTERM, and ends."""
     puller.needs("sleep")
-    run = puller.pull()
-    run.poll().reply(200, run.headers(), instruction("sleep", seconds=0.2))
-    run.process.popen.terminate()
-    pulling.ends_in_grace(run)
+    busy_at_last(lambda pause_s: pulling.ends_after_result(puller.pull(), pause_s))
 
 
 def test_any_stop_bootstrap__push(pusher: Bootstrap) -> None:
@@ -236,12 +237,9 @@ def test_any_stop_bootstrap__push(pusher: Bootstrap) -> None:
 
 
 def test_any_stop_bootstrap__push_busy(pusher: Bootstrap) -> None:
-    """A server that runs an event ends within the grace after SIGTERM."""
+    """A server that runs an event gives its answer after SIGTERM, and ends."""
     pusher.needs("sleep")
-    run = pusher.push()
-    run.connect().send(run.invocation(instruction("sleep", seconds=0.2)))
-    run.process.popen.terminate()
-    run.process.wait(run.patience_s)
+    busy_at_last(lambda pause_s: pushing.ends_after_result(pusher.push(), pause_s))
 
 
 def test_any_log_quiet(puller: Bootstrap) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import pushing
 import wire
-from kit import Bootstrap, error_of, instruction, same
+from kit import Bootstrap, Mismatch, error_of, instruction, same
 
 
 def test_fc_start_port(bootstrap: Bootstrap) -> None:
@@ -18,6 +18,12 @@ def test_fc_start_port(bootstrap: Bootstrap) -> None:
 def test_fc_start_port__custom(bootstrap: Bootstrap) -> None:
     """The server listens on the port that FC_CUSTOM_LISTEN_PORT alone names."""
     bootstrap.push(but=["FC_SERVER_PORT"]).alive()
+
+
+def test_fc_start_port__first(bootstrap: Bootstrap) -> None:
+    """FC_SERVER_PORT comes before FC_CUSTOM_LISTEN_PORT."""
+    other = str(wire.free_port())
+    bootstrap.push(changed=[("FC_CUSTOM_LISTEN_PORT", other)]).alive()
 
 
 def test_fc_start_port__bind(bootstrap: Bootstrap) -> None:
@@ -71,7 +77,8 @@ def test_fc_invoke_status__fail(bootstrap: Bootstrap) -> None:
     with bootstrap.used_push() as run:
         event = instruction("raise", type="Refused", message="not today")
         answer = run.ask(run.invocation(event), "POST")
-        same((404, "404"), (answer.status, answer.header("x-fc-status")))
+        same({"status": 404, "X-Fc-Status": "404"},
+             {"status": answer.status, "X-Fc-Status": answer.header("x-fc-status")})
         same(("Refused", "not today"), error_of(run.read_result(answer)))
 
 
@@ -84,13 +91,41 @@ def test_fc_invoke_success_field(bootstrap: Bootstrap) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"])
 def test_fc_http_bootstrap(bootstrap: Bootstrap, method: str) -> None:
-    """A request to another path has an answer, whatever it is, and does no harm."""
+    """A request to another path has an answer, that with a body its echo."""
     bootstrap.needs("http")
     with bootstrap.used_push() as run:
         fields = [*run.headers("/http-invoke"), ("X-Mine", "yes")]
         body = b"body" if method in ("POST", "PUT") else None
-        run.ask(wire.request_bytes(method, "/some/path?q=1", fields, body), method)
+        data = wire.request_bytes(method, "/some/path?q=1", fields, body)
+        answer = run.ask(data, method)
+        if body is not None:
+            same(body, answer.body, "the answer's body")
         run.alive()
+
+
+@pytest.mark.parametrize("path", ["/initialize", "/pre-stop"])
+def test_fc_invoke_kind(bootstrap: Bootstrap, path: str) -> None:
+    """What X-Fc-Control-Path calls an HTTP invocation is none of the hooks."""
+    with bootstrap.used_push() as run:
+        data = wire.request_bytes("POST", path, run.headers("/http-invoke"), b"body")
+        answer = run.ask(data, "POST")
+        if "http" in bootstrap.implementation.without:
+            same("404", answer.header("x-fc-status"), "X-Fc-Status")
+        else:
+            same(b"body", answer.body, "the answer's body")
+        run.alive()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=("empty", "absent"))
+def test_fc_invoke_kind__path(bootstrap: Bootstrap, there: bool) -> None:
+    """Where X-Fc-Control-Path says nothing, POST /invoke brings an event."""
+    with bootstrap.used_push() as run:
+        fields = [(name, value if name != "X-Fc-Control-Path" else "")
+                  for name, value in run.headers()
+                  if there or name != "X-Fc-Control-Path"]
+        event = instruction("raise", type="Refused", message="not today")
+        answer = run.ask(wire.request_bytes("POST", "/invoke", fields, event), "POST")
+        same("Refused", error_of(run.read_result(answer))[0], "errorType")
 
 
 def test_fc_concurrency_bootstrap(bootstrap: Bootstrap) -> None:
@@ -116,7 +151,12 @@ def test_fc_connection_keep_alive__idle(bootstrap: Bootstrap) -> None:
         channel = run.connect()
         run.invoke(b"before", channel)
         time.sleep(run.kind.hold_s)
-        same(b"after", run.invoke(b"after", channel).body, "the result after a pause")
+        try:
+            result = run.invoke(b"after", channel)
+        except Mismatch as error:
+            raise Mismatch(f"an answer on a connection that was idle for {run.kind.hold_s}"
+                           " s", error.seen) from None
+        same(b"after", result.body, "the result after a pause")
 
 
 def test_fc_connection_keep_alive__pipelined(bootstrap: Bootstrap) -> None:
@@ -145,7 +185,8 @@ def test_fc_headers_tolerant(bootstrap: Bootstrap, name: str) -> None:
     """A field without a value does no harm."""
     with bootstrap.used_push() as run:
         fields = [(one, "" if one == name else value) for one, value in run.headers()]
-        data = wire.request_bytes("POST", "/invoke", fields, instruction("context"))
+        event = b"{}" if "context" in run.kind.without else instruction("context")
+        data = wire.request_bytes("POST", "/invoke", fields, event)
         same(200, run.ask(data, "POST").status, f"status with an empty {name}")
 
 
@@ -163,7 +204,7 @@ def test_fc_invoke_status__expect(bootstrap: Bootstrap) -> None:
 
 
 def test_fc_invoke_status__context(bootstrap: Bootstrap) -> None:
-    """The handler learns the request id from the common fields."""
+    """The handler learns what the common fields say."""
     bootstrap.needs("context")
     with bootstrap.used_push() as run:
         pushing.tells_context(run)

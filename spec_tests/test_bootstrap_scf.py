@@ -26,6 +26,13 @@ def test_scf_ready_refused(bootstrap: Bootstrap, status: int) -> None:
     run.alive()
 
 
+def test_scf_ready_refused__cut(bootstrap: Bootstrap) -> None:
+    """A ready whose connection fails does not keep the bootstrap from working."""
+    run = bootstrap.pull()
+    run.call("POST", "/runtime/init/ready").drop()
+    run.alive()
+
+
 def test_scf_ready_body(bootstrap: Bootstrap) -> None:
     """The body of ready is one space."""
     run = bootstrap.pull()

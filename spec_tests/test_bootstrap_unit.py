@@ -520,7 +520,8 @@ def test_push_wsgi_handler(package: pathlib.Path) -> None:
 
 def test_push_no_application(package: pathlib.Path) -> None:
     """A handler for events alone refuses an HTTP invocation as an error."""
-    server = Server(package, "test_handler.handle")
+    (package / "events.py").write_text("def handle(event, context):\n    return event\n")
+    server = Server(package, "events.handle")
     status, verdict, body = server.ask("GET", "/")
     assert (status, verdict) == (404, "404")
     assert json.loads(body)["errorType"] == "NotAnHttpHandler"

@@ -96,6 +96,7 @@ def test_gone_meanwhile() -> None:
     check = checks.Check("fc.start.silent-connection", "pusher", faulty, {}, "dies")
     verdict = checks.judge(check, broken_ones.correct("fc"))
     assert verdict.verdict == "fail" and "refused" in verdict.seen
+    assert report.plain(verdict).startswith("[fc.start.silent-connection] SPEC.md:")
 
 
 def test_unsupported() -> None:
@@ -104,6 +105,23 @@ def test_unsupported() -> None:
     function = test_bootstrap_any.test_any_instance_init_once
     check = checks.Check("any.instance.init-once", "puller", function, {}, "count")
     assert checks.judge(check, base).verdict == "unsupported"
+
+
+@pytest.mark.parametrize("name,gap", [("ClosesConnections", "keep-alive"),
+                                      ("RefusesHooks", "hooks"), ("KnowsNoHttp", "http")])
+def test_declared_gap(name: str, gap: str) -> None:
+    """What was declared missing makes no other check fail, transcripts included."""
+    bootstrap = dataclasses.replace(
+        broken_ones.start(name, "bootstrap", "fc"), without=(gap,))
+    checks.trust(bootstrap)
+    of_fc = [one for one in checks.all_checks(spec.load()) if one.name.startswith(
+        ("test_fc_bootstrap", "test_fc_hook", "test_fc_http", "test_fc_connection",
+         "test_fc_invoke_kind"))
+        and checks.FIXTURES[one.fixture][0] == "bootstrap"]
+    verdicts = [checks.judge(check, bootstrap) for check in of_fc]
+    checks.release(bootstrap)
+    found = {(one.verdict, one.seen) for one in verdicts}
+    assert found == {("pass", ""), ("unsupported", gap)}, found
 
 
 def test_bytecode(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +189,28 @@ def test_refused(name: str) -> None:
     assert "Traceback" not in done.stdout
 
 
+UNCHECKED = {
+    "any.result.bytes": "it binds the platform",
+    "fg.response.id": "it is one of fg",
+    "any.poll.pause": "it is a SHOULD, see --strict",
+}
+
+
+def test_unchecked() -> None:
+    """A rule that was asked for and is not checked is named, with the reason."""
+    options = [word for rule in UNCHECKED for word in ("--rule", rule)]
+    done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf", "--bootstrap",
+                      "true", *options)
+    for rule, reason in UNCHECKED.items():
+        assert f"{rule} is not checked here: {reason}" in done.stdout, done.stdout
+
+
 def test_report(tmp_path: pathlib.Path) -> None:
     """--report writes both files, with the wire behind a failure."""
     done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf",
                       "--bootstrap", "/nonexistent/x",
                       "--rule", "scf.ready.before-next", "--report", str(tmp_path))
-    assert done.returncode == 1 and "SPEC.md:" in done.stdout
+    assert done.returncode == 1 and "[any rule]" in done.stdout
     data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert data["counts"]["fail"] == len(data["verdicts"]) > 0

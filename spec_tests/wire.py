@@ -56,6 +56,10 @@ class WireError(Exception):
         super().__init__(what)
         self.what, self.seen = what, seen
 
+    def told(self) -> str:
+        """Return both for people."""
+        return f"{self.what}: {show(self.seen)}" if self.seen else self.what
+
 
 class Silence(WireError):
     """The peer said nothing more within the limit."""

@@ -282,10 +282,11 @@ class Fc(Base):
 
     def answer(self, channel: wire.Channel, request: wire.Message) -> None:
         """Answer one request."""
-        if request.path == "/invoke":
+        path = request.header("x-fc-control-path") or request.path
+        if path == "/invoke":
             kind, body = self.outcome(request.body, self.context(request))
             channel.send(self.result(kind, body))
-        elif request.path in ("/initialize", "/pre-freeze", "/pre-stop"):
+        elif path in ("/initialize", "/pre-freeze", "/pre-stop"):
             channel.send(wire.response(200))
         else:
             channel.send(wire.response(200, [("Content-Type", "text/plain")],
@@ -300,4 +301,5 @@ class Fc(Base):
         """Return what the handler is told beside the event."""
         return {"request_id": request.header("x-fc-request-id"),
                 "memory_mb": int(request.header("x-fc-function-memory") or 0),
+                "time_limit_ms": 1000 * int(request.header("x-fc-function-timeout") or 0),
                 "function_name": request.header("x-fc-function-name")}

@@ -142,6 +142,16 @@ class NoPause(Scf):
         pass
 
 
+class PausesAfterErrorsOnly(Fg):
+    def is_event(self, answer: wire.Message) -> bool:
+        self.was_204 = answer.status == 204
+        return super().is_event(answer)
+
+    def pause(self) -> None:
+        if not self.was_204:
+            super().pause()
+
+
 class GivesUp(Scf):
     def poll(self) -> Optional[wire.Message]:
         try:
@@ -179,6 +189,7 @@ breaks(("any.http.header-case", CaseSensitive),
        ("any.poll.retry", FollowsRedirects),
        ("any.poll.retry", DiesOnLostPoll),
        ("any.poll.retry", TakesHalfEvents), ("any.poll.pause", NoPause),
+       ("any.poll.pause", PausesAfterErrorsOnly),
        ("any.poll.pause", GivesUp), ("scf.next.no-timeout", HangsUpEarly),
        ("fg.request.no-timeout", HangsUpEarlyFg),
        ("any.poll.retry", IgnoresMissingId),
@@ -316,8 +327,35 @@ class DropsItsResultOnSigterm(Fg):
         signal.pause()
 
 
+class EndsWhileBusy(Scf):
+    def on_sigterm(self, *_: object) -> None:
+        os._exit(0)
+
+
+class DiesOfLostReady(Scf):
+    def start(self) -> None:
+        self.exchange("POST", "/runtime/init/ready", b" ")
+
+
+class PostsUntilAnswered(Scf):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        path = self.response_path if kind == "response" else self.error_path
+        while True:
+            try:
+                self.exchange("POST", path, body)
+                return
+            except wire.WireError:
+                pass
+
+
+class LimitInSeconds(Fg):
+    def context(self, answer: wire.Message) -> Dict[str, Any]:
+        return {**super().context(answer),
+                "time_limit_ms": int(os.environ["RUNTIME_TIMEOUT"])}
+
+
 breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
-       ("scf.ready.refused", ReadyMustBe200),
+       ("scf.ready.refused", ReadyMustBe200), ("scf.ready.refused", DiesOfLostReady),
        ("scf.env.tolerant", NeedsFunctionName),
        ("any.result.once", PostsTwice),
        ("any.result.once", PostsTwiceFg),
@@ -325,6 +363,7 @@ breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
        ("scf.response.order", PollsEarly),
        ("any.result.once", InsistsOn200),
        ("any.result.once", RepeatsAfterHalfAnAnswer),
+       ("any.result.once", PostsUntilAnswered), ("any.result.once", LimitInSeconds),
        ("any.error.survive", DiesOnError),
        ("any.error.survive", AcceptsAnyWord),
        ("any.error.document", PlainErrors), ("any.log.quiet", PrintsAnswers),
@@ -332,7 +371,8 @@ breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
        ("fg.start.cwd", NeedsItsFolder),
        ("any.instance.init-once", OneShot),
        ("any.stop.bootstrap", IgnoresSigterm),
-       ("any.stop.bootstrap", DropsItsResultOnSigterm))
+       ("any.stop.bootstrap", DropsItsResultOnSigterm),
+       ("any.stop.bootstrap", EndsWhileBusy))
 
 
 # ---- fc ----
@@ -345,6 +385,11 @@ class Loopback(Fc):
 class KnowsOnePortVariable(Fc):
     def port(self) -> int:
         return int(os.environ.get("FC_SERVER_PORT", "9000"))
+
+
+class PrefersTheCustomPort(Fc):
+    def port(self) -> int:
+        return int(os.environ.get("FC_CUSTOM_LISTEN_PORT") or super().port())
 
 
 class DiesOfSilence(Fc):
@@ -410,7 +455,8 @@ class ResultsWithoutField(Fc):
 
 class RefusesHooks(Fc):
     def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if request.path in ("/initialize", "/pre-freeze", "/pre-stop"):
+        hooks = ("/initialize", "/pre-freeze", "/pre-stop")
+        if request.header("x-fc-control-path") in hooks:
             channel.send(wire.response(405))
         else:
             super().answer(channel, request)
@@ -422,6 +468,37 @@ class HangsUpOnHttp(Fc):
             channel.close()
         else:
             super().answer(channel, request)
+
+
+class KnowsNoHttp(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if request.header("x-fc-control-path") == "/http-invoke":
+            channel.send(wire.response(404, [("x-fc-status", "404")], b"{}"))
+        else:
+            super().answer(channel, request)
+
+
+class LooksAtPathsOnly(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        super().answer(channel, request._replace(headers=()))
+
+
+class NeedsTheControlPath(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if not request.header("x-fc-control-path"):
+            request = request._replace(start="POST /some/path HTTP/1.1")
+        super().answer(channel, request)
+
+
+class LimitInSecondsFc(Fc):
+    def context(self, request: wire.Message) -> Dict[str, Any]:
+        return {**super().context(request),
+                "time_limit_ms": int(request.header("x-fc-function-timeout") or 0)}
+
+
+class EndsWhileBusyFc(Fc):
+    def on_sigterm(self, *_: object) -> None:
+        os._exit(0)
 
 
 class ReadsNoChunks(Fc):
@@ -444,6 +521,7 @@ class CaseSensitiveFc(Fc):
 
 
 breaks(("fc.start.port", Loopback), ("fc.start.port", KnowsOnePortVariable),
+       ("fc.start.port", PrefersTheCustomPort),
        ("fc.start.silent-connection", DiesOfSilence),
        ("fc.start.silent-connection", OneConnection),
        ("fc.concurrency.bootstrap", OneAtATime),
@@ -453,6 +531,9 @@ breaks(("fc.start.port", Loopback), ("fc.start.port", KnowsOnePortVariable),
        ("fc.invoke.status", ErrorsWithoutField),
        ("fc.invoke.success-field", ResultsWithoutField),
        ("fc.hook.answer", RefusesHooks), ("fc.http.bootstrap", HangsUpOnHttp),
+       ("fc.http.bootstrap", KnowsNoHttp), ("fc.invoke.kind", LooksAtPathsOnly),
+       ("fc.invoke.kind", NeedsTheControlPath), ("fc.invoke.status", LimitInSecondsFc),
+       ("any.stop.bootstrap", EndsWhileBusyFc),
        ("any.http.chunked-event", ReadsNoChunks),
        ("any.event.opaque", TrimsFc),
        ("any.http.header-case", CaseSensitiveFc))

@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import time
+import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any, Callable, Dict, List
 
 INSTRUCTION = b'{"do":"'  # what starts otherwise is echoed
 invocations = itertools.count(1)
@@ -43,6 +44,23 @@ def handle(event: "Any", context: "Any") -> "Any":
     if word == "count":
         return str(count)
     raise new_error("Unsupported", "the test handler does not know " + repr(word))
+
+
+def application(environ: "Dict[str, Any]",
+                start_response: "Callable[..., Any]") -> "List[bytes]":
+    """Do what the body of an HTTP invocation says (fc)."""
+    data = environ["wsgi.input"].read()
+    context = types.SimpleNamespace(
+        event_bytes=data, request_id=environ.get("HTTP_X_FC_REQUEST_ID"),
+        memory_mb=int(environ.get("HTTP_X_FC_FUNCTION_MEMORY") or 0),
+        time_limit_ms=1000 * int(environ.get("HTTP_X_FC_FUNCTION_TIMEOUT") or 0),
+        function_name=environ.get("HTTP_X_FC_FUNCTION_NAME"))
+    is_order = data.startswith(INSTRUCTION)
+    result = handle(json.loads(data.decode()) if is_order else data, context)
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    if isinstance(result, dict):
+        result = json.dumps(result)
+    return [result if isinstance(result, bytes) else result.encode()]
 
 
 def new_error(name: str, message: str) -> Exception:
