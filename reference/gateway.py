@@ -1029,8 +1029,8 @@ class Call:
     and the body to iterate over; end() it when you stop before its end."""
 
     worker: Optional[Worker] = None
-    gate: Optional[threading.Lock] = None    # of a call that waits in a queue
-    refusal: Optional[Failure] = None        # and comes out with this
+    gate: threading.Lock         # of a call in a queue, closed while it waits
+    refusal: Optional[Failure] = None        # with which it comes out
     is_new = False               # the worker had no call before
     queued_s = first_byte_s = 0.0
     control_path = ""
@@ -1302,7 +1302,6 @@ class Broker:
         while self.queue:
             call = self.queue.popleft()
             call.refusal = failure
-            assert call.gate is not None
             call.gate.release()
 
 
@@ -1422,9 +1421,9 @@ class Agent:
             if worker is not None:
                 self._take(worker, call)
                 return worker
-            gate = self._enqueue(broker, call)
+            self._enqueue(broker, call)
         try:
-            clock.acquire(gate, call.deadline)
+            clock.acquire(call.gate, call.deadline)
         finally:
             with self.lock:
                 if call in broker.queue:
@@ -1437,9 +1436,8 @@ class Agent:
                           % (call.name, call.metadata.timeout_s))
         return call.worker
 
-    def _enqueue(self, broker: Broker, call: Call) -> threading.Lock:
-        """Put a call into the queue and order a worker (lock held). Return what opens
-        when it comes out. Raises Failure."""
+    def _enqueue(self, broker: Broker, call: Call) -> None:
+        """Put a call into the queue and order a worker (lock held). Raises Failure."""
         profile = broker.profile
         if profile.queue_disabled:  # [fcc.queue.disabled]
             self._order(broker, 1 - broker.count("created"))
@@ -1455,7 +1453,6 @@ class Agent:
         call.gate.acquire()
         broker.queue.append(call)
         self._supply(broker)
-        return call.gate
 
     def _take(self, worker: Worker, call: Call) -> None:
         call.is_new = worker.served == 0
@@ -1478,7 +1475,6 @@ class Agent:
                 return
             call = broker.queue.popleft()
             self._take(worker, call)
-            assert call.gate is not None
             call.gate.release()
 
     def settle(self, call: Call, stream: Optional[Stream]) -> bool:
