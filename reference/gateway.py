@@ -2021,27 +2021,28 @@ class Container:
 
     def run(self) -> int:
         """Serve until a signal or the loss of a part; return the exit status."""
-        if not self._load():
-            self.agent.end()
-            return 2
-        signal.set_wakeup_fd(self._tell)
+        signal.set_wakeup_fd(self._tell)  # first: a new list starts reserved workers
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        try:
+            return self._serve() if self._load() else 2
+        finally:
+            self.agent.end()  # [fcc.end.nothing]
+
+    def _serve(self) -> int:
         self.agent.start()
         try:
             server = Server(self.agent, self.options.host, self.options.port,
                             self.options.default_function, self._write_log,
                             self._lose)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             talk("cannot listen on port %d: %s" % (self.options.port, error))
-            self.agent.end()
             return 1
         talk("listens on %s:%d" % (self.options.host, server.port))
         try:
             return self._watch()
         finally:
             server.close()
-            self.agent.end()
 
     def _watch(self) -> int:
         while True:

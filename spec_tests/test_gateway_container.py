@@ -77,6 +77,16 @@ def test_fcc_start_port__taken(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_fcc_start_port__impossible() -> None:
+    """So does one that cannot be, and what was started for reserved workers ends."""
+    container = Container([profile(worker={"reservationCount": 1})], "--port", "65536")
+    with contextlib.ExitStack() as stack:
+        stack.push(container)  # it never listens, so it is not entered
+        assert container.process.wait(gateways.PATIENCE_S) == 1
+        assert container.stop() == 1
+        assert "cannot listen on port 65536" in container.talk()
+
+
 SPOILED = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -181,6 +191,20 @@ def test_fcc_stop_sigterm__twice() -> None:
         until(lambda: container.stats()["state"] == "closing")
         container.process.send_signal(signal.SIGTERM)
         assert call.result().failure[2] == "WorkerDied"
+        assert container.stop() == 0
+
+
+def test_fcc_stop_sigterm__early(tmp_path: pathlib.Path) -> None:
+    """A signal that comes while the list of functions is read counts, too."""
+    program = tmp_path / "spoiled.py"
+    program.write_text(SPOILED.format(
+        folder=str(gateways.GATEWAY.parent), spoil="import os\n"
+        "read = gateway.read_profiles\ngateway.read_profiles = lambda *arguments: (\n"
+        "    os.kill(os.getpid(), 15), read(*arguments))[1]"))
+    container = Container([profile(worker={"reservationCount": 1})], program=program)
+    with contextlib.ExitStack() as stack:
+        stack.push(container)
+        assert container.process.wait(gateways.PATIENCE_S) == 0
         assert container.stop() == 0
 
 
