@@ -818,15 +818,15 @@ class Worker:
 
     def _why(self, error: Exception) -> str:
         """Return what went wrong; if the process has ended, that is the reason."""
-        try:
-            status = self.process.wait(0.25) if self.process is not None else None
-        except subprocess.TimeoutExpired:
-            status = None
-        if status is None:
-            return "cannot serve: %s" % error
-        with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
-            tail = file.read()[-500:].decode("utf-8", "replace").strip()
-        return "ended with status %s before it could serve: %s" % (status, tail)
+        if self.process is not None:
+            try:
+                status = self.process.wait(0.25)
+                with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
+                    tail = file.read()[-500:].decode("utf-8", "replace").strip()
+                return "ended with status %s before it could serve: %s" % (status, tail)
+            except (OSError, subprocess.TimeoutExpired):
+                pass  # its log is gone; it has not ended
+        return "cannot serve: %s" % error
 
     def _launch(self) -> None:
         """Start the process and wait until it can serve. Raises Failure, Late,
@@ -1013,7 +1013,11 @@ def kill_marked(variable: str) -> None:
     forked inherits it. By group is no way: workers stay in the container's process
     group, so that it is frozen and dies as one."""
     mark = variable.encode() + b"\0"
-    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return  # not on this system; too many open files
+    for name in names:
         try:
             with open("/proc/%d/environ" % int(name), "rb") as file:
                 if mark in file.read():

@@ -145,6 +145,18 @@ def test_fcc_stop_signals__forks_reaped(tmp_path: pathlib.Path) -> None:
         until(lambda: not pathlib.Path(f"/proc/{child}").exists(), "it is reaped")
 
 
+def test_fcc_worker_exit__files(tmp_path: pathlib.Path) -> None:
+    """A worker that ends is forgotten, even while no more files can be opened."""
+    program = tmp_path / "spoiled.py"
+    program.write_text(SPOILED.format(
+        folder=str(gateways.GATEWAY.parent), spoil="import os\ndef full(path):\n"
+        "    raise OSError(24, path)\nos.listdir = full"))
+    with Container([profile()], *SLOW, program=program) as container:
+        assert container.invoke().status == 200
+        os.kill(container.pids()[0], signal.SIGKILL)
+        until(lambda: not container.function()["workers"])
+
+
 def test_fcc_stop_hook() -> None:
     """/pre-stop lets calls end, refuses new ones, stops workers, answers 200."""
     with Container([profile()], *SLOW) as container, ThreadPoolExecutor(2) as pool:
