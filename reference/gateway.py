@@ -224,7 +224,7 @@ SHARE_FIELDS = (Field("name", "a text that is not empty", True),
 
 def _is_number(value: object, least: float) -> bool:
     return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value) and value >= least)
+            and least <= value <= sys.float_info.max)
 
 
 def _is_text(value: object) -> bool:

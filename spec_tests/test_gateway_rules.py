@@ -56,6 +56,13 @@ def test_fcc_profile_all__field(path: str, value: Any) -> None:
         gateway.read_profiles([GOOD, changed(path, value)], SETTINGS)
 
 
+@pytest.mark.parametrize("path", ["resourceLimit.memory", "rateLimit.maxTokenCount"])
+def test_fcc_profile_all__huge(path: str) -> None:
+    """A number beyond what a float can hold is no number here."""
+    with pytest.raises(ValueError, match=rf"^functions\[0\]\.{path}: expected "):
+        gateway.read_profiles([changed(path, 10 ** 309)], SETTINGS)
+
+
 BAD_LISTS = {
     "text": ("none", "profiles: expected an object"),
     "unknown-top": ([changed("colour", "red")], "functions[0].colour: unknown field"),
