@@ -1216,7 +1216,7 @@ class Upload:
                 if part:
                     self._send(part, "reading")
             self._send(b"", "done")
-        except (BadMessage, Late, OSError):
+        except (BadMessage, Failure, Late, OSError):  # Failure: of a call we pass on
             self.state = "broken"
             self._stream.shut()  # half a body: the worker must notice
 

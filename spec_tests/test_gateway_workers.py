@@ -409,3 +409,19 @@ def test_fcc_stream_both__library() -> None:
     finally:
         agent.end()
     assert not os.path.exists(agent.work_folder)
+
+
+def test_fcc_caller_gone__library() -> None:
+    """A call whose body is another's answer fails at once when that breaks off."""
+    def answer() -> Iterator[bytes]:
+        yield b"half"
+        raise gateway.Failure("StreamBroken", "on purpose")
+
+    agent = gateway.Agent()
+    try:
+        agent.set_profiles([profile()])
+        agent.start()
+        with pytest.raises(gateway.Failure, match="^CallerGone: .* half a body"):
+            agent.invoke("echo", answer(), gateway.Metadata("POST", "/x"))
+    finally:
+        agent.end()
