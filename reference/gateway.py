@@ -812,9 +812,10 @@ class Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
         time.sleep(EXEC_S)
         kill_marked("NOSLATE_WORKER_ID=" + self.id)
-        with self.agent.spawning:
-            reap_orphans([one.process.pid for one in list(self.agent.workers)
-                          if one.process is not None])
+        if self.agent.adopts_orphans:
+            with self.agent.spawning:
+                reap_orphans([one.process.pid for one in list(self.agent.workers)
+                              if one.process is not None])
 
     def _why(self, error: Exception) -> str:
         """Return what went wrong; if the process has ended, that is the reason."""
@@ -1337,6 +1338,7 @@ class Agent:
         self._on_failure = on_failure
         self._control_thread = threading.Thread(target=self._control, daemon=True)
         self.is_hasty = False                    # a signal handler may set it
+        self.adopts_orphans = False              # true if every child is ours to reap
 
     def start(self) -> None:
         """Start the control loop; from here on calls are dispatched."""
@@ -2007,6 +2009,7 @@ class Container:
                                    os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.agent = Agent(settings, log_folder=options.log_folder,
                            on_failure=self._lose)
+        self.agent.adopts_orphans = True
 
     def _write_log(self, line: str) -> None:
         try:

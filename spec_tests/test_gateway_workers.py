@@ -7,6 +7,8 @@ import pathlib
 import re
 import shlex
 import signal
+import subprocess
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Iterator, List
 
@@ -423,5 +425,21 @@ def test_fcc_caller_gone__library() -> None:
         agent.start()
         with pytest.raises(gateway.Failure, match="^CallerGone: .* half a body"):
             agent.invoke("echo", answer(), gateway.Metadata("POST", "/x"))
+    finally:
+        agent.end()
+
+
+def test_fcc_stop_signals__library() -> None:
+    """A child of the program around an agent is the program's own to wait for."""
+    agent = gateway.Agent()
+    try:
+        agent.set_profiles([profile(worker={"disposable": True})])
+        agent.start()
+        threads = threading.active_count()
+        child = subprocess.Popen(["sh", "-c", "exit 7"])
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert b"".join(agent.invoke("echo", b"x")) == b"x"
+        until(lambda: threading.active_count() == threads, "the worker is gone")
+        assert child.wait() == 7
     finally:
         agent.end()
