@@ -721,17 +721,20 @@ class PushServer:
     def accept(self, listener: socket.socket) -> None:
         import threading
 
+        sock = None
         try:
             sock = listener.accept()[0]
-        except OSError as error:  # too many open files, say
+            # A thread each, also for one that only waits. [fc.concurrency.bootstrap]
+            thread = threading.Thread(target=self.serve_connection, args=(sock,))
+            thread.daemon = True
+            self.threads[sock] = thread
+            thread.start()
+        except (OSError, RuntimeError) as error:  # too many open files or threads, say
             log("cannot accept a connection: {}".format(error))
+            if sock is not None:
+                del self.threads[sock]
+                sock.close()
             self.stop.wait(self.stop.poller(), PAUSE_MIN_S)
-            return
-        # A thread each, also for one that only waits. [fc.concurrency.bootstrap]
-        thread = threading.Thread(target=self.serve_connection, args=(sock,))
-        thread.daemon = True
-        self.threads[sock] = thread
-        thread.start()
 
     def serve_connection(self, sock: socket.socket) -> None:
         try:

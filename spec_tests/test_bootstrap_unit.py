@@ -509,6 +509,35 @@ def test_push_exit(server: Server) -> None:
     assert server.process.wait(LIMIT_S) == 7
 
 
+FULL = """
+import threading
+
+start = threading.Thread.start
+
+def fail_once(thread):
+    threading.Thread.start = start
+    raise RuntimeError("can't start new thread")
+
+def handle(event, context):
+    threading.Thread.start = fail_once
+    return "full"
+"""
+
+
+def test_push_too_many_threads(package: pathlib.Path) -> None:
+    """A connection that can get no thread is closed; the others are served on."""
+    (package / "full.py").write_text(FULL)
+    server = Server(package, "full.handle")
+    assert server.ask("POST", "/invoke", b"x") == (200, "200", b"full")
+    address = server.connection.host, server.connection.port
+    with socket.create_connection(address, LIMIT_S) as sock:
+        assert sock.recv(1) == b""
+    assert server.ask("POST", "/invoke", b"x") == (200, "200", b"full")
+    server.process.terminate()
+    assert server.process.wait(LIMIT_S) == 0
+    server.close()
+
+
 def test_push_wsgi_handler(package: pathlib.Path) -> None:
     """A handler that is a WSGI application gets events as requests, too."""
     server = Server(package, "web.only")
