@@ -1104,7 +1104,7 @@ class Call:
         kind = kind_of(others.get("x-fc-control-path", ""), metadata.method,
                        metadata.url)
         self.control_path = "/invoke" if kind == "/invoke" else "/http-invoke"
-        if not lines or not any(line[:5].lower() == "host:" for line in lines):
+        if not any(line[:5].lower() == "host:" for line in lines):
             lines.append("Host: 127.0.0.1")
         lines += self.worker.own_lines(self.control_path, metadata.request_id,
                                        metadata.timeout_s)
@@ -1783,7 +1783,7 @@ class Request:
     def send_head(self, status: int, lines: Sequence[str],
                   length: Optional[int], body: bytes = b"") -> None:
         """Send a head; None = a body of unknown size follows."""
-        if status >= 200 and status not in (204, 304):
+        if status not in (204, 304):
             if length is None and self.is_old:
                 self.keep_alive = False  # the end of the stream ends the body
             else:
@@ -2103,9 +2103,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="for the output of workers ($NOSLATE_LOGDIR; else a temporary one)")
     add("--access-log", default="-", metavar="FILE|-", help="one line for each call")
     for name, limit in LIMITS.items():
-        default = env.get(limit.variable) if limit.variable else None
         add(limit.option, type=float, dest=name, metavar="N",
-            default=default if default else limit.default,
+            default=env.get(limit.variable) or limit.default,
             help="%s: %s (%g)" % (name, limit.meaning, limit.default))
     add("--version", action="version",
         version="gateway %s, SPEC %s" % (__version__, SPEC_VERSION))
