@@ -1891,7 +1891,7 @@ class Server:
             self._admin(request)
         else:  # [fcc.path.unknown]
             self._fail(request, Failure("UnknownPath", "%s %s is nothing that FC calls"
-                                        % (request.method, request.target)), 404)
+                                        % (request.method, request.target)))
         stream.arm(math.inf)
         return request.keep_alive
 
@@ -1904,7 +1904,7 @@ class Server:
             if request.kind == "/pre-stop" and not self.agent.close():
                 raise Failure("AgentClosed", "calls were cut off")  # [fcc.stop.hook]
         except Failure as failure:
-            self._fail(request, failure, 404)
+            self._fail(request, failure)
         else:
             request.answer(200)
 
@@ -1924,10 +1924,8 @@ class Server:
             self._pass(request, call)
         except Failure as failure:
             call.end(failure.name)
-            status = FAILURES[failure.name]
-            if status:
-                status = 404 if request.kind == "/invoke" else status
-                self._fail(request, failure, status)
+            if FAILURES[failure.name]:
+                self._fail(request, failure)
             else:  # [fcc.error.late] the caller sees that something is missing
                 request.keep_alive = False
         finally:
@@ -1957,8 +1955,9 @@ class Server:
         if request.length:
             request.keep_alive = False
 
-    def _fail(self, request: Request, failure: Failure, status: int) -> None:
-        request.answer(status, {"errorType": failure.name,
+    def _fail(self, request: Request, failure: Failure) -> None:
+        status = FAILURES[failure.name] if request.kind == "/http-invoke" else 404
+        request.answer(status, {"errorType": failure.name,  # [fcc.error.status]
                                 "errorMessage": failure.message},
                        ["X-Fc-Status: 404", "X-Noslate-Error: " + failure.name])
 
