@@ -886,6 +886,7 @@ class WsgiCall:
                  if name.lower() not in OWN_FIELDS]
         if any(mark in line for mark in "\r\n\0" for line in lines + [status]):
             raise ValueError("CR, LF or NUL in a header field")
+        "".join(lines + [status]).encode("latin-1")  # must fail now or cut the answer
         self.status, self.fields = status, "\r\n".join(lines + [""])
         self.due = int(names["content-length"]) if "content-length" in names else None
         self.has_body = (self.request.method != "HEAD"
@@ -896,8 +897,8 @@ class WsgiCall:
         """Send data, after the head if that is due; `total` is the body's size."""
         if not self.status:
             raise RuntimeError("start_response() was not called")
-        is_first, self.is_sent = not self.is_sent, True
-        if is_first and self.due is None and self.status[:3] not in ("204", "304"):
+        if (not self.is_sent and self.due is None
+                and self.status[:3] not in ("204", "304")):
             self.choose_framing(total)
         if self.due is not None:
             data = data[:self.due]
@@ -906,10 +907,11 @@ class WsgiCall:
             data = b""
         elif self.is_chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if is_first:
-            self.request.send(self.status, self.fields, data)
-        else:
+        if self.is_sent:
             self.request.wire.send("", data)
+        else:
+            self.is_sent = True
+            self.request.send(self.status, self.fields, data)
 
     def choose_framing(self, total: "Optional[int]") -> None:
         if total is not None:

@@ -385,6 +385,12 @@ def application(environ, start_response):
     path = environ["PATH_INFO"]
     if path == "/error":
         raise FileNotFoundError("no")
+    if path == "/name":
+        start_response("200 OK", [("X-Name", "\\u540d")])
+        return []
+    if path == "/text":
+        start_response("200 OK", [])
+        return (part for part in ["no bytes"])
     write = start_response("201 Created", [("X-Path", path), ("Connection", "close")])
     if path == "/stream":
         return (part for part in (b"one", b"", b"two"))
@@ -495,6 +501,15 @@ def test_push_failures(server: Server) -> None:
     status, verdict, body = server.ask("GET", "/error")
     assert (status, verdict) == (500, "404")
     assert json.loads(body)["errorType"] == "FileNotFoundError"
+
+
+@pytest.mark.parametrize("path, error", [("/name", "UnicodeEncodeError"),
+                                         ("/text", "TypeError")])
+def test_push_failures__text(path: str, error: str, server: Server) -> None:
+    """So does one whose fields are not Latin-1 or whose body is not bytes."""
+    status, verdict, body = server.ask("GET", path)
+    assert (status, verdict) == (500, "404")
+    assert json.loads(body)["errorType"] == error
 
 
 def test_push_cut_answer(server: Server) -> None:
