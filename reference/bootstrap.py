@@ -130,10 +130,19 @@ PAUSE_MIN_S = 0.05  # after the first poll without an event, doubled after each 
 PAUSE_MAX_S = 2.0
 
 
+def put_out(file: "Any", text: str) -> None:
+    """Put text, and what was printed before it, into the function's log, which stdout
+    and stderr are; a frozen or killed process cannot."""
+    try:
+        file.write(text)
+        file.flush()
+    except (AttributeError, OSError, ValueError):
+        pass  # nobody reads the log; that is no reason to fail an invocation
+
+
 def log(text: str) -> None:
-    """Write one line to stderr, which is the function's log."""
-    sys.stderr.write("bootstrap: {}\n".format(text))
-    sys.stderr.flush()
+    """Write one line to stderr."""
+    put_out(sys.stderr, "bootstrap: {}\n".format(text))
 
 
 def look_up(protocol: str, what: str, headers: "Headers") -> str:
@@ -193,7 +202,8 @@ def describe_error(error: Exception) -> bytes:
     """Return the document of a failed invocation and log the traceback."""
     import traceback
 
-    traceback.print_exception(type(error), error, error.__traceback__)
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    put_out(sys.stderr, "".join(lines))
     trace = error.__traceback__ and error.__traceback__.tb_next  # our own frame is out
     try:
         message = str(error)
@@ -259,15 +269,7 @@ def invoke(handler: "Handler", context: Context) -> "Tuple[bool, bytes]":
     except Exception as error:
         return False, describe_error(error)
     finally:
-        flush_output()
-
-
-def flush_output() -> None:
-    """Put what was printed into the log; a frozen or killed process cannot."""
-    try:
-        sys.stdout.flush()
-    except (AttributeError, OSError, ValueError):
-        pass  # nobody reads the log; that is no reason to fail an invocation
+        put_out(sys.stdout, "")
 
 
 # ---- loading the handler ----
@@ -871,7 +873,7 @@ class WsgiCall:
                 fields = ANSWERS[False][1]
                 self.request.answer("500 Internal Server Error", fields, body)
         finally:
-            flush_output()
+            put_out(sys.stdout, "")
 
     def start_response(self, status: str, headers: "Fields", exc_info: "Any" = None
                        ) -> "Callable[[bytes], None]":

@@ -378,6 +378,16 @@ def test_forked_process_dies(stub: Platform, package: pathlib.Path) -> None:
     assert stub.request()[0].startswith("GET ")
 
 
+def test_error_without_log(stub: Platform, package: pathlib.Path) -> None:
+    """A handler's failure is reported even when nobody reads the log."""
+    process = stub.start([sys.executable, str(package / "bootstrap")])
+    stub.request()
+    assert process.stderr is not None
+    process.stderr.close()
+    start, body = stub.event(b'{"do":"raise","type":"T","message":"M"}')
+    assert start.startswith("POST ") and json.loads(body)["errorType"] == "T"
+
+
 # ---- the push server ----
 
 WEB = """
