@@ -2011,10 +2011,7 @@ class Container:
         self.agent.adopts_orphans = True
 
     def _write_log(self, line: str) -> None:
-        try:
-            os.write(self._log_fd, line.encode())
-        except OSError:
-            pass  # a full disk must not end calls
+        write_text(self._log_fd, line)
 
     def _lose(self) -> None:
         os.write(self._tell, LOST)
@@ -2076,9 +2073,17 @@ class Container:
         return True
 
 
+def write_text(fd: int, text: str) -> None:
+    """Write to a log, if that is possible: a full disk must not end calls."""
+    try:
+        os.write(fd, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass
+
+
 def talk(text: str) -> None:
     """Say something to whoever runs the container."""
-    print("gateway: " + text, file=sys.stderr, flush=True)
+    write_text(2, "gateway: %s\n" % text)
 
 
 def make_parser() -> argparse.ArgumentParser:

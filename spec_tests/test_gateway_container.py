@@ -227,14 +227,18 @@ def test_fcc_stop_sigterm__many() -> None:
         assert container.stop() == 0
 
 
-def test_closed_files(tmp_path: pathlib.Path) -> None:
-    """A standard file that is closed is an empty one: no socket gets its number."""
+@pytest.mark.parametrize("words, output", [
+    ('exec "$@" <&- >&- 2>&-', os.devnull),
+    ('exec "$@" <&- >/dev/full 2>/dev/full', "/dev/full"),
+], ids=["closed", "full"])
+def test_standard_files(tmp_path: pathlib.Path, words: str, output: str) -> None:
+    """One that is closed is an empty one: no socket gets its number; one may be full."""
     (tmp_path / "functions.json").write_text(json.dumps([profile()]))
     port = wire.free_port()
     running = subprocess.Popen(
-        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable,
-         str(gateways.GATEWAY), "--profiles", str(tmp_path / "functions.json"),
-         "--port", str(port), "--default-function", "echo"],
+        ["sh", "-c", words, "sh", sys.executable, str(gateways.GATEWAY),
+         "--profiles", str(tmp_path / "functions.json"), "--port", str(port),
+         "--default-function", "echo"],
         env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)})
 
     def invoke() -> Optional[Tuple[int, bytes]]:
@@ -248,7 +252,7 @@ def test_closed_files(tmp_path: pathlib.Path) -> None:
     try:
         assert until(invoke) == (200, b"x")
         assert {os.readlink("/proc/%d/fd/%d" % (running.pid, number))
-                for number in range(3)} == {os.devnull}
+                for number in range(3)} == {os.devnull, output}
     finally:
         running.terminate()
         assert running.wait(gateways.PATIENCE_S) == 0
