@@ -906,7 +906,8 @@ class Worker:
         """Call the initializer [fcc.launch.ready]. Raises Failure, Late, OSError.
         """
         stream.arm(deadline)
-        own = self.own_lines("/initialize", os.urandom(16).hex(), 0)
+        own = self.own_lines("/initialize", os.urandom(16).hex(),
+                             self.profile.init_timeout_s)
         try:
             stream.send(format_head("POST /initialize HTTP/1.1",
                                     ["Host: 127.0.0.1", *own, framing(0)]))
@@ -926,8 +927,9 @@ class Worker:
     def own_lines(self, control_path: str, request_id: str,
                   timeout_s: float) -> List[str]:
         """Return the fields by which a worker knows its platform [fcc.fields.pass]."""
+        whole_s = max(1, math.ceil(min(timeout_s, sys.maxsize)))  # [fc.headers.common]
         return ["X-Fc-Request-Id: " + request_id, "X-Fc-Control-Path: " + control_path,
-                "X-Fc-Function-Timeout: %g" % timeout_s, self._own_lines]
+                "X-Fc-Function-Timeout: %d" % whole_s, self._own_lines]
 
     def connect(self, deadline: float) -> Optional[Stream]:
         """Return a connection, None when the worker cannot be reached any more. Blocks

@@ -97,6 +97,12 @@ def test_fcc_fields_pass__own(container: Container) -> None:
         "control-path")] == ["echo", "64", "7", "1-x", "/http-invoke"]
 
 
+def test_fcc_fields_pass__limit(container: Container) -> None:
+    """The limit is a whole number of seconds, as chapter 6 has it."""
+    _, fields = request_seen(container, X_Fc_Function_Timeout="6.2")
+    assert fields["x-fc-function-timeout"] == "7"
+
+
 def test_fcc_worker_secret(container: Container) -> None:
     """Each worker has a secret, every request carries it, nobody else can set it."""
     _, fields = request_seen(container, X_Noslate_Worker_Secret="forged")

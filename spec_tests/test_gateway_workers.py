@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Iterator, List
@@ -383,6 +384,20 @@ def test_fcc_log_worker__kept() -> None:
         assert len(list(container.folder.glob("noslate-*/logs/workers/*"))) == 3
         until(lambda: not list(container.folder.glob("noslate-*/sandbox/*")))
     assert not gateways.WORKER.parent.joinpath("nohup.out").exists()
+
+
+def test_fcc_fields_pass__initializer(tmp_path: pathlib.Path) -> None:
+    """An initializer hears how long it may take."""
+    bootstrap = gateways.GATEWAY.parent / "bootstrap.py"
+    (tmp_path / "index.py").write_text(
+        "def initialize(context):\n    global limit_ms\n"
+        "    limit_ms = context.time_limit_ms\n"
+        "def main_handler(event, context):\n    return limit_ms\n")
+    with Container([profile(
+            url=tmp_path.as_uri(), initializer="index.initialize",
+            command=[sys.executable, "-B", str(bootstrap)],
+            worker={"initializationTimeout": 8500})], *SLOW) as container:
+        assert container.invoke().body == b"9000"
 
 
 # ---- as a library ----
