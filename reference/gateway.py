@@ -455,16 +455,13 @@ class Clock:
                     return begin
         return now
 
-    def acquire(self, lock: threading.Lock, deadline: float) -> bool:
-        """Take a lock by the deadline; tell whether that worked."""
-        now = self.now()
-        while now < deadline:
+    def acquire(self, lock: threading.Lock, deadline: float) -> None:
+        """Take a lock, or give up at the deadline."""
+        is_taken, now = False, self.now()
+        while not is_taken and now < deadline:
             slice_s = min(SLICE_S, deadline - now)
             is_taken = lock.acquire(timeout=slice_s)
             now = self.waited(now, slice_s)
-            if is_taken:
-                return True
-        return lock.acquire(blocking=False)
 
 
 clock = Clock()
