@@ -79,6 +79,14 @@ class Metadata(NamedTuple):
 
 # ---- tables ----
 
+# What FC calls, with the methods by which it does so [fcc.invoke.kind]
+ENDPOINTS: Dict[str, Sequence[str]] = {
+    "/invoke": ("POST",),
+    "/initialize": ("POST", "GET"),
+    "/pre-freeze": ("POST", "GET"),
+    "/pre-stop": ("POST", "GET"),
+}
+
 # Failure -> status of an HTTP invocation. An event invocation gets 404 for each of
 # them, as the seed has it [fcc.error.status]. 0 = nobody can be told any more.
 FAILURES: Dict[str, int] = {
@@ -397,9 +405,7 @@ def kind_of(control_path: str, method: str, target: str) -> str:
     """Tell what a request is: an invocation, a hook or nothing. [fcc.invoke.kind]
     Method and path decide only without X-Fc-Control-Path."""
     path = target.partition("?")[0]
-    if control_path or (method, path) == ("POST", "/invoke"):
-        return control_path or path
-    return path if method in ("GET", "POST") and path != "/invoke" else ""
+    return control_path or (path if method in ENDPOINTS.get(path, ()) else "")
 
 
 def plan_workers(profile: Profile, active: int, ready: int, starting: int,
@@ -1883,7 +1889,7 @@ class Server:
         kind = request.kind
         if kind in ("/invoke", "/http-invoke"):
             self._invoke(request)
-        elif kind in ("/initialize", "/pre-freeze", "/pre-stop"):  # [fcc.invoke.kind]
+        elif kind in ENDPOINTS:  # [fcc.invoke.kind]
             self._hook(request)
         elif is_local and not request.control_path and request.path in (
                 "/-/stats", "/-/profiles"):  # [fcc.admin.local]

@@ -158,7 +158,8 @@ def test_fcc_answer_status(container: Container, kind: str, status: int, field: 
     ("GET", "/", "", 404), ("GET", "/invoke", "", 404), ("POST", "/invoke/x", "", 404),
     ("DELETE", "/initialize", "", 404), ("GET", "/invoke", "/http-invoke", 200),
     ("POST", "/invoke", "", 200), ("GET", "/-/stats", "", 200),
-    ("GET", "/-/stats", "/http-invoke", 200), ("POST", "/invoke", "/unheard-of", 404)])
+    ("GET", "/-/stats", "/http-invoke", 200), ("POST", "/invoke", "/unheard-of", 404),
+    ("GET", "/http-invoke", "", 404), ("POST", "/http-invoke?x", "", 404)])
 def test_fcc_invoke_kind(container: Container, method: str, path: str, control: str,
                          status: int) -> None:
     """X-Fc-Control-Path says what a request is, else method and path."""

@@ -33,6 +33,14 @@ def test_gateway_states() -> None:
     assert found == gateway.STATES
 
 
+def test_gateway_endpoints() -> None:
+    """What method and path alone tell is what the code tells by them."""
+    found = {row["path"]: tuple(row["method"].split(", "))
+             for row in rows("method", "path", "call")
+             if re.fullmatch(r"/[a-z-]{2,}", row["path"])}
+    assert found == gateway.ENDPOINTS
+
+
 def test_gateway_limits() -> None:
     """Names, defaults and options of the limits agree."""
     found = {row["limit"]: (float(row["default"]), row["option"])
