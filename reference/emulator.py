@@ -1098,18 +1098,17 @@ class Stream:
     def chunks(self, length: Optional[int], limit: int = sys.maxsize,
                most: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Yield the body as it comes, at most so much at a time. `length` as of
-        Message. Raises BadMessage when it ends early [any.http.no-effect], BodyTooLarge
-        when the limit is passed."""
+        Message; without one it ends with the stream. Raises BadMessage when it ends
+        early [any.http.no-effect], BodyTooLarge when the limit is passed."""
         size = 0
-        for part in (self._chunked() if length == -1
-                     else self._counted(length or 0, most)):
+        for part in (self._until_end() if length is None else self._chunked()
+                     if length == -1 else self._counted(length, most)):
             size += len(part)
             if size > limit:
                 raise BodyTooLarge(size, limit)
             yield part
 
-    def until_end(self) -> Iterator[bytes]:
-        """Yield a body that ends with the stream."""
+    def _until_end(self) -> Iterator[bytes]:
         while True:
             data, self.rest = self.rest or self._read(CHUNK_BYTES), b""
             if not data:
@@ -2435,7 +2434,8 @@ class CallerGone(Exception):
 
 
 class Answer:
-    """Where the answer of an fc function goes: kept, for an event's outcome."""
+    """Where the answer of an fc function goes: kept, up to `limit` bytes of body, for
+    an event's outcome."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -2443,7 +2443,6 @@ class Answer:
         self.status = 0
         self.fields: List[Tuple[str, str]] = []
         self.parts: List[bytes] = []
-        self.size = 0
 
     def begin(self, status: int, fields: List[Tuple[str, str]],
               length: Optional[int]) -> None:
@@ -2452,9 +2451,6 @@ class Answer:
 
     def write(self, data: bytes) -> None:
         """Take a part of the body."""
-        self.size += len(data)
-        if self.size > self.limit:
-            raise BodyTooLarge(self.size, self.limit)
         self.parts.append(data)
 
     def end(self) -> None:
@@ -2700,7 +2696,8 @@ class PushInstance(Instance):
         try:
             stream.send(head)
             message = self._answer_head(stream)
-            for _ in self._body(stream, message, method):
+            for _ in stream.chunks(0 if is_bodiless(message, method)
+                                   else message.length):
                 pass
             is_reusable = message.keep_alive and message.length is not None
             status, error_text = int(message.words[1]), ""
@@ -2927,12 +2924,6 @@ class PushInstance(Instance):
             if status[0] != "1" or status == "101":
                 return message
 
-    def _body(self, stream: Stream, message: Message, method: str) -> Iterator[bytes]:
-        if is_bodiless(message, method):
-            return iter(())
-        length = message.length
-        return stream.until_end() if length is None else stream.chunks(length)
-
     def _pass(self, invocation: Invocation, stream: Stream, message: Message,
               method: str, answer: Answer) -> Tuple[str, str]:
         """Pass an answer on; return (kind, message)."""
@@ -2953,10 +2944,13 @@ class PushInstance(Instance):
             return "ok", ""
         # [fc.headers.reserved-response] an offer to upgrade is not for the caller
         fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
-        length = -1 if message.length is None else message.length
-        answer.begin(status, fields, None if is_bodiless(message, method) else length)
-        for part in self._body(stream, message, method):
-            answer.write(part)
+        if is_bodiless(message, method):
+            answer.begin(status, fields, None)
+        else:
+            answer.begin(status, fields, -1 if message.length is None
+                         else message.length)
+            for part in stream.chunks(message.length, answer.limit):
+                answer.write(part)
         if invocation.outcome is not None:  # cut off by the time limit
             raise CallerGone
         answer.end()
@@ -3493,7 +3487,7 @@ class CallerAnswer(Answer):
     """The answer of an HTTP function, passed on to its caller as it is produced."""
 
     def __init__(self, connection: Connection, request_id: str) -> None:
-        super().__init__(0)
+        super().__init__(sys.maxsize)  # nothing is kept
         self._connection = connection
         self._request_id = request_id
         self._chunked = False
@@ -3545,7 +3539,7 @@ class CallerAnswer(Answer):
 def copy_stream(source: Stream, target: Stream) -> None:
     """Copy bytes until the source ends, then end the target."""
     try:
-        for data in source.until_end():
+        for data in source.chunks(None):
             target.socket.sendall(data)
     except (BadMessage, OSError):
         pass  # either side broke; both end
