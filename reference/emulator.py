@@ -53,6 +53,7 @@ SPEC_VERSION = "0.1"  # of SPEC.md; `__spec__` itself belongs to the import syst
 __all__ = ["Function", "HttpRequest", "Outcome", "Platform", "Violation"]
 
 Pairs = Tuple[Tuple[str, str], ...]
+Body = Union[bytes, Iterable[bytes]]
 
 
 # ---- model ----
@@ -1903,6 +1904,9 @@ class Invocation:
         self.event = event
         self.size = size or len(event)      # as it was announced
         self.http_request = http_request
+        self.body: Body = event     # fc: what is sent, and its length as of Message
+        self.length = len(event) if event or http_request is None else None
+        self.answer = Answer()      # fc: where the answer goes
         self.on_done = on_done
         self.caller = caller
         self.started = 0.0          # monotonic; 0 = not issued yet
@@ -2434,11 +2438,11 @@ class CallerGone(Exception):
 
 
 class Answer:
-    """Where the answer of an fc function goes: kept, up to `limit` bytes of body, for
-    an event's outcome."""
+    """Where the answer of an fc function goes: kept, for an event's outcome."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    is_kept = True  # so the body has a limit
+
+    def __init__(self) -> None:
         self.begun = False
         self.status = 0
         self.fields: List[Tuple[str, str]] = []
@@ -2767,14 +2771,13 @@ class PushInstance(Instance):
         if invocation.gate is not None:
             self.platform.lock.later(invocation.gate.open)
 
-    def exchange(self, invocation: Invocation, answer: Answer,
-                 body: Union[bytes, Iterable[bytes]], length: Optional[int]) -> None:
+    def exchange(self, invocation: Invocation) -> None:
         """Send the request and pass the answer on; then the invocation is settled.
         Blocks until then, the function's time limit at most."""
         self.begin_log(invocation)
         broke = False
         try:
-            kind, message = self._ask(invocation, answer, body, length)
+            kind, message = self._ask(invocation)
         except CallerGone:
             kind, message = "cancelled", "the caller has gone"
         except BodyTooLarge as error:
@@ -2797,14 +2800,13 @@ class PushInstance(Instance):
             kind, message = "request-too-large", "the request: %s" % failure
         elif failure is not None:  # [any.http.no-effect] not the function's fault
             kind, message = "cancelled", "the caller broke off: %s" % failure
-        self._conclude(invocation, kind, message, answer)
+        self._conclude(invocation, kind, message)
 
     def _has_exited(self) -> bool:
         # the kernel closes a dying process's sockets a moment before it is a zombie
         return self.process is not None and self.process.exited.wait(0.2)
 
-    def _conclude(self, invocation: Invocation, kind: str, message: str,
-                  answer: Answer) -> None:
+    def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
         if invocation.upload is not None:
             invocation.upload.end(invocation.caller)
         if invocation.upstream is not None:
@@ -2812,8 +2814,8 @@ class PushInstance(Instance):
         self.log.drain()
         platform = self.platform
         with platform.lock:
-            platform.settle(invocation, kind, body=b"".join(answer.parts),
-                            message=message, answer=answer)
+            platform.settle(invocation, kind, body=b"".join(invocation.answer.parts),
+                            message=message)
             del self.work[invocation]
             self._move("settled")
             if kind == "cancelled" and self.slots == 1 and not (
@@ -2824,20 +2826,19 @@ class PushInstance(Instance):
             self._has_room_again()
             self._freeze()
 
-    def _request(self, invocation: Invocation,
-                 length: Optional[int]) -> Tuple[str, bytes]:
+    def _request(self, invocation: Invocation) -> Tuple[str, bytes]:
         """Return (method, head) of the request to the function's server."""
         http_request = invocation.http_request
         if http_request is None:  # [fc.invoke.event]
             return "POST", self._head(
                 "POST", "/invoke", invocation.request_id, "/invoke",
-                [("Content-Type", "application/octet-stream")], length)
+                [("Content-Type", "application/octet-stream")], invocation.length)
         fields = pass_fields(http_request.headers, DROPPED_REQUEST)
         if wants_upgrade(http_request):
             fields.append(("Connection", "Upgrade"))
         return http_request.method, self._head(
             http_request.method, http_request.target, invocation.request_id,
-            "/http-invoke", fields, length)
+            "/http-invoke", fields, invocation.length)
 
     def _head(self, method: str, target: str, request_id: str, control: str,
               fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
@@ -2849,22 +2850,21 @@ class PushInstance(Instance):
         head = format_head("%s %s HTTP/1.1" % (method, target), fields)[:-2]
         return head + (own + framing + "\r\n").encode("latin-1")
 
-    def _ask(self, invocation: Invocation, answer: Answer, body: Union[
-            bytes, Iterable[bytes]], length: Optional[int]) -> Tuple[str, str]:
+    def _ask(self, invocation: Invocation) -> Tuple[str, str]:
         """Return (kind, message) of the exchange. Raises OSError, BadMessage,
         BodyTooLarge, CallerGone."""
-        method, head = self._request(invocation, length)
+        method, head = self._request(invocation)
         stream, reused = self._connect(self.function.timeout_s)
         try:
-            message = self._send(invocation, stream, head, body, length)
+            message = self._send(invocation, stream, head)
         except ConnectionError:
             # [fc.connection.retry] broken before a byte of the answer came
-            if not (reused and method in IDEMPOTENT and not length):
+            if not (reused and method in IDEMPOTENT and not invocation.length):
                 raise
             stream.socket.close()
             stream = self._dial(self.function.timeout_s)
-            message = self._send(invocation, stream, head, body, length)
-        kind, text = self._pass(invocation, stream, message, method, answer)
+            message = self._send(invocation, stream, head)
+        kind, text = self._pass(invocation, stream, message, method)
         if self.platform.tracing:
             self.platform.trace("answer", instance=self.id, method=method,
                                 request_id=invocation.request_id, kind=kind,
@@ -2877,8 +2877,7 @@ class PushInstance(Instance):
             self._keep(stream, invocation)
         return kind, text
 
-    def _send(self, invocation: Invocation, stream: Stream, head: bytes,
-              body: Union[bytes, Iterable[bytes]], length: Optional[int]) -> Message:
+    def _send(self, invocation: Invocation, stream: Stream, head: bytes) -> Message:
         """Send a request; return the head of the answer. A body that may not fit into
         the socket goes from a thread, so that a server may answer while it reads."""
         with self._streams:
@@ -2890,6 +2889,7 @@ class PushInstance(Instance):
             if not wait_readable(stream.socket, invocation.caller):
                 raise CallerGone
 
+        body, length = invocation.body, invocation.length
         if not length:
             stream.send(head)
         elif isinstance(body, bytes) and len(body) <= 65536:
@@ -2925,9 +2925,9 @@ class PushInstance(Instance):
                 return message
 
     def _pass(self, invocation: Invocation, stream: Stream, message: Message,
-              method: str, answer: Answer) -> Tuple[str, str]:
+              method: str) -> Tuple[str, str]:
         """Pass an answer on; return (kind, message)."""
-        is_http = invocation.http_request is not None
+        answer, is_http = invocation.answer, invocation.http_request is not None
         status = int(message.words[1])
         size = fields_size(message.fields)
         if size > self.function.response_header_bytes:  # [fc.limits.response]
@@ -2949,7 +2949,8 @@ class PushInstance(Instance):
         else:
             answer.begin(status, fields, -1 if message.length is None
                          else message.length)
-            for part in stream.chunks(message.length, answer.limit):
+            limit = self.function.result_bytes if answer.is_kept else sys.maxsize
+            for part in stream.chunks(message.length, limit):
                 answer.write(part)
         if invocation.outcome is not None:  # cut off by the time limit
             raise CallerGone
@@ -3095,8 +3096,7 @@ class Platform:
             check_request(http)
         invocation = Invocation(self.new_id(), event, http)
         if self.protocol == "fc":
-            return self.run(invocation, Answer(self.function.result_bytes), event,
-                            len(event) if event or http is None else None)
+            return self.run(invocation)
         done = threading.Lock()
         done.acquire()
         invocation.on_done = lambda outcome: done.release()
@@ -3114,19 +3114,17 @@ class Platform:
             if self.protocol == "fc" and not (invocation.started or invocation.outcome):
                 invocation.gate = Gate()
 
-    def run(self, invocation: Invocation, answer: Answer, body: Union[
-            bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
-        """Run an invocation of fc in this thread; `length` as of Message."""
+    def run(self, invocation: Invocation) -> Outcome:
+        """Run an invocation of fc in this thread."""
         self.submit(invocation)
-        return self.carry(invocation, answer, body, length)
+        return self.carry(invocation)
 
-    def carry(self, invocation: Invocation, answer: Answer, body: Union[
-            bytes, Iterable[bytes]], length: Optional[int]) -> Outcome:
+    def carry(self, invocation: Invocation) -> Outcome:
         """Wait for the instance, send the request, return the outcome."""
         if invocation.gate is not None and not invocation.gate.wait(invocation.caller):
             self.cancel(invocation)
         if invocation.outcome is None and isinstance(invocation.instance, PushInstance):
-            invocation.instance.exchange(invocation, answer, body, length)
+            invocation.instance.exchange(invocation)
         assert invocation.outcome is not None
         return invocation.outcome
 
@@ -3288,8 +3286,7 @@ class Platform:
         self.lock.later(aside, instance.stop)
 
     def settle(self, invocation: Invocation, kind: str, *, body: bytes = b"",
-               message: str = "", size: int = 0, start_error: str = "",
-               answer: Optional[Answer] = None) -> bool:
+               message: str = "", size: int = 0, start_error: str = "") -> bool:
         """Give an invocation its one outcome [any.outcome.one]; False if it had one."""
         if invocation.outcome is not None:
             return False
@@ -3298,8 +3295,8 @@ class Platform:
         tail = instance.log.take_tail() if instance is not None else b""
         status, headers, shown = self._shown(invocation, kind, body, message, size,
                                              start_error, duration)
-        if answer is not None and kind in ("ok", "function-error") and (
-                invocation.http_request is not None):
+        if invocation.http_request is not None and kind in ("ok", "function-error"):
+            answer = invocation.answer
             status, headers = answer.status, headers + tuple(answer.fields)
         invocation.outcome = Outcome(
             kind, shown, invocation.request_id, duration * 1000,
@@ -3486,8 +3483,10 @@ def reachable_host() -> str:
 class CallerAnswer(Answer):
     """The answer of an HTTP function, passed on to its caller as it is produced."""
 
+    is_kept = False
+
     def __init__(self, connection: Connection, request_id: str) -> None:
-        super().__init__(sys.maxsize)  # nothing is kept
+        super().__init__()
         self._connection = connection
         self._request_id = request_id
         self._chunked = False
@@ -3595,9 +3594,7 @@ class FrontDoor(App):
         invocation = Invocation(platform.new_id(), event, size=size)
         if platform.protocol == "fc":
             invocation.caller = connection
-            outcome = platform.run(invocation, Answer(platform.function.result_bytes),
-                                   event, len(event))
-            connection.answer(*native_answer(outcome))
+            connection.answer(*native_answer(platform.run(invocation)))
             return
         invocation.on_done = lambda outcome: connection.post(*native_answer(outcome))
         connection.invocation = invocation
@@ -3613,10 +3610,11 @@ class FrontDoor(App):
         invocation = Invocation(platform.new_id(), b"", HttpRequest(
             method, target, tuple(message.fields)), caller=connection, size=length)
         answer = CallerAnswer(connection, invocation.request_id)
-        body: Union[bytes, Iterator[bytes]] = connection.body_parts(limit)
+        invocation.answer, invocation.length = answer, message.length
+        invocation.body = connection.body_parts(limit)
         if 0 < length <= min(limit, len(connection.stream.rest)):
-            body = connection.read_body(limit)  # it came with the head: one write
-        outcome = platform.run(invocation, answer, body, message.length)
+            invocation.body = connection.read_body(limit)  # with the head: one write
+        outcome = platform.run(invocation)
         failure = None if invocation.upload is None else invocation.upload.failure
         if isinstance(failure, BadMessage) and not answer.begun:
             raise failure  # answered with 400, and the connection ends
@@ -4105,13 +4103,9 @@ class Adapter:
 
         if platform.protocol != "fc":
             invocation.on_done = done
-            platform.submit(invocation)
-            return
         platform.submit(invocation)
-        length = len(event) if event or request is None else None
-        threading.Thread(target=lambda: done(platform.carry(
-            invocation, Answer(platform.function.result_bytes), event, length)),
-            daemon=True).start()
+        if platform.protocol == "fc":
+            aside(lambda: done(platform.carry(invocation)))
 
     def _show(self, identity: object, outcome: Outcome) -> None:
         document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
