@@ -824,10 +824,9 @@ def find_call(protocol: str, method: str, target: str) -> Tuple[str, str, int]:
         return call, "", 200
     prefix, slash, request_id = path.rpartition("/")
     call = table.get((method, prefix + slash))
-    if call and call != "ready":
+    if call:
         return call, request_id, 200
-    known = any(known_path in (path, prefix + slash) for _, known_path in table
-                if known_path[-1] == "/" or known_path == path)
+    known = any(known_path in (path, prefix + slash) for _, known_path in table)
     return "", "", 405 if known else 404
 
 
