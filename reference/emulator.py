@@ -730,13 +730,6 @@ def seconds(value: float) -> str:
 
 # ---- rules without I/O: scf and fg ----
 
-class Move(NamedTuple):
-    """What a call means: the action of the states table, and the rule behind it."""
-
-    action: str
-    rule: str
-
-
 class PullSession:
     """What one bootstrap of scf or fg may ask, and what the answer means.
 
@@ -753,8 +746,9 @@ class PullSession:
         self._reached = False   # one of them has arrived
 
     def receive(self, call: str, poll: Any = None, request_id: str = "",
-                oversize: bool = False) -> Move:
-        """Take a call of the bootstrap. `poll` is kept when the action is `hold`."""
+                oversize: bool = False) -> Row:
+        """Take a call of the bootstrap; return what it means. `poll` is kept when the
+        action is `hold`."""
         row = STATES[self.protocol][self.state, self._name(call, request_id, oversize)]
         self.state = row.state
         if row.action == "hold":
@@ -763,7 +757,7 @@ class PullSession:
             self._on_way += 1
         elif row.action in ("finish", "fail", "overflow"):
             self.request_id = ""
-        return Move(row.action, row.rule)
+        return row
 
     def _name(self, call: str, request_id: str, oversize: bool) -> str:
         if call in ("response", "error"):
@@ -2323,23 +2317,23 @@ class PullInstance(Instance):
                  size: int) -> None:
         platform, session = self.platform, self.session
         before = session.state
-        move = session.receive(call, connection, request_id, size >= 0)
+        row = session.receive(call, connection, request_id, size >= 0)
         invocation = next(iter(self.work), None)
         if platform.tracing:
             platform.trace("call", instance=self.id, call=call, state=before,
-                           action=move.action, next=session.state, rule=move.rule,
+                           action=row.action, next=row.state, rule=row.rule,
                            request_id=invocation.request_id if invocation else "",
                            bytes=max(size, len(body)))
-        self._answer(connection, move.action, size, invocation)
-        if move.action in ("ignore", "refuse"):
-            self.violate(Violation(move.rule, "%s in state %s%s" % (
+        self._answer(connection, row.action, size, invocation)
+        if row.action in ("ignore", "refuse"):
+            self.violate(Violation(row.rule, "%s in state %s%s" % (
                 call, before, ", id %r" % request_id if request_id else "")))
-        elif move.action in RESULTS and invocation is not None:
+        elif row.action in RESULTS and invocation is not None:
             del self.work[invocation]
             platform.settle(
-                invocation, RESULTS[move.action], size=size,
-                body=body if size < 0 else b"", message="" if move.action == "finish"
-                else "the bootstrap reported an error" if move.action == "fail"
+                invocation, RESULTS[row.action], size=size,
+                body=body if size < 0 else b"", message="" if row.action == "finish"
+                else "the bootstrap reported an error" if row.action == "fail"
                 else self._too_large(size))
         if session.state == "idle" and before != "idle":
             self._has_room_again()
