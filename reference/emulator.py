@@ -1173,6 +1173,13 @@ class Stream:
             pass  # the peer was faster
 
 
+def aside(call: Callable[..., object], *arguments: Any) -> threading.Thread:
+    """Call it in a thread of its own; return the thread."""
+    thread = threading.Thread(target=call, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
 class Connection:
     """An accepted connection. Its own thread reads it; any thread may answer.
 
@@ -1290,7 +1297,7 @@ class Connection:
             if not head:
                 self._release()
                 return
-        threading.Thread(target=self._send, args=(head, body), daemon=True).start()
+        aside(self._send, head, body)
 
     def _announce_end(self, head: bytes) -> bytes:
         if head and (self.closing or self.unread):
@@ -1382,9 +1389,7 @@ class Listener:
         try:
             accepted.setblocking(True)
             connection = Connection(accepted, self._app)
-            thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
-            thread.start()
-            self.connections[connection] = thread
+            self.connections[connection] = aside(self._run, connection)
         except (OSError, RuntimeError):  # it has gone; no more threads
             accepted.close()
 
@@ -1422,20 +1427,13 @@ class Listener:
 
 # ---- one thread that waits: deadlines, listeners, output ----
 
-def aside(call: Callable[..., object], *arguments: Any) -> threading.Thread:
-    """Call it in a thread of its own; return the thread."""
-    thread = threading.Thread(target=call, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
 class Timer:
     """A deadline on the monotonic clock, and what to do then. The callback looks at
     the deadline again: it may have been moved meanwhile."""
 
     __slots__ = ("deadline", "callback")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], object]) -> None:
         self.deadline = math.inf
         self.callback = callback
 
@@ -1523,7 +1521,7 @@ class Loop:
             self._call(timer.callback)  # what it sets wakes us up again
         return pause
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def _call(self, callback: Callable[[], object]) -> None:
         try:
             callback()
         except Exception:  # a mistake in one must not stop every clock
@@ -2523,7 +2521,7 @@ class PushInstance(Instance):
         self._hook_lock = threading.Lock()
         self._claim: Optional[socket.socket] = None  # to a port of our choice
         self._streak = 0    # of checks that contradict `healthy`
-        self._health_timer = Timer(self._on_health_time)
+        self._health_timer = Timer(lambda: aside(self._check_again))
 
     def _move(self, call: str) -> str:
         before = self.session.state
@@ -2730,9 +2728,6 @@ class PushInstance(Instance):
         if problem:
             raise StartError("port", "The function http server cannot be started, "
                              "check function health " + problem)
-
-    def _on_health_time(self) -> None:
-        aside(self._check_again)
 
     def _check_again(self) -> None:
         """Check once more; enough failures or successes in a row change the verdict
@@ -3515,9 +3510,7 @@ class CallerAnswer(Answer):
         self.status = 101
         self._send(format_head(status_line(101), fields + [("Connection", "Upgrade")]))
         caller.limit_reads(0)
-        thread = threading.Thread(target=copy_stream, args=(caller, upstream),
-                                  daemon=True)
-        thread.start()
+        thread = aside(copy_stream, caller, upstream)
         copy_stream(upstream, caller)
         thread.join()
 
@@ -3899,8 +3892,7 @@ class Talk:
                 self._dropped += len(data)
                 return
             if not self._backlog:
-                self._thread = threading.Thread(target=self._catch_up, daemon=True)
-                self._thread.start()
+                self._thread = aside(self._catch_up)
             self._backlog += data
 
     def _send(self, data: bytes) -> int:
