@@ -3131,13 +3131,10 @@ class Platform:
 
     def drain(self, timeout_s: float = math.inf) -> None:
         """Accept nothing new and wait until every invocation has its outcome."""
-        deadline = time.monotonic() + timeout_s
         with self.lock:
             self._closing = True
-            while self._pending:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._left.wait(left if left < 1e6 else None):
-                    return
+            self._left.wait_for(lambda: not self._pending, min(
+                timeout_s, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
         """Stop everything: what still runs is cancelled, every process ends. Blocks
