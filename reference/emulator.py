@@ -1803,7 +1803,7 @@ def group_memory_mb(groups: Iterable[int]) -> Optional[Dict[int, float]]:
 class Log:
     """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
 
-    def __init__(self, loop: Loop, sink: Optional[Callable[[bytes], None]]) -> None:
+    def __init__(self, loop: Loop, sink: Callable[[bytes], None]) -> None:
         self._loop = loop
         self._sink = sink
         self._lock = threading.Lock()
@@ -1833,8 +1833,7 @@ class Log:
             self._shut()
             return False
         self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
-        if self._sink is not None:
-            self._sink(data)
+        self._sink(data)
         return True
 
     def take_tail(self) -> bytes:
@@ -1986,7 +1985,7 @@ class Instance(App):
         self.function = platform.function
         self.session = session
         self.id = "c-%s" % os.urandom(6).hex()
-        self.log = Log(platform.pump, platform.on_log)
+        self.log = Log(platform.pump, platform.write_log)
         self.timer = Timer(self._on_time)
         self.process: Optional[Process] = None
         self._spawning = threading.Lock()   # whoever ends it waits for the process
@@ -3039,8 +3038,7 @@ class Platform:
         self.protocol = LONG_NAMES.get(protocol, protocol)
         self.function = Function(self.protocol, **settings)
         self.folder, self._remove_package = open_package(code)
-        self.on_log = self._write_log if on_log is not None else None
-        self._log_sink = on_log
+        self._on_log = on_log
         self._log_lock = threading.Lock()
         self._mid_line = False
         self.attach = attach
@@ -3406,19 +3404,20 @@ class Platform:
             self.trace("violation", rule=violation.rule, seen=violation.seen)
         self.note("the bootstrap broke %s: %s" % violation)
 
-    def _write_log(self, data: bytes) -> None:
-        if self._log_sink is not None and data:
+    def write_log(self, data: bytes) -> None:
+        """Pass on what the function or the platform prints."""
+        if self._on_log is not None:
             with self._log_lock:
                 self._mid_line = not data.endswith(b"\n")
-                self._log_sink(data)
+                self._on_log(data)
 
     def note_line(self, line: str) -> None:
         """Print a platform line into the log, on a line of its own."""
-        self._write_log((b"\n" if self._mid_line else b"") + line.encode())
+        self.write_log((b"\n" if self._mid_line else b"") + line.encode())
 
     def log_start(self, invocation: Invocation) -> None:
         """Print the vendor's line for the start of an invocation."""
-        if self.on_log is not None:
+        if self._on_log is not None:
             self.note_line(LOG_LINES[self.protocol][0].format(
                 request_id=invocation.request_id, utc=utc_now(),
                 version=self.function.version))
@@ -3428,7 +3427,7 @@ class Platform:
         outcome = invocation.outcome
         with invocation.framing:  # its first line may be on the way
             is_begun = invocation.framed
-        if outcome is None or self.on_log is None or not is_begun:
+        if outcome is None or self._on_log is None or not is_begun:
             return
         peak = invocation.instance.peak_mb() if invocation.instance else 0.0
         self.note_line(LOG_LINES[self.protocol][1].format(
