@@ -2986,11 +2986,12 @@ class PushInstance(Instance):
             self.cut_off(invocation)
 
     def _exit_text(self, status: int, state: str) -> str:
+        words = self.function.command or ["/code/bootstrap"]
         code = status if status >= 0 else 128 - status
         text = os.strerror(code)
         known = "" if text.startswith("Unknown") else ", message:" + text.lower()
         return ("Function instance exited unexpectedly(code %d%s) with start command "
-                "'%s '. It ended %s %s" % (code, known, " ".join(self.platform.words()),
+                "'%s '. It ended %s %s" % (code, known, " ".join(words),
                                            describe_status(status), DURING[state]))
 
     def cleanup(self) -> None:
@@ -3373,10 +3374,6 @@ class Platform:
                     instance.end(list(instance.work), "out-of-memory", over)
             if any(not instance.is_idle for instance in self.instances):
                 self.watch_memory()
-
-    def words(self) -> List[str]:
-        """Return the start command as error texts show it."""
-        return list(self.function.command) or ["/code/bootstrap"]
 
     def facts(self, **more: str) -> Facts:
         """Return the values for the templates of the tables."""
