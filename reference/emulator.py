@@ -1414,8 +1414,7 @@ class Listener:
         with self._lock:
             threads = list(self.connections.values())
         for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def shut(self) -> None:
         """End every connection."""
@@ -1735,8 +1734,7 @@ class Process:
 
     def join(self) -> None:
         """Wait until on_exit has returned; at most 5 s."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(5)
+        self._thread.join(5)
 
 
 def remove_container(name: str) -> None:
