@@ -618,7 +618,7 @@ class Function:
     memory_mb: int
     event_bytes: int
     result_bytes: int
-    concurrency = 1
+    concurrency = 1     # invocations that an instance takes at a time
     init_timeout_s = start_timeout_s = initializer_timeout_s = 0.0
     pre_freeze_timeout_s = pre_stop_timeout_s = 0.0
     request_header_bytes = response_header_bytes = path_bytes = 0
@@ -1975,8 +1975,6 @@ class Instance(App):
     speak a protocol.
     """
 
-    slots = 1   # invocations that it takes at a time
-
     def __init__(self, platform: "Platform",
                  session: Union[PullSession, PushSession]) -> None:
         self.platform = platform
@@ -2002,7 +2000,7 @@ class Instance(App):
 
     def has_room(self) -> bool:
         """Tell whether it takes one more invocation (lock held)."""
-        return (len(self.work) < self.slots and self.healthy
+        return (len(self.work) < self.function.concurrency and self.healthy
                 and self.session.state != "stopping")
 
     def has_ended(self) -> bool:
@@ -2511,7 +2509,6 @@ class PushInstance(Instance):
 
     def __init__(self, platform: "Platform") -> None:
         super().__init__(platform, PushSession(platform.function.concurrency))
-        self.slots = self.function.concurrency
         self.port = self.function.port
         self.pool: Optional[List[Stream]] = []  # None = nobody will use them any more
         self._streams = threading.Lock()        # for the pool, and who has a stream
@@ -2803,7 +2800,7 @@ class PushInstance(Instance):
                             message=message)
             del self.work[invocation]
             self._move("settled")
-            if kind == "cancelled" and self.slots == 1 and not (
+            if kind == "cancelled" and self.function.concurrency == 1 and not (
                     self.ending or self.function.health_check):
                 platform.reclaim(self)  # [fc.caller.replace]
             elif self.ending == "kill" and not self.work:
