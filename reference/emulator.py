@@ -1620,7 +1620,7 @@ def check_program(words: Sequence[str], folder: str) -> None:
         first = file.read(4096)
     problem = program_problem(first)
     if problem:
-        raise StartError("format", "%s %s" % (path, problem))
+        raise StartError("", "%s %s" % (path, problem))
 
 
 def program_problem(first: bytes) -> str:
@@ -1664,7 +1664,7 @@ class Process:
                 words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=output, start_new_session=True)
         except OSError as error:
-            raise StartError("missing" if error.errno == errno.ENOENT else "format",
+            raise StartError("missing" if error.errno == errno.ENOENT else "",
                              "%s cannot be started: %s"
                              % (words[0], error.strerror or error))
         self.pid = self._popen.pid
@@ -3315,9 +3315,7 @@ class Platform:
             size=str(size), duration="%d" % (duration * 1000), message=message,
             limit=str(function.event_bytes if kind == "request-too-large"
                       else function.result_bytes),
-            start_error=START_ERRORS[self.protocol].get(
-                start_error, START_ERRORS[self.protocol][""]),
-            peak_mb="0.00")
+            start_error=START_ERRORS[self.protocol][start_error], peak_mb="0.00")
         if instance is not None and kind in ("timeout", "exit", "out-of-memory"):
             facts["peak_mb"] = "%.2f" % instance.peak_mb()
         return caller_answer(self.protocol, kind, body, facts,
