@@ -241,9 +241,6 @@ ON_EXIT = {"starting": "init-error", "initializing": "init-error",
            "issued": "exit", "running": "exit", "busy": "exit"}
 
 
-MARK = os.urandom(16).hex()  # stands for what differs between invocations
-
-
 class Field(NamedTuple):
     """A header field or environment variable; `optional` = left out when empty."""
 
@@ -3011,9 +3008,10 @@ def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
 
 def fields_template(protocol: str, facts: Facts) -> str:
     """Write the fields that accompany an event, with %s where they differ."""
-    marked = Facts(facts, request_id=MARK, control_path=MARK, base_path=MARK)
+    mark = os.urandom(16).hex()  # no setting holds it
+    marked = Facts(facts, request_id=mark, control_path=mark, base_path=mark)
     text = format_head("", fill_in(HEADERS[protocol], marked))[2:-2].decode("latin-1")
-    return text.replace("%", "%%").replace(MARK, "%s")
+    return text.replace("%", "%%").replace(mark, "%s")
 
 
 class Platform:
