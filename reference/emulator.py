@@ -2664,9 +2664,8 @@ class PushInstance(Instance):
         seen = "status %d" % status if status else error
         self.platform.note_line(line % ("End", "" if verdict == "done" else
                                         ", Error: %s, %s" % (verdict, seen)))
-        if self.platform.tracing:
-            self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
-                                seen=seen)
+        self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
+                            seen=seen)
         return verdict
 
     def _call(self, method: str, head: bytes, timeout_s: float) -> Tuple[int, str]:
@@ -3039,7 +3038,7 @@ class Platform:
         self.cores = cores
         self._on_note = on_note
         self._on_trace = on_trace
-        self.tracing = on_trace is not None
+        self.tracing = on_trace is not None     # asked where a trace would be costly
         self._begun = time.monotonic()
         self._facts = self.function.facts(self.folder)
         self.fields = fields_template(self.protocol, self._facts)
@@ -3388,8 +3387,7 @@ class Platform:
         """Keep and report a violation (lock held)."""
         if len(self.violations) < 10000:
             self.violations.append(violation)
-        if self.tracing:
-            self.trace("violation", rule=violation.rule, seen=violation.seen)
+        self.trace("violation", rule=violation.rule, seen=violation.seen)
         self.note("the bootstrap broke %s: %s" % violation)
 
     def write_log(self, data: bytes) -> None:
@@ -3547,8 +3545,7 @@ class FrontDoor(App):
                        if path == "/-/state" else {"status": "ok"})
 
     def _json(self, connection: Connection, status: int, document: object) -> None:
-        if connection.message.length:
-            connection.skip_body()
+        connection.skip_body()
         self._answer(connection, *json_answer(status, document))
 
     def _answer(self, connection: Connection, head: bytes, body: bytes) -> None:
