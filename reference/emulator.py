@@ -2686,7 +2686,7 @@ class PushInstance(Instance):
                 pass
             is_reusable = message.keep_alive and message.length is not None
             status, error_text = int(message.words[1]), ""
-        except (OSError, BadMessage) as error:
+        except (OSError, BadMessage, BodyTooLarge) as error:
             is_reusable, status = False, 0
             error_text = "timeout" if time.monotonic() >= deadline else str(error)
         self.platform.loop.set_timer(timer, math.inf)

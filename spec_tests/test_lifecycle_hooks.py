@@ -32,6 +32,7 @@ ANSWERS: Dict[str, Any] = {
     "404": (status(404), "failed"), "500": (status(500), "broken"),
     "503": (status(503), "broken"), "nothing": (None, "late"),
     "garbage": (b"\x16\x03\x01\r\n\r\n", "failed"), "close": (b"", "failed"),
+    "a long head": (b"HTTP/1.1 200 OK\r\nX: %s\r\n\r\n" % (b"x" * 70000), "failed"),
     "half a head": (b"HTTP/1.1 200 OK\r\nContent-", "failed"),
     "half a body": (b"HTTP/1.1 200 OK\r\nContent-length: 9\r\n\r\nhalf", "failed")}
 HOOK_CASES = pytest.mark.parametrize("reply,meaning", ANSWERS.values(),
