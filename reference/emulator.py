@@ -636,6 +636,7 @@ class Function:
         self.handler = self.handler or DEFAULT_HANDLER[protocol]
         self.version = self.version or DEFAULT_VERSION[protocol]
         self.env = check_env(protocol, self.env)
+        check_start(self.command, self.port)
         self.freeze = self.freeze and not self.image  # no process of our group
         self.health_check = check_health_config(self.health_check)
         for name, text in dict(self.credentials, handler=self.handler, name=self.name,
@@ -678,6 +679,15 @@ def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
     if int(value) != value:
         raise ValueError("%s must be a whole number, not %g" % (known, value))
     return int(value)
+
+
+def check_start(command: Sequence[str], port: int) -> None:
+    """Raise ValueError when no process could be started or reached that way."""
+    for word in command:
+        if not isinstance(word, str) or "\0" in word:
+            raise ValueError("command: %r is not a text without NUL bytes" % (word,))
+    if not isinstance(port, int) or not 0 <= port < 65536:
+        raise ValueError("port (--port) must be 0 to 65535, not %r" % (port,))
 
 
 def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:

@@ -422,6 +422,9 @@ BAD_SETTINGS: List[Tuple[str, Settings, str]] = [
     ("fg", {"concurrency": 2}, "concurrency is not a setting of fg"),
     ("scf", {"no_such": 1}, "no_such"), ("fc", {"concurrency": 0}, "concurrency"),
     ("fc", {"concurrency": 201}, "concurrency"), ("scf", {"concurrency": 0}, "concurrency"),
+    ("fc", {"port": 65536}, "port"), ("fc", {"port": -1}, "port"),
+    ("scf", {"port": "80"}, "port"), ("fc", {"command": ["sh", 1]}, "command: 1"),
+    ("fc", {"command": ["a\0"]}, "command"),
     ("fc", {"init_timeout_s": 1}, "init_timeout_s is not a setting of fc")]
 
 
