@@ -4223,6 +4223,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         words, command = words[:at], words[at + 1:]
     options = make_parser().parse_args(words)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # whoever started us may ignore it: then no process waits for us to see its end
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return run(options, command)
     except ValueError as error:

@@ -80,6 +80,15 @@ def test_closed_files(closed: str, options: Tuple[str, ...], status: int, out: b
     assert err in done.err and "Traceback" not in done.err and bool(err) == bool(done.err)
 
 
+def test_ignored_children(code: str) -> None:
+    """Who starts it with SIGCHLD ignored gets the same outcome."""
+    ignore = ("import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+              "os.execv(sys.argv[1], sys.argv[1:])")
+    done = run([sys.executable, "-c", ignore, *words("scf", code, "--event", "exit 3")])
+    assert done.status == 1 and "emulator: exit: " in done.err
+    assert "with status 3" in done.err and "Traceback" not in done.err
+
+
 def test_one_shot_long_name(code: str) -> None:
     """`functiongraph` means fg."""
     assert run(words("functiongraph", code, "--event", "x")).out == b"x\n"
