@@ -415,6 +415,7 @@ HEAD_TIMEOUT_S = 10.0
 SILENCE_S = 30.0         # within a body, either way
 KEEP_ALIVE_S = 75.0      # a caller's connection that asks nothing
 MAX_CONNECTIONS = 2048   # per listener; each costs a thread
+ACCEPT_PAUSE_S = 0.1     # while there are too many open files
 CHUNK_BYTES = 262144     # of a body passed on
 SKIP_BYTES = 64 * MIB    # of an oversized body read, to get an answer through
 LINGER_S = 2.0           # for a caller who sends on after his answer
@@ -1187,6 +1188,14 @@ def aside(call: Callable[..., object], *arguments: Any) -> threading.Thread:
     return thread
 
 
+def attempt(call: Callable[..., object], *arguments: Any) -> None:
+    """Call it; a mistake in it is shown, and ends nothing else."""
+    try:
+        call(*arguments)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+
+
 class Connection:
     """An accepted connection. Its own thread reads it; any thread may answer.
 
@@ -1374,7 +1383,13 @@ class Listener:
         self._lock = threading.Lock()
         self.connections: Dict[Connection, threading.Thread] = {}
         self._open = True
-        loop.watch(self._socket, self.accept)
+        self._rest = Timer(self._watch)
+        self._watch()
+
+    def _watch(self) -> None:
+        with self._lock:
+            if self._open:
+                self._loop.watch(self._socket, self.accept)
 
     def accept(self) -> None:
         """Accept what is waiting; never blocks. What has been accepted has a thread
@@ -1385,8 +1400,12 @@ class Listener:
                     return
                 try:
                     accepted, _ = self._socket.accept()
-                except OSError:
-                    return  # nothing waits, or too many files
+                except (BlockingIOError, ConnectionError):
+                    return  # nothing waits, or not any more
+                except OSError:  # too many files, say: it would be readable for ever
+                    self._loop.unwatch(self._socket)
+                    self._loop.set_timer(self._rest, time.monotonic() + ACCEPT_PAUSE_S)
+                    return
                 if len(self.connections) < MAX_CONNECTIONS:
                     self._start(accepted)
                 else:
@@ -1510,7 +1529,7 @@ class Loop:
     def _run(self) -> None:
         while self._open:
             for key, _ in self._selector.select(self._run_timers()):
-                self._call(key.data)
+                attempt(key.data)
 
     def _run_timers(self) -> Optional[float]:
         """Call those whose time has come; return how long to sleep."""
@@ -1524,14 +1543,8 @@ class Loop:
             pause = None if self._next == math.inf else min(  # more is refused
                 self._next - now, 1e6)
         for timer in due:
-            self._call(timer.callback)  # what it sets wakes us up again
+            attempt(timer.callback)  # what it sets wakes us up again
         return pause
-
-    def _call(self, callback: Callable[[], object]) -> None:
-        try:
-            callback()
-        except Exception:  # a mistake in one must not stop every clock
-            sys.excepthook(*sys.exc_info())
 
 
 # ---- code packages and processes ----
@@ -3391,7 +3404,7 @@ class Platform:
     def note(self, text: str) -> None:
         """Say something to the person at the terminal."""
         if self._on_note is not None:
-            self._on_note(text)
+            attempt(self._on_note, text)
 
     def note_violation(self, violation: Violation) -> None:
         """Keep and report a violation (lock held)."""
@@ -3405,7 +3418,7 @@ class Platform:
         if self._on_log is not None:
             with self._log_lock:
                 self._mid_line = not data.endswith(b"\n")
-                self._on_log(data)
+                attempt(self._on_log, data)
 
     def note_line(self, line: str) -> None:
         """Print a platform line into the log, on a line of its own."""
@@ -3437,7 +3450,8 @@ class Platform:
         """Report a message or a change of state."""
         if self._on_trace is not None:
             passed = time.monotonic() - self._begun
-            self._on_trace(dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
+            attempt(self._on_trace, dict(
+                {"ms": round(passed * 1000, 3), "what": what}, **facts))
 
 
 def utc_now() -> str:

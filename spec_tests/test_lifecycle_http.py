@@ -2,11 +2,15 @@
 """The test is both ends: what one side sends, when the other one gets it, and how."""
 
 import contextlib
+import errno
 import fcntl
 import select
+import socket
 import struct
 import termios
 import threading
+import time
+import types
 from typing import Iterator, List, Tuple
 
 import pytest
@@ -601,3 +605,20 @@ def test_fc_upgrade_pass__refused(stage: Stage) -> None:
     answer = caller.answer()
     assert (answer.status, answer.body) == (426, b"no")
     assert answer.header("upgrade") is None
+
+
+def test_accept__too_many_files(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that can open no more files rests before it tries again."""
+    listening = stage.door._socket
+    tries: List[float] = []
+
+    def accept() -> Tuple[socket.socket, object]:
+        tries.append(time.monotonic())
+        if len(tries) < 4:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return listening.accept()
+
+    monkeypatch.setattr(stage.door, "_socket", types.SimpleNamespace(
+        accept=accept, fileno=listening.fileno, close=listening.close))
+    assert stage.state()
+    assert all(later - earlier > 0.05 for earlier, later in zip(tries[:3], tries[1:]))

@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pytest
 
 import servant
-from emulator import Outcome
+from emulator import Outcome, Platform
 from implementations import START_EMULATOR
 from stage import Stage, processes, until
 from test_lifecycle_process import event, protocols
@@ -218,3 +218,19 @@ def read_line(program: "subprocess.Popen[bytes]") -> bytes:
     assert program.stdout is not None
     ready = select.select([program.stdout], [], [], 8)[0]
     return program.stdout.readline() if ready else b'{"kind": "nothing"}'
+
+
+# ---- those who want to hear of it ----
+
+
+@pytest.mark.parametrize("name", ["on_log", "on_trace"])
+def test_any_outcome_one__deaf(name: str, code: str,
+                               capfd: pytest.CaptureFixture[str]) -> None:
+    """A listener that raises is shown as such, and the invocation goes on."""
+    def deaf(_: object) -> None:
+        raise ZeroDivisionError
+
+    settings: Dict[str, Any] = {name: deaf}
+    with Platform("scf", code, **settings) as platform:
+        assert platform.invoke(event(["out", 2, "61"])).kind == "ok"
+    assert "ZeroDivisionError" in capfd.readouterr().err
