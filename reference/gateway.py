@@ -745,14 +745,17 @@ class Stream:
         line, _, self.rest = self.rest.partition(b"\r\n")
         return line
 
-    def peer_gone(self) -> bool:
-        """Tell whether the peer has closed, without blocking or consuming."""
-        try:
-            return not self.socket.recv(1, _PEEK)
-        except BlockingIOError:
+    def is_idle(self) -> bool:
+        """Tell whether the peer is there and silent, without blocking or consuming."""
+        if self.rest:
             return False
-        except OSError:
+        try:
+            self.socket.recv(1, _PEEK)
+        except BlockingIOError:
             return True
+        except OSError:
+            pass
+        return False  # closed, or something that nobody asked for
 
     def shut(self, how: int = socket.SHUT_RDWR) -> None:
         """Wake whoever reads or writes the socket; the owner closes it."""
@@ -942,7 +945,7 @@ class Worker:
                 stream = self.pool.pop()
             except IndexError:
                 break  # another call was faster
-            if not stream.peer_gone():
+            if stream.is_idle():  # bytes beyond the last answer answer nothing
                 return stream
             stream.socket.close()
         try:

@@ -125,6 +125,28 @@ def test_fcc_answer_fields(container: Container) -> None:
     assert head.count(b"Set-Cookie: ") == 2 and b"X-Hop" not in head
 
 
+STALE = "HTTP/1.1 %s\r\nX-Fc-Status: 200\r\nContent-Length: 5\r\n\r\nstale"
+
+
+@pytest.mark.parametrize("text", [STALE % "200 OK" * 2, STALE % "204 No Content"],
+                         ids=["second-answer", "bodiless-with-body"])
+def test_fcc_answer_fields__rest(container: Container, text: str) -> None:
+    """What a worker sends beyond its answer is no answer to the next call."""
+    container.http(call_of("garbage", text=text))
+    assert container.http(b"hi").body == b"hi"
+
+
+def test_fcc_answer_fields__late(container: Container, tmp_path: pathlib.Path) -> None:
+    """Nor is what it sends later, as servers do that give up a silent connection."""
+    gate, sent = tmp_path / "gate", tmp_path / "sent"
+    order = call_of("extra", gate=str(gate), sent=str(sent),
+                    text="HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+    assert container.http(order).body == b"done"
+    gate.touch()
+    until(sent.exists)
+    assert container.http(b"hi").body == b"hi"
+
+
 def test_fcc_fields_hop(container: Container) -> None:
     """Nobody else sets the gateway's own fields, in either direction."""
     _, fields = request_seen(container, X_Noslate_Worker_Secret="forged")

@@ -118,6 +118,14 @@ def garbage(call: Call, order: "Dict[str, Any]") -> None:
     call.wire.sendall(order["text"].encode())
 
 
+def extra(call: Call, order: "Dict[str, Any]") -> None:
+    """Answer, send something more when the file `gate` is there, then make `sent`."""
+    call.answer(b"done")
+    wait_for(order["gate"])
+    call.wire.sendall(order["text"].encode())
+    os.close(os.open(order["sent"], os.O_CREAT))
+
+
 def hang(call: Call, order: "Dict[str, Any]") -> None:
     """Say nothing, or stop within the body."""
     if order.get("when") == "body":
@@ -169,8 +177,8 @@ def fork(call: Call, order: "Dict[str, Any]") -> None:
 
 
 DEEDS = {deed.__name__: deed for deed in (
-    count, pid, env, request, reply, die, garbage, hang, hold, drip, old, close, eat,
-    fork)}
+    count, pid, env, request, reply, die, garbage, extra, hang, hold, drip, old, close,
+    eat, fork)}
 
 
 # ---- serving ----
