@@ -132,36 +132,52 @@ STATES: Dict[Tuple[str, str], Tuple[str, str]] = {
 
 
 class Limit(NamedTuple):
-    """A setting: its default, its option, and Noslate's variable for it."""
+    """A setting: its default, its range (one of KINDS), its option and the variables
+    that come next."""
 
     default: float
+    kind: str
     option: str
-    variable: str
+    variables: Sequence[str]
     meaning: str
 
 
+PORT = Limit(9000, "a whole number from 0 to 65535", "--port",  # [fcc.start.port]
+             ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "SERVER_PORT"),
+             "to listen on; 0 = any")
 LIMITS: Dict[str, Limit] = {
-    "timeout_s": Limit(10, "--timeout", "", "a call, unless FC or the caller says"),
-    "tick_s": Limit(10, "--tick", "", "between two looks at the load"),
-    "idle_ticks": Limit(6, "--idle-ticks", "", "low ticks in a row before shrinking"),
-    "drain_s": Limit(30, "--drain", "", "for the calls of a worker that is to stop"),
-    "grace_s": Limit(3, "--grace", "", "between SIGTERM and SIGKILL"),
-    "memory_pool_bytes": Limit(1 << 30, "--memory-pool",
-                               "NOSLATED_VIRTUAL_MEMORY_POOL_SIZE",
+    "timeout_s": Limit(10, "a number above 0, at most 86400", "--timeout", (),
+                       "a call, unless FC or the caller says"),
+    "tick_s": Limit(10, "a number from 0.01 to 86400", "--tick", (),
+                    "between two looks at the load"),
+    "idle_ticks": Limit(6, "a whole number from 1", "--idle-ticks", (),
+                        "low ticks in a row before shrinking"),
+    "drain_s": Limit(30, "a number from 0 to 86400", "--drain", (),
+                     "for the calls of a worker that is to stop"),
+    "grace_s": Limit(3, "a number from 0 to 86400", "--grace", (),
+                     "between SIGTERM and SIGKILL"),
+    "memory_pool_bytes": Limit(1 << 30, "a whole number from 0", "--memory-pool",
+                               ("NOSLATED_VIRTUAL_MEMORY_POOL_SIZE",),
                                "sum of the workers' memory limits"),
-    "memory_check_s": Limit(1, "--memory-check", "", "between two looks at memory"),
-    "launches": Limit(4, "--launches", "", "workers that start at a time"),
-    "calls": Limit(10000, "--calls", "", "calls in the container"),
-    "queued_calls": Limit(1000, "--queue", "", "calls that wait for a worker"),
-    "max_active": Limit(10, "--max-active", "NOSLATED_MAX_ACTIVATE_REQUESTS",
+    "memory_check_s": Limit(1, "a number from 0.01 to 86400", "--memory-check", (),
+                            "between two looks at memory"),
+    "launches": Limit(4, "a whole number from 1", "--launches", (),
+                      "workers that start at a time"),
+    "calls": Limit(10000, "a whole number from 1", "--calls", (),
+                   "calls in the container"),
+    "queued_calls": Limit(1000, "a whole number from 0", "--queue", (),
+                          "calls that wait for a worker"),
+    "max_active": Limit(10, "a whole number from 1", "--max-active",
+                        ("NOSLATED_MAX_ACTIVATE_REQUESTS",),
                         "calls in a worker, unless its profile says"),
-    "replica_limit": Limit(10, "--replicas",
-                           "NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION",
+    "replica_limit": Limit(10, "a whole number from 1", "--replicas",
+                           ("NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION",),
                            "workers of a function, unless its profile says"),
-    "reserved": Limit(0, "--reserved",
-                      "NOSLATED_RESERVATION_WORKER_COUNT_PER_FUNCTION",
+    "reserved": Limit(0, "a whole number from 0", "--reserved",
+                      ("NOSLATED_RESERVATION_WORKER_COUNT_PER_FUNCTION",),
                       "workers that never shrink away, unless a profile says"),
 }
+NUMBERS: Dict[str, Limit] = {"port": PORT, **LIMITS}
 Settings = Dict[str, float]
 
 MEMORY_BYTES = 512 << 20     # of a worker, unless its profile says
@@ -230,9 +246,9 @@ SHARE_FIELDS = (Field("name", "a text that is not empty", True),
                 Field("proportion", "a number from 0 to 1"))
 
 
-def _is_number(value: object, least: float) -> bool:
+def _is_number(value: object, least: float, most: float = sys.float_info.max) -> bool:
     return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and least <= value <= sys.float_info.max)
+            and least <= value <= most)
 
 
 def _is_text(value: object) -> bool:
@@ -269,9 +285,15 @@ KINDS: Dict[str, Callable[[Any], bool]] = {
         isinstance(value, int) and _is_number(value, 0)),
     "a whole number from 1": lambda value: (
         isinstance(value, int) and _is_number(value, 1)),
+    "a whole number from 0 to 65535": lambda value: (
+        isinstance(value, int) and _is_number(value, 0, 65535)),
     "a number from 0": lambda value: _is_number(value, 0),
     "a number above 0": lambda value: _is_number(value, 0) and value > 0,
-    "a number from 0 to 1": lambda value: _is_number(value, 0) and value <= 1,
+    "a number above 0, at most 86400": lambda value: (
+        _is_number(value, 0, 86400) and value > 0),
+    "a number from 0 to 1": lambda value: _is_number(value, 0, 1),
+    "a number from 0 to 86400": lambda value: _is_number(value, 0, 86400),
+    "a number from 0.01 to 86400": lambda value: _is_number(value, 0.01, 86400),
     "true or false": lambda value: isinstance(value, bool),
 }
 
@@ -2004,16 +2026,14 @@ LOST = b"\0"  # among the numbers of signals: a part of the gateway has ended
 class Container:
     """The entry point: agent first, server last; the end of a part ends the whole."""
 
-    def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
+    def __init__(self, options: argparse.Namespace, log_fd: int) -> None:
         self.options = options
+        self._log_fd = log_fd
         # A signal may hit any thread, and would not wake the main one without the pipe
         self._events, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         self.is_stopping = False
-        self._log_fd = 2
-        if options.access_log != "-":
-            self._log_fd = os.open(options.access_log,
-                                   os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        settings = {name: getattr(options, name) for name in LIMITS}
         self.agent = Agent(settings, log_folder=options.log_folder,
                            on_failure=self._lose)
         self.agent.adopts_orphans = True
@@ -2046,8 +2066,9 @@ class Container:
             server = Server(self.agent, self.options.host, self.options.port,
                             self.options.default_function, self._write_log,
                             self._lose)
-        except (OSError, OverflowError) as error:
-            talk("cannot listen on port %d: %s" % (self.options.port, error))
+        except (OSError, UnicodeError) as error:  # of a name that no host can have
+            talk("cannot listen on %s port %d: %s" % (
+                self.options.host, self.options.port, error))
             return 1
         talk("listens on %s:%d" % (self.options.host, server.port))
         try:
@@ -2081,6 +2102,13 @@ class Container:
         return True
 
 
+def open_log(path: str) -> int:
+    """Open the access log. Raises OSError."""
+    if path == "-":
+        return 2
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+
 def write_text(fd: int, text: str) -> None:
     """Write to a log, if that is possible: a full disk must not end calls."""
     try:
@@ -2096,9 +2124,6 @@ def talk(text: str) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    env = os.environ
-    port = (env.get("FC_SERVER_PORT") or env.get("FC_CUSTOM_LISTEN_PORT")
-            or env.get("SERVER_PORT") or "9000")
     parser = argparse.ArgumentParser(
         # a fixed width: to ask for the terminal's loads a tenth of what a start loads
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
@@ -2110,17 +2135,46 @@ def make_parser() -> argparse.ArgumentParser:
     add("--default-function", metavar="NAME", default="",
         help="for calls that name no function")
     add("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
-    add("--port", type=int, default=port, help="port to listen on (%(default)s)")
-    add("--log-folder", default=env.get("NOSLATE_LOGDIR", ""),
+    add("--log-folder", default=os.environ.get("NOSLATE_LOGDIR", ""),
         help="for the output of workers ($NOSLATE_LOGDIR; else a temporary one)")
     add("--access-log", default="-", metavar="FILE|-", help="one line for each call")
-    for name, limit in LIMITS.items():
-        add(limit.option, type=float, dest=name, metavar="N",
-            default=env.get(limit.variable) or limit.default,
+    for name, limit in NUMBERS.items():
+        add(limit.option, dest=name, metavar="N",
             help="%s: %s (%g)" % (name, limit.meaning, limit.default))
     add("--version", action="version",
         version="gateway %s, SPEC %s" % (__version__, SPEC_VERSION))
     return parser
+
+
+def read_number(limit: Limit, given: Optional[str]) -> float:
+    """Return a number: the option's, else that of the first variable that is set, else
+    the default. Raises ValueError, naming where it is from."""
+    where, text = limit.option, given
+    for variable in limit.variables:
+        if text is None:
+            where, text = variable, os.environ.get(variable) or None
+    if text is None:
+        return limit.default
+    try:
+        value = float(text)
+    except ValueError:
+        check_value(where, limit.kind, text)  # raises: no kind is a text
+        raise
+    value = int(value) if value.is_integer() else value
+    check_value(where, limit.kind, value)
+    return value
+
+
+def read_options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """Return what the command line says, numbers within their ranges; or exit."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    try:
+        for name, limit in NUMBERS.items():
+            setattr(options, name, read_number(limit, getattr(options, name)))
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
 def open_standard_files() -> None:
@@ -2135,10 +2189,14 @@ def open_standard_files() -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the container; return the exit status."""
     open_standard_files()
-    options = make_parser().parse_args(argv)
-    settings = {name: getattr(options, name) for name in LIMITS}
+    options = read_options(argv)
     try:
-        return Container(options, settings).run()
+        log_fd = open_log(options.access_log)
+    except OSError as error:
+        talk("--access-log %s: %s" % (options.access_log, error.strerror))
+        return 2
+    try:
+        return Container(options, log_fd).run()
     finally:  # one more signal while the interpreter ends would change the status
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)

@@ -42,7 +42,7 @@ def test_fcc_start_port(monkeypatch: pytest.MonkeyPatch, variables: Dict[str, st
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert gateway.make_parser().parse_args([]).port == int(wanted)
+    assert gateway.read_options([]).port == int(wanted)
 
 
 def run_to_end(*options: str, env: Optional[Dict[str, str]] = None
@@ -78,13 +78,61 @@ def test_fcc_start_port__taken(tmp_path: pathlib.Path) -> None:
 
 
 def test_fcc_start_port__impossible() -> None:
-    """So does one that cannot be, and what was started for reserved workers ends."""
-    container = Container([profile(worker={"reservationCount": 1})], "--port", "65536")
+    """So does a host that cannot be, and what was started for reserved workers ends."""
+    container = Container([profile(worker={"reservationCount": 1})], "--host", "..")
     with contextlib.ExitStack() as stack:
         stack.push(container)  # it never listens, so it is not entered
         assert container.process.wait(gateways.PATIENCE_S) == 1
         assert container.stop() == 1
-        assert "cannot listen on port 65536" in container.talk()
+        assert "cannot listen on .. port 0: " in container.talk()
+
+
+REFUSED = {
+    "zero": (["--tick", "0"], "--tick: expected a number from 0.01 to 86400, found 0"),
+    "tiny": (["--memory-check", "1e-9"], "--memory-check: expected a number from 0.01"),
+    "huge": (["--tick", "1e10"], "--tick: expected a number from 0.01 to 86400"),
+    "not-a-number": (["--grace", "nan"], "--grace: expected a number from 0 to 86400"),
+    "a-text": (["--drain", "long"], '--drain: expected a number from 0 to 86400, found "l'),
+    "empty": (["--timeout", ""], "--timeout: expected a number above 0, at most 86400"),
+    "none": (["--launches", "0"], "--launches: expected a whole number from 1, found 0"),
+    "half": (["--max-active", "0.5"], "--max-active: expected a whole number from 1"),
+    "negative": (["--replicas", "-1"], "--replicas: expected a whole number from 1"),
+    "infinite": (["--memory-pool", "inf"], "--memory-pool: expected a whole number from 0"),
+    "port": (["--port", "65536"], "--port: expected a whole number from 0 to 65535, "),
+    "variable": ([], "NOSLATED_MAX_ACTIVATE_REQUESTS: expected a whole number from 1, f"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_fcc_start_last__ranges(name: str, monkeypatch: pytest.MonkeyPatch,
+                                capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting out of its range is refused by the name under which it came."""
+    options, message = REFUSED[name]
+    if name == "variable":
+        monkeypatch.setenv("NOSLATED_MAX_ACTIVATE_REQUESTS", "0")
+    with pytest.raises(SystemExit) as ended:
+        gateway.read_options(options)
+    assert ended.value.code == 2 and f" error: {message}" in capsys.readouterr().err
+
+
+def test_fcc_start_last__settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in its range is taken: the option first, then the variable."""
+    monkeypatch.setenv("NOSLATED_MAX_ACTIVATE_REQUESTS", "7")
+    monkeypatch.setenv("NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION", "")
+    found = gateway.read_options(["--tick", "0.5", "--memory-pool", "9e9"])
+    assert (found.tick_s, found.memory_pool_bytes, found.max_active,
+            found.replica_limit) == (0.5, 9000000000, 7, 10)
+    assert gateway.read_options(["--max-active", "8"]).max_active == 8
+
+
+@pytest.mark.parametrize("options", [("--port", "70000"), ("--tick", "nan"),
+                                     ("--access-log", "/nowhere/at/all")])
+def test_fcc_start_last__refused(tmp_path: pathlib.Path,
+                                 options: Tuple[str, ...]) -> None:
+    """Such a start ends with a reason before it has made anything."""
+    ended = run_to_end(*options, env={"TMPDIR": str(tmp_path)})
+    assert ended.returncode == 2 and options[0] in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr and not list(tmp_path.iterdir())
 
 
 SPOILED = """

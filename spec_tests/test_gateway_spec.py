@@ -42,10 +42,10 @@ def test_gateway_endpoints() -> None:
 
 
 def test_gateway_limits() -> None:
-    """Names, defaults and options of the limits agree."""
-    found = {row["limit"]: (float(row["default"]), row["option"])
-             for row in rows("limit", "default", "option")}
-    assert found == {name: (limit.default, limit.option)
+    """Names, defaults, ranges and options of the limits agree."""
+    found = {row["limit"]: (float(row["default"]), "a " + row["range"], row["option"])
+             for row in rows("limit", "default", "range", "option")}
+    assert found == {name: (limit.default, limit.kind, limit.option)
                      for name, limit in gateway.LIMITS.items()}
 
 
