@@ -32,9 +32,11 @@ import math
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -194,6 +196,8 @@ END_S = 5.0                  # for processes that were killed
 EXEC_S = 0.02                # a process that is being forked has no environment yet
 SLICE_S = 1.0                # of a wait under a limit
 FREEZE_S = 0.2               # waiting that much too long means: we were frozen
+LOG_BYTES = 1 << 20          # lines that nobody has read yet [fcc.log.access]
+LOG_END_S = 0.25             # for the reader of the last lines
 LOGS_KEPT = 100              # log folders of workers that have stopped
 RESERVED = 2                 # rank of workers that nobody waits for; disposable: 0
 
@@ -2020,15 +2024,106 @@ class Server:
 
 # ---- command line ----
 
+class Log:
+    """Writes lines to a file, whole ones, and never waits for a reader: what he does
+    not take is kept up to LOG_BYTES, then dropped, and `dropped` hears how many."""
+
+    def __init__(self, fd: int, dropped: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._dropped = dropped
+        # so much fits when a pipe is writable; lines of a file go in one piece
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._most = sys.maxsize if is_file else select.PIPE_BUF
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._lock = threading.Lock()
+        self._backlog = bytearray()
+        self._missing = 0            # lines dropped since the reader was told
+        self._thread = threading.Thread()
+
+    def write(self, text: str) -> None:
+        """Write a text that ends a line, or keep it for later."""
+        data = text.encode("utf-8", "backslashreplace")
+        with self._lock:
+            if not self._backlog:
+                data = data[self._send(data):]
+            if self._backlog and len(self._backlog) + len(data) > LOG_BYTES:
+                self._missing += 1
+            elif data:
+                self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        if not self._backlog:
+            self._thread = threading.Thread(target=self._catch_up, daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:
+                return  # no more threads: not even for this
+        self._backlog += data
+
+    def _send(self, data: bytes) -> int:
+        """Write without waiting; return how much."""
+        sent = 0
+        try:
+            while sent < len(data) and self._poll.poll(0):
+                sent += os.write(self._fd, data[sent:sent + self._most])
+        except OSError:
+            return len(data)  # a full disk, or nobody there, must not end calls
+        return sent
+
+    def _catch_up(self) -> None:
+        """Write the backlog as it is taken; nobody else writes until it is empty."""
+        while True:
+            self._poll.poll()
+            with self._lock:
+                del self._backlog[:self._send(bytes(self._backlog[:65536]))]
+                if not self._backlog:
+                    missing, self._missing = self._missing, 0
+                    break
+        if missing:
+            self._dropped(missing)
+
+    def flush(self) -> None:
+        """Let the reader take what is left, for LOG_END_S."""
+        with self._lock:
+            thread = self._thread if self._backlog else None
+        if thread is not None:
+            thread.join(LOG_END_S)
+
+
+class Talk(Log):
+    """What is said to whoever runs the container, and the access log unless that has a
+    file of its own: stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(2, self.tell_dropped)
+
+    def say(self, text: str) -> None:
+        """Say something of our own."""
+        self.write("gateway: %s\n" % text)
+
+    def tell_dropped(self, lines: int) -> None:
+        """Say how many lines there was no reader for."""
+        self.say("%d lines of the access log were dropped: nobody read them" % lines)
+
+    def open(self, path: str) -> Log:
+        """Open the access log. Raises OSError."""
+        if path == "-":
+            return self
+        return Log(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+                   self.tell_dropped)
+
+
 LOST = b"\0"  # among the numbers of signals: a part of the gateway has ended
 
 
 class Container:
     """The entry point: agent first, server last; the end of a part ends the whole."""
 
-    def __init__(self, options: argparse.Namespace, log_fd: int) -> None:
+    def __init__(self, options: argparse.Namespace, talk: Talk, log: Log) -> None:
         self.options = options
-        self._log_fd = log_fd
+        self.talk = talk
+        self.log = log
         # A signal may hit any thread, and would not wake the main one without the pipe
         self._events, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
@@ -2037,9 +2132,6 @@ class Container:
         self.agent = Agent(settings, log_folder=options.log_folder,
                            on_failure=self._lose)
         self.agent.adopts_orphans = True
-
-    def _write_log(self, line: str) -> None:
-        write_text(self._log_fd, line)
 
     def _lose(self) -> None:
         os.write(self._tell, LOST)
@@ -2059,18 +2151,20 @@ class Container:
             return self._serve() if self._load() else 2
         finally:
             self.agent.end()  # [fcc.end.nothing]
+            self.log.flush()
+            self.talk.flush()
 
     def _serve(self) -> int:
         self.agent.start()
         try:
             server = Server(self.agent, self.options.host, self.options.port,
-                            self.options.default_function, self._write_log,
+                            self.options.default_function, self.log.write,
                             self._lose)
         except (OSError, UnicodeError) as error:  # of a name that no host can have
-            talk("cannot listen on %s port %d: %s" % (
+            self.talk.say("cannot listen on %s port %d: %s" % (
                 self.options.host, self.options.port, error))
             return 1
-        talk("listens on %s:%d" % (self.options.host, server.port))
+        self.talk.say("listens on %s:%d" % (self.options.host, server.port))
         try:
             return self._watch()
         finally:
@@ -2080,11 +2174,11 @@ class Container:
         while True:
             event = os.read(self._events, 1)
             if event == LOST:
-                talk("a part of the gateway is lost")  # [fcc.end.part]
+                self.talk.say("a part of the gateway is lost")  # [fcc.end.part]
                 self.agent.end()  # so that no call holds up the end of the server
                 return 1
             if event[0] == signal.SIGHUP and not self._load():
-                talk("the list of functions stays as it was")
+                self.talk.say("the list of functions stays as it was")
             elif event[0] in (signal.SIGTERM, signal.SIGINT):
                 self.agent.close()  # [fcc.stop.sigterm]
                 return 0
@@ -2096,30 +2190,10 @@ class Container:
                 with open(self.options.profiles, "rb") as file:
                     self.agent.set_profiles(json.load(file))
         except (OSError, ValueError, RecursionError) as error:
-            talk("%s: %s" % (self.options.profiles, error))
+            self.talk.say("%s: %s" % (self.options.profiles, error))
             return False
-        talk("%d functions" % len(self.agent.brokers))
+        self.talk.say("%d functions" % len(self.agent.brokers))
         return True
-
-
-def open_log(path: str) -> int:
-    """Open the access log. Raises OSError."""
-    if path == "-":
-        return 2
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-
-def write_text(fd: int, text: str) -> None:
-    """Write to a log, if that is possible: a full disk must not end calls."""
-    try:
-        os.write(fd, text.encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass
-
-
-def talk(text: str) -> None:
-    """Say something to whoever runs the container."""
-    write_text(2, "gateway: %s\n" % text)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -2190,13 +2264,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the container; return the exit status."""
     open_standard_files()
     options = read_options(argv)
+    talk = Talk()
     try:
-        log_fd = open_log(options.access_log)
+        log = talk.open(options.access_log)
     except OSError as error:
-        talk("--access-log %s: %s" % (options.access_log, error.strerror))
+        talk.say("--access-log %s: %s" % (options.access_log, error.strerror))
         return 2
     try:
-        return Container(options, log_fd).run()
+        return Container(options, talk, log).run()
     finally:  # one more signal while the interpreter ends would change the status
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)

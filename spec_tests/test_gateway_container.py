@@ -3,10 +3,13 @@
 
 import ast
 import contextlib
+import fcntl
 import http.client
 import json
 import os
 import pathlib
+import re
+import select
 import shutil
 import signal
 import socket
@@ -304,6 +307,59 @@ def test_standard_files(tmp_path: pathlib.Path, words: str, output: str) -> None
     finally:
         running.terminate()
         assert running.wait(gateways.PATIENCE_S) == 0
+
+
+PIPE_SIZE = 1031  # F_SETPIPE_SZ, which module fcntl has since Python 3.10
+
+
+@contextlib.contextmanager
+def unread_log(folder: pathlib.Path) -> Iterator[Tuple[str, int]]:
+    """Give the path of an access log whose reader sleeps, and his end of it."""
+    path = folder / "access-log"
+    os.mkfifo(path)
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(number, PIPE_SIZE, 4096)
+    try:
+        yield str(path), number
+    finally:
+        os.close(number)
+
+
+def drain(number: int, seen: bytearray) -> List[bytes]:
+    """Read what is there; return the whole lines by now."""
+    while select.select([number], [], [], 0)[0]:
+        seen += os.read(number, 65536)
+    return bytes(seen).split(b"\n")[:-1]
+
+
+def test_fcc_log_access__unread(tmp_path: pathlib.Path) -> None:
+    """Calls do not wait for the reader of the log, who gets each line whole, later."""
+    ids = [str(number) * 3000 for number in range(10, 40)]
+    seen = bytearray()
+    with unread_log(tmp_path) as (path, number), \
+            Container([profile()], *SLOW, "--access-log", path) as container:
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(container.invoke, X_Fc_Request_Id=one) for one in ids]
+            assert {call.result().status for call in calls} == {200}
+        lines = until(lambda: len(drain(number, seen)) == 30 and drain(number, seen))
+        assert sorted(json.loads(line)["request_id"] for line in lines) == ids
+
+
+def test_fcc_log_access__dropped(tmp_path: pathlib.Path) -> None:
+    """Beyond 1 MiB lines are dropped, whole ones, and their number is told."""
+    seen = bytearray()
+    with unread_log(tmp_path) as (path, number), \
+            Container([profile()], *SLOW, "--default-function", "echo",
+                      "--access-log", path) as container:
+        with container.connection() as connection:
+            for _ in range(8):  # each character is six in the line
+                connection.request("POST", "/invoke", b"", {
+                    "X-Fc-Request-Id": "\xff" * 50000})
+                assert connection.getresponse().read() == b""
+        told = until(lambda: drain(number, seen) and re.search(
+            r"gateway: (\d+) lines of the access log", container.talk()))
+        kept = [json.loads(line) for line in drain(number, seen)]
+        assert int(told.group(1)) > 0 and len(kept) + int(told.group(1)) == 8
 
 
 def test_fcc_end_nothing() -> None:
