@@ -1578,6 +1578,8 @@ class Agent:
                        % (profile.name, profile.memory_bytes, pool, left))
 
     def _reserve(self, broker: Broker) -> None:
+        if self.state not in ("created", "running"):
+            return  # only calls that were let in may need a worker [fcc.stop.hook]
         missing = broker.profile.reserved - broker.count("created", "ready")
         failure = self._order(broker, missing, RESERVED)  # [fcc.scale.reserve]
         if failure is not None:

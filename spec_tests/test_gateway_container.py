@@ -222,6 +222,17 @@ def test_fcc_stop_hook() -> None:
         assert not container.stats()["functions"]["echo"]["workers"]
 
 
+def test_fcc_stop_hook__after() -> None:
+    """Afterwards neither /initialize nor a new list starts a worker again."""
+    reserved = [profile(worker={"reservationCount": number}) for number in (1, 2)]
+    with Container(reserved[:1], *SLOW) as container:
+        assert container.ask("POST", "/initialize").status == 200
+        assert container.ask("POST", "/pre-stop").status == 200
+        assert container.ask("POST", "/initialize").failure == (404, "404", "AgentClosed")
+        put = container.ask("PUT", "/-/profiles", json.dumps(reserved[1:]).encode())
+        assert (put.status, container.function()["workers"]) == (200, [])
+
+
 def test_fcc_stop_hook__limit() -> None:
     """Calls that do not end in time are cut, and /pre-stop says so."""
     with Container([profile()], *SLOW, "--drain", "0.05",
