@@ -198,6 +198,7 @@ SLICE_S = 1.0                # of a wait under a limit
 FREEZE_S = 0.2               # waiting that much too long means: we were frozen
 LOG_BYTES = 1 << 20          # lines that nobody has read yet [fcc.log.access]
 LOG_END_S = 0.25             # for the reader of the last lines
+TAIL_BYTES = 500             # of what a worker said that could not start
 LOGS_KEPT = 100              # log folders of workers that have stopped
 RESERVED = 2                 # rank of workers that nobody waits for; disposable: 0
 
@@ -854,9 +855,8 @@ class Worker:
         if self.process is not None:
             try:
                 status = self.process.wait(0.25)
-                with open(os.path.join(self.log_folder, "stderr.log"), "rb") as file:
-                    tail = file.read()[-500:].decode("utf-8", "replace").strip()
-                return "ended with status %s before it could serve: %s" % (status, tail)
+                return "ended with status %s before it could serve: %s" % (
+                    status, read_tail(os.path.join(self.log_folder, "stderr.log")))
             except (OSError, subprocess.TimeoutExpired):
                 pass  # its log is gone; it has not ended
         return "cannot serve: %s" % error
@@ -1011,6 +1011,13 @@ def read_answer(stream: Stream) -> Message:
             return message
         if status == "101":
             raise BadMessage("an upgrade that nobody asked for")
+
+
+def read_tail(path: str) -> str:
+    """Return the last TAIL_BYTES of a text. Raises OSError."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        return file.read(TAIL_BYTES).decode("utf-8", "replace").strip()
 
 
 def reap_orphans(own: Sequence[int]) -> None:

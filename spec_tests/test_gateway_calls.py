@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ FUNCTIONS = {
         profile("rated", rateLimit={"maxTokenCount": 1, "fillInterval": 1e9}),
         profile("queueless", worker={"disableRequestQueue": True}),
         profile("crash", env={"START": "crash"}),
+        profile("spill", env={"START": "spill"}),
         profile("silent", env={"START": "hang"}, worker={"initializationTimeout": 80}),
         profile("refuses", env={"INIT": "404"}, initializer="x.y"),
         profile("hangs", env={"INIT": "hang"}, initializer="x.y",
@@ -334,6 +336,14 @@ def test_fcc_error_status__name(container: Container) -> None:
 def test_fcc_launch_failed__reason(container: Container) -> None:
     """Why a worker did not start is told: the end of its output."""
     assert "no reason to live" in container.invoke(b"", "crash").json["errorMessage"]
+
+
+def test_fcc_launch_failed__spill(container: Container) -> None:
+    """No more than that end is read, however much there is."""
+    assert "no reason to live" in container.invoke(b"", "spill").json["errorMessage"]
+    status = pathlib.Path(f"/proc/{container.process.pid}/status").read_text()
+    peak_kb = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak_kb is not None and int(peak_kb.group(1)) < 200 << 10
 
 
 def test_fcc_launch_ready__initialize(container: Container) -> None:

@@ -237,7 +237,9 @@ def connection(wire: thin.Socket) -> None:
 def main() -> None:
     """Listen where the gateway says."""
     word = os.environ.get("START", "")
-    if word == "crash":
+    if word == "spill":  # as if so much had been printed
+        os.lseek(2, 256 << 20, os.SEEK_SET)
+    if word in ("crash", "spill"):
         sys.exit("no reason to live")
     if word == "hang":
         forever()
