@@ -368,6 +368,20 @@ class Profile:
 Services = Dict[str, List[Tuple[str, float]]]
 
 
+def parse_profiles(text: bytes) -> Any:
+    """Parse a list of profiles. Raises ValueError, RecursionError."""
+    return json.loads(text, object_pairs_hook=_fields_once)
+
+
+def _fields_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        raise ValueError("%s: is there twice in an object"
+                         % counts.most_common(1)[0][0])
+    return fields
+
+
 def read_profiles(document: Any,
                   settings: Settings) -> Tuple[Dict[str, Profile], Services]:
     """Return functions and services of a list of profiles, or of an object with the
@@ -2022,7 +2036,7 @@ class Server:
                 text += part
                 if len(text) > PROFILES_BYTES:
                     raise BadMessage("a list of functions over 8 MiB", 413)
-            self.agent.set_profiles(json.loads(text))
+            self.agent.set_profiles(parse_profiles(text))
         except (ValueError, RecursionError) as error:
             status, seen = 400, str(error)
         except BadMessage as error:
@@ -2197,7 +2211,7 @@ class Container:
         try:
             if self.options.profiles:
                 with open(self.options.profiles, "rb") as file:
-                    self.agent.set_profiles(json.load(file))
+                    self.agent.set_profiles(parse_profiles(file.read()))
         except (OSError, ValueError, RecursionError) as error:
             self.talk.say("%s: %s" % (self.options.profiles, error))
             return False

@@ -304,6 +304,22 @@ def test_fcc_profile_replace() -> None:
         assert sorted(container.stats()["functions"]) == ["f"]
 
 
+def test_fcc_profile_all__twice() -> None:
+    """A field that is there twice refuses the list by its name, wherever it is."""
+    text = json.dumps([profile("b", signature="2")])
+    twice = [text.replace('"signature"', '"signature": "1", "signature"'),
+             text.replace('"worker": {}', '"worker": {"x": 1, "x": 1}')]
+    with Container([profile("a")]) as container:
+        found = [container.ask("PUT", "/-/profiles", one.encode()) for one in twice]
+        assert [one.status for one in found] == [400, 400]
+        assert [one.json["errorMessage"].split(":")[0] for one in found] == [
+            "signature", "x"]
+        container.profiles.write_text(twice[0])
+        container.process.send_signal(signal.SIGHUP)
+        until(lambda: "signature: is there twice" in container.talk())
+        assert list(container.stats()["functions"]) == ["a"]
+
+
 def test_fcc_profile_identity() -> None:
     """Other code needs another worker; another limit does not."""
     with Container([profile()], *SLOW) as container:
