@@ -205,6 +205,7 @@ RESERVED = 2                 # rank of workers that nobody waits for; disposable
 
 # ---- rules without I/O: profiles ----
 
+NAME = "a text of visible ASCII characters"  # what any client can put into a field
 PAIRS = "a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_"
 
 
@@ -217,7 +218,7 @@ class Field(NamedTuple):
 
 
 PROFILE_FIELDS = (
-    Field("name", "a text that is not empty", True),
+    Field("name", NAME, True),
     Field("runtime", "one of custom", True),
     Field("url", "file:// and an absolute folder", True),
     Field("signature", "a text that is not empty", True),
@@ -245,7 +246,7 @@ PROFILE_FIELDS = (
     Field("worker.shrinkStrategy", "one of LCC, FIFO, FILO"),
 )
 LIST_FIELDS = (Field("functions", "a list"), Field("services", "a list"))
-SERVICE_FIELDS = (Field("name", "a text that is not empty", True),
+SERVICE_FIELDS = (Field("name", NAME, True),
                   Field("functions", "a list, not empty", True))
 SHARE_FIELDS = (Field("name", "a text that is not empty", True),
                 Field("proportion", "a number from 0 to 1"))
@@ -258,6 +259,10 @@ def _is_number(value: object, least: float, most: float = sys.float_info.max) ->
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[!-~]+", value) is not None
 
 
 def _is_word(value: object) -> bool:
@@ -278,6 +283,7 @@ def _is_list(value: object, least: int, is_item: Callable[[Any], bool]) -> bool:
 
 
 KINDS: Dict[str, Callable[[Any], bool]] = {
+    NAME: _is_name,
     "a text that is not empty": _is_text,
     "file:// and an absolute folder": lambda value: (
         _is_text(value) and value.startswith("file:///") and "%00" not in value),

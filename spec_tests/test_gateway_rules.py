@@ -28,7 +28,8 @@ def made(**worker: Any) -> gateway.Profile:
 
 BAD_FIELDS: List[Tuple[str, Any]] = [
     ("name", ""), ("name", 7), ("name", "a\r\nX-Evil: 1"), ("handler", "a.b\n"),
-    ("name", None), ("runtime", "nodejs"), ("runtime", "aworker"),
+    ("name", None), ("name", "\u4e2d\u6587"), ("name", "caf\u00e9"), ("name", "a b"),
+    ("name", " a"), ("runtime", "nodejs"), ("runtime", "aworker"),
     ("url", "https://host/code.zip"), ("url", "/code"), ("url", "file:///a%00b"),
     ("url", 1), ("signature", ""), ("handler", 1), ("initializer", True),
     ("command", []), ("command", "python3 x"), ("command", ["a", 1]),
@@ -71,6 +72,8 @@ BAD_LISTS = {
     "unknown-list": ({"functions": [], "function": []}, "profiles.function: unknown"),
     "services": ({"services": {}}, "profiles.services: expected a list"),
     "service-name": ({"services": [{"functions": []}]}, "services[0].name: missing"),
+    "service-name-kind": ({"services": [{"name": "caf\u00e9", "functions": []}]},
+                          "services[0].name: expected a text of visible ASCII"),
     "service-missing": ({"services": [{"name": "s"}]}, "services[0].functions: missing"),
     "service-empty": ({"services": [{"name": "s", "functions": []}]},
                       "services[0].functions: expected"),
