@@ -1988,7 +1988,7 @@ class Server:
         except Failure as failure:
             call.end(failure.name)
             if FAILURES[failure.name]:
-                self._fail(request, failure)
+                call.status = self._fail(request, failure)
             else:  # [fcc.error.late] the caller sees that something is missing
                 request.keep_alive = False
         finally:
@@ -2018,11 +2018,13 @@ class Server:
         if request.length:
             request.keep_alive = False
 
-    def _fail(self, request: Request, failure: Failure) -> None:
+    def _fail(self, request: Request, failure: Failure) -> int:
+        """Answer with a failure; return the status."""
         status = FAILURES[failure.name] if request.kind == "/http-invoke" else 404
         request.answer(status, {"errorType": failure.name,  # [fcc.error.status]
                                 "errorMessage": failure.message},
                        ["X-Fc-Status: 404", "X-Noslate-Error: " + failure.name])
+        return status
 
     # Administration, for the container itself
 

@@ -546,6 +546,20 @@ def test_fcc_log_access__nobody(container: Container) -> None:
     assert container.stats()["counts"]["UnknownService"] == before + 1
 
 
+@pytest.mark.parametrize("kind, function, event, status", [
+    ("invoke", "nobody", b"", 404), ("http", "queue:x", b"", 400),
+    ("http", "echo", call_of("close"), 502), ("invoke", "echo", call_of("close"), 404)])
+def test_fcc_log_access__status(container: Container, kind: str, function: str,
+                                event: bytes, status: int) -> None:
+    """The status of a line is the one that the caller got, also of a failure."""
+    call = container.http if kind == "http" else container.invoke
+    request_id = f"1-status-{kind}-{status}-{function}"
+    assert call(event, function=function, X_Fc_Request_Id=request_id).status == status
+    line = until(lambda: [line for line in container.log()
+                          if line["request_id"] == request_id])[0]
+    assert line["status"] == status
+
+
 def test_fcc_log_worker(container: Container) -> None:
     """What a worker prints is in its files."""
     worker = container.invoke(call_of("env")).json["env"]["NOSLATE_WORKER_ID"]
