@@ -1173,10 +1173,10 @@ class Stream:
         except OSError:
             return b""
 
-    def shut(self) -> None:
+    def shut(self, how: int = socket.SHUT_RDWR) -> None:
         """Wake whoever reads or writes the socket; the owner closes it."""
         try:
-            self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(how)
         except OSError:
             pass  # the peer was faster
 
@@ -2173,6 +2173,7 @@ class Instance(App):
         for invocation in victims:
             self.platform.settle(invocation, kind, message=message,
                                  start_error=start_error)
+            self.cut_off(invocation)
 
     def retire(self) -> None:
         """Let the session take nothing more (lock held)."""
@@ -2440,7 +2441,7 @@ def free_port() -> Tuple[int, socket.socket]:
 
 
 class CallerGone(Exception):
-    """The caller of an HTTP function has hung up, or has his outcome already."""
+    """Nobody waits for the answer: the caller has hung up, or has his outcome."""
 
 
 class Answer:
@@ -2450,6 +2451,7 @@ class Answer:
 
     def __init__(self) -> None:
         self.begun = False
+        self.is_lost = False    # its caller does not take it any more
         self.status = 0
         self.fields: List[Tuple[str, str]] = []
         self.parts: List[bytes] = []
@@ -2492,7 +2494,10 @@ class Upload:
                 self._send(b"0\r\n\r\n")
         except (BadMessage, BodyTooLarge, OSError) as error:
             self.failure = error
-            self._stream.shut()  # half a request must not look like a whole one
+            # half a request must not look like a whole one; where the caller has gone
+            # the answer tells when the handler has ended
+            self._stream.shut(socket.SHUT_WR if caller_has_gone(error)
+                              else socket.SHUT_RDWR)
 
     def _send(self, data: bytes) -> None:
         if not self._unwanted:
@@ -2515,6 +2520,12 @@ class Upload:
                 caller.closing = True
                 caller.stream.shut()
             self._thread.join()
+
+
+def caller_has_gone(error: Exception) -> bool:
+    """Tell whether a request's body ended early because its sender went away."""
+    return isinstance(error, OSError) or isinstance(error, BadMessage) and (
+        error.violation.rule == "any.http.no-effect")
 
 
 HOOK_NAMES = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
@@ -2787,8 +2798,9 @@ class PushInstance(Instance):
             kind, message = "bad-response", str(error)
             broke = error.violation.rule == "any.http.no-effect"
             with self.platform.lock:
-                invocation.violations.append(error.violation)
-                self.platform.note_violation(error.violation)
+                if invocation.outcome is None:  # else we may have cut it off
+                    invocation.violations.append(error.violation)
+                    self.platform.note_violation(error.violation)
         except OSError as error:  # [fc.outcome.bad-response], unless it has ended
             broke, kind = True, "bad-response"
             message = "the connection broke: %s" % (error.strerror or error)
@@ -2860,7 +2872,8 @@ class PushInstance(Instance):
             message = self._send(invocation, stream, head)
         except ConnectionError:
             # [fc.connection.retry] broken before a byte of the answer came
-            if not (reused and method in IDEMPOTENT and not invocation.length):
+            if invocation.outcome is not None or not (
+                    reused and method in IDEMPOTENT and not invocation.length):
                 raise
             stream.socket.close()
             stream = self._dial(self.function.timeout_s)
@@ -2887,8 +2900,9 @@ class PushInstance(Instance):
             raise CallerGone
 
         def watch() -> None:
-            if not wait_readable(stream.socket, invocation.caller):
-                raise CallerGone
+            if invocation.outcome is None and (invocation.answer.is_lost or not (
+                    wait_readable(stream.socket, invocation.caller))):
+                self._leave(invocation)
 
         body, length = invocation.body, invocation.length
         if not length:
@@ -2903,6 +2917,17 @@ class PushInstance(Instance):
         message = self._answer_head(stream)
         stream.before_read = watch
         return message
+
+    def _leave(self, invocation: Invocation) -> None:
+        """Its caller has gone. The handler runs on, and its place is taken until the
+        answer has been read away [any.outcome.cancel-instance]; raises CallerGone when
+        the instance is replaced instead."""
+        if self.function.concurrency == 1 and not self.function.health_check:
+            raise CallerGone  # [fc.caller.replace]
+        invocation.answer.is_lost = True
+        self.log.drain()
+        with self.platform.lock:
+            self.platform.settle(invocation, "cancelled", message="the caller has gone")
 
     def _answer_head(self, stream: Stream) -> Message:
         """Read the head of an answer, past interim ones. Raises ConnectionError when
@@ -2953,9 +2978,10 @@ class PushInstance(Instance):
             limit = self.function.result_bytes if answer.is_kept else sys.maxsize
             for part in stream.chunks(message.length, limit):
                 answer.write(part)
-        if invocation.outcome is not None:  # cut off by the time limit
-            raise CallerGone
-        answer.end()
+        if invocation.outcome is None:  # else it was cut off, or nobody wants it
+            answer.end()
+        if answer.is_lost:
+            return "cancelled", "the caller has gone"
         return kind, "" if kind == "ok" else "the function answered with a failure"
 
     # -- freeze and end --
@@ -3162,12 +3188,11 @@ class Platform:
             instances = list(self.instances)
             for instance in instances:
                 self.discard(instance, "stop")
-            for instance in self._leaving:
-                pending += instance.work
+            reason = "the platform was stopped"
             for invocation in pending:
-                self.settle(invocation, "cancelled", message="the platform was stopped")
+                self.settle(invocation, "cancelled", message=reason)
             for instance in list(self._leaving):
-                instance.end([])  # what ran in it after a timeout has its outcome
+                instance.end(list(instance.work), "cancelled", reason)
         threads = [aside(instance.stop) for instance in instances]
         for thread in threads:
             thread.join()
@@ -3307,8 +3332,6 @@ class Platform:
         if self.tracing:
             self.trace("outcome", request_id=invocation.request_id, kind=kind,
                        message=message, duration_ms=round(duration * 1000, 3))
-        if instance is not None:
-            instance.cut_off(invocation)
         self.lock.later(self._tell, invocation, invocation.outcome)
         return True
 
@@ -3515,16 +3538,19 @@ class CallerAnswer(Answer):
         self._connection.closing = self.begun = True
         self.status = 101
         self._send(format_head(status_line(101), fields + [("Connection", "Upgrade")]))
+        if self.is_lost:
+            raise CallerGone
         caller.limit_reads(0)
         thread = aside(copy_stream, caller, upstream)
         copy_stream(upstream, caller)
         thread.join()
 
     def _send(self, data: bytes) -> None:
-        try:
-            self._connection.stream.socket.sendall(data)
-        except OSError:
-            raise CallerGone
+        if not self.is_lost:
+            try:
+                self._connection.stream.socket.sendall(data)
+            except OSError:
+                self.is_lost = True  # the exchange notices
 
 
 def copy_stream(source: Stream, target: Stream) -> None:

@@ -11,7 +11,7 @@ import termios
 import threading
 import time
 import types
-from typing import Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -117,6 +117,76 @@ def test_any_caller_gone__http(stage: Stage, start: bytes, body: bytes) -> None:
         caller.head()
     caller.close()
     assert until(lambda: stage.platform.counts["cancelled"] == 1, 3)
+
+
+CHECKED: Dict[str, Any] = {"health_check": {"path": "/health", "period_s": 100}}
+
+
+def crowd(stage: Stage, count: int) -> Tuple[List[Peer], List[Peer]]:
+    """Return so many callers and, in the same order, the function's ends."""
+    callers = [stage.call("GET", "/%d" % number) for number in range(count)]
+    functions: Dict[str, Peer] = {}
+    while len(functions) < count:
+        function = stage.accept()
+        path = function.request().path
+        if path == "/health":
+            function.reply()
+            path = function.request().path
+        functions[path] = function
+    return callers, [functions["/%d" % number] for number in range(count)]
+
+
+@pytest.mark.parametrize("start,end", (
+    (CHUNKED + chunk(b"half"), chunk(b"")), (ENDLESS + b"half", b""),
+    (b"", CHUNKED + chunk(b"")), (b"", b"")),
+    ids=("chunked", "endless", "no answer yet", "no answer"))
+@pytest.mark.parametrize("count,settings", ((2, {"concurrency": 2}), (1, CHECKED)),
+                         ids=("concurrency", "health check"))
+def test_any_outcome_cancel_instance__fc(count: int, settings: Dict[str, Any],
+                                         start: bytes, end: bytes) -> None:
+    """What a caller left behind keeps its place until it has answered."""
+    with Stage("fc", **settings) as stage:
+        callers, functions = crowd(stage, count)
+        function = functions[0]
+        if start:
+            function.send(start)
+            callers[0].head()
+        callers[0].close()
+        assert stage.ends("cancelled")
+        late = stage.call("GET", "/late")
+        assert until(lambda: stage.state()["queued"] == 1) and stage.quiet()
+        function.send(end) if end else function.close()
+        function = function if end else stage.accept()
+        assert function.request().path == "/late"
+        late.close()
+
+
+def test_fc_time_others__caller_gone() -> None:
+    """What a caller left behind is bound by the time limit; then the instance ends."""
+    with Stage("fc", concurrency=2, timeout_s=0.3) as stage:
+        callers, functions = crowd(stage, 1)
+        callers[0].close()
+        assert stage.ends("cancelled")
+        assert functions[0].everything() == b""
+        assert until(lambda: not stage.state()["instances"])
+        assert stage.platform.counts["timeout"] == 0
+
+
+def test_any_outcome_cancel_instance__fc_upload() -> None:
+    """A caller who leaves within the body leaves a handler that can still answer."""
+    with Stage("fc", concurrency=1, **CHECKED) as stage:
+        caller = stage.caller(b"POST /up HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf")
+        function = stage.accept()
+        function.request()
+        function.reply()
+        function.head()
+        caller.close()
+        assert function.everything() == b"half" and stage.ends("cancelled")
+        late = stage.call("GET", "/late")
+        assert until(lambda: stage.state()["queued"] == 1) and stage.quiet()
+        function.reply()
+        assert stage.accept().request().path == "/late"
+        late.close()
 
 
 # ---- bodies ----
