@@ -125,6 +125,7 @@ MIB = 1048576  # [any.event.size]
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_NUL = re.compile(r"\x00")
 
 PROTOCOLS = ("fc", "scf", "fg")
 LONG_NAMES = {"functiongraph": "fg"}
@@ -637,14 +638,15 @@ class Function:
         self.handler = self.handler or DEFAULT_HANDLER[protocol]
         self.version = self.version or DEFAULT_VERSION[protocol]
         self.env = check_env(protocol, self.env)
-        check_start(self.command, self.port)
         self.freeze = self.freeze and not self.image  # no process of our group
         self.health_check = check_health_config(self.health_check)
         for name, text in dict(self.credentials, handler=self.handler, name=self.name,
                                version=self.version, region=self.region,
                                image=self.image).items():
-            if not isinstance(text, str) or _BAD_VALUE.search(text):
-                raise ValueError("%s must be a text without control characters" % name)
+            check_text(name, text, _BAD_VALUE, "control")
+        for word in self.command:
+            check_text("each word of command", word)
+        check_port(self.port)
         if self.concurrency > 200:  # [fc.concurrency.limit]
             raise ValueError("concurrency must be 1 to 200, not %d" % self.concurrency)
         if protocol == "fc" and self.port:
@@ -682,29 +684,39 @@ def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
     return int(value)
 
 
-def check_start(command: Sequence[str], port: int) -> None:
-    """Raise ValueError when no process could be started or reached that way."""
-    for word in command:
-        if not isinstance(word, str) or "\0" in word:
-            raise ValueError("command: %r is not a text without NUL bytes" % (word,))
-    if not isinstance(port, int) or not 0 <= port < 65536:
+def check_text(name: str, text: object, bad: "re.Pattern[str]" = _NUL,
+               kind: str = "NUL") -> None:
+    """Raise ValueError unless it is a text that a process can be given."""
+    if not isinstance(text, str) or bad.search(text) or not is_writable(text):
+        raise ValueError("%s must be a text in UTF-8, without %s characters"
+                         % (name, kind))
+
+
+def is_writable(text: str) -> bool:
+    """Tell whether a text has bytes; one with half a surrogate pair has none."""
+    try:
+        os.fsencode(text)
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def check_port(port: object) -> None:
+    """Raise ValueError unless it is a port, or 0."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise ValueError("port (--port) must be 0 to 65535, not %r" % (port,))
 
 
 def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
     """Return `env`; ValueError when the cloud would refuse it, naming the variable."""
     for name, value in env.items():
-        if not isinstance(value, str):
-            raise ValueError("environment variable %s must be a text, not %r"
-                             % (name, value))
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):  # [any.env.names]
             raise ValueError("environment variable %r: a name is a letter, then "
                              "letters, digits and underscores" % name)
         if name.startswith(RESERVED_ENV[protocol]):  # [any.env.names]
             raise ValueError("environment variable %s: the prefix is reserved for the "
                              "platform" % name)
-        if "\0" in value:
-            raise ValueError("environment variable %s holds a NUL byte" % name)
+        check_text("environment variable " + name, value)
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
@@ -1699,7 +1711,12 @@ class Process:
         self.exited = threading.Event()
         self._lock = threading.Lock()
         self._reaped = False
-        self._thread = aside(self._watch)
+        try:
+            self._thread = aside(self._watch)
+        except RuntimeError as error:  # no more threads: nobody would see its end
+            self.signal(signal.SIGKILL)
+            self._popen.wait()
+            raise StartError("", "%s cannot be started: %s" % (words[0], error))
 
     def _watch(self) -> None:
         # WNOWAIT: while the leader is a zombie its group id cannot be given away
@@ -1975,6 +1992,9 @@ def wait_readable(file: Union[int, socket.socket],
 
 # ---- instances ----
 
+# What can go wrong when a process, a thread or a server is started [any.outcome.one]
+START_FAILURES = (StartError, OSError, ValueError, OverflowError, RuntimeError,
+                  MemoryError)
 STARTING = ("starting", "initializing")
 IDLE = ("idle", "frozen")
 RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
@@ -2033,13 +2053,13 @@ class Instance(App):
         """Start the bootstrap; failures become outcomes. Blocks for the start."""
         try:
             self.launch()
-        except (StartError, OSError) as error:
+        except START_FAILURES as error:  # whatever it was, they get their outcome
             reason = error.reason if isinstance(error, StartError) else ""
             with self.platform.lock:
                 self.end(list(self.work), "start-error", str(error), reason)
 
     def launch(self) -> None:
-        """Start the bootstrap. Raises StartError, OSError."""
+        """Start the bootstrap. Raises START_FAILURES."""
         raise NotImplementedError
 
     def _spawn(self, facts: Facts) -> None:
@@ -3705,7 +3725,7 @@ def read_config(protocol: str, path: str) -> Dict[str, Any]:
             settings["env"] = dict(json.loads(document.get("user_data") or "{}"))
         else:
             settings.update(_fc_config(document))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError("--config %s: unexpected shape: %r" % (path, error))
     return settings
 

@@ -172,6 +172,7 @@ USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
     ("serve-port", ("--serve", "70000"), "--serve"),
     ("serve-host", ("--serve", "192.0.2.1:0"), "--serve"),
     ("command", ("--event", "x", "--", "ls"), "--"),
+    ("port", ("--event", "x", "--attach", "--port", "70000"), "--port"),
     ("trace", ("--event", "x", "--trace", "/no/such/folder/file"), "--trace")]
 
 
@@ -282,6 +283,21 @@ def test_config_broken(text: str, code: str, tmp_path: pathlib.Path,
     with pytest.raises(ValueError) as refused:
         emulator.run(options, [])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("runtime,word", (
+    ({"command": ["python3"], "args": ["a\0b"]}, "command"), ({"args": [1]}, "command"),
+    ({"command": [1]}, "command"), ({"command": ["\ud800"]}, "command"),
+    ({"port": 99999}, "port"), ({"port": 1e999}, "config")),
+    ids=("nul", "number", "number first", "surrogate", "port", "no port"))
+def test_config_broken__fc(runtime: Dict[str, Any], word: str, code: str,
+                           tmp_path: pathlib.Path) -> None:
+    """What no process can be started with is refused before any event, by its name."""
+    (tmp_path / "f.json").write_text(json.dumps({"customRuntimeConfig": runtime}))
+    done = run([*implementations.START_EMULATOR, "fc", code, "--event", "x", "--config",
+                str(tmp_path / "f.json")])
+    assert (done.status, done.out) == (2, b"") and word in done.err
+    assert len(done.err.splitlines()) == 1
 
 
 @PULL_AND_PUSH

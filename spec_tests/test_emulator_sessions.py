@@ -422,14 +422,18 @@ BAD_SETTINGS: List[Tuple[str, Settings, str]] = [
     ("fg", {"concurrency": 2}, "concurrency is not a setting of fg"),
     ("scf", {"no_such": 1}, "no_such"), ("fc", {"concurrency": 0}, "concurrency"),
     ("fc", {"concurrency": 201}, "concurrency"), ("scf", {"concurrency": 0}, "concurrency"),
-    ("fc", {"port": 65536}, "port"), ("fc", {"port": -1}, "port"),
-    ("scf", {"port": "80"}, "port"), ("fc", {"command": ["sh", 1]}, "command: 1"),
-    ("fc", {"command": ["a\0"]}, "command"),
-    ("fc", {"init_timeout_s": 1}, "init_timeout_s is not a setting of fc")]
+    ("fc", {"init_timeout_s": 1}, "init_timeout_s is not a setting of fc"),
+    ("fc", {"port": 70000}, "port .--port. must be 0 to 65535"),
+    ("fc", {"port": -1}, "port"), ("fc", {"port": "80"}, "port"),
+    ("fc", {"port": True}, "port"), ("scf", {"port": 70000}, "port"),
+    ("fc", {"command": ["x", "a\0b"]}, "command"), ("fc", {"command": [1]}, "command"),
+    ("fc", {"command": ["x", "\ud800"]}, "command"),
+    ("scf", {"name": "\ud800"}, "name"), ("fg", {"env": {"A": "\ud800"}}, "variable A"),
+    ("fg", {"env": {"A": 1}}, "variable A")]
 
 
 @pytest.mark.parametrize("protocol,settings,words", BAD_SETTINGS, ids=[
-    "%s-%s" % (case[0], case[1]) for case in BAD_SETTINGS])
+    "%s-%a" % (case[0], case[1]) for case in BAD_SETTINGS])
 def test_bad_setting(protocol: str, settings: Settings, words: str) -> None:
     """A setting that is unknown or out of range is refused by its name."""
     with pytest.raises(ValueError, match=words):

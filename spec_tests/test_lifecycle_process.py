@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
@@ -279,6 +280,43 @@ def test_any_instance_on_demand(protocol: str, limit: int, code: str,
         again = {stage.outcome(event(["pid"])) for _ in range(3)}
         counts = stage.state()["counts"]
     assert len(again) == 1 and (counts["cold_starts"], counts["reused"]) == (limit, 4)
+
+
+# ---- starts that fail ----
+
+
+@protocols
+@pytest.mark.parametrize("error", (ValueError("x"), OverflowError("x"), MemoryError("x"),
+                                   UnicodeError("x"), RuntimeError("x")), ids=repr)
+def test_any_outcome_one__start(protocol: str, error: Exception, code: str,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever keeps a process from being started is a start-error."""
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with Stage(protocol, code) as stage:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", fail)
+            assert stage.outcome(b"first")[0] == "start-error"
+        assert stage.outcome(b"second") == ("ok", b"second")
+
+
+@protocols
+def test_any_outcome_one__start_unwatched(protocol: str, code: str,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose end no thread could see is not left running."""
+    aside = emulator.aside
+
+    def fail(call: Callable[..., object], *arguments: object) -> threading.Thread:
+        if call.__name__ == "_watch":
+            raise RuntimeError("can't start new thread")
+        return aside(call, *arguments)
+
+    with Stage(protocol, code) as stage:
+        monkeypatch.setattr(emulator, "aside", fail)
+        assert stage.outcome(b"first")[0] == "start-error" and processes(code) == []
+        monkeypatch.setattr(emulator, "aside", aside)
+        assert stage.outcome(b"second") == ("ok", b"second")
 
 
 # ---- callers who leave ----
