@@ -2565,6 +2565,7 @@ class PushInstance(Instance):
         self._streams = threading.Lock()        # for the pool, and who has a stream
         self._hook_lock = threading.Lock()
         self._claim: Optional[socket.socket] = None  # to a port of our choice
+        self._asking = False    # before a freeze, or for its health: one at a time
         self._streak = 0    # of checks that contradict `healthy`
         self._health_timer = Timer(lambda: aside(self._check_again))
 
@@ -2774,25 +2775,33 @@ class PushInstance(Instance):
                              "check function health " + problem)
 
     def _check_again(self) -> None:
-        """Check once more; enough failures or successes in a row change the verdict
-        [fc.health.thresholds]."""
-        check = self.function.health_check
-        if self.session.state == "frozen":  # [fc.health.check]
-            self.platform.loop.set_timer(self._health_timer,
-                                         time.monotonic() + check["period_s"])
-        if self.session.state in ("frozen", "stopping"):
-            return
-        healthy = not self._check_health()
-        self._streak = self._streak + 1 if healthy != self.healthy else 0
-        if self._streak < check["success_threshold" if healthy
-                                else "failure_threshold"]:
-            return
-        self.platform.note("the instance is %s" % ("healthy" if healthy
-                                                   else "unhealthy"))
+        """Check once more, unless it is frozen or about to be [fc.health.check]; it
+        is not frozen meanwhile."""
         with self.platform.lock:
-            self._streak, self.healthy = 0, healthy
-            self._has_room_again()
+            if self.session.state == "stopping":
+                return
+            if self.session.state == "frozen" or self._asking:
+                self.platform.loop.set_timer(
+                    self._health_timer,
+                    time.monotonic() + self.function.health_check["period_s"])
+                return
+            self._asking = True
+        healthy = not self._check_health()
+        with self.platform.lock:
+            self._asking = False
+            self._count_check(healthy)
             self._freeze()
+
+    def _count_check(self, healthy: bool) -> None:
+        """Enough failures or successes in a row change the verdict (lock held)
+        [fc.health.thresholds]."""
+        self._streak = self._streak + 1 if healthy != self.healthy else 0
+        if self._streak >= self.function.health_check[
+                "success_threshold" if healthy else "failure_threshold"]:
+            self._streak, self.healthy = 0, healthy
+            self.platform.lock.later(self.platform.note, "the instance is %s" % (
+                "healthy" if healthy else "unhealthy"))
+            self._has_room_again()
 
     # -- invocations --
 
@@ -3008,23 +3017,33 @@ class PushInstance(Instance):
 
     def _freeze(self) -> None:
         """Freeze it when nothing runs, after the hook [fc.freeze.idle]. An unhealthy
-        one goes on: frozen, it could not get well again."""
-        if self.session.state == "idle" and self.function.freeze and self.healthy:
+        one goes on: frozen, it could not get well again. What asks it something now
+        comes here again with the answer."""
+        if self.session.state == "idle" and self.function.freeze and self.healthy and (
+                not self._asking):
             if self.function.pre_freeze:
+                self._asking = True
                 self.platform.lock.later(aside, self._freeze_after_hook)
-            elif self._move("quiet") and self.process is not None:
-                self.process.signal(signal.SIGSTOP)
+            else:
+                self._stand_still()
 
     def _freeze_after_hook(self) -> None:
-        with self._hook_lock:  # one at a time; a second one has nothing left to do
-            if self.session.state != "idle" or self.has_ended():
-                return
-            verdict = self._hook("pre-freeze", self.function.pre_freeze_timeout_s)
+        with self._hook_lock:
+            verdict = "busy" if self.session.state != "idle" else (
+                "ended" if self.has_ended() else
+                self._hook("pre-freeze", self.function.pre_freeze_timeout_s))
             with self.platform.lock:
+                self._asking = False
                 if verdict == "broken":  # [fc.hook.broken]
                     self.end([])
-                elif self._move("quiet") and self.process is not None:
-                    self.process.signal(signal.SIGSTOP)
+                elif verdict == "busy":
+                    self._freeze()
+                elif verdict != "ended":
+                    self._stand_still()
+
+    def _stand_still(self) -> None:
+        if self._move("quiet") and self.process is not None:
+            self.process.signal(signal.SIGSTOP)
 
     def retire(self) -> None:
         self._move("stop")

@@ -349,6 +349,49 @@ def test_fc_health_check__frozen(make: Callable[..., Stage]) -> None:
     caller.close()
 
 
+def test_fc_health_check__not_cut_off(make: Callable[..., Stage]) -> None:
+    """A check that is under way when the last event ends comes to its end first."""
+    stage = make(health_check=check(failure_threshold=1))
+    event, checked = threading.Event(), threading.Event()
+    checks: List[wire.Message] = []
+
+    def answer(request: wire.Message) -> bytes:
+        if request.path == "/health":
+            checks.append(request)
+            assert len(checks) != 2 or checked.wait(10)
+        elif request.body == b"first":
+            assert event.wait(10)
+        return status(200, request.body)
+
+    stage.serve(answer)
+    caller = stage.event(b"first")
+    assert until(lambda: len(checks) == 2)
+    event.set()
+    assert outcome_of(caller) == ("ok", b"first")
+    assert stage.state()["instances"][0]["state"] == "idle"
+    checked.set()
+    assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
+    assert stage.outcome(b"second") == ("ok", b"second")
+
+
+def test_fc_health_check__freezing(make: Callable[..., Stage]) -> None:
+    """While the hook before a freeze runs there is no check."""
+    stage, go = make(health_check=check(), pre_freeze=True), threading.Event()
+
+    def answer(request: wire.Message) -> bytes:
+        if request.path == "/pre-freeze":
+            go.wait(8)
+        return status(200)
+
+    stage.serve(answer)
+    assert stage.outcome(b"event")[0] == "ok"
+    assert until(lambda: stage.seen[-1:] == ["/pre-freeze"])
+    until(lambda: False, 0.1)  # several periods
+    assert stage.seen[-1] == "/pre-freeze"
+    go.set()
+    assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
+
+
 def test_fc_health_check__frozen_recovers(make: Callable[..., Stage]) -> None:
     """An instance that became unhealthy while it worked can become healthy again."""
     stage = make(health_check=check(failure_threshold=1), queue_timeout_s=5)
