@@ -421,6 +421,9 @@ CHUNK_BYTES = 262144     # of a body passed on
 SKIP_BYTES = 64 * MIB    # of an oversized body read, to get an answer through
 LINGER_S = 2.0           # for a caller who sends on after his answer
 LOG_TAIL_BYTES = 4096    # [any.log.tail]
+VIOLATIONS = 10000       # kept of all; the first ones
+OWN_VIOLATIONS = 100     # kept of one invocation, or before the first one
+SEEN_CHARACTERS = 200    # kept of what was seen
 MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
@@ -2178,8 +2181,7 @@ class Instance(App):
     def violate(self, violation: Violation) -> None:
         """Note a violation with the invocation it belongs to (lock held)."""
         found = next((one.violations for one in self.work), self.violations)
-        found.append(violation)
-        self.platform.note_violation(violation)
+        self.platform.note_violation(violation, found)
 
     # -- end --
 
@@ -2828,8 +2830,8 @@ class PushInstance(Instance):
             broke = error.violation.rule == "any.http.no-effect"
             with self.platform.lock:
                 if invocation.outcome is None:  # else we may have cut it off
-                    invocation.violations.append(error.violation)
-                    self.platform.note_violation(error.violation)
+                    self.platform.note_violation(error.violation,
+                                                 invocation.violations)
         except OSError as error:  # [fc.outcome.bad-response], unless it has ended
             broke, kind = True, "bad-response"
             message = "the connection broke: %s" % (error.strerror or error)
@@ -3468,12 +3470,17 @@ class Platform:
         if self._on_note is not None:
             attempt(self._on_note, text)
 
-    def note_violation(self, violation: Violation) -> None:
-        """Keep and report a violation (lock held)."""
-        if len(self.violations) < 10000:
-            self.violations.append(violation)
-        self.trace("violation", rule=violation.rule, seen=violation.seen)
-        self.note("the bootstrap broke %s: %s" % violation)
+    def note_violation(self, violation: Violation, found: List[Violation]) -> None:
+        """Report a violation; keep it with all the others, and in `found` with those of
+        its invocation. A bootstrap can send any number, of any size (lock held)."""
+        rule, seen = violation
+        if len(seen) > SEEN_CHARACTERS:
+            seen = seen[:SEEN_CHARACTERS] + "\u2026"
+        for kept, most in ((self.violations, VIOLATIONS), (found, OWN_VIOLATIONS)):
+            if len(kept) < most:
+                kept.append(Violation(rule, seen))
+        self.trace("violation", rule=rule, seen=seen)
+        self.note("the bootstrap broke %s: %s" % (rule, seen))
 
     def write_log(self, data: bytes) -> None:
         """Pass on what the function or the platform prints."""

@@ -304,6 +304,24 @@ def test_any_http_reuse__pipelined_behind_a_poll(attached: Attached) -> None:
     channel.close()
 
 
+@pytest.mark.parametrize("early", (True, False), ids=("before an event", "in it"))
+def test_any_result_outcome__many_violations(attached: Attached, early: bool) -> None:
+    """However much a bootstrap does wrong, what is kept of it is short."""
+    path = ("/v1/runtime/invocation/response/" if attached.protocol == "fg" else "/")
+    wrong = wire.request_bytes("POST", path + "x" * 5000, (), b"")
+    invocation = None if early else attached.submit(b"x")
+    channel = attached.dial()
+    channel.send(wrong * 150)
+    assert [channel.read(10, "POST").status for _ in range(150)] == [404] * 150
+    channel.close()
+    invocation = invocation or attached.submit(b"x")
+    attached.ask(attached.poll(), "GET")
+    attached.ask(attached.result(invocation, b"done"))
+    kept = attached.outcome().violations
+    assert len(kept) == 100 and max(len(one.seen) for one in kept) <= 201
+    assert len(attached.platform.violations) == 150
+
+
 FRAMINGS = {
     "bytewise": lambda data: [data[at:at + 1] for at in range(len(data))],
     "head-then-body": lambda data: [data[:data.index(b"\r\n\r\n") + 4],
