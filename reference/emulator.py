@@ -354,6 +354,9 @@ RESERVED_ENV = {"scf": ("SCF_", "QCLOUD_", "TENCENTCLOUD_", "_HANDLER"),
                 "fg": ("RUNTIME_",), "fc": ("FC_",)}
 
 
+MAX_LIMIT_S = 1000000  # of every time limit: no system call can wait 25 days
+
+
 class Limit(NamedTuple):
     """A setting: its default, the option that sets it; 0 < value unless `zero`."""
 
@@ -677,9 +680,10 @@ def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
     known = "%s (%s)" % (name, limit.option)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("%s must be a number, not %r" % (known, value))
-    if value < 0 or value == 0 and not limit.zero or not math.isfinite(value):
-        raise ValueError("%s must be %s, not %g" % (
-            known, "0 or more" if limit.zero else "more than 0", value))
+    most = MAX_LIMIT_S if name.endswith("_s") else sys.maxsize
+    if not 0 <= value <= most or value == 0 and not limit.zero:
+        raise ValueError("%s must be %s and at most %d, not %s" % (
+            known, "0 or more" if limit.zero else "more than 0", most, value))
     if name.endswith("_s"):
         return value
     if int(value) != value:
@@ -1555,8 +1559,7 @@ class Loop:
                 del self._timers[timer]
             self._next = min((timer.deadline for timer in self._timers),
                              default=math.inf)
-            pause = None if self._next == math.inf else min(  # more is refused
-                self._next - now, 1e6)
+            pause = None if self._next == math.inf else self._next - now
         for timer in due:
             attempt(timer.callback)  # what it sets wakes us up again
         return pause
@@ -3805,7 +3808,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tasks(parser.add_argument_group("what to do").add_argument)
     _add_function(parser.add_argument_group("the function").add_argument)
     _add_fc(parser.add_argument_group("fc alone").add_argument)
-    _add_limits(parser.add_argument_group("limits and life").add_argument)
+    _add_limits(parser.add_argument_group(
+        "limits and life", "Times are in seconds, %d at most." % MAX_LIMIT_S
+        ).add_argument)
     return parser
 
 

@@ -161,6 +161,7 @@ USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
     ("option", ("--no-such-option",), "--no-such-option"),
     ("number", ("--event", "x", "--timeout", "soon"), "--timeout"),
     ("range", ("--event", "x", "--timeout", "0"), "--timeout"),
+    ("range-most", ("--event", "x", "--grace", "1e10"), "--grace"),
     ("range-memory", ("--event", "x", "--memory", "-1"), "--memory"),
     ("env", ("--event", "x", "--env", "A"), "--env"),
     ("env-reserved", ("--event", "x", "--env", "SCF_A=1"), "SCF_A"),

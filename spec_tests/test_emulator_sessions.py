@@ -413,6 +413,11 @@ BAD_SETTINGS: List[Tuple[str, Settings, str]] = [
     ("xx", {}, "protocol 'xx'"), ("scf", {"timeout_s": 0}, "timeout_s"),
     ("scf", {"timeout_s": -1}, "timeout_s"), ("scf", {"timeout_s": 1e999}, "timeout_s"),
     ("scf", {"timeout_s": float("nan")}, "timeout_s"),
+    *[(protocol, {name: value}, "%s .%s. .*at most 1000000, not" % (name, limit.option))
+      for protocol, table in emulator.LIMITS.items() for name, limit in table.items()
+      if name.endswith("_s") for value in (1000001, 1e10, 1e308)],
+    ("scf", {"timeout_s": 10 ** 400}, "timeout_s"),
+    ("scf", {"memory_mb": 10 ** 400}, "memory_mb"),
     ("scf", {"memory_mb": 1.5}, "memory_mb"), ("scf", {"queue": -1}, "queue"),
     ("scf", {"max_instances": 0.5}, "max_instances"),
     ("scf", {"queue": -1}, "0 or more"), ("fc", {"idle_s": 0}, "more than 0"),

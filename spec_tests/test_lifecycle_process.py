@@ -221,10 +221,26 @@ def test_any_process_group__leftovers_after_timeout(
 
 def test_any_outcome_one__bounded_long_idle(code: str) -> None:
     """An idle time of an age does not keep the other clocks from running out."""
-    with Stage("scf", code, idle_s=1e12, timeout_s=0.3) as stage:
+    with Stage("scf", code, idle_s=1e6, timeout_s=0.3) as stage:
         assert stage.outcome(b"first") == ("ok", b"first")
         until(lambda: False, 0.4)  # the platform waits for the idle time alone
         assert stage.outcome(event(["hang"]))[0] == "timeout"
+
+
+@protocols
+def test_any_stop_order__long_limits(protocol: str, code: str) -> None:
+    """The longest time limits that there are break no clock, no wait and no stop."""
+    longest: Dict[str, Any] = {
+        name: emulator.MAX_LIMIT_S for name in emulator.LIMITS[protocol]
+        if name.endswith("_s")}
+    if protocol == "fc":  # and each request needs a new connection
+        longest.update(pre_freeze=True, pre_stop=True)
+        servant.place(pathlib.Path(code), {"/pre-freeze": [["close"]],
+                                           "/pre-stop": [["close"]]})
+    with Stage(protocol, code, **longest) as stage:
+        assert stage.outcome(b"first") == ("ok", b"first")
+        assert stage.outcome(b"next") == ("ok", b"next")
+    assert processes(code) == []
 
 
 # ---- instances and the queue ----
