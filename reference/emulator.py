@@ -43,7 +43,7 @@ import sys
 import threading
 import time
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
-                    NamedTuple, Optional, Sequence, Tuple, Union)
+                    NamedTuple, Optional, Sequence, Tuple, Type, Union)
 
 if TYPE_CHECKING:
     import zipfile
@@ -1596,18 +1596,30 @@ def unpack(path: str, folder: str) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             check_entries(entries)
-            links = [entry for entry in entries
-                     if stat.S_ISLNK(entry.external_attr >> 16)]
+            links = []
             for entry in entries:
-                if entry not in links:
-                    target = archive.extract(entry, folder)
-                    if not entry.is_dir():  # [any.package.mode]
-                        os.chmod(target, entry.external_attr >> 16 & 0o777 or 0o644)
-            for entry in links:  # last, so that nothing is written through a link
-                _unpack_link(archive, entry, folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError,
-            OSError) as error:
+                if stat.S_ISLNK(entry.external_attr >> 16):
+                    links.append(entry)
+                    continue
+                target = archive.extract(entry, folder)
+                if not entry.is_dir():  # [any.package.mode]
+                    os.chmod(target, entry.external_attr >> 16 & 0o777 or 0o644)
+            unpack_links(archive, links, folder)
+    except damage_errors() as error:
         raise ValueError("%s: %s" % (path, error))
+
+
+def damage_errors() -> Tuple[Type[Exception], ...]:
+    """Return what a damaged ZIP makes zipfile raise."""
+    import zipfile
+    errors = [zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError,
+              UnicodeError]
+    for module, name in (("zlib", "error"), ("lzma", "LZMAError")):
+        try:
+            errors.append(getattr(__import__(module), name))
+        except ImportError:
+            pass  # then zipfile cannot even begin with such an entry
+    return tuple(errors)
 
 
 def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
@@ -1620,6 +1632,8 @@ def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
     for entry in entries:
         name = entry.filename
         kind = stat.S_IFMT(entry.external_attr >> 16)
+        if not name:
+            raise ValueError("the ZIP has an entry without a name")
         if name.startswith(("/", "\\")) or ":" in name[:3] or ".." in re.split(
                 r"[/\\]", name):
             raise ValueError("the ZIP's entry %r leaves the code folder" % name)
@@ -1627,15 +1641,28 @@ def check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
             raise ValueError("the ZIP's entry %r is a device or socket" % name)
 
 
-def _unpack_link(archive: zipfile.ZipFile, entry: zipfile.ZipInfo,
+def unpack_links(archive: zipfile.ZipFile, links: Sequence[zipfile.ZipInfo],
                  folder: str) -> None:
-    path = os.path.join(folder, entry.filename)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with archive.open(entry) as source:
-        os.symlink(os.fsdecode(source.read(4096)), path)
+    """Make the links of a ZIP whose files are there. Raises ValueError for one that
+    leads out of the folder [any.package.zip]."""
+    paths = [os.path.normpath(os.path.join(folder, entry.filename)) for entry in links]
+    for path in paths:  # before the first link, so that nothing is made through one
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    for entry, path in zip(links, paths):
+        with archive.open(entry) as source:
+            target = source.read(4096)  # a longer one the system refuses
+        if not target or target[:1] == b"/" or b"\0" in target:
+            raise ValueError("the ZIP's link %r must have a relative path as its "
+                             "target" % entry.filename)
+        if os.path.lexists(path):
+            raise ValueError("the ZIP has another entry in the place of its link %r "
+                             "or below it" % entry.filename)
+        os.symlink(os.fsdecode(target), path)
     root = os.path.realpath(folder)
-    if os.path.commonpath((root, os.path.realpath(path))) != root:
-        raise ValueError("the ZIP's link %r leaves the code folder" % entry.filename)
+    for entry, path in zip(links, paths):  # only now each is known that leads further
+        if os.path.commonpath((root, os.path.realpath(path))) != root:
+            raise ValueError("the ZIP's link %r leaves the code folder"
+                             % entry.filename)
 
 
 def check_program(words: Sequence[str], folder: str) -> None:

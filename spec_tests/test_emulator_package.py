@@ -89,7 +89,12 @@ HOSTILE: List[Tuple[str, List[Entry]]] = [
     ("link-chain", [("a", b"b", LINK), ("b", b"..", LINK)]),
     ("through-link", [("link", b"..", LINK), ("link/out", b"x", FILE)]),
     ("through-absolute-link", [("link", b"/tmp", LINK), ("link/out", b"x", FILE)]),
-    ("same-name", [("a", b"..", LINK), ("a", b"x", FILE)])]
+    ("through-link-later", [("a", b"d/b/../..", LINK), ("d/b", b"..", LINK),
+                            ("d/x", b"x", FILE), ("a/temporary/out", b"x", LINK)]),
+    ("link-out-later", [("a", b"d/b/../..", LINK), ("d/b", b"..", LINK),
+                        ("d/x", b"x", FILE)]),
+    ("link-nowhere", [("link", b"", LINK)]), ("link-nul", [("link", b"a\0b", LINK)]),
+    ("same-name", [("a", b"..", LINK), ("a", b"x", FILE)]), ("no-name", [("", b"x", FILE)])]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -105,7 +110,7 @@ def test_any_package_zip(entries: List[Entry], tmp_path: pathlib.Path,
     with pytest.raises(ValueError) as refused:
         Platform("scf", path)
     assert list(parent.iterdir()) == [] and not os.path.exists("/tmp/out")
-    assert "\n" not in str(refused.value)
+    assert "the ZIP" in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("limit,value,word", (("ZIP_BYTES", 100000, "unpacks to more"),
@@ -126,6 +131,23 @@ def test_any_package_zip__broken(content: bytes, tmp_path: pathlib.Path) -> None
     (tmp_path / "code.zip").write_bytes(content)
     with pytest.raises(ValueError, match="code.zip"):
         Platform("scf", str(tmp_path / "code.zip"))
+
+
+@pytest.mark.parametrize("method", (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA,
+                                    zipfile.ZIP_BZIP2), ids=("deflate", "lzma", "bzip2"))
+@pytest.mark.parametrize("mode", (FILE, LINK), ids=("file", "link"))
+def test_any_package_zip__garbled(method: int, mode: int, tmp_path: pathlib.Path) -> None:
+    """Compressed data that cannot be read refuses the package, whatever the method."""
+    path = tmp_path / "code.zip"
+    info = zipfile.ZipInfo("a")
+    info.external_attr, info.compress_type = mode << 16, method
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(info, bytes(range(256)) * 9)
+    data = bytearray(path.read_bytes())
+    data[40:80] = b"\xff" * 40  # behind the entry's head and the method's own
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="code.zip"):
+        Platform("scf", str(path))
 
 
 @pytest.mark.parametrize("spoilt", ("checksum", "cut", "encrypted"))
