@@ -423,6 +423,7 @@ ACCEPT_PAUSE_S = 0.1     # while there are too many open files
 CHUNK_BYTES = 262144     # of a body passed on
 SKIP_BYTES = 64 * MIB    # of an oversized body read, to get an answer through
 LINGER_S = 2.0           # for a caller who sends on after his answer
+FLUSH_S = 2.0            # for who reads stdout or stderr, when we end
 LOG_TAIL_BYTES = 4096    # [any.log.tail]
 VIOLATIONS = 10000       # kept of all; the first ones
 OWN_VIOLATIONS = 100     # kept of one invocation, or before the first one
@@ -3948,6 +3949,46 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
     return events
 
 
+class Outlet:
+    """An open file of ours whose reader may pause, or set it to non-blocking."""
+
+    _turn = threading.Lock()  # of all: stdout and stderr may be one pipe
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._writable = select.poll()
+        self._writable.register(number, select.POLLOUT)
+
+    def wait(self) -> None:
+        """Block until it takes something."""
+        self._writable.poll()
+
+    def send(self, data: bytes) -> int:
+        """Write without waiting; return how much. Raises OSError."""
+        sent = 0
+        while sent < len(data):
+            with self._turn:  # nobody fills it between the question and the answer
+                if not self._writable.poll(0):
+                    break
+                try:
+                    sent += os.write(self._number, data[sent:sent + select.PIPE_BUF])
+                except BlockingIOError:
+                    break
+        return sent
+
+
+def write_result(data: bytes) -> None:
+    """Write to stdout. Blocks while its reader pauses. Raises OSError that names it.
+    Not by sys.stdout: the interpreter would flush that when it ends, and wait."""
+    outlet, sent = Outlet(1), 0
+    try:
+        while sent < len(data):
+            outlet.wait()
+            sent += outlet.send(data[sent:sent + CHUNK_BYTES])
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout")
+
+
 class Talk:
     """Writes to stderr or a trace file, and never waits for a reader: what he does not
     take is kept up to BACKLOG_BYTES, then dropped, and he is told."""
@@ -3955,15 +3996,13 @@ class Talk:
     BACKLOG_BYTES = 4 * MIB
 
     def __init__(self, number: int) -> None:
-        self._number = number   # of the open file
+        self._outlet = Outlet(number)
         self._pretty = os.isatty(number)
         self._lock = threading.Lock()
         self._backlog = bytearray()
         self._dropped = 0
         self._mid_line = False
         self._thread = threading.Thread()
-        self._writable = select.poll()
-        self._writable.register(number, select.POLLOUT)
 
     def line(self, text: str) -> None:
         """Write a text on a line of its own."""
@@ -3983,11 +4022,11 @@ class Talk:
             self.line(json.dumps(facts))
 
     def flush(self) -> None:
-        """Give the reader 2 s to take what is left."""
+        """Give the reader FLUSH_S to take what is left."""
         with self._lock:
             thread = self._thread if self._backlog else None
         if thread is not None:
-            thread.join(2)
+            thread.join(FLUSH_S)
 
     def write(self, data: bytes) -> None:
         """Write bytes as they are."""
@@ -4006,18 +4045,15 @@ class Talk:
 
     def _send(self, data: bytes) -> int:
         """Write without waiting; return how much."""
-        sent = 0
         try:
-            while sent < len(data) and self._writable.poll(0):
-                sent += os.write(self._number, data[sent:sent + select.PIPE_BUF])
+            return self._outlet.send(data)
         except OSError:
             return len(data)  # nobody reads; the invocations go on
-        return sent
 
     def _catch_up(self) -> None:
         """Write the backlog as it is taken; ends when it is empty."""
         while True:
-            self._writable.poll()
+            self._outlet.wait()
             with self._lock:
                 del self._backlog[:self._send(bytes(self._backlog[:65536]))]
                 if not self._backlog:
@@ -4041,9 +4077,7 @@ def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
     for event in events:
         outcome = platform.invoke(event)
         body = outcome.body
-        sys.stdout.buffer.write(body if body.endswith(b"\n") or not body
-                                else body + b"\n")
-        sys.stdout.buffer.flush()
+        write_result(body if body.endswith(b"\n") or not body else body + b"\n")
         if outcome.kind != "ok":
             all_ok = False
             talk.note("%s: %s" % (outcome.kind, outcome.message))
@@ -4110,9 +4144,9 @@ class Errand:
         return self._all_ok
 
     def end(self) -> None:
-        """Let it read no more; wait a moment for its last words."""
+        """Let it read no more; give its last words FLUSH_S."""
         os.close(self._stop_writer)
-        self.thread.join(0.2)
+        self.thread.join(FLUSH_S)
 
 
 def read_lines(descriptor: int, stop: int) -> Iterator[bytes]:
@@ -4153,36 +4187,50 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
 
 
 class Adapter:
-    """The JSON-lines adapter of the conformance kit (--jsonl)."""
+    """The JSON-lines adapter of the conformance kit (--jsonl).
+
+    One thread prints, in order: who has an outcome to tell may be the thread that keeps
+    the clocks, and must not wait for a reader. An outcome keeps its slot until it is
+    printed, so a reader who pauses stops the invocations, not the memory.
+    """
 
     def __init__(self, platform: Platform, parallel: int) -> None:
         self._platform = platform
         self._parallel = parallel
         self._slots = threading.Semaphore(parallel)
-        self._lock = threading.Lock()
-        self._unread = False    # nobody takes the outcomes any more
+        self._outcomes: "collections.deque[Dict[str, object]]" = collections.deque()
+        self._count = threading.Semaphore(0)    # of them
+        self._failure: Optional[OSError] = None     # nothing can be printed any more
         self.all_ok = True
 
     def run(self, lines: Iterable[bytes]) -> None:
-        """Invoke for each line; returns when every outcome is printed. Raises
-        BrokenPipeError when nobody reads them."""
+        """Invoke for each line; returns when every outcome is printed. Raises OSError
+        that names stdout when that cannot be."""
+        printer = aside(self._print)
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                identity, event, request = parse_line(line)
-            except (ValueError, TypeError, RecursionError) as error:
-                self._print({"id": None, "kind": "invalid-line",
-                             "message": "line %d: %s" % (number, error)})
-                continue
-            self._slots.acquire()
-            if self._unread:
-                raise BrokenPipeError
-            self._submit(identity, event, request)
+            if line.strip():
+                self._take(number, line)
         for _ in range(self._parallel):  # every outcome is printed
-            self._slots.acquire()
-        if self._unread:
-            raise BrokenPipeError
+            self._take_slot()
+        self._count.release()  # one more than there are outcomes
+        printer.join()
+
+    def _take_slot(self) -> None:
+        self._slots.acquire()
+        if self._failure is not None:
+            raise self._failure
+
+    def _take(self, number: int, line: bytes) -> None:
+        """Invoke for a line when a slot is free."""
+        try:
+            identity, event, request = parse_line(line)
+        except (ValueError, TypeError, RecursionError) as error:
+            self._take_slot()
+            self._tell({"id": None, "kind": "invalid-line",
+                        "message": "line %d: %s" % (number, error)})
+            return
+        self._take_slot()
+        self._submit(identity, event, request)
 
     def _submit(self, identity: object, event: bytes,
                 request: Optional[HttpRequest]) -> None:
@@ -4192,8 +4240,7 @@ class Adapter:
         invocation = Invocation(platform.new_id(), event, request)
 
         def done(outcome: Outcome) -> None:
-            self._show(identity, outcome)
-            self._slots.release()
+            self._tell(outcome_document(identity, outcome))
 
         if platform.protocol != "fc":
             invocation.on_done = done
@@ -4201,28 +4248,40 @@ class Adapter:
         if platform.protocol == "fc":
             aside(lambda: done(platform.carry(invocation)))
 
-    def _show(self, identity: object, outcome: Outcome) -> None:
-        document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
-        try:
-            document["body"] = outcome.body.decode("utf-8")
-        except UnicodeDecodeError:
-            document["body_base64"] = binascii.b2a_base64(
-                outcome.body, newline=False).decode()
-        document.update(
-            request_id=outcome.request_id, duration_ms=round(outcome.duration_ms, 3),
-            violations=[one._asdict() for one in outcome.violations],
-            message=outcome.message, status=outcome.status,
-            headers=[list(pair) for pair in outcome.headers])
-        self._print(document)
+    def _tell(self, document: Dict[str, object]) -> None:
+        """Have an outcome printed; never blocks."""
+        self._outcomes.append(document)
+        self._count.release()
 
-    def _print(self, document: Dict[str, object]) -> None:
-        with self._lock:
+    def _print(self) -> None:
+        """Print the outcomes; the body of a thread."""
+        self._count.acquire()
+        while self._outcomes:
+            document = self._outcomes.popleft()
             self.all_ok = self.all_ok and document["kind"] == "ok"
             try:
-                sys.stdout.write(json.dumps(document) + "\n")
-                sys.stdout.flush()
-            except BrokenPipeError:  # the slot must become free all the same
-                self._unread = True
+                if self._failure is None:
+                    write_result(json.dumps(document).encode() + b"\n")
+            except OSError as error:  # the slot must become free all the same
+                self._failure = error
+            self._slots.release()
+            self._count.acquire()
+
+
+def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
+    """Return what the adapter prints of an outcome."""
+    document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
+    try:
+        document["body"] = outcome.body.decode("utf-8")
+    except UnicodeDecodeError:
+        document["body_base64"] = binascii.b2a_base64(
+            outcome.body, newline=False).decode()
+    document.update(
+        request_id=outcome.request_id, duration_ms=round(outcome.duration_ms, 3),
+        violations=[one._asdict() for one in outcome.violations],
+        message=outcome.message, status=outcome.status,
+        headers=[list(pair) for pair in outcome.headers])
+    return document
 
 
 def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
@@ -4351,7 +4410,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered goes nowhere
+        return FAILED  # who reads stdout has seen enough
+    except OSError as error:
+        sys.stderr.write("emulator: %s: %s\n" % (error.filename, error.strerror))
         return FAILED
     finally:  # one more signal while the interpreter ends would change the status
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,8 @@
 
 import base64
 import contextlib
+import errno
+import fcntl
 import http.client
 import json
 import os
@@ -12,8 +14,9 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import emulator
 import implementations
@@ -21,6 +24,7 @@ import misbehave
 import pytest
 import spec
 from gateways import keep_terminating
+from stage import until
 
 EMULATOR = emulator.__file__
 SECRETS = {"access_key_id": "AKID-very-secret", "access_key_secret": "SK-very-secret",
@@ -237,6 +241,19 @@ def test_closed_stdout(protocol: str, task: str, code: str) -> None:
     assert b"BrokenPipe" not in said
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("task", ("--event", "--jsonl"))
+@PULL_AND_PUSH
+def test_full_stdout(protocol: str, task: str, code: str) -> None:
+    """A stdout that cannot be written: status 1, and one line names it and the error."""
+    event = ["x"] if task == "--event" else []
+    done = run(["sh", "-c", 'exec "$@" > /dev/full', "sh",
+                *words(protocol, code, "--quiet", task, *event)], b'{"event": "x"}\n' * 3,
+               PYTHONUNBUFFERED="")
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert "stdout" in done.err and os.strerror(errno.ENOSPC) in done.err
+
+
 # ---- configuration ----
 
 CONFIGS: Dict[str, Dict[str, Any]] = {
@@ -449,6 +466,13 @@ def test_jsonl_http(code: str) -> None:
 # ---- processes that go on ----
 
 
+def impatient(protocol: str, folder: str, *options: str) -> List[str]:
+    """Return the command; at its end it waits hardly for who reads its output."""
+    program, hasty = implementations.START_EMULATOR[-1], "program.FLUSH_S = 0.1; sys.exit("
+    return [word if word != program else program.replace("sys.exit(", hasty)
+            for word in words(protocol, folder, *options)]
+
+
 class Live:
     """A running emulator whose stderr is read line by line."""
 
@@ -637,6 +661,73 @@ def test_outcome_exit_at_once(protocol: str, code: str) -> None:
         one.await_starts(2)
         os.kill(pid, signal.SIGKILL)
         assert json.loads(one.process.stdout.readline())["kind"] == "exit"
+
+
+def await_full(pipe: IO[bytes]) -> None:
+    """Wait until a pipe that nobody reads takes no more."""
+    size = fcntl.fcntl(pipe, 1032)  # F_GETPIPE_SZ
+
+    def waiting() -> int:
+        answer = fcntl.ioctl(pipe, termios.FIONREAD, b"1234")
+        return int.from_bytes(answer, sys.byteorder)
+
+    assert until(lambda: waiting() > size - select.PIPE_BUF), waiting()
+
+
+@PULL_AND_PUSH
+@pytest.mark.parametrize("task", ("--event", "--jsonl"))
+def test_any_process_group__leftovers_stalled(protocol: str, task: str,
+                                              code: str) -> None:
+    """A signal ends the program and its instances although nobody reads stdout."""
+    events = ["pid", "large 500000", "hang"]
+    options = [word for one in events for word in ("--event", one)]
+    with live(impatient(protocol, code, *(options if task == "--event" else [task])),
+              PYTHONUNBUFFERED="") as one:
+        assert one.process.stdin is not None and one.process.stdout is not None
+        for number, text in enumerate(events if task == "--jsonl" else ()):
+            one.process.stdin.write(b'{"id": %d, "event": "%s"}\n' % (
+                number, text.encode()))
+        one.process.stdin.flush()
+        pid = int(re.findall(r"\d+", one.process.stdout.readline().decode())[
+            0 if task == "--event" else 1])
+        await_full(one.process.stdout)
+        assert one.end(signal.SIGTERM) == 130
+    assert wait_gone(pid) and not any("Traceback" in line for line in one.lines)
+
+
+@PULL_AND_PUSH
+def test_jsonl_paused_reader(protocol: str, code: str) -> None:
+    """Nothing is lost on a pipe that does not block, whenever its reader comes back."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with open(read_end, "rb") as reader, subprocess.Popen(
+            words(protocol, code, "--jsonl", "--quiet"), stdin=subprocess.PIPE,
+            stdout=write_end, env={**os.environ, "PYTHONUNBUFFERED": ""}) as process:
+        os.close(write_end)
+        assert process.stdin is not None
+        process.stdin.write(b'{"event": "large 90000"}\n' * 4)
+        process.stdin.close()
+        await_full(reader)
+        outcomes = [json.loads(line) for line in reader]
+    assert process.returncode == 0
+    assert [len(one["body"]) for one in outcomes] == [90000] * 4
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg"))
+def test_any_event_timeout__paused_reader(protocol: str, code: str) -> None:
+    """Time limits run out while nobody reads stdout."""
+    with live(impatient(protocol, code, "--jsonl", "--parallel", "3", "--timeout", "0.4",
+                        "--trace", "-"), PYTHONUNBUFFERED="") as one:
+        assert one.process.stdin is not None and one.process.stdout is not None
+        one.process.stdin.write(b'{"event": "large 90000"}\n')
+        one.process.stdin.flush()
+        await_full(one.process.stdout)
+        one.process.stdin.write(b'{"event": "hang"}\n' * 2)
+        one.process.stdin.flush()
+        one.await_line('"kind": "timeout"')
+        with one.more:
+            assert one.more.wait_for(lambda: "".join(one.lines).count(
+                '"kind": "timeout"') == 2, 5), one.lines
 
 
 @PULL_AND_PUSH
