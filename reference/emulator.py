@@ -4107,13 +4107,21 @@ def serve_address(text: str) -> Tuple[str, int]:
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)
 
 
+def end_signals() -> List[signal.Signals]:
+    """Return the signals that end us. A bootstrap has a session of its own, so a closed
+    terminal would leave it behind; under nohup a closed terminal is no reason."""
+    return [signal.SIGTERM, signal.SIGINT] + [
+        number for number in (signal.SIGHUP, signal.SIGQUIT)
+        if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def catch_signals() -> Tuple[int, int]:
-    """Let SIGINT and SIGTERM interrupt nothing: their numbers come out of a pipe. An
+    """Let these signals interrupt nothing: their numbers come out of a pipe. An
     exception could come while a lock is held, or be missed just before a wait."""
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in end_signals():
         signal.signal(number, lambda number, _: None)
     return wake_read, wake_write
 
@@ -4169,7 +4177,7 @@ def read_lines(descriptor: int, stop: int) -> Iterator[bytes]:
 
 def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
           signals: int) -> None:
-    """Serve callers until SIGINT or SIGTERM; SIGTERM drains first."""
+    """Serve callers until a signal comes; all but SIGINT drain first."""
     host, port = address
     try:
         listener = Listener(host, port, FrontDoor(platform), platform.loop)
@@ -4180,7 +4188,7 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
               % (platform.protocol, shown, listener.port))
     number = os.read(signals, 1)[0]
     listener.close()
-    if number == signal.SIGTERM:
+    if number != signal.SIGINT:
         platform.drain()  # [any.stop.drain]
         listener.join(0.5)
     talk.note(summary(platform))
@@ -4399,7 +4407,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         at = words.index("--")
         words, command = words[:at], words[at + 1:]
     options = make_parser().parse_args(words)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in end_signals():
+        signal.signal(number, signal.default_int_handler)
     # whoever started us may ignore it: then no process waits for us to see its end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
@@ -4415,7 +4424,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         sys.stderr.write("emulator: %s: %s\n" % (error.filename, error.strerror))
         return FAILED
     finally:  # one more signal while the interpreter ends would change the status
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in end_signals():
             signal.signal(number, signal.SIG_IGN)
 
 

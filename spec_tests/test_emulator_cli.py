@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,19 @@ def test_log_lines(protocol: str, code: str) -> None:
     assert re.search(LOG[protocol], run(words(protocol, code, "--event", "x")).err, re.S)
 
 
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Let the program do in this process what it likes with signals; none is ignored."""
+    before = {number: signal.getsignal(number) for number in (
+        signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
     ("nothing-to-do", (), "--event"),
     ("no-file", ("--event", "@/no/such/file"), "/no/such/file"),
@@ -184,16 +198,12 @@ USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
 @pytest.mark.parametrize("options,word", [case[1:] for case in USAGE],
                          ids=[case[0] for case in USAGE])
 def test_usage_error(options: Tuple[str, ...], word: str, code: str,
-                     capfd: pytest.CaptureFixture[str]) -> None:
+                     signals: None, capfd: pytest.CaptureFixture[str]) -> None:
     """A mistake gives status 2 and one line that names the option."""
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         status: object = emulator.main(["scf", code, "--no-pin", *options])
     except SystemExit as left:
         status = left.code
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
     out, err = capfd.readouterr()
     said = [line for line in err.splitlines() if not line.startswith("usage: ")]
     assert (status, out) == (2, "") and len(said) == 1 and word in said[0], err
@@ -292,7 +302,7 @@ def test_config(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
                                   '{"Timeout": "x"}', '{"Timeout": null}',
                                   '{"Environment": {"Variables": [{"Key": "A", '
                                   '"Value": 1}]}}'))
-def test_config_broken(text: str, code: str, tmp_path: pathlib.Path,
+def test_config_broken(text: str, code: str, tmp_path: pathlib.Path, signals: None,
                        capfd: pytest.CaptureFixture[str]) -> None:
     """A document of another shape gives status 2 and one line."""
     (tmp_path / "f.json").write_text(text)
@@ -611,8 +621,9 @@ def wait_gone(pid: int) -> bool:
 
 
 @PULL_AND_PUSH
-def test_any_stop_drain(protocol: str, code: str) -> None:
-    """SIGTERM lets the running event end, takes no new one, and exits with 0."""
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP))
+def test_any_stop_drain(protocol: str, number: int, code: str, signals: None) -> None:
+    """It lets the running event end, takes no new one, and exits with 0."""
     with live(words(protocol, code, "--serve", "0", "--timeout", "20")) as one:
         pid = int(one.ask("POST", "/-/invoke", b"pid")[2])
         answers: List[Tuple[int, Any, bytes]] = []
@@ -620,7 +631,7 @@ def test_any_stop_drain(protocol: str, code: str) -> None:
             one.ask("POST", "/-/invoke", b"sleep 0.4")))
         caller.start()
         one.await_starts(2)
-        assert one.end(signal.SIGTERM) == 0
+        assert one.end(number) == 0
         caller.join(10)
     assert [answer[2] for answer in answers] == [b"slept"] and wait_gone(pid)
 
@@ -648,6 +659,34 @@ def test_any_process_group__leftovers(protocol: str, number: int,
     assert status != 0 and wait_gone(pid)
     assert [path.name for path in tmp_path.iterdir()] == ["code"]
     assert not any("Traceback" in line for line in one.lines)
+
+
+@PULL_AND_PUSH
+@pytest.mark.parametrize("number", (signal.SIGHUP, signal.SIGQUIT))
+def test_any_process_group__leftovers_terminal(
+        protocol: str, number: int, code: str, signals: None,
+        tmp_path: pathlib.Path) -> None:
+    """What a terminal sends leaves no process and no unpacked package either."""
+    (tmp_path / "temporary").mkdir()
+    package = shutil.make_archive(str(tmp_path / "code"), "zip", code)
+    with live(words(protocol, package, "--event", "pid", "--event", "hang", "--timeout",
+                    "30"), TMPDIR=str(tmp_path / "temporary")) as one:
+        assert one.process.stdout is not None
+        pid = int(one.process.stdout.readline())
+        assert one.end(number) == 130
+    assert wait_gone(pid) and list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_any_process_group__nohup(code: str) -> None:
+    """Where SIGHUP is ignored the program goes on when the terminal is closed."""
+    with live(["sh", "-c", 'trap "" HUP; exec "$@"', "sh",
+               *words("scf", code, "--jsonl")]) as one:
+        assert one.process.stdin is not None and one.process.stdout is not None
+        for _ in range(2):
+            one.process.stdin.write(b'{"event": "x"}\n')
+            one.process.stdin.flush()
+            assert json.loads(one.process.stdout.readline())["body"] == "x"
+            one.process.send_signal(signal.SIGHUP)
 
 
 @PULL_AND_PUSH
