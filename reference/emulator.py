@@ -4363,6 +4363,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     all_ok, interrupted = True, False
+    signals, done = catch_signals()  # before there is anything to put away
     with Platform(options.protocol, options.code or ".",
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
                   on_trace=trace.trace if options.trace else None,
@@ -4370,7 +4371,6 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        signals, done = catch_signals()
         errand = Errand(lambda stop: invoke_all(platform, options, events, talk, stop),
                         done)
         if os.read(signals, 1) == b"\0":

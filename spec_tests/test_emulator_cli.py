@@ -476,11 +476,15 @@ def test_jsonl_http(code: str) -> None:
 # ---- processes that go on ----
 
 
-def impatient(protocol: str, folder: str, *options: str) -> List[str]:
-    """Return the command; at its end it waits hardly for who reads its output."""
-    program, hasty = implementations.START_EMULATOR[-1], "program.FLUSH_S = 0.1; sys.exit("
-    return [word if word != program else program.replace("sys.exit(", hasty)
+def patched(statement: str, protocol: str, folder: str, *options: str) -> List[str]:
+    """Return the command; the statement is run before main(), as in `program.X = 1`."""
+    program = implementations.START_EMULATOR[-1]
+    changed = program.replace("sys.exit(", statement + "; sys.exit(")
+    return [changed if word == program else word
             for word in words(protocol, folder, *options)]
+
+
+IMPATIENT = "program.FLUSH_S = 0.1"  # for who does not read our output
 
 
 class Live:
@@ -677,6 +681,21 @@ def test_any_process_group__leftovers_terminal(
     assert wait_gone(pid) and list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.parametrize("step", ("open_package", "reachable_host", "choose_core"))
+def test_any_process_group__leftovers_start(step: str, code: str,
+                                            tmp_path: pathlib.Path) -> None:
+    """A signal just after the package is unpacked, or about then, leaves no folder."""
+    (tmp_path / "temporary").mkdir()
+    package = shutil.make_archive(str(tmp_path / "code"), "zip", code)
+    command = patched(
+        "import os; step = program.%s; program.%s = lambda *given: ("
+        "step(*given), os.kill(os.getpid(), 15))[0]" % (step, step),
+        "scf", package, "--event", "hang", "--timeout", "20")
+    done = run(command, TMPDIR=str(tmp_path / "temporary"))
+    assert done.status == 130 and "Traceback" not in done.err
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_any_process_group__nohup(code: str) -> None:
     """Where SIGHUP is ignored the program goes on when the terminal is closed."""
     with live(["sh", "-c", 'trap "" HUP; exec "$@"', "sh",
@@ -720,8 +739,8 @@ def test_any_process_group__leftovers_stalled(protocol: str, task: str,
     """A signal ends the program and its instances although nobody reads stdout."""
     events = ["pid", "large 500000", "hang"]
     options = [word for one in events for word in ("--event", one)]
-    with live(impatient(protocol, code, *(options if task == "--event" else [task])),
-              PYTHONUNBUFFERED="") as one:
+    tasks = options if task == "--event" else [task]
+    with live(patched(IMPATIENT, protocol, code, *tasks), PYTHONUNBUFFERED="") as one:
         assert one.process.stdin is not None and one.process.stdout is not None
         for number, text in enumerate(events if task == "--jsonl" else ()):
             one.process.stdin.write(b'{"id": %d, "event": "%s"}\n' % (
@@ -755,8 +774,8 @@ def test_jsonl_paused_reader(protocol: str, code: str) -> None:
 @pytest.mark.parametrize("protocol", ("scf", "fg"))
 def test_any_event_timeout__paused_reader(protocol: str, code: str) -> None:
     """Time limits run out while nobody reads stdout."""
-    with live(impatient(protocol, code, "--jsonl", "--parallel", "3", "--timeout", "0.4",
-                        "--trace", "-"), PYTHONUNBUFFERED="") as one:
+    with live(patched(IMPATIENT, protocol, code, "--jsonl", "--parallel", "3", "--trace",
+                      "-", "--timeout", "0.4"), PYTHONUNBUFFERED="") as one:
         assert one.process.stdin is not None and one.process.stdout is not None
         one.process.stdin.write(b'{"event": "large 90000"}\n')
         one.process.stdin.flush()
