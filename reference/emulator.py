@@ -1571,7 +1571,10 @@ class Loop:
 def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     """Return (code folder, clean-up) for a folder or a ZIP. Raises ValueError."""
     if os.path.isdir(path):
-        return os.path.abspath(path), lambda: None
+        try:
+            return os.path.abspath(path), lambda: None
+        except OSError:
+            raise ValueError("%s cannot be found: the working directory is gone" % path)
     if not os.path.exists(path):
         raise ValueError("%s does not exist; CODE is a folder or a ZIP" % path)
     import shutil  # these are a tenth of the memory at rest, and only ZIPs need them
@@ -1580,7 +1583,10 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
 
     if not zipfile.is_zipfile(path):
         raise ValueError("%s is neither a folder nor a ZIP" % path)
-    folder = tempfile.mkdtemp(prefix="custom-runtime-")
+    try:
+        folder = tempfile.mkdtemp(prefix="custom-runtime-")
+    except OSError as error:
+        raise ValueError("%s cannot be unpacked: %s" % (path, error))
     try:
         unpack(path, folder)
     except BaseException:
@@ -4102,7 +4108,7 @@ def serve_address(text: str) -> Tuple[str, int]:
     """Return (host, port) of --serve. Raises ValueError."""
     host, colon, port = text.rpartition(":")
     port = port or os.environ.get("PORT", "8080")
-    if not port.isdigit() or int(port) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("--serve %s: write [HOST:]PORT" % text)
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)
 
@@ -4231,7 +4237,7 @@ class Adapter:
     def _take(self, number: int, line: bytes) -> None:
         """Invoke for a line when a slot is free."""
         try:
-            identity, event, request = parse_line(line)
+            identity, event, request = parse_line(self._platform.protocol, line)
         except (ValueError, TypeError, RecursionError) as error:
             self._take_slot()
             self._tell({"id": None, "kind": "invalid-line",
@@ -4292,11 +4298,17 @@ def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
     return document
 
 
-def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
+def parse_line(protocol: str,
+               line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
     """Return (id, event, HTTP request) of an adapter line. Raises ValueError."""
     document = json.loads(line)
     if not isinstance(document, dict):
         raise ValueError("an object is expected")
+    identity = document.get("id")
+    try:
+        json.dumps(identity, allow_nan=False)  # Python reads NaN and Infinity
+    except ValueError:
+        raise ValueError("id holds a number that JSON does not have")
     event = document.get("event", "" if "method" in document else None)
     if "event_base64" in document:
         try:
@@ -4310,11 +4322,13 @@ def parse_line(line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
         raise ValueError("event must be a text, or give event_base64")
     request = None
     if "method" in document:
+        if protocol != "fc":
+            raise ValueError("method: only fc has HTTP requests, not %s" % protocol)
         request = HttpRequest(str(document["method"]), str(document.get("path", "/")),
                               tuple((str(name), str(value)) for name, value
                                     in document.get("headers", [])))
         check_request(request)
-    return document.get("id"), event, request
+    return identity, event, request
 
 
 def exports(env: Dict[str, str]) -> str:

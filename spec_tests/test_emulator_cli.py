@@ -189,6 +189,8 @@ USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
     ("parallel", ("--jsonl", "--parallel", "0"), "--parallel"),
     ("serve", ("--serve", "localhost:http"), "--serve"),
     ("serve-port", ("--serve", "70000"), "--serve"),
+    ("serve-digit", ("--serve", "\xb2"), "--serve"),
+    ("serve-long", ("--serve", "9" * 5000), "--serve"),
     ("serve-host", ("--serve", "192.0.2.1:0"), "--serve"),
     ("command", ("--event", "x", "--", "ls"), "--"),
     ("port", ("--event", "x", "--attach", "--port", "70000"), "--port"),
@@ -217,6 +219,23 @@ def test_usage_error_arguments(arguments: Tuple[str, ...], word: str) -> None:
     done = run([sys.executable, EMULATOR, *arguments])
     assert (done.status, done.out) == (2, b"") and word in done.err
     assert "Traceback" not in done.err
+
+
+NO_FOLDER = [("no-temporary-folder", 'ulimit -f 0; exec "$@"', "code.zip"),
+             ("deleted-folder", 'mkdir x; cd x; rmdir ../x; exec "$@"', ".")]
+
+
+@pytest.mark.parametrize("script,name", [case[1:] for case in NO_FOLDER],
+                         ids=[case[0] for case in NO_FOLDER])
+def test_usage_error_folder(script: str, name: str, code: str,
+                            tmp_path: pathlib.Path) -> None:
+    """Where there is no folder to use: status 2, and one line that names CODE."""
+    shutil.make_archive(str(tmp_path / "code"), "zip", code)
+    path = name if name == "." else str(tmp_path / name)
+    done = run(["sh", "-c", 'cd "$0"; ' + script, str(tmp_path),
+                *words("scf", path, "--event", "x")])
+    assert (done.status, done.out, done.err.count("\n")) == (2, b"", 1), done.err
+    assert done.err.startswith("emulator: %s " % path)
 
 
 def test_version() -> None:
@@ -301,7 +320,9 @@ def test_config(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
                                   '{"Environment": {"Variables": [1]}}',
                                   '{"Timeout": "x"}', '{"Timeout": null}',
                                   '{"Environment": {"Variables": [{"Key": "A", '
-                                  '"Value": 1}]}}'))
+                                  '"Value": 1}]}}', '{"Handler": "\\ud800"}',
+                                  '{"Environment": {"Variables": [{"Key": "A", '
+                                  '"Value": "\\udc00\\ud800"}]}}'))
 def test_config_broken(text: str, code: str, tmp_path: pathlib.Path, signals: None,
                        capfd: pytest.CaptureFixture[str]) -> None:
     """A document of another shape gives status 2 and one line."""
@@ -311,6 +332,7 @@ def test_config_broken(text: str, code: str, tmp_path: pathlib.Path, signals: No
     with pytest.raises(ValueError) as refused:
         emulator.run(options, [])
     assert "\n" not in str(refused.value)
+    assert re.search("--config|--timeout|variable A|^handler ", str(refused.value))
 
 
 @pytest.mark.parametrize("runtime,word", (
@@ -414,7 +436,7 @@ def test_jsonl_exit_status(line: object, status: int, code: str) -> None:
     assert adapter("scf", code, line)[0] == status
 
 
-BAD_LINES = [b"{", b"[]", b"1", b"{}", b'{"event": 1}', b'{"event": null}', b"\xff",
+BAD_LINES = [b'{"id": NaN, "event": ""}', b'{"id": [1e999], "event": ""}', b"{", b"[]", b"1", b"{}", b'{"event": 1}', b'{"event": null}', b"\xff",
              b'{"event_base64": "!"}', b'{"event_base64": 1}', b'{"event": "\\ud800"}',
              b'{"method": "GET", "headers": 1, "event": ""}',
              b'{"method": "GET", "headers": [1], "event": ""}', b"[" * 100000]
@@ -426,6 +448,13 @@ def test_jsonl_malformed(code: str) -> None:
     assert [one["kind"] for one in outcomes] == ["invalid-line"] * len(BAD_LINES) + ["ok"]
     assert all("line %d: " % number in one["message"]
                for number, one in enumerate(outcomes[:-1], 1))
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg"))
+def test_jsonl_malformed__http(protocol: str, code: str) -> None:
+    """An HTTP request is refused where there are none, and the field is named."""
+    _, outcomes = adapter(protocol, code, {"event": "x", "method": "GET"})
+    assert outcomes[0]["kind"] == "invalid-line" and "method" in outcomes[0]["message"]
 
 
 @pytest.mark.parametrize("parts", ([b"a\n", b"\nb"], [b"a\n\nb"], [b"a", b"\n", b"\nb"],
