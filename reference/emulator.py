@@ -4069,6 +4069,13 @@ class Talk:
             self.note("%d bytes of output were dropped: nobody read them" % dropped)
 
 
+def complain(text: str) -> None:
+    """Say on stderr why we end; blocks FLUSH_S at most."""
+    talk = Talk(2)
+    talk.note(text)
+    talk.flush()
+
+
 def open_trace(path: str) -> Talk:
     """Open a file for --trace. Raises ValueError."""
     try:
@@ -4428,14 +4435,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         return run(options, command)
     except ValueError as error:
-        sys.stderr.write("emulator: %s\n" % error)
+        complain(str(error))
         return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         return FAILED  # who reads stdout has seen enough
     except OSError as error:
-        sys.stderr.write("emulator: %s: %s\n" % (error.filename, error.strerror))
+        complain("%s: %s" % (error.filename, error.strerror))
         return FAILED
     finally:  # one more signal while the interpreter ends would change the status
         for number in end_signals():

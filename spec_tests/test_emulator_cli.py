@@ -782,6 +782,22 @@ def test_any_process_group__leftovers_stalled(protocol: str, task: str,
     assert wait_gone(pid) and not any("Traceback" in line for line in one.lines)
 
 
+@pytest.mark.parametrize("options,status", (((), 2), (("--event", "fail"), 1)),
+                         ids=("usage", "failed"))
+def test_stalled_stderr(options: Tuple[str, ...], status: int, code: str) -> None:
+    """Nobody has to read stderr for the program to end."""
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as reader:
+        os.write(write_end, bytes(fcntl.fcntl(reader, 1032)))  # F_GETPIPE_SZ
+        with subprocess.Popen(patched(IMPATIENT, "scf", code, *options),
+                              stdout=subprocess.DEVNULL, stderr=write_end) as process:
+            os.close(write_end)
+            try:
+                assert process.wait(10) == status
+            finally:
+                process.kill()
+
+
 @PULL_AND_PUSH
 def test_jsonl_paused_reader(protocol: str, code: str) -> None:
     """Nothing is lost on a pipe that does not block, whenever its reader comes back."""
