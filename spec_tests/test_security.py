@@ -308,7 +308,8 @@ BROKEN_SETTINGS = [("fc", setting, "a\r\nInjected: b") for setting in (
     "name", "handler", "version", "credentials")] + [("fg", "credentials",
                                                       "a\r\nB: c")] + [
     (protocol, setting, "a\0b") for protocol in ("fc", "scf", "fg")
-    for setting in ("name", "handler", "version", "region")]
+    for setting in ("name", "handler", "version", "region")] + [
+    ("fc", "command", ["sh", word]) for word in ("a\0b", "\ud800", 1)]
 
 
 @pytest.mark.parametrize("protocol,setting,value", BROKEN_SETTINGS)
