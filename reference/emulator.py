@@ -3956,7 +3956,7 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
 
 
 class Outlet:
-    """An open file of ours whose reader may pause, or set it to non-blocking."""
+    """An open file of ours. Its reader may pause; writing to it may block or not."""
 
     _turn = threading.Lock()  # of all: stdout and stderr may be one pipe
 
@@ -4442,7 +4442,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:
         return FAILED  # who reads stdout has seen enough
     except OSError as error:
-        complain("%s: %s" % (error.filename, error.strerror))
+        complain(str(error))
         return FAILED
     finally:  # one more signal while the interpreter ends would change the status
         for number in end_signals():
