@@ -432,6 +432,7 @@ MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
+THREAD_PAUSE_S = 0.25    # before another try, when the system has no thread left
 THAW_S = 0.2             # for all threads of a frozen instance to come to rest
 
 
@@ -2094,9 +2095,19 @@ class Instance(App):
         try:
             self.launch()
         except START_FAILURES as error:  # whatever it was, they get their outcome
-            reason = error.reason if isinstance(error, StartError) else ""
-            with self.platform.lock:
-                self.end(list(self.work), "start-error", str(error), reason)
+            self._start_failed(error)
+
+    def start_aside(self) -> None:
+        """Start the bootstrap from a thread of its own, if there can be one more."""
+        try:
+            aside(self.start)
+        except RuntimeError as error:
+            self._start_failed(error)
+
+    def _start_failed(self, error: Exception) -> None:
+        reason = error.reason if isinstance(error, StartError) else ""
+        with self.platform.lock:
+            self.end(list(self.work), "start-error", str(error), reason)
 
     def launch(self) -> None:
         """Start the bootstrap. Raises START_FAILURES."""
@@ -2260,7 +2271,7 @@ class Instance(App):
         if process is not None:
             process.signal(signal.SIGKILL)
         else:
-            aside(self.cleanup)
+            self.platform.surely(self.cleanup)
 
     def on_exit(self, status: int) -> None:
         """Settle what the bootstrap left undone; called from the process's thread."""
@@ -3271,7 +3282,12 @@ class Platform:
                 self.settle(invocation, "cancelled", message=reason)
             for instance in list(self._leaving):
                 instance.end(list(instance.work), "cancelled", reason)
-        threads = [aside(instance.stop) for instance in instances]
+        threads = []
+        for instance in instances:
+            try:
+                threads.append(aside(instance.stop))
+            except RuntimeError:  # no more threads: one after the other
+                instance.stop()
         for thread in threads:
             thread.join()
         self.await_leaving(10)
@@ -3341,7 +3357,7 @@ class Platform:
             instance.take(invocation)
             self.offer(instance)
             if self.protocol == "fc":
-                self.lock.later(aside, instance.start)
+                self.lock.later(instance.start_aside)
             else:  # nothing to wait for but the start of a process
                 self.lock.later(instance.start)
         elif len(self.queue) >= function.queue:  # [any.queue.limit]
@@ -3380,12 +3396,12 @@ class Platform:
                 not self._closing):
             instance = self._add_instance()
             self.offer(instance)
-            self.lock.later(aside, instance.start)
+            self.lock.later(instance.start_aside)
 
     def reclaim(self, instance: Instance) -> None:
         """Stop an instance in order [any.instance.idle]."""
         self.discard(instance, "stop")
-        self.lock.later(aside, instance.stop)
+        self.lock.later(self.surely, instance.stop)
 
     def settle(self, invocation: Invocation, kind: str, *, body: bytes = b"",
                message: str = "", size: int = 0, start_error: str = "") -> bool:
@@ -3443,6 +3459,14 @@ class Platform:
                              invocation.http_request is not None)
 
     # -- called without the lock --
+
+    def surely(self, call: Callable[[], object]) -> None:
+        """Call it in a thread of its own, as soon as there can be one more."""
+        try:
+            aside(call)
+        except RuntimeError:
+            self.loop.set_timer(Timer(lambda: self.surely(call)),
+                                time.monotonic() + THREAD_PAUSE_S)
 
     def forget(self, instance: Instance) -> None:
         """The instance has ended and holds nothing any more."""

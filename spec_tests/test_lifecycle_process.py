@@ -335,6 +335,40 @@ def test_any_outcome_one__start_unwatched(protocol: str, code: str,
         assert stage.outcome(b"second") == ("ok", b"second")
 
 
+def test_any_outcome_one__start_no_thread(code: str,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread for the start, or for what follows, it is a start-error."""
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Stage("fc", code) as stage:
+        with monkeypatch.context() as patch:
+            patch.setattr(emulator, "aside", fail)
+            first = stage.platform.invoke(b"first")
+        assert first.kind == "start-error" and "new thread" in first.message
+        assert stage.outcome(b"second") == ("ok", b"second")
+
+
+@protocols
+@pytest.mark.parametrize("idle_s", (0.1, 60), ids=("idle", "close"))
+def test_any_stop_order__no_thread(protocol: str, idle_s: float, code: str,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread for the stop it is made up for when there is one."""
+    aside, tried = emulator.aside, threading.Event()
+
+    def fail_once(call: Callable[..., object], *arguments: object) -> threading.Thread:
+        if call.__name__ == "stop" and not tried.is_set():
+            tried.set()
+            raise RuntimeError("can't start new thread")
+        return aside(call, *arguments)
+
+    monkeypatch.setattr(emulator, "aside", fail_once)
+    with Stage(protocol, code, idle_s=idle_s) as stage:
+        assert stage.outcome(b"event")[0] == "ok"
+        assert idle_s == 60 or tried.wait(10) and until(lambda: processes(code) == [])
+    assert tried.is_set() and processes(code) == []
+
+
 # ---- callers who leave ----
 
 
