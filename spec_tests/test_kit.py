@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 import types
-from typing import Dict, List
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
 import broken_ones
 import bytecode
 import checks
+import conftest
 import kit
 import report
 import side
@@ -163,12 +164,12 @@ def test_side_shown(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
     assert (shown[1].outcome, shown[1].longrepr) == ("failed", "killed by a test")
 
 
-REFUSED = {
-    "protocol": (["--protocol", "gopher"], "known: fc, scf, fg"),
-    "feature": (["--without", "beauty"], "known: binary"),
-    "rule": (["--rule", "scf.next.nothing-such"], "scf.next.blocks"),
-    "no-protocol": (["--bootstrap", "true"], "--bootstrap needs --protocol"),
-    "empty": (["--protocol", "fg", "--bootstrap", ""], "the command is empty"),
+REFUSED: Dict[str, Tuple[Dict[str, Any], str]] = {
+    "protocol": ({"--protocol": "gopher"}, "known: fc, scf, fg"),
+    "feature": ({"--without": ["beauty"]}, "known: binary"),
+    "rule": ({"--rule": ["scf.next.nothing-such"]}, "scf.next.blocks"),
+    "no-protocol": ({"--bootstrap": "true"}, "--bootstrap needs --protocol"),
+    "empty": ({"--protocol": "fg", "--bootstrap": ""}, "the command is empty"),
 }
 
 
@@ -181,11 +182,19 @@ def pytest_run(*options: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_refused(name: str) -> None:
+def test_refused(name: str, pytestconfig: pytest.Config) -> None:
     """A name that nobody knows is refused with the list of known ones."""
     options, text = REFUSED[name]
-    done = pytest_run(*options, "--collect-only")
-    assert done.returncode == 4 and text in done.stdout
+    config: Any = types.SimpleNamespace(getoption=lambda option: options.get(
+        option, pytestconfig.getoption(option)))
+    with pytest.raises(ValueError, match=re.escape(text)):
+        conftest.Session(config)
+
+
+def test_refused__shown() -> None:
+    """It is a usage error of pytest, without a traceback."""
+    done = pytest_run("--protocol", "gopher", "--collect-only")
+    assert done.returncode == 4 and "known: fc, scf, fg" in done.stdout
     assert "Traceback" not in done.stdout
 
 
@@ -196,20 +205,15 @@ UNCHECKED = {
 }
 
 
-def test_unchecked() -> None:
-    """A rule that was asked for and is not checked is named, with the reason."""
-    options = [word for rule in UNCHECKED for word in ("--rule", rule)]
-    done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf", "--bootstrap",
-                      "true", *options)
+def test_report(tmp_path: pathlib.Path) -> None:
+    """--report writes both files, with the wire behind a failure; and of a rule that was
+    asked for and has no check here, the reason is told."""
+    rules = [word for rule in UNCHECKED for word in ("--rule", rule)]
+    done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf",
+                      "--bootstrap", "/nonexistent/x", *rules,
+                      "--rule", "scf.ready.before-next", "--report", str(tmp_path))
     for rule, reason in UNCHECKED.items():
         assert f"{rule} is not checked here: {reason}" in done.stdout, done.stdout
-
-
-def test_report(tmp_path: pathlib.Path) -> None:
-    """--report writes both files, with the wire behind a failure."""
-    done = pytest_run("-p", "no:cacheprovider", "--protocol", "scf",
-                      "--bootstrap", "/nonexistent/x",
-                      "--rule", "scf.ready.before-next", "--report", str(tmp_path))
     assert done.returncode == 1 and "[any rule]" in done.stdout
     data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
