@@ -319,8 +319,10 @@ def test_any_outcome_one__start(protocol: str, error: Exception, code: str,
 
 @protocols
 def test_any_outcome_one__start_unwatched(protocol: str, code: str,
+                                          fifo: Callable[[str], str],
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose end no thread could see is not left running."""
+    servant.place(pathlib.Path(code), {"start": [["wait", fifo("never")]]})
     aside = emulator.aside
 
     def fail(call: Callable[..., object], *arguments: object) -> threading.Thread:
@@ -332,6 +334,7 @@ def test_any_outcome_one__start_unwatched(protocol: str, code: str,
         monkeypatch.setattr(emulator, "aside", fail)
         assert stage.outcome(b"first")[0] == "start-error" and processes(code) == []
         monkeypatch.setattr(emulator, "aside", aside)
+        pathlib.Path(code, "plan").unlink(missing_ok=True)  # it may have died too early
         assert stage.outcome(b"second") == ("ok", b"second")
 
 
