@@ -114,7 +114,7 @@ def busy_at_last(attempt: Callable[[float], None]) -> None:
     for pause_s in (0.1, 0.4):
         try:
             return attempt(pause_s)
-        except Mismatch:
+        except (Mismatch, wire.WireError):
             pass
     attempt(1.6)
 
