@@ -787,7 +787,7 @@ class PushServer:
 
 def kind_of(request: Request) -> str:
     """Return the control path; for a caller who sends none, what the path means."""
-    control = request.headers.get("x-fc-control-path")  # [fc.invoke.control-path]
+    control = request.headers.get("x-fc-control-path")  # [fc.invoke.kind]
     if control:
         return control
     if request.path in HOOKS and request.method in ("GET", "POST"):

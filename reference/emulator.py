@@ -2910,9 +2910,8 @@ class PushInstance(Instance):
                             message=message)
             del self.work[invocation]
             self._move("settled")
-            if kind == "cancelled" and self.function.concurrency == 1 and not (
-                    self.ending or self.function.health_check):
-                platform.reclaim(self)  # [fc.caller.replace]
+            if kind == "cancelled" and self._is_replaced() and not self.ending:
+                platform.reclaim(self)
             elif self.ending == "kill" and not self.work:
                 platform.lock.later(self._kill)  # [fc.time.others]
             self._has_room_again()
@@ -3001,12 +3000,16 @@ class PushInstance(Instance):
         """Its caller has gone. The handler runs on, and its place is taken until the
         answer has been read away [any.outcome.cancel-instance]; raises CallerGone when
         the instance is replaced instead."""
-        if self.function.concurrency == 1 and not self.function.health_check:
-            raise CallerGone  # [fc.caller.replace]
+        if self._is_replaced():
+            raise CallerGone
         invocation.answer.is_lost = True
         self.log.drain()
         with self.platform.lock:
             self.platform.settle(invocation, "cancelled", message="the caller has gone")
+
+    def _is_replaced(self) -> bool:
+        """Tell whether it is replaced when a caller leaves [fc.caller.replace]."""
+        return self.function.concurrency == 1 and not self.function.health_check
 
     def _answer_head(self, stream: Stream) -> Message:
         """Read the head of an answer, past interim ones. Raises ConnectionError when
@@ -4007,14 +4010,14 @@ class Outlet:
         return sent
 
 
-def write_result(data: bytes) -> None:
+def write_result(stdout: Outlet, data: bytes) -> None:
     """Write to stdout. Blocks while its reader pauses. Raises OSError that names it.
     Not by sys.stdout: the interpreter would flush that when it ends, and wait."""
-    outlet, sent = Outlet(1), 0
+    sent = 0
     try:
         while sent < len(data):
-            outlet.wait()
-            sent += outlet.send(data[sent:sent + CHUNK_BYTES])
+            stdout.wait()
+            sent += stdout.send(data[sent:sent + CHUNK_BYTES])
     except OSError as error:
         raise OSError(error.errno, error.strerror, "stdout")
 
@@ -4110,11 +4113,12 @@ def open_trace(path: str) -> Talk:
 
 def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
     """Invoke with each event; print results to stdout. Return whether all were ok."""
-    all_ok = True
+    all_ok, stdout = True, Outlet(1)
     for event in events:
         outcome = platform.invoke(event)
         body = outcome.body
-        write_result(body if body.endswith(b"\n") or not body else body + b"\n")
+        write_result(stdout, body if body.endswith(b"\n") or not body
+                     else body + b"\n")
         if outcome.kind != "ok":
             all_ok = False
             talk.note("%s: %s" % (outcome.kind, outcome.message))
@@ -4243,6 +4247,7 @@ class Adapter:
         self._platform = platform
         self._parallel = parallel
         self._slots = threading.Semaphore(parallel)
+        self._stdout = Outlet(1)
         self._outcomes: "collections.deque[Dict[str, object]]" = collections.deque()
         self._count = threading.Semaphore(0)    # of them
         self._failure: Optional[OSError] = None     # nothing can be printed any more
@@ -4267,15 +4272,14 @@ class Adapter:
 
     def _take(self, number: int, line: bytes) -> None:
         """Invoke for a line when a slot is free."""
+        self._take_slot()
         try:
             identity, event, request = parse_line(self._platform.protocol, line)
         except (ValueError, TypeError, RecursionError) as error:
-            self._take_slot()
             self._tell({"id": None, "kind": "invalid-line",
                         "message": "line %d: %s" % (number, error)})
-            return
-        self._take_slot()
-        self._submit(identity, event, request)
+        else:
+            self._submit(identity, event, request)
 
     def _submit(self, identity: object, event: bytes,
                 request: Optional[HttpRequest]) -> None:
@@ -4306,7 +4310,7 @@ class Adapter:
             self.all_ok = self.all_ok and document["kind"] == "ok"
             try:
                 if self._failure is None:
-                    write_result(json.dumps(document).encode() + b"\n")
+                    write_result(self._stdout, json.dumps(document).encode() + b"\n")
             except OSError as error:  # the slot must become free all the same
                 self._failure = error
             self._slots.release()

@@ -198,7 +198,7 @@ def pytest_collection_modifyitems(config: pytest.Config,
         assert isinstance(item, pytest.Function)
         (kept if asked_for(session, item) else dropped).append(item)
     by_threads = {item.path for item in kept  # they run anyway: first what does not
-                  if subject_of(item) or hasattr(sys.modules.get(item.path.stem), "begin")}
+                  if subject_of(item) or beginning(item.path.stem)}
     items[:] = sorted(kept, key=lambda item: item.path in by_threads)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -239,6 +239,11 @@ def asked_for(session: Session, item: pytest.Function) -> bool:
     return session.strict or rule is None or not rule.level.startswith("SHOULD")
 
 
+def beginning(module: str) -> Any:
+    """Return the function by which a module has its work started early, or nothing."""
+    return getattr(sys.modules.get(module), "begin", None)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start every selected check, then what other modules want started early."""
     run = session.config.stash[RUN]
@@ -249,7 +254,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         run.futures.update((item.nodeid, concurrent.futures.Future()) for item in lane)
         run.pool.submit(walk, run, lane)
     for module in sorted({item.path.stem for item in session.items}):
-        begin = getattr(sys.modules.get(module), "begin", None)
+        begin = beginning(module)
         if begin is not None:
             begin(run.slow_pool)
 

@@ -391,6 +391,13 @@ class PullRun(Run):
         exchange.reply()
         return result
 
+    def hand(self, poll: wire.Exchange, event: bytes) -> Result:
+        """Answer this poll with the event; return the result, acknowledged."""
+        poll.reply(200, self.headers(), event)
+        result, exchange = self.result()
+        exchange.reply()
+        return result
+
     def invoke(self, event: bytes) -> Result:
         """Answer the next poll with the event; return the result, acknowledged."""
         return self.answer(wire.response(200, self.headers(), event))

@@ -207,10 +207,7 @@ def polls_on(run: PullRun, exchange: wire.Exchange, why: str) -> None:
     """Raise Mismatch unless this request is a poll, whose event is handled as usual."""
     if exchange.request.method == "POST":
         raise Mismatch(f"another poll: {why}", exchange.request.start)
-    exchange.reply(200, run.headers(), b"still here")
-    result, exchange = run.result()
-    exchange.reply()
-    same(b"still here", result.body, "an echo afterwards")
+    same(b"still here", run.hand(exchange, b"still here").body, "an echo afterwards")
 
 
 # ---- the platform comes and goes ----
@@ -245,8 +242,7 @@ def pauses(run: PullRun, rounds: int) -> None:
             if paused_s < PAUSE_S:
                 raise Mismatch("a pause of 50 ms after a poll without an event",
                                f"the next poll {paused_s:.3f} s later")
-        exchange.reply(200, run.headers(), b"between")
-        run.result()[1].reply()
+        run.hand(exchange, b"between")
         exchange = run.poll()
 
 

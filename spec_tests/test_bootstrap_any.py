@@ -253,9 +253,10 @@ def test_any_log_quiet(puller: Bootstrap) -> None:
         raise Mismatch("silence about the answer's body", "it was printed")
 
 
-def test_any_error_survive__context(puller: Bootstrap) -> None:
-    """The handler learns the request id of the event."""
+def test_any_result_once__context(puller: Bootstrap) -> None:
+    """The handler learns the event's request id, memory and time limit."""
     puller.needs("context")
     with puller.used_pull() as run:
         told = document(run.invoke(instruction("context")).body)
         same(run.last_id, told.get("request_id"), "request_id")
+        same((128, 3000), (told.get("memory_mb"), told.get("time_limit_ms")))

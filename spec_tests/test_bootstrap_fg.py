@@ -5,7 +5,7 @@ import pytest
 
 import pulling
 import wire
-from kit import Bootstrap, document, event_headers, instruction, same
+from kit import Bootstrap, event_headers, instruction, same
 
 
 @pytest.mark.parametrize("name", sorted(pulling.WITHOUT_ID))
@@ -54,14 +54,6 @@ def test_any_result_once__fg_duplicate(bootstrap: Bootstrap) -> None:
     """An event that a platform delivers twice brings a result each time."""
     with bootstrap.used_pull() as run:
         pulling.delivered_twice(run)
-
-
-def test_any_result_once__fg_context(bootstrap: Bootstrap) -> None:
-    """The handler learns memory and time limit from the environment."""
-    bootstrap.needs("context")
-    with bootstrap.used_pull() as run:
-        told = document(run.invoke(instruction("context")).body)
-        same((128, 3000), (told.get("memory_mb"), told.get("time_limit_ms")))
 
 
 def test_fg_start_cwd(bootstrap: Bootstrap) -> None:

@@ -5,17 +5,15 @@
 import pytest
 
 import pulling
-from kit import Bootstrap, document, instruction, same
+from kit import Bootstrap, instruction, same
 
 
 def test_scf_ready_before_next(bootstrap: Bootstrap) -> None:
     """The first call is POST ready; next comes when that is answered."""
     run = bootstrap.pull()
     run.call("POST", "/runtime/init/ready").reply()
-    run.call("GET", "/runtime/invocation/next").reply(200, run.headers(), b"first")
-    result, exchange = run.result()
-    exchange.reply()
-    same(b"first", result.body)
+    poll = run.call("GET", "/runtime/invocation/next")
+    same(b"first", run.hand(poll, b"first").body)
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])
@@ -74,11 +72,3 @@ def test_scf_response_order(bootstrap: Bootstrap) -> None:
     """There is no poll while the result has no answer."""
     with bootstrap.used_pull() as run:
         pulling.waits_for_answer(run)
-
-
-def test_any_result_once__scf_context(bootstrap: Bootstrap) -> None:
-    """The handler learns memory and time limit from the event's fields."""
-    bootstrap.needs("context")
-    with bootstrap.used_pull() as run:
-        told = document(run.invoke(instruction("context")).body)
-        same((128, 3000), (told.get("memory_mb"), told.get("time_limit_ms")))

@@ -436,7 +436,8 @@ def test_jsonl_exit_status(line: object, status: int, code: str) -> None:
     assert adapter("scf", code, line)[0] == status
 
 
-BAD_LINES = [b'{"id": NaN, "event": ""}', b'{"id": [1e999], "event": ""}', b"{", b"[]", b"1", b"{}", b'{"event": 1}', b'{"event": null}', b"\xff",
+BAD_LINES = [b'{"id": NaN, "event": ""}', b'{"id": [1e999], "event": ""}',
+             b"{", b"[]", b"1", b"{}", b'{"event": 1}', b'{"event": null}', b"\xff",
              b'{"event_base64": "!"}', b'{"event_base64": 1}', b'{"event": "\\ud800"}',
              b'{"method": "GET", "headers": 1, "event": ""}',
              b'{"method": "GET", "headers": [1], "event": ""}', b"[" * 100000]

@@ -81,7 +81,7 @@ func serve(reply http.ResponseWriter, request *http.Request) {
 	}
 	running.RLock()
 	defer running.RUnlock()
-	kind := request.Header.Get(fieldControlPath)
+	kind := request.Header.Get(fieldControlPath) // [fc.invoke.kind]
 	if kind == "" {
 		kind = request.URL.Path
 	}
