@@ -148,7 +148,7 @@ def fuzz_requests(kind: str, count: int, chance: random.Random) -> Dict[str, obj
             if bad or stage.crashes:
                 wrong.append("%r: %s %s" % (message, bad, stage.crashes))
                 stage.crashes.clear()
-            if number % 50 == 0 and not alive(kind, address):
+            if number % 200 == 0 and not alive(kind, address):
                 wrong.append("no answer after %r" % message)
     return {"kind": kind, "count": count, "seen": seen, "wrong": wrong[:20]}
 
