@@ -652,6 +652,9 @@ class Function:
                                version=self.version, region=self.region,
                                image=self.image).items():
             check_text(name, text, _BAD_VALUE, "control")
+        if isinstance(self.command, (str, bytes)):
+            raise ValueError("command must be a list of words, not one text: %r"
+                             % (self.command,))
         for word in self.command:
             check_text("each word of command", word)
         check_port(self.port)
@@ -719,7 +722,8 @@ def check_port(port: object) -> None:
 def check_env(protocol: str, env: Dict[str, str]) -> Dict[str, str]:
     """Return `env`; ValueError when the cloud would refuse it, naming the variable."""
     for name, value in env.items():
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):  # [any.env.names]
+        if not isinstance(name, str) or not re.fullmatch(  # [any.env.names]
+                r"[A-Za-z][A-Za-z0-9_]*", name):
             raise ValueError("environment variable %r: a name is a letter, then "
                              "letters, digits and underscores" % name)
         if name.startswith(RESERVED_ENV[protocol]):  # [any.env.names]
@@ -744,8 +748,8 @@ def check_health_config(config: Optional[Dict[str, Any]]) -> Dict[str, Any]:
     checked: Dict[str, Any] = {"path": path}
     for name, (field, low, high, default) in HEALTH_FIELDS.items():
         value = config.get(name, default)
-        if not isinstance(value, (int, float)) or not 0 <= value <= high or (
-                low and not value):  # fractions below the range serve tests
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
+                0 <= value <= high) or low and not value:  # fractions serve tests
             raise ValueError("health check: %s must be %d to %d, not %r"
                              % (field, low, high, value))
         checked[name] = value
@@ -3802,46 +3806,79 @@ def read_object(option: str, path: str) -> Dict[str, Any]:
     return document
 
 
+JSON_TYPES: Dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+
+
+def member(document: Dict[str, Any], name: str, kind: type) -> Any:
+    """Return a member of a JSON object; empty if it is missing or null. Raises
+    ValueError that names it when it is of another type."""
+    value = document.get(name)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ValueError("%s must be %s, not %r" % (name, JSON_TYPES[kind], value))
+    return value
+
+
 def read_config(protocol: str, path: str) -> Dict[str, Any]:
-    """Return settings from a vendor's CreateFunction document. Raises ValueError."""
+    """Return settings from a vendor's CreateFunction document. Raises ValueError that
+    names the field."""
     document = read_object("--config", path)
     settings = {name: document[field] for field, name in CONFIG_FIELDS[protocol].items()
                 if field in document}
+    read = {"scf": _scf_config, "fg": _fg_config, "fc": _fc_config}[protocol]
     try:
-        if protocol == "scf":
-            variables = document.get("Environment", {}).get("Variables", [])
-            settings["env"] = {one["Key"]: one["Value"] for one in variables}
-        elif protocol == "fg":
-            settings["env"] = dict(json.loads(document.get("user_data") or "{}"))
-        else:
-            settings.update(_fc_config(document))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError("--config %s: unexpected shape: %r" % (path, error))
+        settings.update(read(document))
+    except ValueError as error:
+        raise ValueError("--config %s: %s" % (path, error))
     return settings
 
 
+def _scf_config(document: Dict[str, Any]) -> Dict[str, Any]:
+    env = {}
+    for one in member(member(document, "Environment", dict), "Variables", list):
+        if not isinstance(one, dict) or not isinstance(one.get("Key"), str):
+            raise ValueError("Variables must hold objects with Key and Value, not %r"
+                             % (one,))
+        env[one["Key"]] = one.get("Value")
+    return {"env": env}
+
+
+def _fg_config(document: Dict[str, Any]) -> Dict[str, Any]:
+    text = member(document, "user_data", str) or "{}"
+    try:
+        env = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("user_data: %s" % error)
+    if not isinstance(env, dict):
+        raise ValueError("user_data must hold an object, not %s" % text)
+    return {"env": env}
+
+
 def _fc_config(document: Dict[str, Any]) -> Dict[str, Any]:
-    settings: Dict[str, Any] = {"env": dict(document.get("environmentVariables") or {})}
-    container = document.get("customContainerConfig") or {}
-    runtime = document.get("customRuntimeConfig") or container
-    words = list(runtime.get("command") or []) + list(runtime.get("args") or [])
-    if container.get("image"):
-        settings["image"] = str(container["image"])
-        words = list(container.get("entrypoint") or []) + words
+    settings: Dict[str, Any] = {"env": member(document, "environmentVariables", dict)}
+    container = member(document, "customContainerConfig", dict)
+    runtime = member(document, "customRuntimeConfig", dict) or container
+    words = member(runtime, "command", list) + member(runtime, "args", list)
+    image = member(container, "image", str)
+    if image:
+        settings["image"] = image
+        words = member(container, "entrypoint", list) + words
     if words:
         settings["command"] = words
     port = runtime.get("port", document.get("caPort"))
     if port is not None:
-        settings["port"] = int(port)
-    health = runtime.get("healthCheckConfig", document.get("customHealthCheckConfig"))
+        settings["port"] = port
+    health = (member(runtime, "healthCheckConfig", dict)
+              or member(document, "customHealthCheckConfig", dict))
     if health:
         settings["health_check"] = dict(
             {name: health[field] for name, (field, _, _, _) in HEALTH_FIELDS.items()
              if field in health}, path=health.get("httpGetUrl"))
-    hooks = document.get("instanceLifecycleConfig") or {}
+    hooks = member(document, "instanceLifecycleConfig", dict)
     for field, name in (("initializer", "initializer"), ("preFreeze", "pre_freeze"),
                         ("preStop", "pre_stop")):
-        hook = hooks.get(field) or {}
+        hook = member(hooks, field, dict)
         if hook.get("handler"):  # an empty handler switches the hook off
             settings[name] = True
             if "timeout" in hook:

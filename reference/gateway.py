@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import errno
 import json
 import math
 import os
@@ -192,6 +193,8 @@ SKIP_BYTES = 32 << 20        # of a refused call's body, so that the caller read
 PROFILES_BYTES = 8 << 20
 CHUNK_BYTES = 262144
 MAX_CONNECTIONS = 4096
+NO_CONNECTION = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM,
+                 errno.EADDRNOTAVAIL)  # what the system says when it has none left
 END_S = 5.0                  # for processes that were killed
 EXEC_S = 0.02                # a process that is being forked has no environment yet
 SLICE_S = 1.0                # of a wait under a limit
@@ -985,7 +988,7 @@ class Worker:
 
     def connect(self, deadline: float) -> Optional[Stream]:
         """Return a connection, None when the worker cannot be reached any more. Blocks
-        for a second at most."""
+        for a second at most. Raises Failure when the fault is not the worker's."""
         while self.pool:
             try:
                 stream = self.pool.pop()
@@ -996,7 +999,10 @@ class Worker:
             stream.socket.close()
         try:
             return self._dial(min(1.0, max(0.001, deadline - clock.now())))
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_CONNECTION:
+                raise Failure("Overloaded", "no connection to a worker: %s"
+                              % error.strerror)  # [fcc.limit.calls]
             return None
 
     def signal(self, number: int) -> None:

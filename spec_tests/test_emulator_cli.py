@@ -316,38 +316,81 @@ def test_config(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
     assert env["ALSO"] == "2"
 
 
-@pytest.mark.parametrize("text", ("", "[]", "{", '{"Environment": 1}',
-                                  '{"Environment": {"Variables": [1]}}',
-                                  '{"Timeout": "x"}', '{"Timeout": null}',
-                                  '{"Environment": {"Variables": [{"Key": "A", '
-                                  '"Value": 1}]}}', '{"Handler": "\\ud800"}',
-                                  '{"Environment": {"Variables": [{"Key": "A", '
-                                  '"Value": "\\udc00\\ud800"}]}}'))
-def test_config_broken(text: str, code: str, tmp_path: pathlib.Path, signals: None,
+def runtime(**fields: object) -> Dict[str, object]:
+    """Return a CreateFunction document of fc."""
+    return {"customRuntimeConfig": fields}
+
+
+BROKEN_CONFIGS: Tuple[Tuple[str, str, object], ...] = (  # protocol, what is named, text
+    ("scf", "f.json: Expecting value", ""), ("scf", "must be a JSON object", []),
+    ("scf", "f.json: Expecting property name", "{"), ("fg", "user_data: Expecting", {
+        "user_data": "{"}), ("fg", "user_data must hold an object", {"user_data": "[]"}),
+    ("fg", "user_data must be a text, not {}", {"user_data": {}}),
+    ("scf", "Environment must be an object, not 1", {"Environment": 1}),
+    ("scf", "Variables must be a list", {"Environment": {"Variables": {}}}),
+    ("scf", "with Key and Value, not 1", {"Environment": {"Variables": [1]}}),
+    ("scf", "with Key and Value, not {'Key': []}", {"Environment": {
+        "Variables": [{"Key": []}]}}),
+    ("scf", "variable A must", {"Environment": {"Variables": [
+        {"Key": "A", "Value": 1}]}}),
+    ("scf", "variable A must", {"Environment": {"Variables": [
+        {"Key": "A", "Value": "\udc00\ud800"}]}}),
+    ("scf", "--timeout", {"Timeout": "x"}), ("scf", "--timeout", {"Timeout": None}),
+    ("scf", "handler must", {"Handler": "\ud800"}),
+    ("fc", "environmentVariables must be an object", {"environmentVariables": []}),
+    ("fc", "customRuntimeConfig must be an object, not 'x'", {
+        "customRuntimeConfig": "x"}),
+    ("fc", "command must be a list, not 'python3 a.py'", runtime(
+        command="python3 a.py")), ("fc", "args must be a list", runtime(args=1)),
+    ("fc", "image must be a text", {"customContainerConfig": {"image": 1}}),
+    ("fc", "each word of command", runtime(command=["python3"], args=["a\0b"])),
+    ("fc", "each word of command", runtime(command=[1])),
+    ("fc", "each word of command", runtime(command=["\ud800"])),
+    ("fc", "port (--port) must be 0 to 65535, not 99999", runtime(port=99999)),
+    ("fc", "(--port) must be 0 to 65535, not '80'", runtime(port="80")),
+    ("fc", "(--port) must be 0 to 65535, not inf", runtime(port=1e999)),
+    ("fc", "healthCheckConfig must be an object", runtime(healthCheckConfig=[1])),
+    ("fc", "httpGetUrl must begin with /, not None", runtime(
+        healthCheckConfig={"periodSeconds": 3})),
+    ("fc", "periodSeconds must be 1 to 120, not True", runtime(
+        healthCheckConfig={"httpGetUrl": "/", "periodSeconds": True})),
+    ("fc", "instanceLifecycleConfig must be an object", {"instanceLifecycleConfig": 1}),
+    ("fc", "preStop must be an object", {"instanceLifecycleConfig": {"preStop": "x"}}),
+    ("fc", "--pre-stop-timeout", {"instanceLifecycleConfig": {
+        "preStop": {"handler": "x", "timeout": "x"}}}))
+
+
+@pytest.mark.parametrize("protocol,named,document", BROKEN_CONFIGS,
+                         ids=[named for _, named, _ in BROKEN_CONFIGS])
+def test_config_broken(protocol: str, named: str, document: object, code: str,
+                       tmp_path: pathlib.Path, signals: None,
                        capfd: pytest.CaptureFixture[str]) -> None:
-    """A document of another shape gives status 2 and one line."""
-    (tmp_path / "f.json").write_text(text)
+    """A document of another shape is refused in one line that names the field."""
+    (tmp_path / "f.json").write_text(
+        document if isinstance(document, str) else json.dumps(document))
     options = emulator.make_parser().parse_args(
-        ["scf", code, "--event", "x", "--config", str(tmp_path / "f.json")])
+        [protocol, code, "--event", "x", "--config", str(tmp_path / "f.json")])
     with pytest.raises(ValueError) as refused:
         emulator.run(options, [])
-    assert "\n" not in str(refused.value)
-    assert re.search("--config|--timeout|variable A|^handler ", str(refused.value))
+    assert "\n" not in str(refused.value) and named in str(refused.value)
 
 
-@pytest.mark.parametrize("runtime,word", (
-    ({"command": ["python3"], "args": ["a\0b"]}, "command"), ({"args": [1]}, "command"),
-    ({"command": [1]}, "command"), ({"command": ["\ud800"]}, "command"),
-    ({"port": 99999}, "port"), ({"port": 1e999}, "config")),
-    ids=("nul", "number", "number first", "surrogate", "port", "no port"))
-def test_config_broken__fc(runtime: Dict[str, Any], word: str, code: str,
-                           tmp_path: pathlib.Path) -> None:
-    """What no process can be started with is refused before any event, by its name."""
-    (tmp_path / "f.json").write_text(json.dumps({"customRuntimeConfig": runtime}))
+def test_config_broken__status(code: str, tmp_path: pathlib.Path) -> None:
+    """That is a usage error: status 2 and one line."""
+    (tmp_path / "f.json").write_text(json.dumps(runtime(command=[1])))
     done = run([*implementations.START_EMULATOR, "fc", code, "--event", "x", "--config",
                 str(tmp_path / "f.json")])
-    assert (done.status, done.out) == (2, b"") and word in done.err
+    assert (done.status, done.out) == (2, b"") and "command" in done.err
     assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name,value", (
+    ("command", "python3 a.py"), ("env", {1: "x"}), ("env", {True: "x"}),
+    ("env", {"A": 1})), ids=str)
+def test_settings_of_the_library(name: str, value: object) -> None:
+    """What is no setting is refused by its name where the emulator is a library."""
+    with pytest.raises(ValueError, match="^(command|environment variable) "):
+        emulator.Platform("fc", **{name: value})  # type: ignore[arg-type]
 
 
 @PULL_AND_PUSH

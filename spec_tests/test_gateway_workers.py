@@ -15,7 +15,7 @@ from typing import Any, Iterator, List
 
 import gateways
 import pytest
-from gateways import Answer, Container, call_of, profile, until
+from gateways import Answer, Container, call_of, fields_of, profile, until
 
 import gateway
 
@@ -73,6 +73,21 @@ def test_fcc_dispatch_worker__round_robin(pool: ThreadPoolExecutor,
         until(lambda: len(container.pids()) == 2)
         pids = [container.invoke(call_of("pid")).json for _ in range(4)]
     assert pids[0] != pids[1] and pids[:2] == pids[2:]
+
+
+def test_fcc_limit_calls__files(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+    """When no file is left for a connection to its worker a call fails, and the worker,
+    which is in order, takes the next one."""
+    with Container([profile()], *SLOW) as container, container.connection() as caller:
+        first = hold(pool, container, gate, 1)  # has the connection that was there
+        active(container, 1)
+        assert container.ask("GET", "/-/stats", own=caller).status == 200
+        until(lambda: container.sockets() == 4, "no other connection is closing")
+        with container.no_more_files():
+            refused = container.ask("POST", "/invoke", b"hi", fields_of(), own=caller)
+        gate.touch()
+        assert container.invoke(call_of("pid")).json == first[0].result().json
+    assert refused.failure == (404, "404", "Overloaded")
 
 
 def test_fcc_queue_order(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
