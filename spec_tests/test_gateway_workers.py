@@ -75,19 +75,19 @@ def test_fcc_dispatch_worker__round_robin(pool: ThreadPoolExecutor,
     assert pids[0] != pids[1] and pids[:2] == pids[2:]
 
 
-def test_fcc_limit_calls__files(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
+def test_fcc_limit_calls__files() -> None:
     """When no file is left for a connection to its worker a call fails, and the worker,
     which is in order, takes the next one."""
     with Container([profile()], *SLOW) as container, container.connection() as caller:
-        first = hold(pool, container, gate, 1)  # has the connection that was there
-        active(container, 1)
-        assert container.ask("GET", "/-/stats", own=caller).status == 200
-        until(lambda: container.sockets() == 4, "no other connection is closing")
+        def send(event: bytes) -> Answer:
+            return container.ask("POST", "/invoke", event, fields_of(), own=caller)
+
+        pid = send(call_of("pid")).json
+        assert send(call_of("old")).status == 200  # ends the connection to the worker
+        until(lambda: container.sockets() == 2, "that one and the listener are left")
         with container.no_more_files():
-            refused = container.ask("POST", "/invoke", b"hi", fields_of(), own=caller)
-        gate.touch()
-        assert container.invoke(call_of("pid")).json == first[0].result().json
-    assert refused.failure == (404, "404", "Overloaded")
+            assert send(b"hi").failure == (404, "404", "Overloaded")
+        assert send(call_of("pid")).json == pid
 
 
 def test_fcc_queue_order(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
