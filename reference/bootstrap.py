@@ -134,7 +134,8 @@ def put_out(file: "Any", text: str) -> None:
     """Put text, and what was printed before it, into the function's log, which stdout
     and stderr are; a frozen or killed process cannot."""
     try:
-        file.write(text)
+        if text:  # an unbuffered file makes a system call to write nothing
+            file.write(text)
         file.flush()
     except (AttributeError, OSError, ValueError):
         pass  # nobody reads the log; that is no reason to fail an invocation
