@@ -3265,11 +3265,12 @@ class Platform:
                 return False  # just begun: its exchange will notice
             return self.settle(invocation, "cancelled", message="the caller has gone")
 
-    def drain(self, timeout_s: float = math.inf) -> None:
-        """Accept nothing new and wait until every invocation has its outcome."""
+    def drain(self, timeout_s: float = math.inf) -> bool:
+        """Accept nothing new and wait until every invocation has its outcome; return
+        whether all have."""
         with self.lock:
             self._closing = True
-            self._left.wait_for(lambda: not self._pending, min(
+            return self._left.wait_for(lambda: not self._pending, min(
                 timeout_s, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
@@ -3917,7 +3918,8 @@ def _add_tasks(add: Callable[..., object]) -> None:
         help="invoke with this event; repeatable")
     add("--events", metavar="FILE.jsonl", help="invoke with each line of the file")
     add("--serve", nargs="?", const="", metavar="[HOST:]PORT",
-        help="serve callers until interrupted (default 127.0.0.1:$PORT, 0 = any)")
+        help="serve callers until a signal; SIGTERM lets running invocations end, a "
+             "second signal cuts them short (default 127.0.0.1:$PORT, 0 = any)")
     add("--jsonl", action="store_true",
         help="one invocation per line on stdin, one outcome per line on stdout")
     add("--parallel", type=int, default=1, metavar="N",
@@ -4253,9 +4255,9 @@ def read_lines(descriptor: int, stop: int) -> Iterator[bytes]:
             yield from lines
 
 
-def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
-          signals: int) -> None:
-    """Serve callers until a signal comes; all but SIGINT drain first."""
+def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int,
+          done: int) -> None:
+    """Serve callers until a signal comes; all but SIGINT drain, until the next one."""
     host, port = address
     try:
         listener = Listener(host, port, FrontDoor(platform), platform.loop)
@@ -4267,8 +4269,17 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
     number = os.read(signals, 1)[0]
     listener.close()
     if number != signal.SIGINT:
-        platform.drain()  # [any.stop.drain]
-        listener.join(0.5)
+        counts = platform.counts
+        running = counts["accepted"] - sum(counts[kind] for kind in KINDS)
+        if running:
+            talk.note("%d still running; another signal ends that now" % running)
+        try:
+            Errand(lambda stop: platform.drain(), done)  # [any.stop.drain]
+            os.read(signals, 1)
+        except RuntimeError:  # no more threads: no signal can cut it short
+            platform.drain()
+    platform.close()
+    listener.join(0.5)  # whose invocation was cut short is told
     talk.note(summary(platform))
 
 
@@ -4462,7 +4473,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         if os.read(signals, 1) == b"\0":
             all_ok = errand.result()
             if address is not None:
-                serve(platform, address, talk, signals)
+                serve(platform, address, talk, signals, done)
         else:
             interrupted = True
         broken = bool(platform.violations)

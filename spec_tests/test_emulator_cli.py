@@ -13,6 +13,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -720,6 +721,32 @@ def test_any_stop_drain__many(protocol: str, code: str) -> None:
         assert one.ask("POST", "/-/invoke", b"x")[2] == b"x"
         keep_terminating(one.process)
         assert one.end(signal.SIGTERM) == 0
+
+
+@PULL_AND_PUSH
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_any_stop_drain__cut_short(protocol: str, number: int, code: str) -> None:
+    """A second signal ends what runs: its caller is told, its process is gone."""
+    with live(words(protocol, code, "--serve", "0", "--timeout", "600")) as one:
+        pid = int(one.ask("POST", "/-/invoke", b"pid")[2])
+        caller = http.client.HTTPConnection("127.0.0.1", one.port(), timeout=20)
+        with contextlib.closing(caller):
+            caller.request("POST", "/-/invoke", b"hang")
+            one.await_starts(2)
+            one.process.send_signal(signal.SIGTERM)
+            one.await_line("1 still running; another signal ends that now")
+            assert not listens(one.port()) and one.process.poll() is None
+            assert one.end(number) == 0 and wait_gone(pid)
+            assert caller.getresponse().getheader("X-Outcome") == "cancelled"
+
+
+def listens(port: int) -> bool:
+    """Tell whether somebody takes connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 20).close()
+        return True
+    except ConnectionError:  # refused; reset if it waited to be accepted
+        return False
 
 
 @PULL_AND_PUSH
