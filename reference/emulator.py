@@ -1172,10 +1172,13 @@ class Stream:
 
     def _line(self) -> bytes:
         while b"\r\n" not in self.rest:
-            more = b"" if len(self.rest) > 4096 else self._read(65536)
-            if not more:
+            if len(self.rest) > 4096:
                 raise BadMessage("any.http.framing", "no line end after %r"
                                  % self.rest[:40])
+            more = self._read(65536)
+            if not more:
+                raise BadMessage("any.http.no-effect", "end of stream within a "
+                                 "chunked body, after %r" % self.rest[:40])
             self.rest += more
         line, _, self.rest = self.rest.partition(b"\r\n")
         return line
@@ -2551,12 +2554,15 @@ class Upload:
     """Sends a request's body from a thread of its own.
 
     `failure` is what was wrong with the body itself: BadMessage, BodyTooLarge or
-    OSError. When nobody wants the body any more it is read away.
+    OSError. When nobody wants the body any more it is read away. `answered` tells
+    whether the function's answer is waited for when the body breaks off.
     """
 
-    def __init__(self, stream: Stream, parts: Iterable[bytes], chunked: bool) -> None:
+    def __init__(self, stream: Stream, parts: Iterable[bytes], chunked: bool,
+                 answered: bool) -> None:
         self.failure: Optional[Exception] = None
         self._unwanted = False
+        self._answered = answered
         self._stream = stream
         self._thread = aside(self._run, parts, chunked)
 
@@ -2568,9 +2574,10 @@ class Upload:
                 self._send(b"0\r\n\r\n")
         except (BadMessage, BodyTooLarge, OSError) as error:
             self.failure = error
-            # half a request must not look like a whole one; where the caller has gone
-            # the answer tells when the handler has ended
-            self._stream.shut(socket.SHUT_WR if caller_has_gone(error)
+            waits = self._answered and not isinstance(error, BodyTooLarge)
+            # half a request must not look like a whole one; the answer tells when the
+            # handler has ended [any.outcome.cancel-instance]
+            self._stream.shut(socket.SHUT_WR if waits or caller_has_gone(error)
                               else socket.SHUT_RDWR)
 
     def _send(self, data: bytes) -> None:
@@ -2582,7 +2589,7 @@ class Upload:
 
     def is_done(self) -> bool:
         """Tell whether the whole body was sent."""
-        return not (self._unwanted or self._thread.is_alive())
+        return not (self.failure or self._unwanted or self._thread.is_alive())
 
     def end(self, caller: Optional[Connection]) -> None:
         """Send no more; LINGER_S for the caller to come to his end."""
@@ -2994,7 +3001,8 @@ class PushInstance(Instance):
         else:
             stream.socket.sendall(head)
             parts = [body] if isinstance(body, bytes) else body
-            invocation.upload = Upload(stream, parts, length == -1)
+            invocation.upload = Upload(stream, parts, length == -1,
+                                       not self._is_replaced())
         watch()
         message = self._answer_head(stream)
         stream.before_read = watch
@@ -3040,6 +3048,8 @@ class PushInstance(Instance):
               method: str) -> Tuple[str, str]:
         """Pass an answer on; return (kind, message)."""
         answer, is_http = invocation.answer, invocation.http_request is not None
+        if invocation.upload is not None and invocation.upload.failure is not None:
+            answer.is_lost = True  # to half a request
         status = int(message.words[1])
         size = fields_size(message.fields)
         if size > self.function.response_header_bytes:  # [fc.limits.response]
@@ -3637,7 +3647,7 @@ class CallerAnswer(Answer):
             out.append(("Content-Length", str(length)))
         if connection.closing:
             out.append(("Connection", "close"))
-        self.begun = True
+        self.begun = not self.is_lost
         self._send(format_head(status_line(status), out))
 
     def write(self, data: bytes) -> None:

@@ -190,16 +190,17 @@ GET_ENDS = ("exit 0", "exit 3", "SIGKILL", "SIGSEGV", "SIGTERM", "SIGSTOP",
 POINTS: Dict[str, Tuple[str, str]] = {  # point -> outcome; the same for SIGSTOP
     "before ready": ("start-error", "start-error"), "idle": ("ok", "ok"),
     "delivered": ("exit", LATE), "half-sent": ("exit", LATE),
-    "after result": ("ok", "ok")}
+    "between chunks": ("exit", LATE), "after result": ("ok", "ok")}
 
 
 def ended_cases() -> Iterator[Case]:
     """Yield each end at each point."""
     for call, (name, script), (point, kinds) in itertools.product(
             ("event", "GET"), ENDS.items(), POINTS.items()):
-        if call == "GET" and name not in GET_ENDS:
+        if name not in GET_ENDS and (call == "GET" or point == "between chunks"):
             continue
-        start = {"half-sent": [["send", OK[:-1]]], "after result": [["send", OK]]}
+        start = {"half-sent": [["send", OK[:-1]]], "after result": [["send", OK]],
+                 "between chunks": [["send", CHUNKED + "2\r\nok\r\n"]]}
         kind = kinds[name == "SIGSTOP"]
         yield Case("%s-%s-%s" % (point, name, call), "ended", call,
                    start.get(point, []) + script, (kind,), point)

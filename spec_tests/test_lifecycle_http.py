@@ -172,21 +172,49 @@ def test_fc_time_others__caller_gone() -> None:
         assert stage.platform.counts["timeout"] == 0
 
 
-def test_any_outcome_cancel_instance__fc_upload() -> None:
-    """A caller who leaves within the body leaves a handler that can still answer."""
+@pytest.mark.parametrize("framing,part,passed,leaves", (
+    (b"Content-Length: 9", b"half", b"half", True),
+    (b"Transfer-Encoding: chunked", b"4\r\nhalf\r\n", b"4\r\nhalf\r\n", True),
+    (b"Transfer-Encoding: chunked", b"9\r\nhalf", b"4\r\nhalf\r\n", True),
+    (b"Transfer-Encoding: chunked", b"4\r\nhalf\r\nzz\r\n", b"4\r\nhalf\r\n", False)),
+    ids=("counted", "between chunks", "within a chunk", "malformed"))
+def test_any_outcome_cancel_instance__fc_upload(framing: bytes, part: bytes,
+                                                passed: bytes, leaves: bool) -> None:
+    """A body that breaks off leaves a handler that can still answer; nobody gets that,
+    not even who is still there: he learns what was wrong."""
     with Stage("fc", concurrency=1, **CHECKED) as stage:
-        caller = stage.caller(b"POST /up HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf")
+        caller = stage.caller(b"POST /up HTTP/1.1\r\n" + framing + b"\r\n\r\n" + part)
         function = stage.accept()
         function.request()
         function.reply()
         function.head()
-        caller.close()
-        assert function.everything() == b"half" and stage.ends("cancelled")
+        if leaves:
+            caller.close()
+        assert function.everything() == passed
         late = stage.call("GET", "/late")
         assert until(lambda: stage.state()["queued"] == 1) and stage.quiet()
         function.reply()
         assert stage.accept().request().path == "/late"
+        assert stage.ends("cancelled")
+        if not leaves:
+            assert caller.answer("POST").status == 400
         late.close()
+
+
+def test_any_outcome_one__half_sent() -> None:
+    """A connection on which half a request was sent takes no further one."""
+    with Stage("fc", concurrency=2) as stage:
+        caller = stage.caller(b"POST /up HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf")
+        function = stage.accept()
+        function.head()
+        caller.close()
+        assert function.everything() == b"half" and stage.ends("cancelled")
+        function.reply()
+        late = stage.call("POST", "/late", b"whole")
+        function = stage.accept()
+        assert function.request().body == b"whole"
+        function.reply(b"got it")
+        assert late.answer("POST").body == b"got it"
 
 
 # ---- bodies ----
