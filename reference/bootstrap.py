@@ -270,7 +270,13 @@ def invoke(handler: "Handler", context: Context) -> "Tuple[bool, bytes]":
     except Exception as error:
         return False, describe_error(error)
     finally:
-        put_out(sys.stdout, "")
+        flush_output()
+
+
+def flush_output() -> None:
+    """Put half lines out, too."""
+    put_out(sys.stdout, "")
+    put_out(sys.stderr, "")
 
 
 # ---- loading the handler ----
@@ -874,7 +880,7 @@ class WsgiCall:
                 fields = ANSWERS[False][1]
                 self.request.answer("500 Internal Server Error", fields, body)
         finally:
-            put_out(sys.stdout, "")
+            flush_output()
 
     def start_response(self, status: str, headers: "Fields", exc_info: "Any" = None
                        ) -> "Callable[[bytes], None]":

@@ -2628,7 +2628,7 @@ class PushInstance(Instance):
         self._claim: Optional[socket.socket] = None  # to a port of our choice
         self._asking = False    # before a freeze, or for its health: one at a time
         self._streak = 0    # of checks that contradict `healthy`
-        self._health_timer = Timer(lambda: aside(self._check_again))
+        self._health_timer = Timer(lambda: platform.surely(self._check_again))
 
     def _move(self, call: str) -> str:
         before = self.session.state
@@ -2815,12 +2815,12 @@ class PushInstance(Instance):
     def _check_health(self) -> str:
         """Ask for the health check's path; "" when it is healthy [fc.health.check]."""
         check = self.function.health_check
+        next_one = time.monotonic() + check["period_s"]  # [any.limits.clock]
         status, error = self._call("GET", format_head(
             "GET %s HTTP/1.1" % check["path"],
             [("Host", "%s:%d" % (self.platform.fc_host, self.port))]),
             check["timeout_s"])
-        self.platform.loop.set_timer(self._health_timer,
-                                     time.monotonic() + check["period_s"])
+        self.platform.loop.set_timer(self._health_timer, next_one)
         if 200 <= status < 400:
             return ""
         return "failed with status code: %d " % status if status else (
@@ -3090,7 +3090,7 @@ class PushInstance(Instance):
                 not self._asking):
             if self.function.pre_freeze:
                 self._asking = True
-                self.platform.lock.later(aside, self._freeze_after_hook)
+                self.platform.lock.later(self.platform.surely, self._freeze_after_hook)
             else:
                 self._stand_still()
 
@@ -3246,7 +3246,11 @@ class Platform:
             if self._accept(invocation):
                 self._place(invocation)
             if self.protocol == "fc" and not (invocation.started or invocation.outcome):
-                invocation.gate = Gate()
+                try:
+                    invocation.gate = Gate()
+                except OSError as error:  # no file is left to wait with
+                    self._withdraw(invocation)
+                    self.settle(invocation, "throttled", message=str(error))
 
     def run(self, invocation: Invocation) -> Outcome:
         """Run an invocation of fc in this thread."""
@@ -3265,15 +3269,21 @@ class Platform:
     def cancel(self, invocation: Invocation) -> bool:
         """The caller has gone; False if there is an outcome already."""
         with self.lock:
-            instance = invocation.instance
-            if invocation in self.queue:
-                self.queue.remove(invocation)
-            elif instance is not None and not invocation.started:
-                del instance.work[invocation]
-                self.offer(instance)
-            elif self.protocol == "fc":
+            if not self._withdraw(invocation) and self.protocol == "fc":
                 return False  # just begun: its exchange will notice
             return self.settle(invocation, "cancelled", message="the caller has gone")
+
+    def _withdraw(self, invocation: Invocation) -> bool:
+        """Take back what has not begun (lock held); tell whether it had not."""
+        instance = invocation.instance
+        if invocation in self.queue:
+            self.queue.remove(invocation)
+        elif instance is not None and not invocation.started:
+            del instance.work[invocation]
+            self.offer(instance)
+        else:
+            return False
+        return True
 
     def drain(self, timeout_s: float = math.inf) -> bool:
         """Accept nothing new and wait until every invocation has its outcome; return

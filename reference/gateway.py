@@ -1472,12 +1472,22 @@ class Agent:
                 raise Failure("RateLimited", "%s is over its rate" % call.name)
         while True:
             worker = self._admit(call)
-            stream = worker.connect(call.deadline)
+            try:
+                stream = worker.connect(call.deadline)
+            except Failure:
+                self._give_back(call, worker, False)
+                raise
             if stream is not None:
                 return stream
-            with self.lock:  # nothing was sent: another worker may have it
-                self._leave(worker, True)
-                call.worker = None
+            self._give_back(call, worker, True)  # another worker may have it
+
+    def _give_back(self, call: Call, worker: Worker, retires: bool) -> None:
+        """A worker gets nothing of a call that it was chosen for."""
+        with self.lock:
+            worker.served -= 1
+            call.worker = None
+            self._leave(worker, retires)
+            self._supply(worker.broker)
 
     def _broker(self, call: Call) -> "Broker":
         if self.state != "running":
@@ -1997,6 +2007,9 @@ class Server:
                 call.status = self._fail(request, failure)
             else:  # [fcc.error.late] the caller sees that something is missing
                 request.keep_alive = False
+        except BadMessage as error:
+            call.status = call.status or error.status  # what the caller will see
+            raise
         finally:
             call.end("CallerGone")
             self._write_log(call.log_line())

@@ -6,6 +6,7 @@ context knows, how a handler is found, how long it pauses, what it loads, where 
 """
 import contextlib
 import http.client
+import io
 import json
 import math
 import os
@@ -199,6 +200,17 @@ def test_error_exit() -> None:
 
 
 # ---- context ----
+
+@pytest.mark.parametrize("name", ("stdout", "stderr"))
+def test_output_without_line_feed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a handler has printed is in the log when it ends, half lines too."""
+    log = io.BytesIO()
+    monkeypatch.setattr(sys, name, io.TextIOWrapper(log, line_buffering=True))
+    context = context_of("scf", {})
+    assert bootstrap.invoke(lambda event, context: getattr(sys, name).write("part") and
+                            None, context)[0]
+    assert log.getvalue() == b"part"
+
 
 def context_of(protocol: str, headers: Dict[str, str]) -> bootstrap.Context:
     return bootstrap.Context(protocol, headers, b"event", time.monotonic())

@@ -356,6 +356,18 @@ def test_fcc_log_access__unread(tmp_path: pathlib.Path) -> None:
         assert sorted(json.loads(line)["request_id"] for line in lines) == ids
 
 
+def test_fcc_log_access__broken_body() -> None:
+    """A body that ends early is answered with 400, and the log has that status."""
+    with Container([profile()], *SLOW) as container:
+        with container.raw(b"POST /invoke HTTP/1.1\r\nX-Fc-Control-Path: /invoke\r\n"
+                           b"x-noslated-dispatch: echo\r\nContent-Length: 9\r\n\r\nhalf"
+                           ) as caller:
+            caller.shutdown(socket.SHUT_WR)
+            assert caller.recv(12) == b"HTTP/1.1 400"
+        line, = until(container.log)
+        assert (line["status"], line["error"]) == (400, "CallerGone")
+
+
 def test_fcc_log_access__dropped(tmp_path: pathlib.Path) -> None:
     """Beyond 1 MiB lines are dropped, whole ones, and their number is told."""
     seen = bytearray()

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import pytest
 
 import wire
+import emulator
 from emulator import HEALTH_FIELDS, check_health_config
 from stage import Stage, outcome_of, until
 
@@ -156,6 +157,67 @@ def test_fc_freeze_hook__each_time(make: Callable[..., Stage]) -> None:
         assert stage.outcome(b"event")[0] == "ok"
         assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
         assert stage.seen == ["/invoke", "/pre-freeze"] * count
+
+
+def fail_once(name: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let the next thread of that function not start; tell when it has not."""
+    aside, tried = emulator.aside, threading.Event()
+
+    def fail(call: Callable[..., object], *arguments: object) -> threading.Thread:
+        if call.__name__ == name and not tried.is_set():
+            tried.set()
+            raise RuntimeError("can't start new thread")
+        return aside(call, *arguments)
+
+    monkeypatch.setattr(emulator, "aside", fail)
+    return tried
+
+
+def test_fc_freeze_hook__no_thread(make: Callable[..., Stage],
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread for the hook the caller is answered, and the hook comes later."""
+    tried = fail_once("_freeze_after_hook", monkeypatch)
+    stage = make(pre_freeze=True)
+    stage.serve(lambda request: status(200, request.body))
+    assert stage.outcome(b"event") == ("ok", b"event")
+    assert until(lambda: stage.state()["instances"][0]["state"] == "frozen")
+    assert tried.is_set() and stage.seen == ["/invoke", "/pre-freeze"]
+
+
+def test_fc_health_check__no_thread(make: Callable[..., Stage],
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread for a check the checks go on when there is one."""
+    tried = fail_once("_check_again", monkeypatch)
+    stage = make(health_check=check(), freeze=False)
+    health = Health()
+    stage.serve(health)
+    assert stage.outcome(b"event")[0] == "ok"
+    assert tried.wait(10) and health.more(3)
+
+
+def test_any_limits_clock__health_period(make: Callable[..., Stage],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next check is due a period after the last was sent, not after its answer."""
+    stage = make(health_check=check(period_s=100), freeze=False)
+    due: List[float] = []
+    set_timer = stage.platform.loop.set_timer
+
+    def watch(timer: emulator.Timer, deadline: float) -> None:
+        if 80 < deadline - time.monotonic() < 200:
+            due.append(deadline)
+        set_timer(timer, deadline)
+
+    monkeypatch.setattr(stage.platform.loop, "set_timer", watch)
+    caller = stage.event(b"event")
+    function = stage.accept()
+    assert function.request().path == "/health"
+    asked = time.monotonic()
+    assert until(lambda: time.monotonic() > asked + 0.05)
+    function.reply()
+    function.request()
+    function.reply()
+    assert outcome_of(caller)[0] == "ok"
+    assert len(due) == 1 and due[0] <= asked + 100
 
 
 def test_fc_freeze_hook__event_meanwhile(make: Callable[..., Stage]) -> None:

@@ -1,6 +1,7 @@
 # test_lifecycle_process.py: instances as processes: start, freeze, limits, end (MIT).
 """Real processes (servant.py) that do as the event says, behind a real platform."""
 
+import errno
 import http.client
 import json
 import os
@@ -370,6 +371,31 @@ def test_any_stop_order__no_thread(protocol: str, idle_s: float, code: str,
         assert stage.outcome(b"event")[0] == "ok"
         assert idle_s == 60 or tried.wait(10) and until(lambda: processes(code) == [])
     assert tried.is_set() and processes(code) == []
+
+
+@pytest.mark.parametrize("place", ("start", "queue"))
+def test_any_outcome_one__no_file_to_wait(place: str, code: str,
+                                          fifo: Callable[[str], str],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file to wait with an event is throttled at once, and only that one."""
+    here, go = fifo("here"), fifo("go")
+
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with Stage("fc", code, max_instances=1) as stage:
+        if place == "queue":
+            caller = stage.event(event(["tell", here], ["wait", go], ["say", "first"]))
+            wait_for(here)
+        with monkeypatch.context() as patch:
+            patch.setattr(emulator, "Gate", fail)
+            kind, body = stage.outcome(b"event")
+        assert kind == "throttled" and b"Too many open files" in body
+        assert stage.state()["queued"] == 0
+        if place == "queue":
+            assert until(lambda: release(go)) and outcome_of(caller) == ("ok", b"first")
+        assert stage.outcome(b"next") == ("ok", b"next")
+        assert stage.platform.counts["cold_starts"] == 1
 
 
 # ---- callers who leave ----
