@@ -2046,7 +2046,8 @@ START_FAILURES = (StartError, OSError, ValueError, OverflowError, RuntimeError,
 STARTING = ("starting", "initializing")
 IDLE = ("idle", "frozen")
 RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
-NO_ANSWER = {"starting": "the bootstrap did not ask for an event or report ready",
+NO_ANSWER = {"scf starting": "the bootstrap did not post /runtime/init/ready",
+             "fg starting": "the bootstrap did not ask for an event",
              "issued": "the bootstrap did not fetch the event",
              "running": "the bootstrap fetched the event and posted no result",
              "busy": "the function did not answer"}
@@ -2230,7 +2231,8 @@ class Instance(App):
                 limit = (self.function.init_timeout_s if state in STARTING
                          else self.function.timeout_s)
                 self.end(late, ON_TIME.get(state, "timeout"), "%s within %s s" % (
-                    NO_ANSWER.get(state, NO_ANSWER["busy"]), seconds(limit)))
+                    NO_ANSWER.get("%s %s" % (self.platform.protocol, state))
+                    or NO_ANSWER.get(state, NO_ANSWER["busy"]), seconds(limit)))
             self._wind()
 
     def violate(self, violation: Violation) -> None:
@@ -3707,8 +3709,10 @@ class FrontDoor(App):
 
     idle_limit_s = KEEP_ALIVE_S
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Platform,
+                 on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> None:
         self.platform = platform
+        self._on_outcome = on_outcome   # each is told there, before the caller is
 
     def handle(self, connection: Connection, message: Message) -> None:
         """Route a request: /-/invoke, /-/health, /-/state, or the HTTP function."""
@@ -3746,9 +3750,16 @@ class FrontDoor(App):
         invocation = Invocation(platform.new_id(), event, size=size)
         if platform.protocol == "fc":
             invocation.caller = connection
-            connection.answer(*native_answer(platform.run(invocation)))
+            outcome = platform.run(invocation)
+            self._on_outcome(outcome)
+            connection.answer(*native_answer(outcome))
             return
-        invocation.on_done = lambda outcome: connection.post(*native_answer(outcome))
+
+        def done(outcome: Outcome) -> None:
+            self._on_outcome(outcome)
+            connection.post(*native_answer(outcome))
+
+        invocation.on_done = done
         connection.invocation = invocation
         connection.defer()
         platform.submit(invocation)
@@ -3767,6 +3778,7 @@ class FrontDoor(App):
         if 0 < length <= min(limit, len(connection.stream.rest)):
             invocation.body = connection.read_body(limit)  # with the head: one write
         outcome = platform.run(invocation)
+        self._on_outcome(outcome)
         failure = None if invocation.upload is None else invocation.upload.failure
         if isinstance(failure, BadMessage) and not answer.begun:
             raise failure  # answered with 400, and the connection ends
@@ -4178,11 +4190,15 @@ def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
         body = outcome.body
         write_result(stdout, body if body.endswith(b"\n") or not body
                      else body + b"\n")
-        if outcome.kind != "ok":
-            all_ok = False
-            talk.note("%s: %s" % (outcome.kind, outcome.message))
-    talk.note(summary(platform))
+        all_ok = all_ok and outcome.kind == "ok"
+        note_failure(talk, outcome)
     return all_ok
+
+
+def note_failure(talk: Talk, outcome: Outcome) -> None:
+    """Say why an invocation failed, if it did."""
+    if outcome.kind != "ok":
+        talk.note("%s: %s" % (outcome.kind, outcome.message))
 
 
 def summary(platform: Platform) -> str:
@@ -4280,7 +4296,8 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int
     """Serve callers until a signal comes; all but SIGINT drain, until the next one."""
     host, port = address
     try:
-        listener = Listener(host, port, FrontDoor(platform), platform.loop)
+        door = FrontDoor(platform, lambda outcome: note_failure(talk, outcome))
+        listener = Listener(host, port, door, platform.loop)
     except OSError as error:
         raise ValueError("--serve %s:%d: %s" % (host, port, error.strerror))
     shown = "[%s]" % listener.host if ":" in listener.host else listener.host
@@ -4300,7 +4317,6 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int
             platform.drain()
     platform.close()
     listener.join(0.5)  # whose invocation was cut short is told
-    talk.note(summary(platform))
 
 
 class Adapter:
@@ -4496,13 +4512,14 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                 serve(platform, address, talk, signals, done)
         else:
             interrupted = True
-        broken = bool(platform.violations)
     errand.end()
+    if events or address is not None:
+        talk.note(summary(platform))
     talk.flush()
     trace.flush()
     if interrupted:
         return INTERRUPTED
-    if options.strict and broken:
+    if options.strict and platform.violations:
         return BROKEN_RULE
     return 0 if all_ok else FAILED
 

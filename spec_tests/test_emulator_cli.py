@@ -135,6 +135,40 @@ def test_exit_status(options: Tuple[str, ...], status: int, code: str) -> None:
     assert ("any.http.no-effect" in done.err) == ("half" in options)
 
 
+POSTS_AT_THE_END = """#!/usr/bin/env bash
+api=http://$SCF_RUNTIME_API:$SCF_RUNTIME_API_PORT/runtime
+trap 'curl -s -d again $api/invocation/response; exit 0' TERM
+curl -s -d ' ' $api/init/ready
+curl -s $api/invocation/next >event
+curl -s -d "$(cat event)" $api/invocation/response
+sleep 60 & wait
+"""
+
+
+def test_exit_status__strict_end(tmp_path: pathlib.Path) -> None:
+    """A rule that is broken at the very end counts, and is in the last line."""
+    program = tmp_path / "bootstrap"
+    program.write_text(POSTS_AT_THE_END)
+    program.chmod(0o755)
+    done = run(words("scf", str(tmp_path), "--strict", "--event", "x"))
+    assert done.status == 3 and done.out == b"x\n"
+    assert "broke scf.result.locked" in done.err
+    assert done.err.splitlines()[-1].endswith("1 ok; 1 cold start; 1 broken rule")
+
+
+@pytest.mark.parametrize("protocol,said", (
+    ("scf", "the bootstrap did not post /runtime/init/ready within 0.3 s"),
+    ("fg", "the bootstrap did not ask for an event within 0.3 s")))
+def test_any_init_timeout__said(protocol: str, said: str, tmp_path: pathlib.Path) -> None:
+    """The message names the call that was missing."""
+    program = tmp_path / "bootstrap"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    limit = ("--init-timeout" if protocol == "scf" else "--timeout", "0.3")
+    done = run(words(protocol, str(tmp_path), "--event", "x", *limit))
+    assert done.status == 1 and "emulator: init-timeout: %s" % said in done.err
+
+
 def test_one_shot_quiet(code: str) -> None:
     """--quiet leaves out function output and platform lines, not the summary."""
     loud = run(words("scf", code, "--event", "print 9"))
@@ -686,6 +720,14 @@ def test_serve_port_taken(code: str) -> None:
         len(done.err.splitlines()) == 1)
 
 
+@PULL_AND_PUSH
+def test_serve_failure(protocol: str, tmp_path: pathlib.Path) -> None:
+    """While serving, too, it is said on stderr why an invocation failed."""
+    with live(words(protocol, str(tmp_path), "--serve", "0")) as one:
+        assert one.ask("POST", "/-/invoke", b"x")[1]["X-Outcome"] == "start-error"
+        one.await_line("^emulator: start-error: .*bootstrap")
+
+
 def wait_gone(pid: int) -> bool:
     """Wait until a process has ended; tell whether it has."""
     try:
@@ -738,6 +780,7 @@ def test_any_stop_drain__cut_short(protocol: str, number: int, code: str) -> Non
             assert not listens(one.port()) and one.process.poll() is None
             assert one.end(number) == 0 and wait_gone(pid)
             assert caller.getresponse().getheader("X-Outcome") == "cancelled"
+        one.await_line("2 invocations: 1 ok, 1 cancelled; 1 cold start")
 
 
 def listens(port: int) -> bool:
