@@ -397,6 +397,7 @@ LIMITS: Dict[str, Dict[str, Limit]] = {
                path_bytes=Limit(4096, "--path-bytes")),
 }
 
+CREDENTIALS = ("access_key_id", "access_key_secret", "security_token", "auth_token")
 # The settings that are no LIMITS; the latter of fc alone.
 WORDS = ("handler", "env", "name", "version", "region", "port", "credentials")
 FC_WORDS = ("command", "initializer", "pre_freeze", "pre_stop", "freeze", "image",
@@ -667,9 +668,8 @@ class Function:
 
     def facts(self, code_root: str) -> Facts:
         """Return the values that the templates of ENVIRONMENT and HEADERS name."""
-        keys = ("access_key_id", "access_key_secret", "security_token", "auth_token")
         return Facts(
-            {key: self.credentials.get(key, "") for key in keys},
+            {key: self.credentials.get(key, "") for key in CREDENTIALS},
             handler=self.handler, memory_mb=str(self.memory_mb), name=self.name,
             version=self.version, region=self.region, code_root=code_root,
             account_id="100000000000", project_id="0" * 32, package="default",
@@ -1680,27 +1680,32 @@ def unpack_links(archive: zipfile.ZipFile, links: Sequence[zipfile.ZipInfo],
                              % entry.filename)
 
 
-def check_program(words: Sequence[str], folder: str) -> None:
-    """Raise StartError when the start command plainly cannot run."""
+def check_program(words: Sequence[str], folder: str, package: str) -> None:
+    """Raise StartError when the start command plainly cannot run. `package` is the ZIP
+    that the folder was made of, if it was one."""
     program = words[0]
     if "/" not in program:
         import shutil
         if shutil.which(program) is None:
-            raise StartError("missing", "the command %s is not found on PATH" % program)
+            raise StartError("missing", "the command %s is not found on PATH%s" % (
+                program, "; give each word as an argument of its own"
+                if " " in program else ""))
         return
     path = os.path.join(folder, program)
+    shown = "%s in %s" % (os.path.relpath(path, folder), package) if package else path
     if os.path.isdir(path) or not os.path.exists(path):
         raise StartError("missing", "%s is not there. The platform starts this file; "
                          "it belongs at the top of the folder or ZIP, not in a "
-                         "subfolder" % path)
+                         "subfolder" % shown)
     if not os.access(path, os.X_OK):
         raise StartError("mode", "%s is not executable. Run: chmod 755 %s (ZIP tools "
-                         "on Windows drop the mode)" % (path, program))
+                         "on Windows drop the mode)" % (
+                             shown, os.path.basename(path) if package else program))
     with open(path, "rb") as file:
         first = file.read(4096)
     problem = program_problem(first)
     if problem:
-        raise StartError("", "%s %s" % (path, problem))
+        raise StartError("", "%s %s" % (shown, problem))
 
 
 def program_problem(first: bytes) -> str:
@@ -2133,7 +2138,7 @@ class Instance(App):
             os.path.join(platform.folder, "bootstrap")]
         if self.function.image:
             words = self._docker_words(env, facts["port"])
-        check_program(words, platform.folder)
+        check_program(words, platform.folder, platform.package)
         with self._spawning:
             if self.ending:
                 raise StartError("", "the platform stops")
@@ -2172,6 +2177,8 @@ class Instance(App):
         invocation.deadline = invocation.started + self.function.timeout_s
         invocation.violations += self.violations
         self.violations.clear()
+        if self.served:
+            self.platform.counts["reused"] += 1
         self.served += 1
         self.platform.watch_memory()
         if self.timer.deadline > invocation.deadline or len(self.work) == 1:
@@ -2780,6 +2787,7 @@ class PushInstance(Instance):
         if not status and verdict == "failed" and self._has_exited():
             verdict = "broken"  # the process died in the hook
         seen = "status %d" % status if status else error
+        self.log.drain()
         self.platform.note_line(line % ("End", "" if verdict == "done" else
                                         ", Error: %s, %s" % (verdict, seen)))
         self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
@@ -2899,7 +2907,9 @@ class PushInstance(Instance):
         if broke and self._has_exited():
             over = self.over_memory()
             kind = "out-of-memory" if over else "exit"
-            message = over or "the bootstrap ended during the request"
+            assert self.process is not None
+            message = over or "the bootstrap ended %s during the request" % (
+                describe_status(self.process.status))
         failure = None if invocation.upload is None else invocation.upload.failure
         if isinstance(failure, BodyTooLarge):
             kind, message = "request-too-large", "the request: %s" % failure
@@ -3188,6 +3198,7 @@ class Platform:
         self.protocol = LONG_NAMES.get(protocol, protocol)
         self.function = Function(self.protocol, **settings)
         self.folder, self._remove_package = open_package(code)
+        self.package = "" if os.path.isdir(code) else code
         self._on_log = on_log
         self._log_lock = threading.Lock()
         self._mid_line = False
@@ -3207,8 +3218,8 @@ class Platform:
         self.roomy: List[Instance] = []     # those with room; last used, last
         self.queue: "collections.deque[Invocation]" = collections.deque()
         self.violations: List[Violation] = []
-        self.counts: Dict[str, int] = dict.fromkeys(("accepted", "cold_starts") + KINDS,
-                                                    0)
+        self.counts: Dict[str, int] = dict.fromkeys(
+            ("accepted", "cold_starts", "reused") + KINDS, 0)
         self._queue_timer = Timer(self._on_queue_time)
         self._memory_timer = Timer(self._on_memory_time)
         self._leaving: Dict[Instance, None] = {}
@@ -3227,7 +3238,10 @@ class Platform:
     def invoke(self, event: bytes, *, http: Optional[HttpRequest] = None) -> Outcome:
         """Invoke the function and return what became of it. Blocks until then: start,
         queue and time limits bound it. `http` makes it a call of an HTTP function.
-        Raises ValueError for an HTTP request that cannot be written."""
+        Raises ValueError for an HTTP request that cannot be written, TypeError for an
+        event that is no bytes."""
+        if not isinstance(event, bytes):
+            raise TypeError("event must be bytes, not %s" % type(event).__name__)
         if http is not None:
             check_request(http)
         invocation = Invocation(self.new_id(), event, http)
@@ -3337,8 +3351,7 @@ class Platform:
                     "pid": instance.process.pid if instance.process else None,
                 } for instance in self.instances],
                 "queued": len(self.queue),
-                "counts": dict(self.counts, reused=self.counts["accepted"]
-                               - self.counts["cold_starts"]),
+                "counts": dict(self.counts),
                 "violations": len(self.violations),
             }
 
@@ -3951,10 +3964,10 @@ def _add_tasks(add: Callable[..., object]) -> None:
     add("--events", metavar="FILE.jsonl", help="invoke with each line of the file")
     add("--serve", nargs="?", const="", metavar="[HOST:]PORT",
         help="serve callers until a signal; SIGTERM lets running invocations end, a "
-             "second signal cuts them short (default 127.0.0.1:$PORT, 0 = any)")
+             "second signal cuts them short (default 127.0.0.1:$PORT or 8080, 0 = any)")
     add("--jsonl", action="store_true",
         help="one invocation per line on stdin, one outcome per line on stdout")
-    add("--parallel", type=int, default=1, metavar="N",
+    add("--parallel", type=int, metavar="N",
         help="with --jsonl: up to N invocations at a time")
     add("--attach", action="store_true",
         help="start no process; print the environment for a bootstrap started by hand")
@@ -4011,7 +4024,13 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
     protocol = LONG_NAMES.get(options.protocol, options.protocol)
     settings = read_config(protocol, options.config) if options.config else {}
     if options.credentials:
-        settings["credentials"] = read_object("--credentials", options.credentials)
+        found = read_object("--credentials", options.credentials)
+        unknown = set(found) - set(CREDENTIALS)
+        if unknown:
+            raise ValueError("--credentials %s: unknown %s; known: %s" % (
+                options.credentials, ", ".join(sorted(unknown)),
+                ", ".join(CREDENTIALS)))
+        settings["credentials"] = found
     names = {"--" + name.replace("_", "-"): name for name in setting_names(protocol)}
     names.update((limit.option, name) for name, limit in LIMITS[protocol].items())
     for option, value in vars(options).items():
@@ -4217,9 +4236,10 @@ def summary(platform: Platform) -> str:
 def serve_address(text: str) -> Tuple[str, int]:
     """Return (host, port) of --serve. Raises ValueError."""
     host, colon, port = text.rpartition(":")
-    port = port or os.environ.get("PORT", "8080")
+    given, port = port, port or os.environ.get("PORT", "8080")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError("--serve %s: write [HOST:]PORT" % text)
+        raise ValueError("--serve %s: write [HOST:]PORT" % text if given else
+                         "--serve: the variable PORT is %r, not a port" % port)
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)
 
 
@@ -4360,7 +4380,7 @@ class Adapter:
         try:
             identity, event, request = parse_line(self._platform.protocol, line)
         except (ValueError, TypeError, RecursionError) as error:
-            self._tell({"id": None, "kind": "invalid-line",
+            self._tell({"id": id_of(line), "kind": "invalid-line",
                         "message": "line %d: %s" % (number, error)})
         else:
             self._submit(identity, event, request)
@@ -4417,6 +4437,17 @@ def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
     return document
 
 
+def id_of(line: bytes) -> object:
+    """Return the id of a line that is wrong otherwise, None if it has none."""
+    try:
+        document = json.loads(line)
+        identity = document.get("id") if isinstance(document, dict) else None
+        json.dumps(identity, allow_nan=False)  # Python reads NaN and Infinity
+        return identity
+    except (ValueError, RecursionError):
+        return None
+
+
 def parse_line(protocol: str,
                line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
     """Return (id, event, HTTP request) of an adapter line. Raises ValueError."""
@@ -4443,9 +4474,11 @@ def parse_line(protocol: str,
     if "method" in document:
         if protocol != "fc":
             raise ValueError("method: only fc has HTTP requests, not %s" % protocol)
+        headers = member(document, "headers", list)
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in headers):
+            raise ValueError("headers must be a list of [name, value]")
         request = HttpRequest(str(document["method"]), str(document.get("path", "/")),
-                              tuple((str(name), str(value)) for name, value
-                                    in document.get("headers", [])))
+                              tuple((str(name), str(value)) for name, value in headers))
         check_request(request)
     return identity, event, request
 
@@ -4476,10 +4509,20 @@ def invoke_all(platform: Platform, options: argparse.Namespace, events: List[byt
     if options.event or options.events:
         all_ok = run_events(platform, events, talk)
     if options.jsonl:
-        adapter = Adapter(platform, options.parallel)
+        adapter = Adapter(platform, options.parallel or 1)
         adapter.run(read_lines(0, stop))
         all_ok = all_ok and adapter.all_ok
     return all_ok
+
+
+def check_tasks(options: argparse.Namespace) -> None:
+    """Raise ValueError unless there is something to do that fits together."""
+    if options.serve is None and not (options.event or options.events or options.jsonl):
+        raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
+    if options.parallel is not None and not options.jsonl:
+        raise ValueError("--parallel applies to --jsonl alone")
+    if options.parallel is not None and options.parallel < 1:
+        raise ValueError("--parallel must be at least 1")
 
 
 def run(options: argparse.Namespace, command: List[str]) -> int:
@@ -4487,12 +4530,9 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     settings = read_settings(options, command)
     if options.code is None and not settings.get("image"):
         raise ValueError("CODE is missing: the folder or ZIP that holds the bootstrap")
+    check_tasks(options)
     events = read_events(options)
     address = serve_address(options.serve) if options.serve is not None else None
-    if not (options.event or options.events or options.jsonl) and address is None:
-        raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
-    if options.parallel < 1:
-        raise ValueError("--parallel must be at least 1")
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     all_ok, interrupted = True, False
@@ -4540,7 +4580,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if "--" in words:
         at = words.index("--")
         words, command = words[:at], words[at + 1:]
-    options = make_parser().parse_args(words)
+    options = make_parser().parse_intermixed_args(words)
     for number in end_signals():
         signal.signal(number, signal.default_int_handler)
     # whoever started us may ignore it: then no process waits for us to see its end

@@ -13,8 +13,9 @@ stopped in here. The list of functions is a list of *profiles*:
     caller -> FC -> Server -> Agent -> Broker (one per function) -> Worker (process)
                                |  control loop: launch, scale, drain, stop
 
-It is a library too: `Agent(settings).start()`, `agent.set_profiles(...)`, then
-`agent.invoke(name, stream, metadata)` gives status, headers and a stream.
+It is a library too: within `with Agent(settings) as agent`, after
+`agent.set_profiles(...)`, `agent.invoke(name, stream, metadata)` gives status, headers
+and a stream.
 
 What stands in for Noslate's own parts, and what is not claimed, begins chapter 9 of
 SPEC.md: workers are plain processes that speak the fc protocol, so bootstrap.py and the
@@ -399,6 +400,8 @@ def read_profiles(document: Any,
     if isinstance(document, list):
         document = {"functions": document}
     check_item("profiles", document, LIST_FIELDS)
+    if not document:  # an empty list says that there are none
+        raise ValueError("profiles.functions: missing")
     functions: Dict[str, Profile] = {}
     for number, item in enumerate(document.get("functions", [])):
         where = "functions[%d]" % number
@@ -1380,13 +1383,20 @@ class Broker:
 # ---- the agent ----
 
 class Agent:
-    """Noslate's agent: start(), set_profiles(), invoke(), close(). One lock guards the
-    brokers and workers; it is never held while something blocks."""
+    """Noslate's agent: start(), set_profiles(), invoke(), close(), end(). Settings are
+    those of LIMITS; raises ValueError that names one that is unknown or out of range.
+    Use it with `with`, which starts and ends it. One lock guards the brokers and
+    workers; it is never held while something blocks."""
 
     def __init__(self, settings: Optional[Settings] = None, *, log_folder: str = "",
                  on_failure: Callable[[], None] = lambda: None) -> None:
         self.settings = {name: limit.default for name, limit in LIMITS.items()}
-        self.settings.update(settings or {})
+        for name, value in (settings or {}).items():
+            if name not in LIMITS:
+                raise ValueError("%s is not a setting; known: %s"
+                                 % (name, ", ".join(LIMITS)))
+            check_value(name, LIMITS[name].kind, value)
+            self.settings[name] = value
         self.mark = os.urandom(6).hex()          # at the end of each worker's id
         self.work_folder = tempfile.mkdtemp(prefix="noslate-")
         self.log_folder = log_folder or os.path.join(self.work_folder, "logs")
@@ -1406,6 +1416,14 @@ class Agent:
         self._control_thread = threading.Thread(target=self._control, daemon=True)
         self.is_hasty = False                    # a signal handler may set it
         self.adopts_orphans = False              # true if every child is ours to reap
+
+    def __enter__(self) -> "Agent":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self.end()
 
     def start(self) -> None:
         """Start the control loop; from here on calls are dispatched."""
@@ -1648,7 +1666,7 @@ class Agent:
                 self._step(worker, "installed")
             elif worker.state == "created":
                 worker.broker.reject(failure)
-                self.counts[failure.name] += 1
+                self.counts["failed_launches"] += 1
                 self._step(worker, "failed")
             self._changed.notify_all()
 
@@ -2198,11 +2216,20 @@ class Container:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         try:
-            return self._serve() if self._load() else 2
+            return self._serve() if self._make_logs() and self._load() else 2
         finally:
             self.agent.end()  # [fcc.end.nothing]
             self.log.flush()
             self.talk.flush()
+
+    def _make_logs(self) -> bool:
+        try:
+            os.makedirs(self.agent.log_folder, exist_ok=True)
+            return True
+        except OSError as error:
+            self.talk.say("--log-folder %s: %s" % (self.agent.log_folder,
+                                                   error.strerror))
+            return False
 
     def _serve(self) -> int:
         self.agent.start()

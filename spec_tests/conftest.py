@@ -99,6 +99,14 @@ class Session:
             or option("--platform") is not None
         self.strict = bool(option("strict")) or not self.stranger
         known("rule", self.only, sorted(rule.id for rule in self.spec.rules))
+        for name in ("--patience", "--hold"):
+            if option(name) <= 0:
+                raise ValueError(f"{name} must be more than 0, not {option(name):g}")
+        if option("--report"):  # better now than after all checks
+            try:
+                pathlib.Path(option("--report")).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"--report {error.filename}: {error.strerror}") from None
         self.bootstraps, self.platforms = self.under_test(config)
         self.collected: List[str] = []  # before anything is deselected
         self.unchecked: List[str] = []  # rules asked for that have no check here

@@ -706,6 +706,8 @@ def command_of(text: str, folder: Optional[str] = None) -> Tuple[Tuple[str, ...]
     words = shlex.split(text)
     if not words:
         raise ValueError("the command is empty")
+    if folder is not None and not pathlib.Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder")
     found: Optional[pathlib.Path] = None
     for number, word in enumerate(words):
         path = pathlib.Path(word)

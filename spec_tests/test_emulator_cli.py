@@ -96,8 +96,9 @@ def test_ignored_children(code: str) -> None:
 
 
 def test_one_shot_long_name(code: str) -> None:
-    """`functiongraph` means fg."""
-    assert run(words("functiongraph", code, "--event", "x")).out == b"x\n"
+    """`functiongraph` means fg, and CODE may stand behind the options."""
+    done = run([*implementations.START_EMULATOR, "functiongraph", "--event", "x", code])
+    assert done.out == b"x\n", done.err
 
 
 @pytest.mark.parametrize("event", (b"hello\n", b"\xff\0\xfe", b""))
@@ -222,6 +223,7 @@ USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
     ("other-protocol", ("--event", "x", "--concurrency", "2"), "--concurrency"),
     ("other-protocol-hook", ("--event", "x", "--initializer"), "--initializer"),
     ("parallel", ("--jsonl", "--parallel", "0"), "--parallel"),
+    ("parallel-alone", ("--event", "x", "--parallel", "2"), "--parallel"),
     ("serve", ("--serve", "localhost:http"), "--serve"),
     ("serve-port", ("--serve", "70000"), "--serve"),
     ("serve-digit", ("--serve", "\xb2"), "--serve"),
@@ -419,6 +421,24 @@ def test_config_broken__status(code: str, tmp_path: pathlib.Path) -> None:
     assert len(done.err.splitlines()) == 1
 
 
+def test_credentials_unknown(code: str, tmp_path: pathlib.Path) -> None:
+    """A misspelt key is refused with the list of those that are known."""
+    (tmp_path / "c.json").write_text('{"access_key": "x"}')
+    options = emulator.make_parser().parse_args(
+        ["fc", code, "--event", "x", "--credentials", str(tmp_path / "c.json")])
+    with pytest.raises(ValueError, match="unknown access_key; known: access_key_id, "):
+        emulator.run(options, [])
+
+
+@pytest.mark.parametrize("event", ("text", {"k": 1}, None, bytearray(b"x")), ids=repr)
+def test_event_of_the_library(event: Any, code: str) -> None:
+    """What is no bytes is refused at once, and costs no invocation."""
+    with emulator.Platform("scf", code) as platform:
+        with pytest.raises(TypeError, match="^event must be bytes, not "):
+            platform.invoke(event)
+        assert platform.counts["accepted"] == 0
+
+
 @pytest.mark.parametrize("name,value", (
     ("command", "python3 a.py"), ("env", {1: "x"}), ("env", {True: "x"}),
     ("env", {"A": 1})), ids=str)
@@ -527,6 +547,16 @@ def test_jsonl_malformed(code: str) -> None:
     assert [one["kind"] for one in outcomes] == ["invalid-line"] * len(BAD_LINES) + ["ok"]
     assert all("line %d: " % number in one["message"]
                for number, one in enumerate(outcomes[:-1], 1))
+
+
+@pytest.mark.parametrize("line,named", (
+    ({"id": 3}, "event"), ({"id": "a", "event": 5}, "event"),
+    ({"id": [1], "method": "GET", "headers": {"a": "b"}}, "headers must be a list"),
+    ({"id": 0, "method": "GET", "headers": [["A"]]}, "headers must be a list of [name")))
+def test_jsonl_malformed__id(line: Dict[str, Any], named: str, code: str) -> None:
+    """A line that has an id keeps it, and what is wrong with it is named."""
+    _, outcomes = adapter("fc", code, line)
+    assert outcomes[0]["id"] == line["id"] and named in outcomes[0]["message"]
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fg"))
@@ -718,6 +748,12 @@ def test_serve_port_taken(code: str) -> None:
         done = run(words("scf", code, "--serve", str(one.port())))
     assert done.status == 2 and str(one.port()) in done.err and (
         len(done.err.splitlines()) == 1)
+
+
+def test_serve_port_variable__no_port(code: str) -> None:
+    """A PORT that is none is named as what it is."""
+    done = run(words("scf", code, "--serve"), PORT="abc")
+    assert done.status == 2 and "the variable PORT is 'abc', not a port" in done.err
 
 
 @PULL_AND_PUSH

@@ -129,7 +129,8 @@ def test_fcc_start_last__settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("options", [("--port", "70000"), ("--tick", "nan"),
-                                     ("--access-log", "/nowhere/at/all")])
+                                     ("--access-log", "/nowhere/at/all"),
+                                     ("--log-folder", "/proc/none")])
 def test_fcc_start_last__refused(tmp_path: pathlib.Path,
                                  options: Tuple[str, ...]) -> None:
     """Such a start ends with a reason before it has made anything."""

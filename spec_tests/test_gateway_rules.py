@@ -74,6 +74,7 @@ BAD_LISTS = {
     "service-name": ({"services": [{"functions": []}]}, "services[0].name: missing"),
     "service-name-kind": ({"services": [{"name": "caf\u00e9", "functions": []}]},
                           "services[0].name: expected a text of visible ASCII"),
+    "empty": ({}, "profiles.functions: missing"),
     "service-missing": ({"services": [{"name": "s"}]}, "services[0].functions: missing"),
     "service-empty": ({"services": [{"name": "s", "functions": []}]},
                       "services[0].functions: expected"),
@@ -185,6 +186,16 @@ def test_fcc_scale_down__plan(name: str) -> None:
                    replicaCountLimit=4)
     active, ready, starting = load
     assert gateway.plan_workers(profile, active, ready, starting, low_ticks, 6) == wanted
+
+
+@pytest.mark.parametrize("settings, said", [
+    ({"timeot_s": 5}, "timeot_s is not a setting; known: timeout_s, "),
+    ({"timeout_s": "5"}, "timeout_s: expected a number above 0"),
+    ({"tick_s": 0}, "tick_s: expected a number from 0.01")])
+def test_settings_of_the_library(settings: Any, said: str) -> None:
+    """A setting that is unknown or out of range is refused by its name."""
+    with pytest.raises(ValueError, match="^" + said):
+        gateway.Agent(settings)
 
 
 @pytest.mark.parametrize("strategy, wanted", [("FIFO", [0, 1]), ("FILO", [3, 2]),

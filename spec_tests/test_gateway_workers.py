@@ -172,6 +172,8 @@ def test_fcc_launch_failed__log_gone(tmp_path: pathlib.Path) -> None:
         for _ in range(2):
             assert container.invoke().failure == (404, "404", "InitFailed")
         until(lambda: not container.function()["workers"])
+        counts = container.stats()["counts"]  # of calls, and of launches
+        assert (counts["InitFailed"], counts["failed_launches"]) == (2, 2)
 
 
 def test_fcc_launch_parallel(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
@@ -465,14 +467,11 @@ def test_fcc_caller_gone__library() -> None:
         yield b"half"
         raise gateway.Failure("StreamBroken", "on purpose")
 
-    agent = gateway.Agent()
-    try:
+    with gateway.Agent() as agent:
         agent.set_profiles([profile()])
-        agent.start()
         with pytest.raises(gateway.Failure, match="^CallerGone: .* half a body"):
             agent.invoke("echo", answer(), gateway.Metadata("POST", "/x"))
-    finally:
-        agent.end()
+    assert not os.path.exists(agent.work_folder)
 
 
 def test_fcc_stop_signals__library() -> None:

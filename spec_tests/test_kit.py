@@ -170,6 +170,11 @@ REFUSED: Dict[str, Tuple[Dict[str, Any], str]] = {
     "rule": ({"--rule": ["scf.next.nothing-such"]}, "scf.next.blocks"),
     "no-protocol": ({"--bootstrap": "true"}, "--bootstrap needs --protocol"),
     "empty": ({"--protocol": "fg", "--bootstrap": ""}, "the command is empty"),
+    "code": ({"--protocol": "fg", "--bootstrap": "true", "--code": "/no/such/folder"},
+             "/no/such/folder: no such folder"),
+    "hold": ({"--hold": -1.0}, "--hold must be more than 0, not -1"),
+    "patience": ({"--patience": 0.0}, "--patience must be more than 0, not 0"),
+    "report": ({"--report": __file__}, "--report %s: File exists" % __file__),
 }
 
 
@@ -185,6 +190,7 @@ def pytest_run(*options: str) -> "subprocess.CompletedProcess[str]":
 def test_refused(name: str, pytestconfig: pytest.Config) -> None:
     """A name that nobody knows is refused with the list of known ones."""
     options, text = REFUSED[name]
+    options = {"--protocol": None, **options}  # whatever this run is about
     config: Any = types.SimpleNamespace(getoption=lambda option: options.get(
         option, pytestconfig.getoption(option)))
     with pytest.raises(ValueError, match=re.escape(text)):

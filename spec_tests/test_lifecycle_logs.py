@@ -138,6 +138,17 @@ def test_any_log_frame(protocol: str, end: str, code: str) -> None:
     assert outcome.duration_ms >= 20
 
 
+def test_any_log_frame__hook(code: str) -> None:
+    """What a hook prints stands between its lines."""
+    servant.place(pathlib.Path(code), {"/pre-freeze": [["out", 1, "hooked\n"]]})
+    with Logged("fc", code, pre_freeze=True) as logged:
+        for count in range(1, 21):
+            logged.invoke(["say", "event"])
+            assert until(lambda: logged.text.count("PreFreeze End") == count)
+    assert len(re.findall(r"PreFreeze Start [^\n]*\nhooked\nFC PreFreeze End",
+                          logged.text)) == 20
+
+
 @protocols
 @pytest.mark.parametrize("kind,step", (("timeout", ["hang"]), ("exit", ["exit", 3])))
 def test_any_log_frame__failure(protocol: str, kind: str, step: List[Any],

@@ -285,7 +285,7 @@ def test_any_instance_on_demand(protocol: str, limit: int, code: str,
                                 fifo: Callable[[str], str]) -> None:
     """As many instances run at a time as are allowed, and idle ones are reused."""
     gates = [fifo("go%d" % number) for number in range(limit)]
-    with Stage(protocol, code, max_instances=limit) as stage:
+    with Stage(protocol, code, max_instances=limit, event_bytes=1000) as stage:
         callers = [stage.event(event(["wait", gate], ["pid"])) for gate in gates]
         assert until(lambda: stage.platform.counts["cold_starts"] == limit)
         callers.append(stage.event(b"waits"))
@@ -295,6 +295,7 @@ def test_any_instance_on_demand(protocol: str, limit: int, code: str,
         assert len({outcome_of(caller) for caller in callers[:-1]}) == limit
         assert outcome_of(callers[-1]) == ("ok", b"waits")
         again = {stage.outcome(event(["pid"])) for _ in range(3)}
+        assert stage.outcome(b"x" * 1001)[0] == "request-too-large"  # reaches none
         counts = stage.state()["counts"]
     assert len(again) == 1 and (counts["cold_starts"], counts["reused"]) == (limit, 4)
 
@@ -396,6 +397,15 @@ def test_any_outcome_one__no_file_to_wait(place: str, code: str,
             assert until(lambda: release(go)) and outcome_of(caller) == ("ok", b"first")
         assert stage.outcome(b"next") == ("ok", b"next")
         assert stage.platform.counts["cold_starts"] == 1
+
+
+@protocols
+def test_any_outcome_exit__said(protocol: str, code: str) -> None:
+    """The message tells how the process ended, and when."""
+    with Stage(protocol, code) as stage:
+        said = stage.platform.invoke(event(["exit", 3])).message
+    assert said == "the bootstrap ended with status 3 %s" % (
+        "during the request" if protocol == "fc" else "while it had the event")
 
 
 # ---- callers who leave ----
