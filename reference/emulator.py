@@ -24,6 +24,7 @@ library only, CPython 3.8 or later, Linux (macOS without memory figures).
 from __future__ import annotations
 
 import argparse
+import atexit
 import binascii
 import collections
 import errno
@@ -2356,8 +2357,12 @@ class PullInstance(Instance):
     def launch(self) -> None:
         """Listen, then start the process: its first call finds the API ready."""
         platform, function = self.platform, self.function
-        self.listener = Listener("127.0.0.1", function.port if platform.attach else 0,
-                                 self, platform.loop)
+        port = function.port if platform.attach else 0
+        try:
+            self.listener = Listener("127.0.0.1", port, self, platform.loop)
+        except OSError as error:
+            raise StartError("", "no runtime API on port %d: %s" % (port,
+                                                                    error.strerror))
         if not platform.attach:
             self.set_deadline(time.monotonic() + function.init_timeout_s)
         self._spawn(platform.facts(instance_id=self.id, api_host="127.0.0.1",
@@ -3226,6 +3231,11 @@ class Platform:
         self._left = threading.Condition(self.lock.lock)
         self._pending = 0
         self._closing = self._closed = False
+        atexit.register(self._at_exit, os.getpid())  # if it is forgotten
+
+    def _at_exit(self, owner: int) -> None:
+        if os.getpid() == owner:  # no child that was forked
+            self.close()
 
     def __enter__(self) -> "Platform":
         return self
@@ -3316,6 +3326,7 @@ class Platform:
             if self._closed:
                 return
             self._closing = self._closed = True
+            atexit.unregister(self._at_exit)
             pending = list(self.queue)
             self.queue.clear()
             instances = list(self.instances)
@@ -3970,7 +3981,8 @@ def _add_tasks(add: Callable[..., object]) -> None:
     add("--parallel", type=int, metavar="N",
         help="with --jsonl: up to N invocations at a time")
     add("--attach", action="store_true",
-        help="start no process; print the environment for a bootstrap started by hand")
+        help="start no process; with the first event print the environment for a "
+             "bootstrap that is started by hand then")
     add("--trace", metavar="FILE|-", help="JSON lines of all messages and changes")
     add("--strict", action="store_true", help="status 3 if a rule was broken")
     add("--quiet", action="store_true", help="no function output, no log lines")

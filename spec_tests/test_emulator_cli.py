@@ -983,6 +983,15 @@ def test_any_event_timeout__paused_reader(protocol: str, code: str) -> None:
                 '"kind": "timeout"') == 2, 5), one.lines
 
 
+@pytest.mark.parametrize("protocol", ("scf", "fg"))
+def test_attach__port_taken(protocol: str, code: str) -> None:
+    """A runtime API whose port is taken is a start-error that names the port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(words(protocol, code, "--attach", "--port", str(port), "--event", "x"))
+    assert done.status == 1 and "start-error: no runtime API on port %d: " % port in done.err
+
+
 @PULL_AND_PUSH
 def test_attach(protocol: str, code: str) -> None:
     """--attach prints the environment; a bootstrap started by hand with it serves."""

@@ -408,6 +408,23 @@ def test_any_outcome_exit__said(protocol: str, code: str) -> None:
         "during the request" if protocol == "fc" else "while it had the event")
 
 
+@protocols
+def test_any_process_group__never_closed(protocol: str, code: str) -> None:
+    """A program that forgets to close a platform leaves no process; nor does one of
+    its children end it."""
+    program = ("import os, sys; sys.path.insert(0, %r); import emulator\n"
+               "platform = emulator.Platform(%r, %r, port=0)\n"
+               "assert platform.invoke(b'x').kind == 'ok'\n"
+               "if not os.fork(): sys.exit()\n"
+               "os.wait()\n"
+               "print(platform.invoke(b'y').kind, platform.counts['cold_starts'])" % (
+                   str(pathlib.Path(emulator.__file__).parent), protocol, code))
+    done = subprocess.run([sys.executable, "-c", program.replace(
+        ", port=0", ", port=0" if protocol == "fc" else "")], stdout=subprocess.PIPE,
+        timeout=30)
+    assert (done.returncode, done.stdout) == (0, b"ok 1\n") and processes(code) == []
+
+
 # ---- callers who leave ----
 
 
