@@ -855,6 +855,7 @@ class WsgiCall:
         self.has_body = True
         self.due = None  # type: Optional[int]  # bytes of an announced body
         self.is_sent = False  # the head
+        self.is_lost = False  # nobody takes the answer any more
         self.is_chunked = False
 
     def run(self, application: "Handler") -> None:
@@ -872,11 +873,14 @@ class WsgiCall:
             finally:
                 if hasattr(parts, "close"):
                     parts.close()
-        except Exception as error:  # or the caller has gone: then the answer fails, too
-            body = describe_error(error)
+        except Exception as error:
             if self.is_sent:
                 self.request.keep_alive = False  # the cut answer has to tell
-            else:
+            if self.is_lost:  # which is no fault of the application
+                log("the caller of {} has gone".format(self.request.path))
+                return
+            body = describe_error(error)
+            if not self.is_sent:
                 fields = ANSWERS[False][1]
                 self.request.answer("500 Internal Server Error", fields, body)
         finally:
@@ -916,11 +920,15 @@ class WsgiCall:
             data = b""
         elif self.is_chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self.is_sent:
-            self.request.wire.send("", data)
-        else:
-            self.is_sent = True
-            self.request.send(self.status, self.fields, data)
+        try:
+            if self.is_sent:
+                self.request.wire.send("", data)
+            else:
+                self.is_sent = True
+                self.request.send(self.status, self.fields, data)
+        except OSError:
+            self.is_lost = True
+            raise
 
     def choose_framing(self, total: "Optional[int]") -> None:
         if total is not None:

@@ -3953,7 +3953,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Run a custom-runtime bootstrap of Alibaba FC, Tencent SCF or "
                     "Huawei FunctionGraph on this machine.",
         epilog="Exit status: 0 ok, 1 an invocation failed, 2 usage, 3 with --strict: "
-               "the bootstrap broke a rule. What the rules are: SPEC.md.")
+               "the bootstrap broke a rule, 130 interrupted. What the rules are: "
+               "SPEC.md.")
     parser.add_argument("protocol", choices=PROTOCOLS + tuple(LONG_NAMES),
                         metavar="PROTOCOL", help="fc, scf or fg (functiongraph)")
     parser.add_argument("code", metavar="CODE", nargs="?", help="folder or ZIP that "

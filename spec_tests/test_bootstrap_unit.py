@@ -416,6 +416,8 @@ def application(environ, start_response):
     write = start_response("201 Created", [("X-Path", path), ("Connection", "close")])
     if path == "/stream":
         return (part for part in (b"one", b"", b"two"))
+    if path == "/endless":
+        return iter(lambda: b"x" * 65536, b"")
     if path == "/late":
         write(b"half")
         raise ValueError("no")
@@ -449,7 +451,7 @@ class Server:
         port = wire.free_port()
         self.process = subprocess.Popen(
             [sys.executable, str(package / "bootstrap")], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
             env={"FC_SERVER_PORT": str(port), "FC_FUNCTION_HANDLER": handler})
         self.connection = http.client.HTTPConnection("127.0.0.1", port, LIMIT_S)
         deadline_s = time.monotonic() + LIMIT_S
@@ -470,7 +472,7 @@ class Server:
     def close(self) -> None:
         self.connection.close()
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
 
 @pytest.fixture
@@ -538,6 +540,17 @@ def test_push_cut_answer(server: Server) -> None:
     """An application that fails after it began cuts its answer short."""
     with pytest.raises(http.client.IncompleteRead):
         server.ask("GET", "/late")
+
+
+def test_push_caller_gone(server: Server) -> None:
+    """A caller who leaves a stream is no fault of the application: one line says so."""
+    server.connection.request("GET", "/endless")
+    server.connection.getresponse().close()
+    server.connection.close()
+    assert server.process.stderr is not None
+    assert server.process.stderr.readline() == (
+        "bootstrap: the caller of /endless has gone\n")
+    assert server.ask("GET", "/again")[0] == 201
 
 
 def test_push_exit(server: Server) -> None:
