@@ -39,8 +39,8 @@ def test_benchmark_interleave() -> None:
 def test_benchmark_json() -> None:
     """One cheap row runs and prints JSON with a value and a verdict per line."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick", "--rounds", "1", "--only", "pull-1",
-         "--json"], stdout=subprocess.PIPE, check=True, timeout=60)
+        [sys.executable, str(SCRIPT), "--quick", "--rounds", "1", "--only",
+         "first-poll", "--json"], stdout=subprocess.PIPE, check=True, timeout=60)
     lines = json.loads(done.stdout)["lines"]
-    assert [line["row"] for line in lines] == ["pull-1", "pull-1"]
+    assert [line["row"] for line in lines] == ["first-poll"]
     assert all(line["columns"]["measured"]["value"] > 0 for line in lines)
