@@ -426,6 +426,7 @@ CHUNK_BYTES = 262144     # of a body passed on
 SKIP_BYTES = 64 * MIB    # of an oversized body read, to get an answer through
 LINGER_S = 2.0           # for a caller who sends on after his answer
 FLUSH_S = 2.0            # for who reads stdout or stderr, when we end
+DYING_S = 5.0            # for a process whose end has begun
 LOG_TAIL_BYTES = 4096    # [any.log.tail]
 VIOLATIONS = 10000       # kept of all; the first ones
 OWN_VIOLATIONS = 100     # kept of one invocation, or before the first one
@@ -1845,6 +1846,16 @@ def describe_status(status: int) -> str:
                                   or "unknown signal")
 
 
+def is_dying(pid: int) -> bool:
+    """Tell whether the kernel is taking a process down; False where nobody knows."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)  # PF_EXITING
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def peak_memory_mb(pid: Union[int, str]) -> float:
     """Return the peak resident memory of a process; 0 where the system has none."""
     try:
@@ -2923,8 +2934,11 @@ class PushInstance(Instance):
         self._conclude(invocation, kind, message)
 
     def _has_exited(self) -> bool:
-        # the kernel closes a dying process's sockets a moment before it is a zombie
-        return self.process is not None and self.process.exited.wait(0.2)
+        # the kernel closes a dying process's sockets a moment before it is a zombie; on
+        # a busy machine a long one
+        process = self.process
+        return process is not None and (process.exited.wait(0.2) or (
+            is_dying(process.pid) and process.exited.wait(DYING_S)))
 
     def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
         if invocation.upload is not None:

@@ -425,6 +425,16 @@ def test_any_process_group__never_closed(protocol: str, code: str) -> None:
     assert (done.returncode, done.stdout) == (0, b"ok 1\n") and processes(code) == []
 
 
+def test_any_outcome_exit__dying() -> None:
+    """A process is dying when its end has begun, also before anybody has reaped it."""
+    child = subprocess.Popen(["sleep", "60"])
+    assert not emulator.is_dying(child.pid)
+    child.kill()
+    assert until(lambda: emulator.is_dying(child.pid))
+    child.wait()
+    assert not emulator.is_dying(child.pid)
+
+
 # ---- callers who leave ----
 
 
