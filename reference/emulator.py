@@ -1846,11 +1846,17 @@ def describe_status(status: int) -> str:
                                   or "unknown signal")
 
 
+def stat_fields(folder: str) -> List[bytes]:
+    """Return what the kernel tells of a process or thread, its state first. Raises
+    OSError."""
+    with open(folder + "/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
 def is_dying(pid: int) -> bool:
     """Tell whether the kernel is taking a process down; False where nobody knows."""
     try:
-        with open("/proc/%d/stat" % pid, "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = stat_fields("/proc/%d" % pid)
         return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)  # PF_EXITING
     except (OSError, ValueError, IndexError):
         return False
@@ -1873,9 +1879,8 @@ def is_asleep(pid: int) -> bool:
     folder = "/proc/%d/task/" % pid
     try:
         for name in os.listdir(folder):
-            with open(folder + name + "/stat", "rb") as file:
-                if file.read().rpartition(b")")[2].split()[0] not in (b"S", b"D"):
-                    return False
+            if stat_fields(folder + name)[0] not in (b"S", b"D"):
+                return False
         return True
     except (OSError, IndexError):
         return False  # or a thread has ended just now
@@ -3243,7 +3248,7 @@ class Platform:
         self._memory_timer = Timer(self._on_memory_time)
         self._leaving: Dict[Instance, None] = {}
         self._left = threading.Condition(self.lock.lock)
-        self._pending = 0
+        self.pending = 0    # invocations without an outcome
         self._closing = self._closed = False
         atexit.register(self._at_exit, os.getpid())  # if it is forgotten
 
@@ -3330,7 +3335,7 @@ class Platform:
         whether all have."""
         with self.lock:
             self._closing = True
-            return self._left.wait_for(lambda: not self._pending, min(
+            return self._left.wait_for(lambda: not self.pending, min(
                 timeout_s, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
@@ -3394,7 +3399,7 @@ class Platform:
         """Count an invocation in, or settle it."""
         function = self.function
         self.counts["accepted"] += 1
-        self._pending += 1
+        self.pending += 1
         size = invocation.size
         if self._closing:
             self.settle(invocation, "cancelled", message="the platform stops")
@@ -3488,8 +3493,8 @@ class Platform:
             kind, shown, invocation.request_id, duration * 1000,
             tuple(invocation.violations), message, status, headers, tail)
         self.counts[kind] += 1
-        self._pending -= 1
-        if self._closing and not self._pending:
+        self.pending -= 1
+        if self._closing and not self.pending:
             self._left.notify_all()
         if self.tracing:
             self.trace("outcome", request_id=invocation.request_id, kind=kind,
@@ -4353,10 +4358,9 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int
     number = os.read(signals, 1)[0]
     listener.close()
     if number != signal.SIGINT:
-        counts = platform.counts
-        running = counts["accepted"] - sum(counts[kind] for kind in KINDS)
-        if running:
-            talk.note("%d still running; another signal ends that now" % running)
+        if platform.pending:
+            talk.note("%d still running; another signal ends that now"
+                      % platform.pending)
         try:
             Errand(lambda stop: platform.drain(), done)  # [any.stop.drain]
             os.read(signals, 1)
@@ -4404,10 +4408,12 @@ class Adapter:
     def _take(self, number: int, line: bytes) -> None:
         """Invoke for a line when a slot is free."""
         self._take_slot()
+        identity: object = None  # until it is known
         try:
-            identity, event, request = parse_line(self._platform.protocol, line)
+            document, identity = read_line(line)
+            event, request = parse_invocation(self._platform.protocol, document)
         except (ValueError, TypeError, RecursionError) as error:
-            self._tell({"id": id_of(line), "kind": "invalid-line",
+            self._tell({"id": identity, "kind": "invalid-line",
                         "message": "line %d: %s" % (number, error)})
         else:
             self._submit(identity, event, request)
@@ -4464,20 +4470,8 @@ def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
     return document
 
 
-def id_of(line: bytes) -> object:
-    """Return the id of a line that is wrong otherwise, None if it has none."""
-    try:
-        document = json.loads(line)
-        identity = document.get("id") if isinstance(document, dict) else None
-        json.dumps(identity, allow_nan=False)  # Python reads NaN and Infinity
-        return identity
-    except (ValueError, RecursionError):
-        return None
-
-
-def parse_line(protocol: str,
-               line: bytes) -> Tuple[object, bytes, Optional[HttpRequest]]:
-    """Return (id, event, HTTP request) of an adapter line. Raises ValueError."""
+def read_line(line: bytes) -> Tuple[Dict[str, Any], object]:
+    """Return (object, id) of an adapter line. Raises ValueError, RecursionError."""
     document = json.loads(line)
     if not isinstance(document, dict):
         raise ValueError("an object is expected")
@@ -4486,6 +4480,12 @@ def parse_line(protocol: str,
         json.dumps(identity, allow_nan=False)  # Python reads NaN and Infinity
     except ValueError:
         raise ValueError("id holds a number that JSON does not have")
+    return document, identity
+
+
+def parse_invocation(protocol: str, document: Dict[str, Any]
+                     ) -> Tuple[bytes, Optional[HttpRequest]]:
+    """Return (event, HTTP request) of an adapter line. Raises ValueError."""
     event = document.get("event", "" if "method" in document else None)
     if "event_base64" in document:
         try:
@@ -4507,7 +4507,7 @@ def parse_line(protocol: str,
         request = HttpRequest(str(document["method"]), str(document.get("path", "/")),
                               tuple((str(name), str(value)) for name, value in headers))
         check_request(request)
-    return identity, event, request
+    return event, request
 
 
 def exports(env: Dict[str, str]) -> str:

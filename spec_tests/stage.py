@@ -15,12 +15,17 @@ import socket
 import struct
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
+from typing import (TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, TypeVar,
+                    Union)
 
+import emulator
 import wire
 from emulator import FrontDoor, Listener, Platform
 
-__all__ = ["Peer", "Stage", "held", "processes", "until", "within"]
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["Peer", "Stage", "held", "no_thread_once", "processes", "until", "within"]
 
 PATIENCE_S = 8.0  # for things that come at once; only a failing test waits so long
 RESET = struct.pack("ii", 1, 0)
@@ -241,6 +246,23 @@ def outcome_of(caller: Peer) -> Tuple[str, bytes]:
     message = caller.answer("POST")
     caller.close()
     return message.header("x-outcome") or message.start, message.body
+
+
+# ---- what is missing ----
+
+
+def no_thread_once(name: str, monkeypatch: "pytest.MonkeyPatch") -> threading.Event:
+    """Let the next thread of that function not start; tell when it has not."""
+    aside, tried = emulator.aside, threading.Event()
+
+    def fail(call: Callable[..., object], *arguments: object) -> threading.Thread:
+        if call.__name__ == name and not tried.is_set():
+            tried.set()
+            raise RuntimeError("can't start new thread")
+        return aside(call, *arguments)
+
+    monkeypatch.setattr(emulator, "aside", fail)
+    return tried
 
 
 # ---- what is left ----

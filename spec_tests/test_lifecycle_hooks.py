@@ -11,7 +11,7 @@ import pytest
 import wire
 import emulator
 from emulator import HEALTH_FIELDS, check_health_config
-from stage import Stage, outcome_of, until
+from stage import Stage, no_thread_once, outcome_of, until
 
 LIMITS: Dict[str, Any] = {"initializer_timeout_s": 0.15, "pre_freeze_timeout_s": 0.15,
           "pre_stop_timeout_s": 0.15}
@@ -159,24 +159,10 @@ def test_fc_freeze_hook__each_time(make: Callable[..., Stage]) -> None:
         assert stage.seen == ["/invoke", "/pre-freeze"] * count
 
 
-def fail_once(name: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Let the next thread of that function not start; tell when it has not."""
-    aside, tried = emulator.aside, threading.Event()
-
-    def fail(call: Callable[..., object], *arguments: object) -> threading.Thread:
-        if call.__name__ == name and not tried.is_set():
-            tried.set()
-            raise RuntimeError("can't start new thread")
-        return aside(call, *arguments)
-
-    monkeypatch.setattr(emulator, "aside", fail)
-    return tried
-
-
 def test_fc_freeze_hook__no_thread(make: Callable[..., Stage],
                                    monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a thread for the hook the caller is answered, and the hook comes later."""
-    tried = fail_once("_freeze_after_hook", monkeypatch)
+    tried = no_thread_once("_freeze_after_hook", monkeypatch)
     stage = make(pre_freeze=True)
     stage.serve(lambda request: status(200, request.body))
     assert stage.outcome(b"event") == ("ok", b"event")
@@ -187,7 +173,7 @@ def test_fc_freeze_hook__no_thread(make: Callable[..., Stage],
 def test_fc_health_check__no_thread(make: Callable[..., Stage],
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a thread for a check the checks go on when there is one."""
-    tried = fail_once("_check_again", monkeypatch)
+    tried = no_thread_once("_check_again", monkeypatch)
     stage = make(health_check=check(), freeze=False)
     health = Health()
     stage.serve(health)

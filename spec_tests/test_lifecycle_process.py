@@ -19,7 +19,8 @@ import emulator
 import servant
 import wire
 from implementations import START_EMULATOR
-from stage import PATIENCE_S, Peer, Stage, outcome_of, processes, until
+from stage import (PATIENCE_S, Peer, Stage, no_thread_once, outcome_of, processes,
+                   until)
 
 ALL = ("fc", "scf", "fg")
 protocols = pytest.mark.parametrize("protocol", ALL)
@@ -359,15 +360,7 @@ def test_any_outcome_one__start_no_thread(code: str,
 def test_any_stop_order__no_thread(protocol: str, idle_s: float, code: str,
                                    monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a thread for the stop it is made up for when there is one."""
-    aside, tried = emulator.aside, threading.Event()
-
-    def fail_once(call: Callable[..., object], *arguments: object) -> threading.Thread:
-        if call.__name__ == "stop" and not tried.is_set():
-            tried.set()
-            raise RuntimeError("can't start new thread")
-        return aside(call, *arguments)
-
-    monkeypatch.setattr(emulator, "aside", fail_once)
+    tried = no_thread_once("stop", monkeypatch)
     with Stage(protocol, code, idle_s=idle_s) as stage:
         assert stage.outcome(b"event")[0] == "ok"
         assert idle_s == 60 or tried.wait(10) and until(lambda: processes(code) == [])
