@@ -2449,6 +2449,8 @@ class PullInstance(Instance):
         if row.action in ("ignore", "refuse"):
             self.violate(Violation(row.rule, "%s in state %s%s" % (
                 call, before, ", id %r" % request_id if request_id else "")))
+        elif row.action == "hold" and session.state == "starting":
+            self.violate(Violation("scf.ready.before-next", "next before ready"))
         elif row.action in RESULTS and invocation is not None:
             del self.work[invocation]
             platform.settle(
@@ -4020,8 +4022,8 @@ def _add_function(add: Callable[..., object]) -> None:
     add("--handler", dest="--handler", metavar="NAME", help="the handler's name")
     add("--name", dest="--name", metavar="NAME", help="the function's name")
     add("--port", dest="--port", metavar="PORT", type=int,
-        help="fc: the server's port (9000; 0 = a free one for each instance); with "
-             "--attach: the runtime API's")
+        help="fc: the server's port (9000, so there is one instance; 0 = a free one "
+             "for each instance); with --attach: the runtime API's")
 
 
 def _add_fc(add: Callable[..., object]) -> None:

@@ -2279,7 +2279,9 @@ def make_parser() -> argparse.ArgumentParser:
         # a fixed width: to ask for the terminal's loads a tenth of what a start loads
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
         prog=os.path.basename(sys.argv[0]),
-        description="Run many small functions in one FC container.")
+        description="Run many small functions in one FC container.",
+        epilog="Exit status: 0 after a signal, 1 it cannot listen or a part of it is "
+               "lost, 2 an option, a file or a folder cannot be used.")
     add = parser.add_argument
     add("--profiles", metavar="FILE.json", default="", help="the list of functions; "
         "read again on SIGHUP")
@@ -2291,7 +2293,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--access-log", default="-", metavar="FILE|-", help="one line for each call")
     for name, limit in NUMBERS.items():
         add(limit.option, dest=name, metavar="N",
-            help="%s: %s (%g)" % (name, limit.meaning, limit.default))
+            help="%s: %s (%s)" % (name, limit.meaning, limit.default))
     add("--version", action="version",
         version="gateway %s, SPEC %s" % (__version__, SPEC_VERSION))
     return parser

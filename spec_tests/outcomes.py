@@ -67,7 +67,7 @@ SCF = (
          '"Initializing task timed out after 0.9 seconds"', mode="silent",
          settings=SHORT_INIT),
     Case("scf.next.blocks:before-ready", "hello", "init-timeout", '"statusCode":450',
-         mode="poll-first", settings=SHORT_INIT),
+         mode="poll-first", settings=SHORT_INIT, broken=("scf.ready.before-next",)),
     Case("any.init.exit", "hello", "init-error",
          '"User process exit when initializing"', mode="exit 3", settings=AMPLE),
     Case("any.init.exit:killed", "hello", "init-error", '"statusCode":445',
