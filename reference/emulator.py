@@ -2137,6 +2137,8 @@ class Instance(App):
     def _start_failed(self, error: Exception) -> None:
         reason = error.reason if isinstance(error, StartError) else ""
         with self.platform.lock:
+            if not self.work and not self.ending:  # of --attach, before any event
+                self.platform.lock.later(self.platform.note, "start-error: %s" % error)
             self.end(list(self.work), "start-error", str(error), reason)
 
     def launch(self) -> None:
@@ -2228,7 +2230,7 @@ class Instance(App):
         deadline = math.inf
         if self.work:
             deadline = min([invocation.deadline for invocation in self.work])
-        elif self.is_idle:
+        elif self.is_idle and not self.platform.attach:  # nobody would start it again
             deadline = time.monotonic() + self.function.idle_s
         self.set_deadline(deadline)
 
@@ -3286,6 +3288,15 @@ class Platform:
         assert invocation.outcome is not None
         return invocation.outcome
 
+    def prepare(self) -> None:
+        """Start an instance, if there is none, before there is an event: `attach` is
+        told what it needs. Failures are notes; never blocks."""
+        with self.lock:
+            if not self.instances and self.function.max_instances:
+                instance = self._add_instance()
+                self.offer(instance)
+                self.lock.later(self.surely, instance.start)
+
     def submit(self, invocation: Invocation) -> None:
         """Issue or queue an invocation, in the order of the calls; never blocks for
         long. Its `on_done` is called once; for fc carry() must follow."""
@@ -4003,8 +4014,8 @@ def _add_tasks(add: Callable[..., object]) -> None:
     add("--parallel", type=int, metavar="N",
         help="with --jsonl: up to N invocations at a time")
     add("--attach", action="store_true",
-        help="start no process; with the first event print the environment for a "
-             "bootstrap that is started by hand then")
+        help="start no process; print the environment for a bootstrap that is started "
+             "by hand then: at once with --serve, else with the first event")
     add("--trace", metavar="FILE|-", help="JSON lines of all messages and changes")
     add("--strict", action="store_true", help="status 3 if a rule was broken")
     add("--quiet", action="store_true", help="no function output, no log lines")
@@ -4357,6 +4368,8 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int
     shown = "[%s]" % listener.host if ":" in listener.host else listener.host
     talk.note("serving %s on http://%s:%d, POST events to /-/invoke"
               % (platform.protocol, shown, listener.port))
+    if platform.attach:
+        platform.prepare()
     number = os.read(signals, 1)[0]
     listener.close()
     if number != signal.SIGINT:

@@ -989,25 +989,48 @@ def test_attach__port_taken(protocol: str, code: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run(words(protocol, code, "--attach", "--port", str(port), "--event", "x"))
-    assert done.status == 1 and "start-error: no runtime API on port %d: " % port in done.err
+        said = "start-error: no runtime API on port %d: " % port
+        assert done.status == 1 and said in done.err
+        with live(words(protocol, code, "--attach", "--port", str(port), "--serve",
+                        "0")) as one:
+            one.await_line(said)  # before there is any event
+
+
+@contextlib.contextmanager
+def by_hand(one: Live, protocol: str, code: str) -> Iterator[None]:
+    """Start the bootstrap with the environment that --attach has printed."""
+    name = {"scf": "SCF_RUNTIME_API_PORT", "fg": "RUNTIME_API_ADDR",
+            "fc": "FC_SERVER_PORT"}[protocol]
+    one.await_line("^export %s=" % name)
+    one.await_line("^export [A-Z_]*REGION|^export RUNTIME_MAX")
+    exports = [line for line in one.lines if line.startswith("export ")]
+    script = "".join(exports) + "exec " + code + "/bootstrap"
+    with subprocess.Popen(["sh", "-c", script], env={"PATH": os.defpath},
+                          stderr=subprocess.DEVNULL) as child:
+        try:
+            yield
+        finally:
+            child.kill()
 
 
 @PULL_AND_PUSH
 def test_attach(protocol: str, code: str) -> None:
     """--attach prints the environment; a bootstrap started by hand with it serves."""
     with live(words(protocol, code, "--attach", "--event", "hello")) as one:
-        name = {"scf": "SCF_RUNTIME_API_PORT", "fg": "RUNTIME_API_ADDR",
-                "fc": "FC_SERVER_PORT"}[protocol]
-        one.await_line("^export %s=" % name)
-        one.await_line("^export [A-Z_]*REGION|^export RUNTIME_MAX")
-        exports = [line for line in one.lines if line.startswith("export ")]
-        script = "".join(exports) + "exec " + code + "/bootstrap"
-        with subprocess.Popen(["sh", "-c", script], env={"PATH": os.defpath},
-                              stderr=subprocess.DEVNULL) as child:
-            try:
-                assert one.process.stdout is not None
-                ready = select.select([one.process.stdout], [], [], 10)[0]
-                assert ready and one.process.stdout.readline() == b"hello\n"
-                assert one.process.wait(10) == 0
-            finally:
-                child.kill()
+        with by_hand(one, protocol, code):
+            assert one.process.stdout is not None
+            ready = select.select([one.process.stdout], [], [], 10)[0]
+            assert ready and one.process.stdout.readline() == b"hello\n"
+            assert one.process.wait(10) == 0
+
+
+@PULL_AND_PUSH
+def test_attach__serve(protocol: str, code: str) -> None:
+    """While serving, the environment is printed before there is an event; what was
+    started by hand is not given up when it has been idle for long."""
+    with live(words(protocol, code, "--attach", "--serve", "0", "--idle", "1e-6")) as one:
+        with by_hand(one, protocol, code):
+            for text in (b"first", b"second"):
+                assert one.ask("POST", "/-/invoke", text)[::2] == (200, text)
+        state = json.loads(one.ask("GET", "/-/state")[2])
+        assert state["counts"]["cold_starts"] == 1
