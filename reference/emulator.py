@@ -3863,7 +3863,7 @@ def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
 
 USAGE_ERROR, FAILED, BROKEN_RULE, INTERRUPTED = 2, 1, 3, 130
 
-# The vendors' CreateFunction fields that --config takes as they are -> setting
+# The fields of the vendors' CreateFunction that --config takes as they are -> setting
 CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
     "scf": {"FunctionName": "name", "Handler": "handler", "Timeout": "timeout_s",
             "InitTimeout": "init_timeout_s", "MemorySize": "memory_mb"},
@@ -3871,6 +3871,13 @@ CONFIG_FIELDS: Dict[str, Dict[str, str]] = {
            "memory_size": "memory_mb"},
     "fc": {"functionName": "name", "handler": "handler", "timeout": "timeout_s",
            "memorySize": "memory_mb", "instanceConcurrency": "concurrency"},
+}
+# Those that are read by a function of their own, and what the command line says anyway
+CONFIG_PARTS = {
+    "scf": ("Environment", "Runtime"),
+    "fg": ("user_data", "runtime"),
+    "fc": ("environmentVariables", "customContainerConfig", "customRuntimeConfig",
+           "caPort", "customHealthCheckConfig", "instanceLifecycleConfig", "runtime"),
 }
 
 
@@ -3920,6 +3927,9 @@ def read_config(protocol: str, path: str) -> Dict[str, Any]:
         settings.update(read(document))
     except ValueError as error:
         raise ValueError("--config %s: %s" % (path, error))
+    unused = set(document).difference(CONFIG_FIELDS[protocol], CONFIG_PARTS[protocol])
+    if unused:  # a slip, or what a real cloud alone has a use for
+        complain("--config %s: not used here: %s" % (path, ", ".join(sorted(unused))))
     return settings
 
 
@@ -4232,7 +4242,7 @@ class Talk:
 
 
 def complain(text: str) -> None:
-    """Say on stderr why we end; blocks FLUSH_S at most."""
+    """Say on stderr what is wrong; blocks FLUSH_S at most."""
     talk = Talk(2)
     talk.note(text)
     talk.flush()

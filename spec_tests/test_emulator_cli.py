@@ -350,7 +350,15 @@ def test_config(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
     env = json.loads(done.out)
     assert {name: env.get(name) for name in SET_BY_CONFIG[protocol]} == (
         SET_BY_CONFIG[protocol])
-    assert env["ALSO"] == "2"
+    assert env["ALSO"] == "2" and "not used" not in done.err
+
+
+def test_config_unused(code: str, tmp_path: pathlib.Path) -> None:
+    """What is in the document and changes nothing is told: it may be a slip."""
+    (tmp_path / "f.json").write_text('{"InitTimeOut": 9, "Role": "r", "Timeout": 2}')
+    done = run(words("scf", code, "--event", "x", "--config", str(tmp_path / "f.json")))
+    assert done.status == 0
+    assert "--config %s/f.json: not used here: InitTimeOut, Role\n" % tmp_path in done.err
 
 
 def runtime(**fields: object) -> Dict[str, object]:
