@@ -683,7 +683,7 @@ class Function:
 
 def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
     """Return a setting of LIMITS. Raises ValueError that names its option too."""
-    value = settings.get(name, limit.default)
+    value: object = settings.get(name, limit.default)
     known = "%s (%s)" % (name, limit.option)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("%s must be a number, not %r" % (known, value))
@@ -2230,7 +2230,7 @@ class Instance(App):
         deadline = math.inf
         if self.work:
             deadline = min([invocation.deadline for invocation in self.work])
-        elif self.is_idle and not self.platform.attach:  # nobody would start it again
+        elif self.is_idle:
             deadline = time.monotonic() + self.function.idle_s
         self.set_deadline(deadline)
 
@@ -4086,6 +4086,8 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
                 options.credentials, ", ".join(sorted(unknown)),
                 ", ".join(CREDENTIALS)))
         settings["credentials"] = found
+    if options.attach:
+        settings["idle_s"] = MAX_LIMIT_S  # nobody would start it again; --idle can say
     names = {"--" + name.replace("_", "-"): name for name in setting_names(protocol)}
     names.update((limit.option, name) for name, limit in LIMITS[protocol].items())
     for option, value in vars(options).items():

@@ -52,10 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--code", metavar="DIR", help="working folder of the bootstrap")
     group.addoption("--without", metavar="FEATURE", action="append", default=[],
                     help="declare a gap; repeatable: " + ", ".join(kit.FEATURES))
-    try:
-        group.addoption("--strict", action="store_true", help="check SHOULD rules too")
-    except ValueError:
-        pass  # pytest has an option of that name, and reads more strictly then: fine
+    # --strict is an option of pytest itself, which reads more strictly then: fine
     group.addoption("--rule", metavar="ID", action="append", default=[],
                     help="check this rule only; repeatable")
     group.addoption("--patience", metavar="S", type=float, default=10.0,

@@ -240,7 +240,7 @@ def deed_print(api: Api, rest: str) -> None:
     api.respond(b"printed")
 
 
-PULL_DEEDS = {  # type: Dict[str, Callable[[Api, str], object]]
+PULL_DEEDS = {
     "fail": deed_fail, "last": deed_last, "sleep": deed_sleep, "large": deed_large,
     "garbage": deed_garbage, "half": deed_half, "half-exit": deed_half_exit,
     "wrong-id": deed_wrong_id, "twice": deed_twice, "unknown": deed_unknown,
@@ -251,7 +251,7 @@ PULL_DEEDS = {  # type: Dict[str, Callable[[Api, str], object]]
     "pid": lambda api, rest: api.respond(str(posix.getpid()).encode()),
     "cwd": lambda api, rest: api.respond(posix.getcwd().encode()),
     "env": lambda api, rest: api.respond(env()),
-}
+}  # type: Dict[str, Callable[[Api, str], object]]
 
 
 def pull(mode: str) -> None:
@@ -297,7 +297,7 @@ def slowly(rest: str) -> bytes:
     return answer("200", b"slept")
 
 
-PUSH_DEEDS = {  # type: Dict[str, Callable[[str], Optional[bytes]]]
+PUSH_DEEDS = {
     "fail": lambda rest: answer("404", rest.encode(), "x-fc-status: 404"),
     "sleep": slowly, "hang": hang,
     "large": lambda rest: answer("200", b"x" * int(rest)),
@@ -312,7 +312,7 @@ PUSH_DEEDS = {  # type: Dict[str, Callable[[str], Optional[bytes]]]
     "cwd": lambda rest: answer("200", posix.getcwd().encode()),
     "env": lambda rest: answer("200", env()),
     "exit": leave,
-}
+}  # type: Dict[str, Callable[[str], Optional[bytes]]]
 KEPT = ("fail", "sleep", "large", "head", "status", "pid", "cwd", "env")
 
 

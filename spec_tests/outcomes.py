@@ -207,8 +207,8 @@ def platform_for(protocol: str, folder: pathlib.Path, case: Case,
     settings: Dict[str, Any] = {
         "timeout_s": TIMEOUT_S, "result_bytes": RESULT_BYTES,
         "event_bytes": EVENT_BYTES, "grace_s": 0.5}
-    settings.update({"port": 0} if protocol == "fc" else {"init_timeout_s": AMPLE_S})
-    settings.update(case.settings)
+    first = ("port", 0) if protocol == "fc" else ("init_timeout_s", AMPLE_S)
+    settings.update([first, *case.settings])
     return Platform(protocol, misbehave.place(folder, case.mode), **{**settings, **more})
 
 

@@ -1034,11 +1034,17 @@ def test_attach(protocol: str, code: str) -> None:
 
 @PULL_AND_PUSH
 def test_attach__serve(protocol: str, code: str) -> None:
-    """While serving, the environment is printed before there is an event; what was
-    started by hand is not given up when it has been idle for long."""
-    with live(words(protocol, code, "--attach", "--serve", "0", "--idle", "1e-6")) as one:
+    """While serving, the environment is printed before there is an event."""
+    with live(words(protocol, code, "--attach", "--serve", "0")) as one:
         with by_hand(one, protocol, code):
             for text in (b"first", b"second"):
                 assert one.ask("POST", "/-/invoke", text)[::2] == (200, text)
         state = json.loads(one.ask("GET", "/-/state")[2])
         assert state["counts"]["cold_starts"] == 1
+
+
+@pytest.mark.parametrize("given, idle_s", (([], 1000000), (["--idle", "7"], 7)))
+def test_attach__idle(given: List[str], idle_s: float) -> None:
+    """What was started by hand is kept however long it is idle, unless told otherwise."""
+    options = emulator.make_parser().parse_args(["scf", ".", "--attach", *given])
+    assert emulator.read_settings(options, [])["idle_s"] == idle_s

@@ -184,9 +184,9 @@ def test_any_instance_on_demand__fc_port_next_instance(
     servant.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
     with Stage("fc", code, port=wire.free_port(), timeout_s=0.2 if way == "timeout" else 20,
                idle_s=0.1 if way == "idle" else 20) as stage:
-        caller = stage.event(event(["tell", here], [
-            {"exit": "exit", "idle": "say"}.get(way, "hang"),
-            *([3] if way == "exit" else ["x"] if way == "idle" else [])]))
+        deed: List[Any] = ["exit", 3] if way == "exit" else (
+            ["say", "x"] if way == "idle" else ["hang"])
+        caller = stage.event(event(["tell", here], deed))
         wait_for(here)
         if way == "cancelled":
             caller.close()

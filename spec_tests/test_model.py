@@ -60,7 +60,8 @@ class Model:
     def move(self, call: str) -> str:
         """Follow the table; return the action."""
         action, self.state = self.rows[self.state, call]
-        self.broken += action in ("ignore", "refuse")
+        self.broken += action in ("ignore", "refuse") or (
+            action == "hold" and self.state == "starting")  # [scf.ready.before-next]
         return action
 
     def go_on(self) -> None:
