@@ -3446,6 +3446,9 @@ class Platform:
                 self.lock.later(instance.start_aside)
             else:  # nothing to wait for but the start of a process
                 self.lock.later(instance.start)
+        elif not function.max_instances:  # [any.queue.limit]
+            self.settle(invocation, "throttled", message="the function is disabled: "
+                        "max_instances is 0")
         elif len(self.queue) >= function.queue:  # [any.queue.limit]
             self.settle(invocation, "throttled", message="%d instances are busy and %d "
                         "events wait" % (len(self.instances), len(self.queue)))
@@ -4064,8 +4067,8 @@ def _add_limits(add: Callable[..., object]) -> None:
     options: Dict[str, Dict[str, str]] = {}
     for protocol, table in LIMITS.items():
         for name, limit in table.items():
-            options.setdefault(limit.option, {})[protocol] = "%s %d" % (
-                name, limit.default)
+            options.setdefault(limit.option, {})[protocol] = "%s %s" % (
+                name, limit.default or "as timeout_s")
     for option, shown in sorted(options.items()):
         aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
         same = len(shown) == len(PROTOCOLS) and len(set(shown.values())) == 1

@@ -96,6 +96,7 @@ ENDPOINTS: Dict[str, Sequence[str]] = {
 FAILURES: Dict[str, int] = {
     "AgentClosed": 503,      # not started yet, or stopping
     "BadDispatch": 400,      # neither NAME, function:NAME nor service:NAME
+    "UnknownPath": 404,      # nothing that FC calls
     "UnknownFunction": 404,
     "UnknownService": 404,
     "RateLimited": 429,
@@ -151,7 +152,7 @@ PORT = Limit(9000, "a whole number from 0 to 65535", "--port",  # [fcc.start.por
              "to listen on; 0 = any")
 LIMITS: Dict[str, Limit] = {
     "timeout_s": Limit(10, "a number above 0, at most 86400", "--timeout", (),
-                       "a call, unless FC or the caller says"),
+                       "a call, unless FC says"),
     "tick_s": Limit(10, "a number from 0.01 to 86400", "--tick", (),
                     "between two looks at the load"),
     "idle_ticks": Limit(6, "a whole number from 1", "--idle-ticks", (),

@@ -40,11 +40,11 @@ def test_fc_http_outcome(rule: str, path: str, status: int, kind: str,
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
-def test_any_queue_limit__full(protocol: str, tmp_path: pathlib.Path) -> None:
-    """Without an instance and without a queue an event is throttled at once."""
+def test_any_queue_limit__disabled(protocol: str, tmp_path: pathlib.Path) -> None:
+    """The event of a function that may have no instance is throttled at once."""
     code = misbehave.place(tmp_path / "code")
     port: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}
-    with Platform(protocol, code, max_instances=0, queue=0, **port) as platform:
+    with Platform(protocol, code, max_instances=0, **port) as platform:
         outcome = within(5, lambda: platform.invoke(b"hello"))
     assert outcome.kind == "throttled"
     assert outcome.status == {"scf": 200, "fg": 429, "fc": 429}[protocol]
