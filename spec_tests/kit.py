@@ -635,7 +635,8 @@ class Bootstrap:
             if self.implementation not in PROBES:
                 PROBES[self.implementation] = self.probed()
         if PROBES[self.implementation]:
-            raise NotUsable("a bootstrap with a test handler as in spec_tests/README.md",
+            raise NotUsable("a first exchange by the rules: it starts, and its test handler"
+                            " fails at a made-up word (spec_tests/README.md)",
                             PROBES[self.implementation])
 
     def probed(self) -> str:

@@ -68,14 +68,28 @@ def in_chunks(headers: Fields, body: bytes) -> List[bytes]:
     return [wire.head_bytes("HTTP/1.1 200 OK", fields) + wire.chunked(body)]
 
 
+def odd_chunks(headers: Fields, body: bytes) -> List[bytes]:
+    """Send it in chunks with all that they may have: capitals, extensions, a trailer."""
+    fields = [*headers, ("transfer-encoding", "Chunked")]
+    return [wire.head_bytes("HTTP/1.1 200 OK", fields) + wire.odd_chunks(body)]
+
+
+def cased(headers: Fields, body: bytes, change: Callable[[str], str]) -> List[bytes]:
+    """Send every field name in another letter case."""
+    head, _, rest = plain(headers, body)[0].partition(b"\r\n\r\n")
+    start, fields = wire.parse_head(head)
+    return [wire.head_bytes(start, [(change(name), value) for name, value in fields])
+            + rest]
+
+
 def lower_case(headers: Fields, body: bytes) -> List[bytes]:
     """Send every field name in lower case."""
-    return plain([(name.lower(), value) for name, value in headers], body)
+    return cased(headers, body, str.lower)
 
 
 def upper_case(headers: Fields, body: bytes) -> List[bytes]:
     """Send every field name in upper case."""
-    return plain([(name.upper(), value) for name, value in headers], body)
+    return cased(headers, body, str.upper)
 
 
 def no_blank(headers: Fields, body: bytes) -> List[bytes]:
@@ -105,7 +119,8 @@ def no_reason(headers: Fields, body: bytes) -> List[bytes]:
 
 FRAMINGS: Dict[str, Tuple[str, Callable[[Fields, bytes], List[bytes]]]] = {
     "plain": ("", plain), "two-writes": ("", two_writes), "drip": ("", drip),
-    "chunked": ("chunked", in_chunks), "lower-case": ("", lower_case),
+    "chunked": ("chunked", in_chunks), "odd-chunks": ("chunked", odd_chunks),
+    "lower-case": ("", lower_case),
     "upper-case": ("", upper_case), "no-blank": ("", no_blank), "decoys": ("", decoys),
     "interim": ("expect", interim), "no-reason": ("", no_reason),
 }
@@ -131,6 +146,7 @@ NO_EVENT: Dict[str, Sequence[bytes]] = {
     "500": [wire.response(500, (), b"broken")],
     "503-html": [wire.response(503, [("Content-Type", "text/html")], b"<html></html>")],
     "redirect": [wire.response(302, [("Location", "/elsewhere")])],
+    "202": [b"HTTP/1.1 202 Accepted\r\n{fields}Content-Length: 5\r\n\r\nhello"],
 }
 WITHOUT_ID: Dict[str, Sequence[bytes]] = {  # fg
     "200": [wire.response(200, (), b"no event")],
@@ -151,20 +167,26 @@ CUT_BODY: Dict[str, Sequence[bytes]] = {
     "within-body": [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n12345"],
     "within-chunk": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n",
                      b"a\r\n12345"],
+    "between-chunks": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n",
+                       b"5\r\n12345\r\n"],
 }
+
+
+def filled_in(run: PullRun, pieces: Sequence[bytes]) -> List[bytes]:
+    """Put the fields of an event where `{fields}` stands."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in run.headers()).encode()
+    return [piece.replace(b"{fields}", fields) for piece in pieces]
 
 
 def brings_none(run: PullRun, answer: Sequence[bytes]) -> None:
     """Raise Mismatch unless the bootstrap polls again after this and works on."""
-    run.poll().send(*answer)
+    run.poll().send(*filled_in(run, answer))
     run.alive()
 
 
 def cut_off(run: PullRun, pieces: Sequence[bytes], reset: bool = False) -> None:
     """Raise Mismatch unless a poll that breaks is followed by another one."""
-    fields = "".join(f"{name}: {value}\r\n" for name, value in run.headers()).encode()
-    run.poll().drop(*[piece.replace(b"{fields}", fields) for piece in pieces],
-                    reset=reset)
+    run.poll().drop(*filled_in(run, pieces), reset=reset)
     run.alive()
 
 
@@ -174,7 +196,9 @@ ACKNOWLEDGEMENTS: Dict[str, Sequence[bytes]] = {
     "202": [wire.response(202)],
     "with-body": [wire.response(200, (), b'{"status": "ok"}')],
     "404": [wire.response(404, (), b'{"error_code": "x", "error_msg": "y"}')],
+    "413": [wire.response(413, (), b"too large")],
     "500": [wire.response(500, (), b"broken")],
+    "503": [wire.response(503)],
     "chunked": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
                 wire.chunked(b"thank you")],
 }
@@ -229,14 +253,17 @@ def goes_away(run: PullRun) -> None:
 def pauses(run: PullRun, rounds: int) -> None:
     """Raise Mismatch if a poll follows one that brought nothing without a pause.
 
-    Pauses grow, so an event comes after two. A busy machine can look like a pause,
+    Pauses grow, so an event comes after three. A busy machine can look like a pause,
     hence several rounds.
     """
     exchange = run.poll()
     for _ in range(rounds):
-        for status in (503, 204):
+        for status in (503, 204, 0):
             replied = time.monotonic()
-            exchange.reply(status)
+            if status:
+                exchange.reply(status)
+            else:
+                exchange.drop(b"HTTP/1.1 200 OK\r\nContent-Le")
             exchange = run.poll()
             paused_s = time.monotonic() - replied
             if paused_s < PAUSE_S:
@@ -246,9 +273,13 @@ def pauses(run: PullRun, rounds: int) -> None:
         exchange = run.poll()
 
 
-def ends_on_sigterm(run: PullRun) -> None:
-    """Raise Mismatch unless an idle bootstrap ends when SIGTERM comes."""
+def ends_on_sigterm(run: PullRun, is_away: bool) -> None:
+    """Raise Mismatch unless an idle bootstrap ends when SIGTERM comes, also while the
+    platform is away."""
     run.poll()
+    if is_away:
+        run.api.leave()
+        time.sleep(AWAY_S)
     run.process.popen.terminate()
     status = run.process.wait(run.patience_s)
     if status not in (0, 143, -15):
@@ -289,9 +320,9 @@ def holds_on(run: PullRun) -> None:
     same(b"at last", result.body)
 
 
-def waits_for_answer(run: PullRun) -> None:
+def waits_for_answer(run: PullRun, event: bytes) -> None:
     """Raise Mismatch if the bootstrap polls before its result has an answer."""
-    run.poll().reply(200, run.headers(), b"first")
+    run.poll().reply(200, run.headers(), event)
     _, exchange = run.result()
     try:
         early = run.api.arrived.get(timeout=EARLY_S)

@@ -125,10 +125,34 @@ def test_any_http_chunked_event__push(pusher: Bootstrap, name: str) -> None:
         same(event, run.read_result(answer).body, "the echo")
 
 
+ODD_EVENT = b"z" * 0xAB
+
+
+def test_any_http_chunked_event__odd(puller: Bootstrap) -> None:
+    """Chunks may have capital letters, extensions and a trailer."""
+    with puller.used_pull() as run:
+        same(ODD_EVENT, pulling.framed(run, "odd-chunks", ODD_EVENT).body)
+
+
+def test_any_http_chunked_event__push_odd(pusher: Bootstrap) -> None:
+    """Chunks may have capital letters, extensions and a trailer."""
+    with pusher.used_push() as run:
+        head = wire.request_bytes("POST", "/invoke", [
+            *run.headers(), ("transfer-encoding", "Chunked")])
+        answer = run.ask(head + wire.odd_chunks(ODD_EVENT), "POST")
+        same(ODD_EVENT, run.read_result(answer).body, "the echo")
+
+
 def test_any_http_interim(puller: Bootstrap) -> None:
     """Interim answers are skipped."""
     with puller.used_pull() as run:
         same(b"heard", pulling.framed(run, "interim", b"heard").body)
+
+
+def test_any_http_interim__result(puller: Bootstrap) -> None:
+    """Interim answers to a result are skipped, too."""
+    with puller.used_pull() as run:
+        pulling.acknowledged_with(run, pulling.interim([], b""))
 
 
 @pytest.mark.parametrize("framing", ["plain", "two-writes", "drip", "no-reason"])
@@ -217,9 +241,13 @@ def test_any_instance_init_once__push(pusher: Bootstrap) -> None:
     same([b"1", b"2", b"3"], counts, "the counts")
 
 
-def test_any_stop_bootstrap(puller: Bootstrap) -> None:
+@pytest.mark.parametrize("when", ["new", "used", "platform-away"])
+def test_any_stop_bootstrap(puller: Bootstrap, when: str) -> None:
     """An idle bootstrap ends when SIGTERM comes."""
-    pulling.ends_on_sigterm(puller.pull())
+    run = puller.pull()
+    if when == "used":
+        run.invoke(b"before")
+    pulling.ends_on_sigterm(run, when == "platform-away")
 
 
 def test_any_stop_bootstrap__busy(puller: Bootstrap) -> None:
@@ -240,6 +268,12 @@ def test_any_stop_bootstrap__push_busy(pusher: Bootstrap) -> None:
     """A server that runs an event gives its answer after SIGTERM, and ends."""
     pusher.needs("sleep")
     busy_at_last(lambda pause_s: pushing.ends_after_result(pusher.push(), pause_s))
+
+
+def test_any_stop_bootstrap__push_two(pusher: Bootstrap) -> None:
+    """A server that runs two events gives both answers after SIGTERM, and ends."""
+    pusher.needs("sleep", "concurrency")
+    busy_at_last(lambda pause_s: pushing.ends_after_result(pusher.push(), pause_s, 2))
 
 
 def test_any_log_quiet(puller: Bootstrap) -> None:

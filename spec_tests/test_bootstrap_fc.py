@@ -27,9 +27,9 @@ def test_fc_start_port__first(bootstrap: Bootstrap) -> None:
 
 
 def test_fc_start_port__bind(bootstrap: Bootstrap) -> None:
-    """The server is there at another address than 127.0.0.1."""
+    """The server is there at any other address than 127.0.0.1."""
     run = bootstrap.push()
-    run.host = "127.0.0.2"
+    run.host = "127.0.0.3"
     run.alive()
 
 
@@ -103,12 +103,13 @@ def test_fc_http_bootstrap(bootstrap: Bootstrap, method: str) -> None:
         run.alive()
 
 
-@pytest.mark.parametrize("path", ["/initialize", "/pre-stop"])
-def test_fc_invoke_kind(bootstrap: Bootstrap, path: str) -> None:
+@pytest.mark.parametrize("method, path", [
+    ("POST", "/initialize"), ("GET", "/pre-freeze"), ("GET", "/pre-stop")])
+def test_fc_invoke_kind(bootstrap: Bootstrap, method: str, path: str) -> None:
     """What X-Fc-Control-Path calls an HTTP invocation is none of the hooks."""
     with bootstrap.used_push() as run:
-        data = wire.request_bytes("POST", path, run.headers("/http-invoke"), b"body")
-        answer = run.ask(data, "POST")
+        data = wire.request_bytes(method, path, run.headers("/http-invoke"), b"body")
+        answer = run.ask(data, method)
         if "http" in bootstrap.implementation.without:
             same("404", answer.header("x-fc-status"), "X-Fc-Status")
         else:
@@ -131,7 +132,7 @@ def test_fc_invoke_kind__path(bootstrap: Bootstrap, there: bool) -> None:
 def test_fc_concurrency_bootstrap(bootstrap: Bootstrap) -> None:
     """Requests that come together run together."""
     bootstrap.needs("concurrency", "sleep")
-    pushing.runs_together(bootstrap.push(), requests=4, seconds=0.3)
+    pushing.runs_together(bootstrap.push(), requests=8, seconds=1.0)
 
 
 def test_fc_connection_keep_alive(bootstrap: Bootstrap) -> None:
@@ -157,6 +158,22 @@ def test_fc_connection_keep_alive__idle(bootstrap: Bootstrap) -> None:
             raise Mismatch(f"an answer on a connection that was idle for {run.kind.hold_s}"
                            " s", error.seen) from None
         same(b"after", result.body, "the result after a pause")
+
+
+def test_fc_connection_keep_alive__slow(bootstrap: Bootstrap) -> None:
+    """A request that comes to a halt for a while is not given up."""
+    with bootstrap.used_push() as run:
+        channel = run.connect()
+        whole = run.invocation(b"at last")
+        channel.send(whole[:-3])
+        time.sleep(run.kind.hold_s)
+        try:
+            channel.send(whole[-3:])
+            answer = channel.read(run.patience_s, to="POST")
+        except wire.WireError as error:
+            raise Mismatch(f"an answer to a request that took {run.kind.hold_s} s",
+                           error.what) from None
+        same(b"at last", run.read_result(answer).body, "the echo")
 
 
 def test_fc_connection_keep_alive__pipelined(bootstrap: Bootstrap) -> None:

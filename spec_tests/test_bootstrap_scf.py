@@ -16,7 +16,7 @@ def test_scf_ready_before_next(bootstrap: Bootstrap) -> None:
     same(b"first", run.hand(poll, b"first").body)
 
 
-@pytest.mark.parametrize("status", [404, 500, 503])
+@pytest.mark.parametrize("status", [400, 404, 500, 503])
 def test_scf_ready_refused(bootstrap: Bootstrap, status: int) -> None:
     """A ready that is refused does not keep the bootstrap from working."""
     run = bootstrap.pull()
@@ -24,10 +24,12 @@ def test_scf_ready_refused(bootstrap: Bootstrap, status: int) -> None:
     run.alive()
 
 
-def test_scf_ready_refused__cut(bootstrap: Bootstrap) -> None:
+@pytest.mark.parametrize("piece", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"],
+                         ids=("before", "within"))
+def test_scf_ready_refused__cut(bootstrap: Bootstrap, piece: bytes) -> None:
     """A ready whose connection fails does not keep the bootstrap from working."""
     run = bootstrap.pull()
-    run.call("POST", "/runtime/init/ready").drop()
+    run.call("POST", "/runtime/init/ready").drop(piece)
     run.alive()
 
 
@@ -68,7 +70,9 @@ def test_any_result_once__scf_duplicate(bootstrap: Bootstrap) -> None:
         pulling.delivered_twice(run)
 
 
-def test_scf_response_order(bootstrap: Bootstrap) -> None:
+@pytest.mark.parametrize("event", [b"first", instruction("raise", type="T", message="m")],
+                         ids=("response", "error"))
+def test_scf_response_order(bootstrap: Bootstrap, event: bytes) -> None:
     """There is no poll while the result has no answer."""
     with bootstrap.used_pull() as run:
-        pulling.waits_for_answer(run)
+        pulling.waits_for_answer(run, event)

@@ -153,6 +153,11 @@ def head_bytes(start: str, headers: Headers) -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
+def odd_chunks(body: bytes) -> bytes:
+    """Return a body as one chunk: capital letters, extensions, a trailer."""
+    return b"%X;part=\"1\"\r\n%b\r\n0;last\r\nX-Trailer: yes\r\n\r\n" % (len(body), body)
+
+
 def chunked(body: bytes, size: int = 7) -> bytes:
     """Return the body in chunks of `size` bytes, with the last one."""
     parts = [body[i:i + size] for i in range(0, len(body), size)]

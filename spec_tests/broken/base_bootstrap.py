@@ -28,14 +28,18 @@ class Base:
     """The test handler and what all protocols share."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.busy = self.stopping = False
+        self.count = self.running = 0
+        self.stopping = False
         signal.signal(signal.SIGTERM, self.on_sigterm)
 
     def on_sigterm(self, *_: object) -> None:
-        """End now if idle, after the invocation if one runs."""
+        """End now if idle, after the invocations if any run."""
         self.stopping = True
-        if not self.busy:
+        self.end_if_done()
+
+    def end_if_done(self) -> None:
+        """End if told to, and nothing runs."""
+        if self.stopping and not self.running:
             os._exit(0)
 
     def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
@@ -166,10 +170,10 @@ class Pull(Base):
 
     def serve(self, answer: wire.Message) -> None:
         """Handle one event and post what became of it."""
-        self.busy = True
+        self.running = 1
         kind, body = self.outcome(answer.body, self.context(answer))
         self.post(kind, answer.header(self.id_header) or "", body)
-        self.busy = False
+        self.running = 0
 
     def post(self, kind: str, request_id: str, body: bytes) -> None:
         """Post a result; what the platform says to it changes nothing."""
@@ -250,6 +254,7 @@ class Fc(Base):
 
     address = "0.0.0.0"
     idle_limit_s = 1e6
+    counting = threading.RLock()  # SIGTERM may come while it is held
 
     def port(self) -> int:
         """Return the port to listen on."""
@@ -271,14 +276,19 @@ class Fc(Base):
         channel = wire.Channel(peer, lambda who, data: None, "platform")
         try:
             while True:
-                request = channel.read(self.idle_limit_s)
-                self.busy = True
+                request = self.read(channel, peer)
+                with self.counting:
+                    self.running += 1
                 self.answer(channel, request)
-                self.busy = False
-                if self.stopping:
-                    os._exit(0)
+                with self.counting:
+                    self.running -= 1
+                self.end_if_done()
         except (OSError, wire.WireError):
             channel.close()
+
+    def read(self, channel: wire.Channel, peer: socket.socket) -> wire.Message:
+        """Return the next request."""
+        return channel.read(self.idle_limit_s)
 
     def answer(self, channel: wire.Channel, request: wire.Message) -> None:
         """Answer one request."""

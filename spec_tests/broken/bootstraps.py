@@ -74,11 +74,18 @@ class KeepsChunkSizes(Scf):
         super().serve(answer)
 
 
+class ChunkedInOneCase(Scf):
+    def is_event(self, answer: wire.Message) -> bool:
+        coding = answer.header("transfer-encoding") or "chunked"
+        return coding == "chunked" and super().is_event(answer)
+
+
 breaks(("any.event.opaque", JsonOnly), ("any.event.opaque", Trims),
        ("any.event.opaque", TextOnly), ("any.event.opaque", StopsAtNul),
        ("any.event.large", CutsLargeEvents),
        ("any.event.large", CutsLargeResults),
-       ("any.http.chunked-event", KeepsChunkSizes))
+       ("any.http.chunked-event", KeepsChunkSizes),
+       ("any.http.chunked-event", ChunkedInOneCase))
 
 
 # ---- polls ----
@@ -87,6 +94,39 @@ breaks(("any.event.opaque", JsonOnly), ("any.event.opaque", Trims),
 class CaseSensitive(Scf):
     def is_event(self, answer: wire.Message) -> bool:
         return answer.status == 200 and "Request_Id" in dict(answer.headers)
+
+
+class LengthInOneCase(Scf):
+    def is_event(self, answer: wire.Message) -> bool:
+        return "content-length" not in dict(answer.headers) and super().is_event(answer)
+
+
+class WaitsAfterInterim(Fg):
+    def read(self, method: str) -> wire.Message:
+        assert self.channel is not None
+        answer = self.channel.read(self.limit_s(), to=method)
+        while answer.status < 200:
+            if method == "POST":
+                signal.pause()
+            answer = self.channel.read(self.limit_s(), to=method)
+        return answer
+
+
+class TakesAnySuccess(Scf):
+    def is_event(self, answer: wire.Message) -> bool:
+        return 200 <= answer.status < 300 and bool(answer.header(self.id_header))
+
+
+class NoPauseAfterCut(Scf):
+    def poll(self) -> Optional[wire.Message]:
+        while True:
+            try:
+                answer = self.exchange("GET", self.poll_path, None)
+                return answer if self.is_event(answer) else None
+            except wire.WireError:
+                pass
+            except OSError:
+                return None
 
 
 class InterimIsFinal(Scf):
@@ -184,7 +224,10 @@ class TakesErrorsWithId(Fg):
 
 
 breaks(("any.http.header-case", CaseSensitive),
-       ("any.http.interim", InterimIsFinal), ("any.poll.retry", DiesOn500),
+       ("any.http.header-case", LengthInOneCase),
+       ("any.http.interim", InterimIsFinal), ("any.http.interim", WaitsAfterInterim),
+       ("any.poll.retry", TakesAnySuccess), ("any.poll.pause", NoPauseAfterCut),
+       ("any.poll.retry", DiesOn500),
        ("any.poll.retry", TakesAnyStatus),
        ("any.poll.retry", FollowsRedirects),
        ("any.poll.retry", DiesOnLostPoll),
@@ -246,6 +289,22 @@ class PollsEarly(Scf):
         path = self.response_path if kind == "response" else self.error_path
         wire.connect(self.host, self.port, self.note, "platform").send(
             self.request("POST", path, body))
+
+
+class PollsEarlyAfterErrors(PollsEarly):
+    def post(self, kind: str, request_id: str, body: bytes) -> None:
+        if kind == "response":
+            Scf.post(self, kind, request_id, body)
+        else:
+            super().post(kind, request_id, body)
+
+
+class DiesOn413(Scf):
+    def read(self, method: str) -> wire.Message:
+        answer = super().read(method)
+        if answer.status == 413:
+            os._exit(1)
+        return answer
 
 
 class InsistsOn200(Scf):
@@ -322,6 +381,18 @@ class IgnoresSigterm(Scf):
         pass
 
 
+class IgnoresSigtermOnceUsed(Scf):
+    def on_sigterm(self, *_: object) -> None:
+        if not self.count:
+            super().on_sigterm()
+
+
+class IgnoresSigtermInPauses(Fg):
+    def pause(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        super().pause()
+
+
 class DropsItsResultOnSigterm(Fg):
     def on_sigterm(self, *_: object) -> None:
         signal.pause()
@@ -361,6 +432,8 @@ breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
        ("any.result.once", PostsTwiceFg),
        ("any.result.once", HandlesAnEventOnce),
        ("scf.response.order", PollsEarly),
+       ("scf.response.order", PollsEarlyAfterErrors),
+       ("any.result.once", DiesOn413),
        ("any.result.once", InsistsOn200),
        ("any.result.once", RepeatsAfterHalfAnAnswer),
        ("any.result.once", PostsUntilAnswered), ("any.result.once", LimitInSeconds),
@@ -371,6 +444,8 @@ breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
        ("fg.start.cwd", NeedsItsFolder),
        ("any.instance.init-once", OneShot),
        ("any.stop.bootstrap", IgnoresSigterm),
+       ("any.stop.bootstrap", IgnoresSigtermOnceUsed),
+       ("any.stop.bootstrap", IgnoresSigtermInPauses),
        ("any.stop.bootstrap", DropsItsResultOnSigterm),
        ("any.stop.bootstrap", EndsWhileBusy))
 
@@ -380,6 +455,10 @@ breaks(("scf.ready.before-next", NoReady), ("scf.ready.body", EmptyReady),
 
 class Loopback(Fc):
     address = "127.0.0.1"
+
+
+class SecondLoopback(Fc):
+    address = "127.0.0.2"
 
 
 class KnowsOnePortVariable(Fc):
@@ -419,6 +498,20 @@ class OneAtATime(Fc):
     def answer(self, channel: wire.Channel, request: wire.Message) -> None:
         with self.lock:
             super().answer(channel, request)
+
+
+class FourAtATime(Fc):
+    places = threading.Semaphore(4)
+
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        with self.places:
+            super().answer(channel, request)
+
+
+class GivesUpSlowRequests(Fc):
+    def read(self, channel: wire.Channel, peer: socket.socket) -> wire.Message:
+        peer.recv(1, socket.MSG_PEEK)
+        return channel.read(0.2)
 
 
 class ClosesConnections(Fc):
@@ -483,6 +576,14 @@ class LooksAtPathsOnly(Fc):
         super().answer(channel, request._replace(headers=()))
 
 
+class TakesGetsForHooks(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if request.start.startswith(("GET /pre-freeze ", "GET /pre-stop ")):
+            channel.send(wire.response(200))
+        else:
+            super().answer(channel, request)
+
+
 class NeedsTheControlPath(Fc):
     def answer(self, channel: wire.Channel, request: wire.Message) -> None:
         if not request.header("x-fc-control-path"):
@@ -501,9 +602,23 @@ class EndsWhileBusyFc(Fc):
         os._exit(0)
 
 
+class EndsAfterTheFirstAnswer(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        super().answer(channel, request)
+        if self.stopping:
+            os._exit(0)
+
+
 class ReadsNoChunks(Fc):
     def answer(self, channel: wire.Channel, request: wire.Message) -> None:
         if request.header("transfer-encoding"):
+            request = request._replace(body=b"")
+        super().answer(channel, request)
+
+
+class ChunkedInOneCaseFc(Fc):
+    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
+        if (request.header("transfer-encoding") or "chunked") != "chunked":
             request = request._replace(body=b"")
         super().answer(channel, request)
 
@@ -520,11 +635,14 @@ class CaseSensitiveFc(Fc):
         super().answer(channel, request)
 
 
-breaks(("fc.start.port", Loopback), ("fc.start.port", KnowsOnePortVariable),
+breaks(("fc.start.port", Loopback), ("fc.start.port", SecondLoopback),
+       ("fc.start.port", KnowsOnePortVariable),
        ("fc.start.port", PrefersTheCustomPort),
        ("fc.start.silent-connection", DiesOfSilence),
        ("fc.start.silent-connection", OneConnection),
        ("fc.concurrency.bootstrap", OneAtATime),
+       ("fc.concurrency.bootstrap", FourAtATime),
+       ("fc.connection.keep-alive", GivesUpSlowRequests),
        ("fc.connection.keep-alive", ClosesConnections),
        ("fc.connection.keep-alive", ClosesIdleConnections),
        ("fc.invoke.status", Answers201), ("fc.invoke.status", AlwaysAnswers200),
@@ -532,9 +650,12 @@ breaks(("fc.start.port", Loopback), ("fc.start.port", KnowsOnePortVariable),
        ("fc.invoke.success-field", ResultsWithoutField),
        ("fc.hook.answer", RefusesHooks), ("fc.http.bootstrap", HangsUpOnHttp),
        ("fc.http.bootstrap", KnowsNoHttp), ("fc.invoke.kind", LooksAtPathsOnly),
+       ("fc.invoke.kind", TakesGetsForHooks),
        ("fc.invoke.kind", NeedsTheControlPath), ("fc.invoke.status", LimitInSecondsFc),
        ("any.stop.bootstrap", EndsWhileBusyFc),
+       ("any.stop.bootstrap", EndsAfterTheFirstAnswer),
        ("any.http.chunked-event", ReadsNoChunks),
+       ("any.http.chunked-event", ChunkedInOneCaseFc),
        ("any.event.opaque", TrimsFc),
        ("any.http.header-case", CaseSensitiveFc))
 
