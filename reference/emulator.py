@@ -32,6 +32,7 @@ import http
 import json
 import math
 import os
+import queue
 import re
 import select
 import selectors
@@ -442,7 +443,9 @@ THAW_S = 0.2             # for all threads of a frozen instance to come to rest
 # ---- tables: what callers see ----
 
 def _json(document: object) -> bytes:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    # a path that is no UTF-8 holds half surrogate pairs; \udcff is JSON, too
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "backslashreplace")
 
 
 class Facts(Dict[str, str]):
@@ -779,6 +782,7 @@ class PullSession:
         self.parked: List[Any] = []
         self._on_way = 0        # answers with the event that are being sent
         self._reached = False   # one of them has arrived
+        self._owes = False      # a result, when it was told to stop
 
     def receive(self, call: str, poll: Any = None, request_id: str = "",
                 oversize: bool = False) -> Row:
@@ -840,8 +844,16 @@ class PullSession:
 
     def stop(self) -> None:
         """From here on nothing is delivered and no result counts."""
+        self._owes = self._owes or self.state == "running"
         self.state = "stopping"
         self.request_id = ""
+
+    def is_owed(self, call: str) -> bool:
+        """Tell, once, whether it is the result of what ran when it was told to stop
+        [any.stop.bootstrap]."""
+        was_owed = self._owes and call in ("response", "error")
+        self._owes = self._owes and not was_owed
+        return was_owed
 
 
 def find_call(protocol: str, method: str, target: str) -> Tuple[str, str, int]:
@@ -1343,7 +1355,10 @@ class Connection:
             if not head:
                 self._release()
                 return
-        aside(self._send, head, body)
+        try:
+            aside(self._send, head, body)
+        except RuntimeError:  # no more threads
+            self._send(head, body)
 
     def _announce_end(self, head: bytes) -> bytes:
         if head and (self.closing or self.unread):
@@ -2448,7 +2463,7 @@ class PullInstance(Instance):
                            request_id=invocation.request_id if invocation else "",
                            bytes=max(size, len(body)))
         self._answer(connection, row.action, size, invocation)
-        if row.action in ("ignore", "refuse"):
+        if row.action in ("ignore", "refuse") and not session.is_owed(call):
             self.violate(Violation(row.rule, "%s in state %s%s" % (
                 call, before, ", id %r" % request_id if request_id else "")))
         elif row.action == "hold" and session.state == "starting":
@@ -2929,7 +2944,9 @@ class PushInstance(Instance):
         except OSError as error:  # [fc.outcome.bad-response], unless it has ended
             broke, kind = True, "bad-response"
             message = "the connection broke: %s" % (error.strerror or error)
-        if broke and self._has_exited():
+        except RuntimeError as error:  # no more threads
+            kind, message = "throttled", str(error)
+        if broke and invocation.outcome is None and self._has_exited():
             over = self.over_memory()
             kind = "out-of-memory" if over else "exit"
             assert self.process is not None
@@ -3377,7 +3394,9 @@ class Platform:
                 instance.stop()
         for thread in threads:
             thread.join()
-        self.await_leaving(10)
+        function = self.function  # one that was idle may have begun to stop just now
+        self.await_leaving(function.pre_freeze_timeout_s + function.pre_stop_timeout_s
+                           + function.grace_s + 10)
         self.loop.close()
         self.pump.close()
         self._remove_package()
@@ -3481,8 +3500,7 @@ class Platform:
         if instance in self.roomy:
             self.roomy.remove(instance)
         instance.retire()
-        while self.queue and len(self.instances) < self.function.max_instances and (
-                not self._closing):
+        while self.queue and len(self.instances) < self.function.max_instances:
             instance = self._add_instance()
             self.offer(instance)
             self.lock.later(instance.start_aside)
@@ -3586,20 +3604,20 @@ class Platform:
     def _on_memory_time(self) -> None:
         """Sample the groups; end those over the limit [any.memory.limit]."""
         with self.lock:
-            groups = [one.process.pid for one in self.instances if one.process]
-        sampled = group_memory_mb(groups)
+            watched = self.instances + [one for one in self._leaving if one.work]
+        sampled = group_memory_mb([one.process.pid for one in watched if one.process])
         with self.lock:
             self._memory_timer.deadline = math.inf
             if sampled is None:
                 return
-            for instance in list(self.instances):
+            for instance in watched:
                 process = instance.process
                 sample = sampled.get(process.pid, 0.0) if process else 0.0
                 instance.sampled_mb = max(instance.sampled_mb, sample)
                 over = instance.over_memory()
                 if over and not self.function.image:
                     instance.end(list(instance.work), "out-of-memory", over)
-            if any(not instance.is_idle for instance in self.instances):
+            if any(not instance.is_idle for instance in watched):
                 self.watch_memory()
 
     def facts(self, **more: str) -> Facts:
@@ -3630,7 +3648,7 @@ class Platform:
             if len(kept) < most:
                 kept.append(Violation(rule, seen))
         self.trace("violation", rule=rule, seen=seen)
-        self.note("the bootstrap broke %s: %s" % (rule, seen))
+        self.lock.later(self.note, "the bootstrap broke %s: %s" % (rule, seen))
 
     def write_log(self, data: bytes) -> None:
         """Pass on what the function or the platform prints."""
@@ -3641,7 +3659,8 @@ class Platform:
 
     def note_line(self, line: str) -> None:
         """Print a platform line into the log, on a line of its own."""
-        self.write_log((b"\n" if self._mid_line else b"") + line.encode())
+        self.write_log((b"\n" if self._mid_line else b"")
+                       + line.encode("utf-8", "backslashreplace"))
 
     def log_start(self, invocation: Invocation) -> None:
         """Print the vendor's line for the start of an invocation."""
@@ -3842,10 +3861,19 @@ class FrontDoor(App):
         if isinstance(failure, BadMessage) and not answer.begun:
             raise failure  # answered with 400, and the connection ends
         if not answer.begun:
+            if connection.unread and invocation.upload is None:
+                self._skip(connection)
             self._answer(connection, *native_answer(outcome))
         elif outcome.kind not in ("ok", "function-error"):
             connection.closing = True  # half an answer must look like half an answer
             connection.stream.shut()
+
+    def _skip(self, connection: Connection) -> None:
+        """Read a body away that no instance got, so that its sender sees the answer."""
+        try:
+            connection.skip_body()
+        except BadMessage:
+            pass  # the outcome says more
 
     def gone(self, connection: Connection) -> bool:
         """A caller hung up while its event runs [any.caller.gone]."""
@@ -4132,60 +4160,34 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
     return events
 
 
-class Outlet:
-    """An open file of ours. Its reader may pause; writing to it may block or not."""
+class Talk:
+    """Writes to stdout, stderr or a trace file. Only result() waits for a reader: what
+    else he does not take is kept up to BACKLOG_BYTES, then dropped, and he is told."""
 
+    BACKLOG_BYTES = 4 * MIB
     _turn = threading.Lock()  # of all: stdout and stderr may be one pipe
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._writable = select.poll()
         self._writable.register(number, select.POLLOUT)
-
-    def wait(self) -> None:
-        """Block until it takes something."""
-        self._writable.poll()
-
-    def send(self, data: bytes) -> int:
-        """Write without waiting; return how much. Raises OSError."""
-        sent = 0
-        while sent < len(data):
-            with self._turn:  # nobody fills it between the question and the answer
-                if not self._writable.poll(0):
-                    break
-                try:
-                    sent += os.write(self._number, data[sent:sent + select.PIPE_BUF])
-                except BlockingIOError:
-                    break
-        return sent
-
-
-def write_result(stdout: Outlet, data: bytes) -> None:
-    """Write to stdout. Blocks while its reader pauses. Raises OSError that names it.
-    Not by sys.stdout: the interpreter would flush that when it ends, and wait."""
-    sent = 0
-    try:
-        while sent < len(data):
-            stdout.wait()
-            sent += stdout.send(data[sent:sent + CHUNK_BYTES])
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "stdout")
-
-
-class Talk:
-    """Writes to stderr or a trace file, and never waits for a reader: what he does not
-    take is kept up to BACKLOG_BYTES, then dropped, and he is told."""
-
-    BACKLOG_BYTES = 4 * MIB
-
-    def __init__(self, number: int) -> None:
-        self._outlet = Outlet(number)
         self._pretty = os.isatty(number)
         self._lock = threading.Lock()
         self._backlog = bytearray()
         self._dropped = 0
         self._mid_line = False
         self._thread = threading.Thread()
+
+    def result(self, data: bytes) -> None:
+        """Write to stdout. Blocks while its reader pauses; raises OSError that names
+        it. Not by sys.stdout: the interpreter would flush it at the end, and wait."""
+        sent = 0
+        try:
+            while sent < len(data):
+                self._writable.poll()
+                sent += self._send(data[sent:sent + CHUNK_BYTES])
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout")
 
     def line(self, text: str) -> None:
         """Write a text on a line of its own."""
@@ -4216,7 +4218,7 @@ class Talk:
         with self._lock:
             self._mid_line = data[-1:] not in (b"", b"\n")
             if not self._backlog:
-                data = data[self._send(data):]
+                data = data[self._offer(data):]
             if not data:
                 return
             if len(self._backlog) + len(data) > self.BACKLOG_BYTES:
@@ -4227,18 +4229,31 @@ class Talk:
             self._backlog += data
 
     def _send(self, data: bytes) -> int:
-        """Write without waiting; return how much."""
+        """Write without waiting; return how much. Raises OSError."""
+        sent = 0
+        while sent < len(data):
+            with self._turn:  # nobody fills it between the question and the answer
+                if not self._writable.poll(0):
+                    break
+                try:
+                    sent += os.write(self._number, data[sent:sent + select.PIPE_BUF])
+                except BlockingIOError:
+                    break
+        return sent
+
+    def _offer(self, data: bytes) -> int:
+        """Write without waiting; return how much of it is done with."""
         try:
-            return self._outlet.send(data)
+            return self._send(data)
         except OSError:
             return len(data)  # nobody reads; the invocations go on
 
     def _catch_up(self) -> None:
         """Write the backlog as it is taken; ends when it is empty."""
         while True:
-            self._outlet.wait()
+            self._writable.poll()
             with self._lock:
-                del self._backlog[:self._send(bytes(self._backlog[:65536]))]
+                del self._backlog[:self._offer(bytes(self._backlog[:65536]))]
                 if not self._backlog:
                     break
         if self._dropped:
@@ -4263,12 +4278,11 @@ def open_trace(path: str) -> Talk:
 
 def run_events(platform: Platform, events: List[bytes], talk: Talk) -> bool:
     """Invoke with each event; print results to stdout. Return whether all were ok."""
-    all_ok, stdout = True, Outlet(1)
+    all_ok, stdout = True, Talk(1)
     for event in events:
         outcome = platform.invoke(event)
         body = outcome.body
-        write_result(stdout, body if body.endswith(b"\n") or not body
-                     else body + b"\n")
+        stdout.result(body if body.endswith(b"\n") or not body else body + b"\n")
         all_ok = all_ok and outcome.kind == "ok"
         note_failure(talk, outcome)
     return all_ok
@@ -4326,19 +4340,20 @@ class Errand:
     """Work in a thread of its own, so that the main one can wait for a signal too;
     writes a zero byte when it is done."""
 
-    def __init__(self, work: Callable[[int], bool], done: int) -> None:
+    def __init__(self, work: Callable[[], bool], done: int) -> None:
         self._work, self._done = work, done
-        self._stop, self._stop_writer = os.pipe()
+        self.is_done = False
         self._error: Optional[Exception] = None
         self._all_ok = False
         self.thread = aside(self._run)
 
     def _run(self) -> None:
         try:
-            self._all_ok = self._work(self._stop)
+            self._all_ok = self._work()
         except (OSError, RuntimeError) as error:
             self._error = error
         finally:
+            self.is_done = True
             os.write(self._done, b"\0")
 
     def result(self) -> bool:
@@ -4347,14 +4362,9 @@ class Errand:
             raise self._error
         return self._all_ok
 
-    def end(self) -> None:
-        """Let it read no more; give its last words FLUSH_S."""
-        os.close(self._stop_writer)
-        self.thread.join(FLUSH_S)
-
 
 def read_lines(descriptor: int, stop: int) -> Iterator[bytes]:
-    """Yield lines as they come, to the end of the file or of `stop`. Blocks."""
+    """Yield lines as they come, until the file ends or `stop` is readable. Blocks."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     poll.register(stop, select.POLLIN)
@@ -4392,7 +4402,7 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int
             talk.note("%d still running; another signal ends that now"
                       % platform.pending)
         try:
-            Errand(lambda stop: platform.drain(), done)  # [any.stop.drain]
+            Errand(platform.drain, done)  # [any.stop.drain]
             os.read(signals, 1)
         except RuntimeError:  # no more threads: no signal can cut it short
             platform.drain()
@@ -4412,9 +4422,10 @@ class Adapter:
         self._platform = platform
         self._parallel = parallel
         self._slots = threading.Semaphore(parallel)
-        self._stdout = Outlet(1)
-        self._outcomes: "collections.deque[Dict[str, object]]" = collections.deque()
-        self._count = threading.Semaphore(0)    # of them
+        self._stdout = Talk(1)
+        # those to print, then None
+        self._outcomes: "queue.SimpleQueue[Optional[Dict[str, object]]]" = (
+            queue.SimpleQueue())
         self._failure: Optional[OSError] = None     # nothing can be printed any more
         self.all_ok = True
 
@@ -4427,7 +4438,7 @@ class Adapter:
                 self._take(number, line)
         for _ in range(self._parallel):  # every outcome is printed
             self._take_slot()
-        self._count.release()  # one more than there are outcomes
+        self._outcomes.put(None)
         printer.join()
 
     def _take_slot(self) -> None:
@@ -4443,8 +4454,8 @@ class Adapter:
             document, identity = read_line(line)
             event, request = parse_invocation(self._platform.protocol, document)
         except (ValueError, TypeError, RecursionError) as error:
-            self._tell({"id": identity, "kind": "invalid-line",
-                        "message": "line %d: %s" % (number, error)})
+            self._outcomes.put({"id": identity, "kind": "invalid-line",
+                                "message": "line %d: %s" % (number, error)})
         else:
             self._submit(identity, event, request)
 
@@ -4453,35 +4464,23 @@ class Adapter:
         """Place an invocation in this thread, so that they queue in order
         [any.queue.order]; wait for it in another."""
         platform = self._platform
-        invocation = Invocation(platform.new_id(), event, request)
-
-        def done(outcome: Outcome) -> None:
-            self._tell(outcome_document(identity, outcome))
-
-        if platform.protocol != "fc":
-            invocation.on_done = done
+        invocation = Invocation(
+            platform.new_id(), event, request, on_done=lambda outcome:
+            self._outcomes.put(outcome_document(identity, outcome)))
         platform.submit(invocation)
         if platform.protocol == "fc":
-            aside(lambda: done(platform.carry(invocation)))
-
-    def _tell(self, document: Dict[str, object]) -> None:
-        """Have an outcome printed; never blocks."""
-        self._outcomes.append(document)
-        self._count.release()
+            aside(platform.carry, invocation)
 
     def _print(self) -> None:
         """Print the outcomes; the body of a thread."""
-        self._count.acquire()
-        while self._outcomes:
-            document = self._outcomes.popleft()
+        for document in iter(self._outcomes.get, None):
             self.all_ok = self.all_ok and document["kind"] == "ok"
             try:
                 if self._failure is None:
-                    write_result(self._stdout, json.dumps(document).encode() + b"\n")
+                    self._stdout.result(json.dumps(document).encode() + b"\n")
             except OSError as error:  # the slot must become free all the same
                 self._failure = error
             self._slots.release()
-            self._count.acquire()
 
 
 def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
@@ -4560,14 +4559,14 @@ def choose_core() -> Optional[List[int]]:
 
 
 def invoke_all(platform: Platform, options: argparse.Namespace, events: List[bytes],
-               talk: Talk, stop: int) -> bool:
+               talk: Talk, signals: int) -> bool:
     """Invoke with the events of the command line, then with those of stdin."""
     all_ok = True
     if options.event or options.events:
         all_ok = run_events(platform, events, talk)
     if options.jsonl:
         adapter = Adapter(platform, options.parallel or 1)
-        adapter.run(read_lines(0, stop))
+        adapter.run(read_lines(0, signals))
         all_ok = all_ok and adapter.all_ok
     return all_ok
 
@@ -4592,7 +4591,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     address = serve_address(options.serve) if options.serve is not None else None
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
-    all_ok, interrupted = True, False
+    all_ok = True
     signals, done = catch_signals()  # before there is anything to put away
     with Platform(options.protocol, options.code or ".",
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
@@ -4601,15 +4600,15 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        errand = Errand(lambda stop: invoke_all(platform, options, events, talk, stop),
+        errand = Errand(lambda: invoke_all(platform, options, events, talk, signals),
                         done)
-        if os.read(signals, 1) == b"\0":
+        wait_readable(signals, None)  # a signal stays there, so that it reads no more
+        interrupted = not errand.is_done or os.read(signals, 1) != b"\0"
+        if not interrupted:
             all_ok = errand.result()
             if address is not None:
                 serve(platform, address, talk, signals, done)
-        else:
-            interrupted = True
-    errand.end()
+    errand.thread.join(FLUSH_S)  # for its last words
     if events or address is not None:
         talk.note(summary(platform))
     talk.flush()

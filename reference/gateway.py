@@ -191,6 +191,7 @@ LOAD_HIGH, LOAD_LOW, LOAD_WANTED = 0.8, 0.6, 0.7
 BODY_EXTRA_S = 1.0           # from the deadline of the head to that of the body
 HEAD_BYTES, HEAD_FIELDS, HEAD_TIMEOUT_S = 65536, 100, 10.0
 WHOLE_BYTES = 65536          # a body up to here is read before a worker is taken
+LINGER_S = 0.5               # for the rest of a body, when its call has failed
 SKIP_BYTES = 32 << 20        # of a refused call's body, so that the caller reads why
 PROFILES_BYTES = 8 << 20
 CHUNK_BYTES = 262144
@@ -1117,6 +1118,7 @@ class Call:
     is_ended = False             # and holds nothing of the worker any more
     error = ""
     size = 0                     # of the body so far
+    caller: Optional[Stream] = None          # from which the body comes
     _stream: Optional[Stream] = None
     _upload: Optional["Upload"] = None
     _reusable = False            # the stream, once the body was read
@@ -1249,6 +1251,8 @@ class Call:
             return
         stream.shut()  # the handler may learn that nobody waits [fcc.caller.gone]
         if upload is not None:
+            if error and self.caller is not None:  # a pause must not hold up the answer
+                self.caller.deadline = min(self.caller.deadline, clock.now() + LINGER_S)
             upload.thread.join()
         stream.socket.close()
 
@@ -2018,7 +2022,9 @@ class Server:
                 message.get("x-noslated-dispatch"), message.get("x-fc-function-name"),
                 self.default_function, self.agent.brokers, self.agent.services,
                 random.random())
-            call.send(request.body(call.deadline + BODY_EXTRA_S))
+            body = request.body(call.deadline + BODY_EXTRA_S)
+            call.caller = request.stream
+            call.send(body)
             self._pass(request, call)
         except Failure as failure:
             call.end(failure.name)

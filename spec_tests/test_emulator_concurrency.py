@@ -223,6 +223,20 @@ class Attached:
         return len(instance.session.parked)
 
 
+def test_any_api_unknown__noted() -> None:
+    """Who is told of a violation may ask the platform for its state."""
+    states: List[Dict[str, object]] = []
+
+    def on_note(text: str) -> None:
+        states.append(one.platform.state())
+
+    one = Attached("scf", on_note=on_note)
+    with one.platform:
+        one.start()
+        assert one.ask(wire.request_bytes("GET", "/nothing"), "GET").status == 404
+    assert states[0]["violations"] == 1
+
+
 @pytest.fixture(params=("scf", "fg"))
 def attached(request: pytest.FixtureRequest) -> Iterator[Attached]:
     """A platform after its first event, with the test as its bootstrap."""

@@ -443,6 +443,19 @@ def test_fcc_worker_exit(container: Container) -> None:
     assert container.invoke(call_of("pid")).json != pid
 
 
+def test_fcc_worker_exit__upload(container: Container) -> None:
+    """So does one whose caller has paused within the body."""
+    pid = container.invoke(call_of("pid")).json
+    with container.connection() as connection:
+        connection.putrequest("POST", "/invoke")
+        connection.putheader("Content-Length", "200000")
+        connection.putheader("X-Fc-Function-Timeout", "600")
+        connection.endheaders(b"x" * 70000)
+        until(lambda: container.function()["workers"][0]["active"])
+        os.kill(pid, signal.SIGKILL)
+        assert connection.getresponse().headers["X-Noslate-Error"] == "WorkerDied"
+
+
 def test_fcc_retry_none__idle(container: Container) -> None:
     """A worker killed while idle costs no call: nothing was sent to it."""
     for _ in range(3):

@@ -356,6 +356,44 @@ def test_any_outcome_one__start_no_thread(code: str,
 
 
 @protocols
+def test_any_outcome_one__start_odd_path(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A start that fails is told of, also when its path is no UTF-8."""
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    with Stage(protocol, str(folder), on_log=lambda data: None) as stage:
+        assert stage.outcome(b"event")[0] == "start-error"
+
+
+def test_any_outcome_one__no_thread(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread for a large result it is sent all the same."""
+    large = b"x" * 1000000
+    with Stage("scf", code) as stage:
+        caller = stage.event(b"first")
+        assert caller.answer("POST").body == b"first"
+        tried = no_thread_once("_send", monkeypatch)
+        caller.send(wire.request_bytes("POST", "/-/invoke", (), large))
+        assert caller.answer("POST").body == large and tried.is_set()
+        assert stage.outcome(b"next") == ("ok", b"next")
+
+
+def test_any_outcome_one__no_thread_upload(code: str,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread that sends a large event it is throttled."""
+    with Stage("fc", code) as stage:
+        assert stage.platform.invoke(b"first").kind == "ok"
+        tried = no_thread_once("_run", monkeypatch)
+        assert stage.platform.invoke(b"x" * 1000000).kind == "throttled"
+        assert tried.is_set() and stage.outcome(b"next") == ("ok", b"next")
+
+
+def test_any_outcome_one__body_unread(code: str) -> None:
+    """A caller whose large body no instance gets sees the outcome."""
+    with Stage("fc", code, max_instances=0, queue=0) as stage:
+        assert stage.call("POST", "/path", b"x" * 8000000).answer("POST").start == (
+            "HTTP/1.1 429 Too Many Requests")
+
+
+@protocols
 @pytest.mark.parametrize("idle_s", (0.1, 60), ids=("idle", "close"))
 def test_any_stop_order__no_thread(protocol: str, idle_s: float, code: str,
                                    monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,6 +690,40 @@ def test_any_stop_drain(protocol: str, code: str, fifo: Callable[[str], str]) ->
     assert [outcome_of(one) for one in callers] == [("ok", b"done"), ("ok", b"queued")]
     status, said = program.end()
     assert status == 0 and "cold start" in said and processes(code) == []
+
+
+@protocols
+def test_any_stop_drain__replaced(protocol: str, code: str,
+                                  fifo: Callable[[str], str]) -> None:
+    """What waits when the platform stops is served by another instance, if need be."""
+    here, go = fifo("here"), fifo("go")
+    with Stage(protocol, code, max_instances=1) as stage:
+        first = stage.event(event(["tell", here], ["wait", go], ["exit", 3]))
+        wait_for(here)
+        queued = stage.event(b"queued")
+        assert until(lambda: stage.state()["queued"] == 1)
+        drain = emulator.aside(stage.platform.drain)
+        assert until(lambda: stage.outcome(b"late")[0] == "cancelled")
+        servant.tell(go)
+        assert outcome_of(first)[0] == "exit"
+        assert outcome_of(queued) == ("ok", b"queued")
+        drain.join(PATIENCE_S)
+
+
+@pytest.mark.parametrize("protocol", ("scf", "fg"))
+def test_any_stop_bootstrap__result(protocol: str, code: str,
+                                    fifo: Callable[[str], str]) -> None:
+    """A result that comes after SIGTERM breaks no rule."""
+    here, go = fifo("here"), fifo("go")
+    servant.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
+    with Stage(protocol, code) as stage:
+        caller = stage.event(event(["tell", here], ["wait", go], ["say", "late"]))
+        wait_for(here)
+        closer = emulator.aside(stage.platform.close)
+        assert outcome_of(caller)[0] == "cancelled"
+        servant.tell(go)
+        closer.join(PATIENCE_S)
+        assert stage.platform.violations == []
 
 
 def queued_events(port: int) -> int:
