@@ -436,7 +436,9 @@ MAX_ENV_BYTES = 4096     # [any.env.size]
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
+FULL_PAUSE_S = 0.05      # before another look at a terminal that nobody reads
 THREAD_PAUSE_S = 0.25    # before another try, when the system has no thread left
+GROUP_TICK_S = 0.01      # between two looks at what a stopped bootstrap has forked
 THAW_S = 0.2             # for all threads of a frozen instance to come to rest
 
 
@@ -1231,10 +1233,10 @@ def aside(call: Callable[..., object], *arguments: Any) -> threading.Thread:
 
 
 def attempt(call: Callable[..., object], *arguments: Any) -> None:
-    """Call it; a mistake in it is shown, and ends nothing else."""
+    """Call it; a mistake in it is shown, and ends nothing else, be it sys.exit()."""
     try:
         call(*arguments)
-    except Exception:
+    except BaseException:
         sys.excepthook(*sys.exc_info())
 
 
@@ -1710,7 +1712,7 @@ def check_program(words: Sequence[str], folder: str, package: str) -> None:
         return
     path = os.path.join(folder, program)
     shown = "%s in %s" % (os.path.relpath(path, folder), package) if package else path
-    if os.path.isdir(path) or not os.path.exists(path):
+    if not os.path.isfile(path):
         raise StartError("missing", "%s is not there. The platform starts this file; "
                          "it belongs at the top of the folder or ZIP, not in a "
                          "subfolder" % shown)
@@ -1781,6 +1783,7 @@ class Process:
         self.exited = threading.Event()
         self._lock = threading.Lock()
         self._reaped = False
+        self._grace_ends = 0.0  # on the monotonic clock; until then forks may live
         try:
             self._thread = aside(self._watch)
         except RuntimeError as error:  # no more threads: nobody would see its end
@@ -1789,8 +1792,19 @@ class Process:
             raise StartError("", "%s cannot be started: %s" % (words[0], error))
 
     def _watch(self) -> None:
+        try:
+            self._reap()
+        except ChildProcessError:  # the program that we are in ignores SIGCHLD
+            self.status = self._popen.returncode = 0
+            self._reaped = True
+        self.exited.set()
+        self._on_exit(self.status)
+
+    def _reap(self) -> None:
         # WNOWAIT: while the leader is a zombie its group id cannot be given away
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        while self._grace_ends > time.monotonic() and has_others(self.pid):
+            time.sleep(GROUP_TICK_S)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)
         with self._lock:
             _, status, usage = os.wait4(self.pid, 0)
@@ -1800,8 +1814,6 @@ class Process:
         # until it became another program it counted as a copy of this one
         if sys.platform == "linux" and usage.ru_maxrss / 1024 > peak_memory_mb("self"):
             self.peak_mb = usage.ru_maxrss / 1024
-        self.exited.set()
-        self._on_exit(self.status)
 
     def signal(self, number: int) -> None:
         """Signal the whole group."""
@@ -1833,6 +1845,7 @@ class Process:
     def terminate(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL after the grace [any.stop.order]. Blocks until the
         process has ended, about `grace_s` at most."""
+        self._grace_ends = time.monotonic() + grace_s
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
         if not self.exited.wait(grace_s):
@@ -1875,6 +1888,21 @@ def is_dying(pid: int) -> bool:
         return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)  # PF_EXITING
     except (OSError, ValueError, IndexError):
         return False
+
+
+def has_others(group: int) -> bool:
+    """Tell whether a process group has more than its leader; False without /proc."""
+    try:
+        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return False
+    for number in numbers:
+        try:
+            if number != group and os.getpgid(number) == group and not is_dying(number):
+                return True
+        except OSError:
+            pass  # it has ended
+    return False
 
 
 def peak_memory_mb(pid: Union[int, str]) -> float:
@@ -3230,7 +3258,9 @@ class Platform:
 
     `code` is a folder or a ZIP. Settings are those of Function. `on_log` receives what
     the function prints and the platform's log lines, as bytes; `on_note` what the
-    platform itself has to say; `on_trace` one dict per message and state change.
+    platform itself has to say; `on_trace` one dict per message and state change. The
+    first and the last are called while locks are held: they must not call the platform,
+    nor wait for it.
     Raises ValueError for a bad setting or package. Use it with `with`, or close() it.
     """
 
@@ -3242,6 +3272,8 @@ class Platform:
                  cores: Optional[Iterable[int]] = None, **settings: Any) -> None:
         self.protocol = LONG_NAMES.get(protocol, protocol)
         self.function = Function(self.protocol, **settings)
+        if attach and self.function.port:  # one runtime API, or server, on it
+            self.function.max_instances = min(1, self.function.max_instances)
         self.folder, self._remove_package = open_package(code)
         self.package = "" if os.path.isdir(code) else code
         self._on_log = on_log
@@ -3257,8 +3289,7 @@ class Platform:
         self.fields = fields_template(self.protocol, self._facts)
         self.fc_host = reachable_host()
         self.lock = Turn()
-        self.loop = Loop("deadlines")
-        self.pump = Loop("output")
+        self.loop, self.pump = self._make_loops()
         self.instances: List[Instance] = []
         self.roomy: List[Instance] = []     # those with room; last used, last
         self.queue: "collections.deque[Invocation]" = collections.deque()
@@ -3271,11 +3302,15 @@ class Platform:
         self._left = threading.Condition(self.lock.lock)
         self.pending = 0    # invocations without an outcome
         self._closing = self._closed = False
-        atexit.register(self._at_exit, os.getpid())  # if it is forgotten
+        self._owner = os.getpid()
+        atexit.register(self.close)  # if it is forgotten
 
-    def _at_exit(self, owner: int) -> None:
-        if os.getpid() == owner:  # no child that was forked
-            self.close()
+    def _make_loops(self) -> Tuple[Loop, Loop]:
+        try:
+            return Loop("deadlines"), Loop("output")
+        except OSError:  # no files are left
+            self._remove_package()
+            raise
 
     def __enter__(self) -> "Platform":
         return self
@@ -3370,12 +3405,15 @@ class Platform:
 
     def close(self) -> None:
         """Stop everything: what still runs is cancelled, every process ends. Blocks
-        for the pre-stop hook and the grace at most."""
+        for the pre-stop hook and the grace at most. In a process that was forked from
+        the platform's it does nothing: the instances are not that one's."""
+        if os.getpid() != self._owner:
+            return
         with self.lock:
             if self._closed:
                 return
             self._closing = self._closed = True
-            atexit.unregister(self._at_exit)
+            atexit.unregister(self.close)
             pending = list(self.queue)
             self.queue.clear()
             instances = list(self.instances)
@@ -3386,6 +3424,17 @@ class Platform:
                 self.settle(invocation, "cancelled", message=reason)
             for instance in list(self._leaving):
                 instance.end(list(instance.work), "cancelled", reason)
+        try:
+            self._stop(instances)
+        except BaseException:  # Ctrl-C: whoever it was has no patience
+            for instance in instances:
+                if instance.process is not None:
+                    instance.process.signal(signal.SIGKILL)
+            raise
+        finally:
+            self._put_away()
+
+    def _stop(self, instances: List[Instance]) -> None:
         threads = []
         for instance in instances:
             try:
@@ -3397,6 +3446,8 @@ class Platform:
         function = self.function  # one that was idle may have begun to stop just now
         self.await_leaving(function.pre_freeze_timeout_s + function.pre_stop_timeout_s
                            + function.grace_s + 10)
+
+    def _put_away(self) -> None:
         self.loop.close()
         self.pump.close()
         self._remove_package()
@@ -3892,6 +3943,7 @@ def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
 
 # ---- command line ----
 
+MAX_PARALLEL = 10000     # each line in flight may have a thread
 USAGE_ERROR, FAILED, BROKEN_RULE, INTERRUPTED = 2, 1, 3, 130
 
 # The fields of the vendors' CreateFunction that --config takes as they are -> setting
@@ -4168,15 +4220,17 @@ class Talk:
     _turn = threading.Lock()  # of all: stdout and stderr may be one pipe
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self._number = never_blocking(number)
+        self._is_full = False
         self._writable = select.poll()
-        self._writable.register(number, select.POLLOUT)
+        self._writable.register(self._number, select.POLLOUT)
         self._pretty = os.isatty(number)
         self._lock = threading.Lock()
         self._backlog = bytearray()
         self._dropped = 0
         self._mid_line = False
         self._thread = threading.Thread()
+        self.failure = ""       # why the first text that was lost could not be written
 
     def result(self, data: bytes) -> None:
         """Write to stdout. Blocks while its reader pauses; raises OSError that names
@@ -4184,7 +4238,7 @@ class Talk:
         sent = 0
         try:
             while sent < len(data):
-                self._writable.poll()
+                self._wait()
                 sent += self._send(data[sent:sent + CHUNK_BYTES])
         except OSError as error:
             raise OSError(error.errno, error.strerror, "stdout")
@@ -4228,6 +4282,12 @@ class Talk:
                 self._thread = aside(self._catch_up)
             self._backlog += data
 
+    def _wait(self) -> None:
+        """Block until it takes something."""
+        if self._is_full:
+            time.sleep(FULL_PAUSE_S)  # a terminal, for which poll() says otherwise
+        self._writable.poll()
+
     def _send(self, data: bytes) -> int:
         """Write without waiting; return how much. Raises OSError."""
         sent = 0
@@ -4237,7 +4297,9 @@ class Talk:
                     break
                 try:
                     sent += os.write(self._number, data[sent:sent + select.PIPE_BUF])
+                    self._is_full = False
                 except BlockingIOError:
+                    self._is_full = True
                     break
         return sent
 
@@ -4245,13 +4307,14 @@ class Talk:
         """Write without waiting; return how much of it is done with."""
         try:
             return self._send(data)
-        except OSError:
+        except OSError as error:
+            self.failure = self.failure or error.strerror or str(error)
             return len(data)  # nobody reads; the invocations go on
 
     def _catch_up(self) -> None:
         """Write the backlog as it is taken; ends when it is empty."""
         while True:
-            self._writable.poll()
+            self._wait()
             with self._lock:
                 del self._backlog[:self._offer(bytes(self._backlog[:65536]))]
                 if not self._backlog:
@@ -4259,6 +4322,19 @@ class Talk:
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             self.note("%d bytes of output were dropped: nobody read them" % dropped)
+
+
+def never_blocking(number: int) -> int:
+    """Return a file to write with, instead of this one. A terminal may take less than
+    poll() says, so one is opened anew: not to block is a property of what was opened,
+    and others have that open, too."""
+    if os.isatty(number):
+        try:
+            return os.open(os.ttyname(number),
+                           os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            pass  # its name means nothing in this container
+    return number
 
 
 def complain(text: str) -> None:
@@ -4577,8 +4653,8 @@ def check_tasks(options: argparse.Namespace) -> None:
         raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
     if options.parallel is not None and not options.jsonl:
         raise ValueError("--parallel applies to --jsonl alone")
-    if options.parallel is not None and options.parallel < 1:
-        raise ValueError("--parallel must be at least 1")
+    if options.parallel is not None and not 1 <= options.parallel <= MAX_PARALLEL:
+        raise ValueError("--parallel must be 1 to %d" % MAX_PARALLEL)
 
 
 def run(options: argparse.Namespace, command: List[str]) -> int:
@@ -4611,8 +4687,10 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     errand.thread.join(FLUSH_S)  # for its last words
     if events or address is not None:
         talk.note(summary(platform))
-    talk.flush()
     trace.flush()
+    if trace.failure:
+        talk.note("--trace %s is not whole: %s" % (options.trace, trace.failure))
+    talk.flush()
     if interrupted:
         return INTERRUPTED
     if options.strict and platform.violations:

@@ -190,6 +190,8 @@ MEMORY_STRIKES = 3           # looks above the limit that are forgiven
 LOAD_HIGH, LOAD_LOW, LOAD_WANTED = 0.8, 0.6, 0.7
 BODY_EXTRA_S = 1.0           # from the deadline of the head to that of the body
 HEAD_BYTES, HEAD_FIELDS, HEAD_TIMEOUT_S = 65536, 100, 10.0
+EMPTY_LINES = 16             # before a message
+KILL_ROUNDS = 10             # looks for what a worker has forked
 WHOLE_BYTES = 65536          # a body up to here is read before a worker is taken
 LINGER_S = 0.5               # for the rest of a body, when its call has failed
 SKIP_BYTES = 32 << 20        # of a refused call's body, so that the caller reads why
@@ -203,6 +205,7 @@ EXEC_S = 0.02                # a process that is being forked has no environment
 SLICE_S = 1.0                # of a wait under a limit
 FREEZE_S = 0.2               # waiting that much too long means: we were frozen
 LOG_BYTES = 1 << 20          # lines that nobody has read yet [fcc.log.access]
+FULL_PAUSE_S = 0.05          # before another look at a terminal that nobody reads
 LOG_END_S = 0.25             # for the reader of the last lines
 TAIL_BYTES = 500             # of what a worker said that could not start
 LOGS_KEPT = 100              # log folders of workers that have stopped
@@ -735,8 +738,9 @@ class Stream:
         HEAD_TIMEOUT_S unless there is a deadline. Raises BadMessage, Late, OSError."""
         is_idle = self.deadline == math.inf
         data = self.rest or self.read()
-        while data[:2] == b"\r\n":  # empty lines before a message are legal
-            data = data[2:] or self.read()
+        for _ in range(EMPTY_LINES):  # before a message they are legal
+            if data[:2] == b"\r\n":
+                data = data[2:] or self.read()
         if not data:
             return None
         end = data.find(b"\r\n\r\n")
@@ -1086,17 +1090,22 @@ def kill_marked(variable: str) -> None:
     forked inherits it. By group is no way: workers stay in the container's process
     group, so that it is frozen and dies as one."""
     mark = variable.encode() + b"\0"
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return  # not on this system; too many open files
-    for name in names:
+    for _ in range(KILL_ROUNDS):  # one may have forked between a look and its end
+        found = False
         try:
-            with open("/proc/%d/environ" % int(name), "rb") as file:
-                if mark in file.read():
-                    os.kill(int(name), signal.SIGKILL)
-        except (OSError, ValueError):
-            pass  # not a process, another user's, or gone
+            names = os.listdir("/proc")
+        except OSError:
+            return  # not on this system; too many open files
+        for name in names:
+            try:
+                with open("/proc/%d/environ" % int(name), "rb") as file:
+                    if mark in file.read():
+                        os.kill(int(name), signal.SIGKILL)
+                        found = True
+            except (OSError, ValueError):
+                pass  # not a process, another user's, or gone
+        if not found:
+            return
 
 
 # ---- a call and its broker ----
@@ -1965,7 +1974,7 @@ class Server:
     def _serve(self, stream: Stream, address: str) -> None:
         try:
             self._connections[stream] = threading.current_thread()
-            is_local = address.startswith("127.") or address == "::1"
+            is_local = address.startswith(("127.", "::ffff:127.")) or address == "::1"
             try:
                 while self._serve_one(stream, is_local):
                     pass
@@ -2104,7 +2113,8 @@ class Log:
     not take is kept up to LOG_BYTES, then dropped, and `dropped` hears how many."""
 
     def __init__(self, fd: int, dropped: Callable[[int], None]) -> None:
-        self._fd = fd
+        self._fd = fd = never_blocking(fd)
+        self._is_full = False
         self._dropped = dropped
         # so much fits when a pipe is writable; lines of a file go in one piece
         is_file = stat.S_ISREG(os.fstat(fd).st_mode)
@@ -2142,6 +2152,9 @@ class Log:
         try:
             while sent < len(data) and self._poll.poll(0):
                 sent += os.write(self._fd, data[sent:sent + self._most])
+            self._is_full = False
+        except BlockingIOError:
+            self._is_full = True  # a terminal, for which poll() says otherwise
         except OSError:
             return len(data)  # a full disk, or nobody there, must not end calls
         return sent
@@ -2149,6 +2162,8 @@ class Log:
     def _catch_up(self) -> None:
         """Write the backlog as it is taken; nobody else writes until it is empty."""
         while True:
+            if self._is_full:
+                time.sleep(FULL_PAUSE_S)
             self._poll.poll()
             with self._lock:
                 del self._backlog[:self._send(bytes(self._backlog[:65536]))]
@@ -2164,6 +2179,19 @@ class Log:
             thread = self._thread if self._backlog else None
         if thread is not None:
             thread.join(LOG_END_S)
+
+
+def never_blocking(number: int) -> int:
+    """Return a file to write with, instead of this one. A terminal may take less than
+    poll() says, so one is opened anew: not to block is a property of what was opened,
+    and others have that open, too."""
+    if os.isatty(number):
+        try:
+            return os.open(os.ttyname(number),
+                           os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            pass  # its name means nothing in this container
+    return number
 
 
 class Talk(Log):
@@ -2189,6 +2217,7 @@ class Talk(Log):
                    self.tell_dropped)
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 LOST = b"\0"  # among the numbers of signals: a part of the gateway has ended
 
 
@@ -2220,7 +2249,7 @@ class Container:
     def run(self) -> int:
         """Serve until a signal or the loss of a part; return the exit status."""
         signal.set_wakeup_fd(self._tell)  # first: a new list starts reserved workers
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
         try:
             return self._serve() if self._make_logs() and self._load() else 2
@@ -2263,7 +2292,7 @@ class Container:
                 return 1
             if event[0] == signal.SIGHUP and not self._load():
                 self.talk.say("the list of functions stays as it was")
-            elif event[0] in (signal.SIGTERM, signal.SIGINT):
+            elif event[0] in SIGNALS and event[0] != signal.SIGHUP:
                 self.agent.close()  # [fcc.stop.sigterm]
                 return 0
 
@@ -2357,9 +2386,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         talk.say("--access-log %s: %s" % (options.access_log, error.strerror))
         return 2
     try:
-        return Container(options, talk, log).run()
+        container = Container(options, talk, log)
+    except OSError as error:
+        talk.say("no folder for temporary files ($TMPDIR): %s" % error.strerror)
+        return 2
+    try:
+        return container.run()
     finally:  # one more signal while the interpreter ends would change the status
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import pathlib
+import pty
 import re
 import select
 import shutil
@@ -21,6 +22,7 @@ import threading
 from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import emulator
+import gateway
 import implementations
 import misbehave
 import pytest
@@ -223,6 +225,7 @@ USAGE: List[Tuple[str, Tuple[str, ...], str]] = [
     ("other-protocol", ("--event", "x", "--concurrency", "2"), "--concurrency"),
     ("other-protocol-hook", ("--event", "x", "--initializer"), "--initializer"),
     ("parallel", ("--jsonl", "--parallel", "0"), "--parallel"),
+    ("parallel-much", ("--jsonl", "--parallel", "1000000000"), "1 to 10000"),
     ("parallel-alone", ("--event", "x", "--parallel", "2"), "--parallel"),
     ("serve", ("--serve", "localhost:http"), "--serve"),
     ("serve-port", ("--serve", "70000"), "--serve"),
@@ -318,6 +321,48 @@ def test_full_stdout(protocol: str, task: str, code: str) -> None:
                PYTHONUNBUFFERED="")
     assert done.status == 1 and done.err.count("\n") == 1
     assert "stdout" in done.err and os.strerror(errno.ENOSPC) in done.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_full_trace(code: str) -> None:
+    """A trace that cannot be written is told of."""
+    done = run(words("scf", code, "--event", "x", "--trace", "/dev/full"))
+    assert done.status == 0 and done.out == b"x\n"
+    assert "--trace /dev/full is not whole: %s\n" % os.strerror(errno.ENOSPC) in done.err
+
+
+@pytest.mark.parametrize("name", ("emulator", "gateway"))
+def test_unread_terminal(name: str) -> None:
+    """A terminal that nobody reads holds up nobody, although poll() calls it ready."""
+    master, terminal = pty.openpty()
+    log: Any = emulator.Talk(terminal) if name == "emulator" else gateway.Log(
+        terminal, lambda lines: None)
+    writer = emulator.aside(lambda: [log.write(
+        b"x" * 99 + b"\n" if name == "emulator" else "x" * 99 + "\n")
+        for _ in range(1000)])
+    writer.join(10)
+    is_done = not writer.is_alive()
+    os.close(terminal)
+    os.close(master)
+    assert is_done
+
+
+@pytest.mark.parametrize("what", ("on_trace", "on_log"))
+def test_callback_that_exits(what: str, code: str) -> None:
+    """A callback that raises what is no Exception ends no thread and no outcome."""
+    def leave(*_: object) -> None:
+        sys.exit("no")
+
+    settings: Any = {what: leave}
+    with emulator.Platform("scf", code, **settings) as platform:
+        for text in (b"one", b"two"):
+            assert platform.invoke(text).body == text
+
+
+def test_attach__one_port(code: str) -> None:
+    """On one port there is one runtime API."""
+    with emulator.Platform("scf", code, attach=print, max_instances=5) as platform:
+        assert platform.function.max_instances == 1
 
 
 # ---- configuration ----

@@ -1,6 +1,7 @@
 # test_emulator_package.py: code packages and start commands, good and bad (MIT).
 """Give the emulator folders, ZIPs and programs as people really make them."""
 
+import errno
 import os
 import pathlib
 import socket
@@ -174,7 +175,32 @@ def test_package_missing(tmp_path: pathlib.Path) -> None:
         Platform("scf", str(tmp_path / "nowhere"))
 
 
+def test_any_package_zip__no_files(tmp_path: pathlib.Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """A platform that cannot be made leaves no folder behind."""
+    path = make_zip(tmp_path / "code.zip", bootstrap_entry(tmp_path))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+    def no_files(name: str) -> object:
+        assert os.listdir(tmp_path / "temporary")
+        raise OSError(errno.EMFILE, "no file is left")
+
+    monkeypatch.setattr("emulator.Loop", no_files)
+    with pytest.raises(OSError, match="no file is left"):
+        Platform("scf", path)
+    assert os.listdir(tmp_path / "temporary") == []
+
+
 # ---- programs ----
+
+
+def test_any_start_executable__fifo(tmp_path: pathlib.Path) -> None:
+    """A bootstrap that is no file is not opened: a FIFO would block."""
+    os.mkfifo(tmp_path / "bootstrap", 0o755)
+    outcome = invoke(str(tmp_path))
+    assert outcome.kind == "start-error" and "is not there" in outcome.message
+
 
 OTHER = 40 if os.uname().machine.startswith("x86") else 62  # ARM, or x86-64
 

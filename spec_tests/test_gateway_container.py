@@ -283,6 +283,41 @@ def test_fcc_stop_sigterm__early(tmp_path: pathlib.Path) -> None:
         assert container.stop() == 0
 
 
+def test_fcc_end_nothing__quit() -> None:
+    """SIGQUIT, as of a terminal, leaves nothing behind."""
+    with Container([profile()], *SLOW) as container:
+        assert container.invoke(call_of("count")).status == 200
+        container.process.send_signal(signal.SIGQUIT)
+        assert container.stop() == 0
+
+
+def test_fcc_end_nothing__no_folder(monkeypatch: pytest.MonkeyPatch,
+                                    capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a place for temporary files it says so."""
+    def nowhere(**_: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkdtemp", nowhere)
+    assert gateway.main(["--port", "0"]) == 2
+    assert "no folder for temporary files ($TMPDIR)" in capfd.readouterr().err
+
+
+def test_fcc_admin_local__mapped() -> None:
+    """A peer on loopback may be seen by its IPv6 address, mapped."""
+    with Container([profile()], *SLOW, "--host", "::") as container:
+        assert container.ask("GET", "/-/stats").status == 200
+
+
+def test_empty_lines(tmp_path: pathlib.Path) -> None:
+    """Some empty lines before a request are skipped; no flood of them is."""
+    with Container([profile()], *SLOW) as container:
+        call = b"GET /-/stats HTTP/1.1\r\n\r\n"
+        for lines, status in ((2, b"200"), (1000, b"400")):
+            with socket.create_connection(("127.0.0.1", container.port), 10) as sock:
+                sock.sendall(b"\r\n" * lines + call)
+                assert sock.recv(100).split()[1] == status
+
+
 def test_fcc_stop_sigterm__many() -> None:
     """Signals until the end do not change the status."""
     with Container([profile()], *SLOW) as container:

@@ -120,8 +120,7 @@ def test_any_stop_order(protocol: str, word: str, freeze: bool, code: str) -> No
     servant.place(pathlib.Path(code), {"start": [["on-term", word]],
                                        "/pre-stop": [["note", "pre-stop"]]})
     settings = {"freeze": freeze, "pre_stop": True} if protocol == "fc" else {}
-    with Stage(protocol, code, grace_s=0.5 if word == "ignore" else PATIENCE_S,
-               **settings) as stage:
+    with Stage(protocol, code, grace_s=0.5, **settings) as stage:  # of the child, too
         child = int(stage.outcome(event(["fork"]))[1])
         assert process_state(child) != "X"
     assert list(dict.fromkeys(notes(code))) == ["pre-stop",
@@ -724,6 +723,69 @@ def test_any_stop_bootstrap__result(protocol: str, code: str,
         servant.tell(go)
         closer.join(PATIENCE_S)
         assert stage.platform.violations == []
+
+
+def wrap(code: str, script: str) -> None:
+    """Start the bootstrap from a shell script that calls it `./real`."""
+    folder = pathlib.Path(code)
+    os.rename(folder / "bootstrap", folder / "real")
+    (folder / "bootstrap").write_text(
+        "#!/bin/sh\nloop() { while :; do sleep 0.05; done; }\ncd %s\n%s" % (code, script))
+    os.chmod(folder / "bootstrap", 0o755)
+
+
+@protocols
+def test_any_stop_order__wrapper(protocol: str, code: str) -> None:
+    """What a wrapper has started has the grace, too, when the wrapper ends at once."""
+    wrap(code, "(trap 'sleep 0.2; echo bye > farewell; exit' TERM; loop) &\n./real\n:\n")
+    with Stage(protocol, code, grace_s=PATIENCE_S) as stage:
+        assert stage.outcome(b"event") == ("ok", b"event")
+    assert pathlib.Path(code, "farewell").exists() and processes(code) == []
+
+
+def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program that uses the emulator as a library."""
+    reference = str(pathlib.Path(emulator.__file__ or "").parent)
+    return subprocess.run(
+        [sys.executable, "-c", "import os, signal, sys\nsys.path.insert(0, %r)\n"
+         "import emulator\n%s" % (reference, script), *arguments], timeout=30,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+
+def test_library__children_ignored(code: str) -> None:
+    """A program that ignores SIGCHLD can use the platform."""
+    done = run_script("signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+                      "with emulator.Platform('scf', sys.argv[1]) as platform:\n"
+                      "    print(platform.invoke(b'x').kind)\n", code)
+    assert (done.stdout, done.stderr) == ("ok\n", "") and processes(code) == []
+
+
+def test_library__interrupted_close(code: str) -> None:
+    """Ctrl-C while it stops leaves no process."""
+    wrap(code, "trap '' TERM\n./real\nloop\n")
+    done = run_script(
+        "real = emulator.Process.terminate\n"
+        "def terminate(process, grace_s):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    real(process, grace_s)\n"
+        "emulator.Process.terminate = terminate\n"
+        "platform = emulator.Platform('scf', sys.argv[1], grace_s=1000)\n"
+        "print(platform.invoke(b'x').kind)\n"
+        "platform.close()\n", code)
+    assert done.stdout == "ok\n" and "KeyboardInterrupt" in done.stderr
+    assert until(lambda: processes(code) == [])
+
+
+def test_library__forked(code: str) -> None:
+    """In a process that was forked close() does nothing to the instances."""
+    with emulator.Platform("scf", code) as platform:
+        first = platform.invoke(event(["pid"])).body
+        child = os.fork()
+        if child == 0:
+            platform.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert platform.invoke(event(["pid"])).body == first
 
 
 def queued_events(port: int) -> int:
