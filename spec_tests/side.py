@@ -25,10 +25,10 @@ __all__ = ["Reporter", "Sides"]
 # are busy until the last second. What is not named here runs in the main process: no file
 # that starts what it has just written (a fork of another thread holds that open).
 LOTS = (
-    ("test_faults_push.py", "test_gateway_workers.py", "test_bootstrap_unit.py"),
-    ("test_lifecycle_process.py", "test_emulator_outcomes.py",
-     "test_lifecycle_hooks.py", "test_emulator_package.py"),
-    ("test_emulator_cli.py", "test_lifecycle_http.py"),
+    ("test_faults_push.py", "test_gateway_workers.py", "test_bootstrap_unit.py",
+     "test_emulator_package.py"),
+    ("test_lifecycle_process.py", "test_emulator_outcomes.py"),
+    ("test_emulator_cli.py", "test_lifecycle_hooks.py", "test_lifecycle_http.py"),
     ("test_lifecycle_logs.py", "test_security.py", "test_emulator_samples.py",
      "test_copies.py"),
     ("test_emulator_concurrency.py", "test_gateway_calls.py", "test_lifecycle_soak.py",
