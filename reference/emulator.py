@@ -19,7 +19,8 @@ the rule that its line obeys. Read the tables first, then the two session classe
 hold the rules and touch no socket, thread or clock. What follows is plumbing.
 
 It does not isolate the bootstrap, bill, or imitate consoles and accounts. Standard
-library only, CPython 3.8 or later, Linux (macOS without memory figures).
+library only, CPython 3.8 or later, Linux. On macOS, where it is untested, memory is not
+measured, and os.waitid() came with CPython 3.13 only.
 """
 from __future__ import annotations
 
@@ -3750,7 +3751,7 @@ def utc_now() -> str:
 
 def reachable_host() -> str:
     """Return 127.0.0.2, from where a server bound to 127.0.0.1 cannot be reached
-    [fc.start.port]; 127.0.0.1 on hosts that lack the address."""
+    [fc.start.probe]; 127.0.0.1 on hosts that lack the address."""
     probe = socket.socket()
     try:
         probe.bind(("127.0.0.2", 0))
