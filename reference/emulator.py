@@ -1894,16 +1894,10 @@ def is_dying(pid: int) -> bool:
 def has_others(group: int) -> bool:
     """Tell whether a process group has more than its leader; False without /proc."""
     try:
-        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return any(its_group == group and number != group and not is_dying(number)
+                   for number, its_group in process_groups())
     except OSError:
         return False
-    for number in numbers:
-        try:
-            if number != group and os.getpgid(number) == group and not is_dying(number):
-                return True
-        except OSError:
-            pass  # it has ended
-    return False
 
 
 def peak_memory_mb(pid: Union[int, str]) -> float:
@@ -1930,20 +1924,27 @@ def is_asleep(pid: int) -> bool:
         return False  # or a thread has ended just now
 
 
+def process_groups() -> Iterator[Tuple[int, int]]:
+    """Yield each process and its group. Raises OSError without /proc."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:  # to open a file there takes fifty times as long
+            yield int(name), os.getpgid(int(name))
+        except OSError:
+            pass  # it has ended
+
+
 def group_memory_mb(groups: Iterable[int]) -> Optional[Dict[int, float]]:
     """Return the resident memory of these process groups; None without /proc."""
     found = dict.fromkeys(groups, 0.0)
     try:
-        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        members = [pair for pair in process_groups() if pair[1] in found]
     except OSError:
         return None
     page_mb = os.sysconf("SC_PAGE_SIZE") / MIB
-    for number in numbers:
+    for number, group in members:
         try:
-            group = os.getpgid(number)  # opening a file there takes fifty times as long
-            if group in found:
-                with open("/proc/%d/statm" % number, "rb") as file:
-                    found[group] += int(file.read().split()[1]) * page_mb
+            with open("/proc/%d/statm" % number, "rb") as file:
+                found[group] += int(file.read().split()[1]) * page_mb
         except (OSError, ValueError, IndexError):
             pass  # it has ended
     return found
@@ -3346,9 +3347,7 @@ class Platform:
         told what it needs. Failures are notes; never blocks."""
         with self.lock:
             if not self.instances and self.function.max_instances:
-                instance = self._add_instance()
-                self.offer(instance)
-                self.lock.later(self.surely, instance.start)
+                self._start_another()
 
     def submit(self, invocation: Invocation) -> None:
         """Issue or queue an invocation, in the order of the calls; never blocks for
@@ -3433,7 +3432,9 @@ class Platform:
                     instance.process.signal(signal.SIGKILL)
             raise
         finally:
-            self._put_away()
+            self.loop.close()
+            self.pump.close()
+            self._remove_package()
 
     def _stop(self, instances: List[Instance]) -> None:
         threads = []
@@ -3447,11 +3448,6 @@ class Platform:
         function = self.function  # one that was idle may have begun to stop just now
         self.await_leaving(function.pre_freeze_timeout_s + function.pre_stop_timeout_s
                            + function.grace_s + 10)
-
-    def _put_away(self) -> None:
-        self.loop.close()
-        self.pump.close()
-        self._remove_package()
 
     def state(self) -> Dict[str, object]:
         """Return what GET /-/state shows."""
@@ -3553,9 +3549,13 @@ class Platform:
             self.roomy.remove(instance)
         instance.retire()
         while self.queue and len(self.instances) < self.function.max_instances:
-            instance = self._add_instance()
-            self.offer(instance)
-            self.lock.later(instance.start_aside)
+            self._start_another()
+
+    def _start_another(self) -> None:
+        """Start an instance for what waits, if anything does."""
+        instance = self._add_instance()
+        self.offer(instance)
+        self.lock.later(instance.start_aside)
 
     def reclaim(self, instance: Instance) -> None:
         """Stop an instance in order [any.instance.idle]."""
@@ -4689,7 +4689,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     if events or address is not None:
         talk.note(summary(platform))
     trace.flush()
-    if trace.failure:
+    if trace is not talk and trace.failure:
         talk.note("--trace %s is not whole: %s" % (options.trace, trace.failure))
     talk.flush()
     if interrupted:

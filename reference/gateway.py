@@ -739,8 +739,9 @@ class Stream:
         is_idle = self.deadline == math.inf
         data = self.rest or self.read()
         for _ in range(EMPTY_LINES):  # before a message they are legal
-            if data[:2] == b"\r\n":
-                data = data[2:] or self.read()
+            if data[:2] != b"\r\n":
+                break
+            data = data[2:] or self.read()
         if not data:
             return None
         end = data.find(b"\r\n\r\n")
@@ -1091,21 +1092,26 @@ def kill_marked(variable: str) -> None:
     group, so that it is frozen and dies as one."""
     mark = variable.encode() + b"\0"
     for _ in range(KILL_ROUNDS):  # one may have forked between a look and its end
-        found = False
-        try:
-            names = os.listdir("/proc")
-        except OSError:
-            return  # not on this system; too many open files
-        for name in names:
-            try:
-                with open("/proc/%d/environ" % int(name), "rb") as file:
-                    if mark in file.read():
-                        os.kill(int(name), signal.SIGKILL)
-                        found = True
-            except (OSError, ValueError):
-                pass  # not a process, another user's, or gone
-        if not found:
+        if not kill_found(mark):
             return
+
+
+def kill_found(mark: bytes) -> bool:
+    """Kill what has these bytes in its environment now; tell whether there was any."""
+    found = False
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return False  # not on this system; too many open files
+    for name in names:
+        try:
+            with open("/proc/%d/environ" % int(name), "rb") as file:
+                if mark in file.read():
+                    os.kill(int(name), signal.SIGKILL)
+                    found = True
+        except (OSError, ValueError):
+            pass  # not a process, another user's, or gone
+    return found
 
 
 # ---- a call and its broker ----
@@ -2290,11 +2296,11 @@ class Container:
                 self.talk.say("a part of the gateway is lost")  # [fcc.end.part]
                 self.agent.end()  # so that no call holds up the end of the server
                 return 1
-            if event[0] == signal.SIGHUP and not self._load():
-                self.talk.say("the list of functions stays as it was")
-            elif event[0] in SIGNALS and event[0] != signal.SIGHUP:
+            if event[0] != signal.SIGHUP:
                 self.agent.close()  # [fcc.stop.sigterm]
                 return 0
+            if not self._load():
+                self.talk.say("the list of functions stays as it was")
 
     def _load(self) -> bool:
         """Read the list of functions; tell whether it is a good one."""

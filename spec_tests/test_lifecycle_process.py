@@ -438,21 +438,27 @@ def test_any_outcome_exit__said(protocol: str, code: str) -> None:
         "during the request" if protocol == "fc" else "while it had the event")
 
 
+def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program that uses the emulator as a library."""
+    reference = str(pathlib.Path(emulator.__file__ or "").parent)
+    return subprocess.run(
+        [sys.executable, "-c", "import os, signal, sys\nsys.path.insert(0, %r)\n"
+         "import emulator\n%s" % (reference, script), *arguments], timeout=30,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+
 @protocols
 def test_any_process_group__never_closed(protocol: str, code: str) -> None:
     """A program that forgets to close a platform leaves no process; nor does one of
     its children end it."""
-    program = ("import os, sys; sys.path.insert(0, %r); import emulator\n"
-               "platform = emulator.Platform(%r, %r, port=0)\n"
-               "assert platform.invoke(b'x').kind == 'ok'\n"
-               "if not os.fork(): sys.exit()\n"
-               "os.wait()\n"
-               "print(platform.invoke(b'y').kind, platform.counts['cold_starts'])" % (
-                   str(pathlib.Path(emulator.__file__).parent), protocol, code))
-    done = subprocess.run([sys.executable, "-c", program.replace(
-        ", port=0", ", port=0" if protocol == "fc" else "")], stdout=subprocess.PIPE,
-        timeout=30)
-    assert (done.returncode, done.stdout) == (0, b"ok 1\n") and processes(code) == []
+    port = ", port=0" if protocol == "fc" else ""
+    done = run_script("platform = emulator.Platform(sys.argv[1], sys.argv[2]%s)\n"
+                      "assert platform.invoke(b'x').kind == 'ok'\n"
+                      "if not os.fork(): sys.exit()\n"
+                      "os.wait()\n"
+                      "print(platform.invoke(b'y').kind, platform.counts['cold_starts'])\n"
+                      % port, protocol, code)
+    assert (done.returncode, done.stdout) == (0, "ok 1\n") and processes(code) == []
 
 
 def test_any_outcome_exit__dying() -> None:
@@ -741,15 +747,6 @@ def test_any_stop_order__wrapper(protocol: str, code: str) -> None:
     with Stage(protocol, code, grace_s=PATIENCE_S) as stage:
         assert stage.outcome(b"event") == ("ok", b"event")
     assert pathlib.Path(code, "farewell").exists() and processes(code) == []
-
-
-def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a program that uses the emulator as a library."""
-    reference = str(pathlib.Path(emulator.__file__ or "").parent)
-    return subprocess.run(
-        [sys.executable, "-c", "import os, signal, sys\nsys.path.insert(0, %r)\n"
-         "import emulator\n%s" % (reference, script), *arguments], timeout=30,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
 
 
 def test_library__children_ignored(code: str) -> None:
