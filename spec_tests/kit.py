@@ -52,6 +52,8 @@ FEATURES: Dict[str, str] = {
     "sleep": "test handler: the instruction `sleep`",
     "freeze": "platform: stopping the processes of an idle instance",
     "memory": "platform: measuring and limiting memory",
+    "instances": "platform: more than one instance at a time, and a queue",
+    "packages": "platform: code packages that are ZIP files",
     "upgrade": "platform: WebSocket",
     "health-check": "platform: configured health checks",
     "limits": "platform: the options --max-event and --max-result",

@@ -79,6 +79,7 @@ def test_any_start_executable(platform: PlatformUnderTest, spoil: object) -> Non
 
 def test_any_package_mode(platform: PlatformUnderTest) -> None:
     """A ZIP package keeps the execute bit of its bootstrap."""
+    platform.needs("packages")
     run = platform.rig(zipped=True)
     handled(run)
 
@@ -89,6 +90,7 @@ EVIL = {"parent": "../evil", "absolute": "/tmp/kit-evil", "inner": "a/../../evil
 @pytest.mark.parametrize("name", sorted(EVIL))
 def test_any_package_zip(push_platform: PlatformUnderTest, name: str) -> None:
     """A ZIP package with an entry that leads out is refused."""
+    push_platform.needs("packages")
     run = push_platform.rig(zipped=True, extra=EVIL[name])
     run.refused()
 
@@ -397,6 +399,7 @@ def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_instance_on_demand(platform: PlatformUnderTest) -> None:
     """Two events at once are given to two instances."""
+    platform.needs("instances")
     with platform.used_rig(*PAIR) as run:
         puppets = [run.starting(b"one")]
         run.issue(b"two")
@@ -414,6 +417,7 @@ def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
 
 def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
     """Each of two events is delivered to one instance."""
+    pull_platform.needs("instances")
     with pull_platform.used_rig(*PAIR) as run:
         events = [b"one", b"two"]
         run.discard_idle()
@@ -466,6 +470,7 @@ def test_any_queue_order(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
     """An event that finds the queue full is throttled."""
+    pull_platform.needs("instances")
     run = pull_platform.rig("--parallel", "3", "--queue", "1")
     run.issue(b"runs")
     puppet = run.puppet()
@@ -478,6 +483,7 @@ def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
     """An event that waits too long for an instance is throttled."""
+    pull_platform.needs("instances")
     run = pull_platform.rig("--parallel", "2", "--queue-timeout", "0.2")
     run.fetched(b"runs")
     run.issue(b"waits")
@@ -632,6 +638,7 @@ def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_security_instance(pull_platform: PlatformUnderTest) -> None:
     """A second instance has an API of its own."""
+    pull_platform.needs("instances")
     with pull_platform.used_rig(*PAIR) as run:
         run.discard_idle()
         run.issue(b"one")
