@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # fg_platform.py: the platform's side of Huawei FunctionGraph's custom runtime (MIT).
-"""Play Huawei FunctionGraph for a bootstrap: start it, hand it events, tell the outcomes.
+"""Play Huawei FunctionGraph for a bootstrap: start it, hand it events, tell the end.
 
     python3 fg_platform.py ./my-function --event '{"key": "value"}'
     python3 fg_platform.py ./my-function --jsonl < events    # {"id": 1, "event": TEXT}
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import errno
 import io
 import json
@@ -404,12 +405,10 @@ HEAD_BYTES, HEAD_FIELDS = 65536, 100  # [any.limits.head]
 HEAD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]\r\n"
                   rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0-\x08\x0a-\x1f\x7f]*\r\n)*\r\n")
 CHUNK = re.compile(rb"([0-9A-Fa-f]{1,10})[ \t]*(;[^\r\n]*)?\r\n")
+MESSAGES = {"finish": "", "fail": "the bootstrap reported an error",
+            "overflow": "the result is over --max-result"}
 REFUSALS = {"refuse": (404, "no outstanding invocation has this id"),
             "overflow": (413, "the result is too large")}
-MESSAGES = {"throttled": "--max-instances is 0",
-            "request-too-large": "the event is over --max-event",
-            "response-too-large": "the result is over --max-result",
-            "function-error": "the bootstrap reported an error"}
 FAREWELL_S = 1.0  # how long what a peer sent before its end is read
 
 
@@ -437,7 +436,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
             self.close_connection = True  # the peer has gone
 
     def read_head(self) -> bool:
-        """Read a head; if it is in order, http.server takes it to pieces."""
+        """Read a head and let http.server take it to pieces; False if none comes."""
         head = line = self.rfile.readline(HEAD_BYTES)
         while line.strip(b"\r\n") and len(head) <= HEAD_BYTES:
             line = self.rfile.readline(HEAD_BYTES)
@@ -462,7 +461,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
         if lengths and re.fullmatch("[0-9]{1,10}", framing):
             return self.read_exactly(int(framing))
         if codings and framing.lower() == "chunked":
-            return self.read_chunks()
+            return b"".join(self.read_chunks())
         raise BadRequest("any.http.framing", repr(framing[:80]))
 
     def read_exactly(self, size: int) -> bytes:
@@ -472,19 +471,18 @@ class RuntimeApi(BaseHTTPRequestHandler):
             raise BadRequest("any.http.no-effect", "the body breaks off")
         return data
 
-    def read_chunks(self) -> bytes:
-        """Return a body that is sent in chunks [any.http.body]."""
-        body, data = b"", b"\r\n"
-        while data:
+    def read_chunks(self) -> Iterator[bytes]:
+        """Yield the chunks of a body; read away what follows the last one."""
+        size = -1
+        while size:
             head = CHUNK.fullmatch(self.rfile.readline(HEAD_BYTES))
-            if not head or data[-2:] != b"\r\n":
+            size = int(head[1], 16) if head else 0
+            chunk = self.read_exactly(size + 2) if size else b"\r\n"
+            if not head or chunk[-2:] != b"\r\n":
                 raise BadRequest("any.http.framing", "a chunk that is none")
-            size = int(head[1], 16)
-            data = self.read_exactly(size + 2) if size else b""
-            body += data[:-2]
+            yield chunk[:-2]
         while self.rfile.readline(HEAD_BYTES).strip():
-            pass  # the trailer
-        return body
+            pass
 
     def answer_call(self, body: bytes) -> None:
         """Let the instance judge a call; answer as the states table says."""
@@ -493,63 +491,53 @@ class RuntimeApi(BaseHTTPRequestHandler):
         if not call:
             seen = "%s %s" % (self.command, self.path[:80])
             instance.violate("any.api.unknown", seen)
-            self.refuse(status, "no such call: " + seen)
+            self.answer(status, to_json(refusal(status, "no such call: " + seen)))
             return
         action = instance.receive(call, self, request_id, body)
         if action in ("hold", "deliver"):
             self.answer_poll(call)
         elif action in REFUSALS:
-            self.refuse(*REFUSALS[action])
+            status, message = REFUSALS[action]
+            self.answer(status, to_json(refusal(status, message)))
         else:
             self.answer(200)  # [any.http.empty]
 
     def answer_poll(self, call: str) -> None:
-        """Wait for an event; send it, if the peer is still there [any.poll.dead]."""
-        instance = self.server.instance
+        """Wait for an event; send it, unless the peer has hung up [any.poll.dead]."""
+        instance, reached = self.server.instance, False
         event = instance.await_event(call, self)
         if event is None:
             self.close_connection = True
             return
-        reached = False
         try:
-            if self.has_peer():
+            speaks = select.select([self.connection], [], [], 0)[0]
+            if not speaks or self.connection.recv(1, socket.MSG_PEEK):
                 self.answer(200, event.body, fill_in(HEADERS, dict(
                     instance.facts, request_id=event.request_id)))
                 reached = True
         finally:
             instance.note_delivery(event.request_id, reached)
 
-    def has_peer(self) -> bool:
-        """Tell whether the peer has not hung up. Raises OSError."""
-        if select.select([self.connection], [], [], 0)[0]:
-            return len(self.connection.recv(1, socket.MSG_PEEK)) > 0
-        return True
-
-    def refuse(self, status: int, message: str) -> None:
-        """Answer a call that is not obeyed."""
-        self.answer(status, to_json(refusal(status, message)))
-
     def answer(self, status: int, body: bytes = b"",
                fields: Sequence[Tuple[str, str]] = ()) -> None:
         """Send an answer in one write. Raises OSError when nobody takes it."""
-        closing = (("Connection", "close"),) if self.close_connection else ()
-        head = "HTTP/1.1 %d %s\r\n%s\r\n" % (status, HTTPStatus(status).phrase, "".join(
-            "%s: %s\r\n" % field for field in (
-                *fields, *closing, ("Content-Length", len(body)))))
+        head = "HTTP/1.1 %d %s\r\n%sContent-Length: %d\r\nConnection: %s\r\n\r\n" % (
+            status, HTTPStatus(status).phrase, "".join(
+                "%s: %s\r\n" % field for field in fields),
+            len(body), "close" if self.close_connection else "keep-alive")
         self.wfile.write(head.encode() + (b"" if self.command == "HEAD" else body))
 
     def turn_away(self, rule: str, seen: str) -> None:
         """Answer what is no call, and hang up [any.http.no-effect]."""
         self.server.instance.violate(rule, seen)
         self.close_connection = True
-        try:
-            self.refuse(431 if rule == "any.limits.head" else 400, seen)
+        status = 431 if rule == "any.limits.head" else 400
+        with contextlib.suppress(OSError):
+            self.answer(status, to_json(refusal(status, seen)))
             self.connection.shutdown(socket.SHUT_WR)
             self.connection.settimeout(FAREWELL_S)
             while self.connection.recv(65536):
                 pass  # closing over unread input would destroy the answer
-        except OSError:
-            pass
 
 
 class ApiServer(ThreadingHTTPServer):
@@ -618,72 +606,35 @@ class Instance:
         self.has_ended = False  # the process
         self.is_over = False    # and what it has sent is read
 
-    def is_usable(self) -> bool:
-        """Tell whether it may get another event."""
-        return not self.has_ended and self.session.state != "stopping"
+    # -- an event --
 
     def invoke(self, body: bytes) -> Optional[Outcome]:
         """Return what became of an event; None if another instance may have it, as this
         one has served and ended before it fetched it. Blocks for the limits."""
         function, session = self.function, self.session
-        self.event, self.outcome, self.issued = Event(new_id(), body), None, 0.0
-        if self.accepts(len(body)) and (self.process or self.start()):
+        event = self.event = Event(new_id(), body)
+        self.outcome, self.issued = None, 0.0
+        if not function.max_instances:  # [any.queue.limit]
+            self.settle("throttled", message="--max-instances is 0")
+        elif len(body) > function.event_bytes:
+            self.settle("request-too-large", message="the event is over --max-event",
+                        size=str(len(body)), limit=str(function.event_bytes))
+        elif self.process or self.start():
             with self.changed:
+                init_ends = self.started + function.init_timeout_s
                 self.changed.wait_for(
-                    lambda: session.state != "starting" or self.is_over,
-                    self.started + function.init_timeout_s - time.monotonic())
-                if session.state == "idle":
-                    self.issue(self.event.request_id)
-                    self.changed.wait_for(lambda: self.outcome or self.is_over,
+                    lambda: self.is_over or session.state != "starting",
+                    init_ends - time.monotonic())
+                if session.state == "idle":  # [any.event.issue]
+                    self.log(0, event.request_id, 0.0)
+                    self.issued = time.monotonic()
+                    session.issue(event.request_id)
+                    self.hand_out(session.take_polls())
+                    self.changed.wait_for(lambda: self.is_over or self.outcome,
                                           function.timeout_s)
                 if not self.outcome:
                     self.give_up(session.state)
         return self.outcome
-
-    def accepts(self, size: int) -> bool:
-        """Tell whether the event may be given to an instance at all."""
-        limit = self.function.event_bytes
-        if not self.function.max_instances:
-            self.settle("throttled")  # [any.queue.limit]
-        elif size > limit:
-            self.settle("request-too-large", size=str(size), limit=str(limit))
-        return self.outcome is None
-
-    def start(self) -> bool:
-        """Start the file `bootstrap`, with its output on stderr [any.start.bootstrap];
-        tell whether it came up [any.start.executable]."""
-        program = os.path.join(self.function.code, "bootstrap")
-        self.server = ApiServer(self)
-        host, port = self.server.server_address[:2]
-        self.facts.update(api_host=str(host), api_port=str(port))
-        env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
-        env.update(self.function.env)
-        env.update(fill_in(ENVIRONMENT, self.facts))
-        try:
-            with open(program, "rb") as file:
-                if re.match(rb"#![^\n]*\r\n", file.read(4096)):
-                    raise OSError(errno.ENOEXEC, "its lines end with CR LF")
-            self.process = subprocess.Popen(
-                [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
-                stdout=2, stderr=2, start_new_session=True)
-        except OSError as error:
-            self.server.server_close()
-            reason = ("missing" if not os.path.exists(program) else
-                      "" if os.access(program, os.X_OK) else "mode")
-            self.settle("start-error", message="%s cannot be started: %s" % (
-                program, error.strerror), start_error=START_ERRORS[reason])
-            return False
-        self.started = time.monotonic()
-        for run in (self.server.accept_all, self.watch):
-            threading.Thread(target=run, daemon=True).start()
-        return True
-
-    def issue(self, request_id: str) -> None:
-        """Give the event to the polls that are held [any.event.issue]."""
-        self.log(0, request_id, 0.0)
-        self.issued = time.monotonic()
-        self.session.issue(request_id)
-        self.hand_out(self.session.take_polls())
 
     def hand_out(self, polls: List[RuntimeApi]) -> None:
         """Wake the polls that get the event."""
@@ -714,8 +665,7 @@ class Instance:
             facts, request_id=request_id, timeout="%g" % function.timeout_s,
             init_timeout="%g" % function.init_timeout_s))
         self.outcome = Outcome(kind, shown, request_id, duration_ms,
-                               tuple(self.violations), message or MESSAGES.get(kind, ""),
-                               status, headers)
+                               tuple(self.violations), message, status, headers)
         self.event, self.violations, self.has_served = None, [], True
 
     def log(self, number: int, request_id: str, duration_ms: float = 0.0) -> None:
@@ -739,8 +689,8 @@ class Instance:
             if row.action == "deliver":
                 poll.event = self.event
             elif row.action in RESULTS:
-                self.settle(RESULTS[row.action], body, size=str(len(body)),
-                            limit=str(limit))
+                self.settle(RESULTS[row.action], body, MESSAGES[row.action],
+                            size=str(len(body)), limit=str(limit))
             elif row.action in ("ignore", "refuse") and not session.is_owed(call):
                 self.violate(row.rule, "%s in state %s" % (call, before))
             self.changed.notify_all()
@@ -751,10 +701,8 @@ class Instance:
         with self.changed:
             while True:
                 self.changed.wait_for(lambda: poll.event or self.has_ended)
-                if poll.event is None:
-                    return None
                 event, poll.event = poll.event, None
-                if event is self.event:
+                if event is None or event is self.event:
                     return event
                 self.receive(call, poll)  # another poll was faster: hold this one again
 
@@ -768,7 +716,35 @@ class Instance:
         with self.changed:
             self.violations.append(Violation(rule, seen))
 
-    # -- the end --
+    # -- the process --
+
+    def start(self) -> bool:
+        """Start the file `bootstrap`, with its output on stderr [any.start.bootstrap];
+        tell whether it came up."""
+        program = os.path.join(self.function.code, "bootstrap")
+        self.server = ApiServer(self)
+        self.facts.update(api_host="127.0.0.1",
+                          api_port=str(self.server.server_address[1]))
+        env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
+        env.update(self.function.env, **dict(fill_in(ENVIRONMENT, self.facts)))
+        try:
+            with open(program, "rb") as file:
+                if re.match(rb"#![^\n]*\r\n", file.read(4096)):
+                    raise OSError(errno.ENOEXEC, "its lines end with CR LF")
+            self.process = subprocess.Popen(
+                [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
+                stdout=2, stderr=2, start_new_session=True)
+        except OSError as error:  # [any.start.executable]
+            self.server.server_close()
+            reason = ("missing" if not os.path.exists(program) else
+                      "" if os.access(program, os.X_OK) else "mode")
+            self.settle("start-error", message="%s cannot be started: %s" % (
+                program, error.strerror), start_error=START_ERRORS[reason])
+            return False
+        self.started = time.monotonic()
+        for run in (self.server.accept_all, self.watch):
+            threading.Thread(target=run, daemon=True).start()
+        return True
 
     def watch(self) -> None:
         """Wait for the end of the process, then clean up after it."""
@@ -808,12 +784,29 @@ class Instance:
                     self.changed.wait_for(lambda: self.is_over, 2 * FAREWELL_S)
 
 
+def invoke_all(function: Any, events: Iterable[Tuple[object, bytes]],
+               ) -> Iterator[Tuple[object, Outcome]]:
+    """Yield the outcome of each event under its id; one instance at a time."""
+    instance = Instance(function)
+    try:
+        for identity, event in events:
+            outcome = None
+            while outcome is None:
+                if instance.has_ended or instance.session.state == "stopping":
+                    instance.stop()
+                    instance = Instance(function)
+                outcome = instance.invoke(event)
+            yield identity, outcome
+    finally:
+        instance.stop()
+
+
 # ---- command line ----
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the function, and what is to be done. Exits with 2 if it cannot be."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s FOLDER (--event TEXT | --jsonl) [options]; --help lists them")
+        usage=argparse.SUPPRESS, description="FOLDER (--event TEXT | --jsonl) [options]")
     add = parser.add_argument
     add("code", metavar="FOLDER", help="the folder with the file bootstrap")
     add("--event", metavar="TEXT", help="invoke with this event and print the answer")
@@ -828,54 +821,43 @@ def make_parser() -> argparse.ArgumentParser:
     for option in ("--parallel", "--queue", "--queue-timeout", "--idle"):
         add(option, help="for the conformance kit; without effect")
     parser.set_defaults(version="", region="local", credentials={})
-    return parser
-
-
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return the function, and what is to be done. Exits with 2 if anything is wrong."""
-    parser = make_parser()
     options = parser.parse_args(words)
-    for name, limit in LIMITS.items():
-        if not 0 < getattr(options, name) + limit.zero <= threading.TIMEOUT_MAX:
-            parser.error("%s is out of range" % limit.option)
-    options.init_timeout_s = options.init_timeout_s or options.timeout_s
     options.env = dict(pair.partition("=")[::2] for pair in options.env)
     options.code = os.path.realpath(options.code)
-    try:
-        check_env(options.env)
-    except ValueError as error:
-        parser.error(str(error))
-    if not os.path.isdir(options.code):
-        parser.error("%s is not a folder" % options.code)
-    if options.jsonl == (options.event is not None):
-        parser.error("one of --event and --jsonl is needed")
+    problem = find_problem(options)
+    if problem:
+        parser.error(problem)
+    options.init_timeout_s = options.init_timeout_s or options.timeout_s
     return options
 
 
-def invoke_all(function: Any, events: Iterable[Tuple[object, bytes]],
-               ) -> Iterator[Tuple[object, Outcome]]:
-    """Yield the outcome of each event under its id; one instance at a time."""
-    instance = Instance(function)
+def find_problem(options: argparse.Namespace) -> str:
+    """Return what is wrong with the options; nothing if they are right."""
+    for name, limit in LIMITS.items():
+        value = getattr(options, name)
+        if not 0 <= value <= threading.TIMEOUT_MAX or value == 0 and not limit.zero:
+            return "%s is out of range" % limit.option
+    if not os.path.isdir(options.code):
+        return "%s is not a folder" % options.code
+    if options.jsonl == (options.event is not None):
+        return "either --event or --jsonl is needed"
     try:
-        for identity, event in events:
-            outcome = None
-            while outcome is None:
-                if not instance.is_usable():
-                    instance.stop()
-                    instance = Instance(function)
-                outcome = instance.invoke(event)
-            yield identity, outcome
-    finally:
-        instance.stop()
+        check_env(options.env)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
     """Yield id and event of each line of the conformance kit."""
-    for document in map(json.loads, lines):
-        if "event_base64" in document:
-            yield document["id"], base64.b64decode(document["event_base64"])
-        else:
-            yield document["id"], document["event"].encode()
+    for line in lines:
+        try:
+            document = json.loads(line)
+            event = (base64.b64decode(document["event_base64"], validate=True)
+                     if "event_base64" in document else document["event"].encode())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sys.exit("stdin: a line with id and event is expected, not %r" % line[:80])
+        yield document.get("id"), event
 
 
 def write_outcome(identity: object, outcome: Outcome) -> None:
