@@ -418,7 +418,6 @@ class RuntimeApi(BaseHTTPRequestHandler):
     server: ApiServer
     protocol_version = "HTTP/1.1"   # it stays open after an answer [any.http.reuse]
     disable_nagle_algorithm = True  # or answers wait 40 ms for an acknowledgement
-    event: Optional[Event] = None   # what the poll that waits here is to be given
 
     def handle_one_request(self) -> None:
         """Read a call and answer it, whatever its method."""
@@ -489,22 +488,20 @@ class RuntimeApi(BaseHTTPRequestHandler):
             instance.violate("any.api.unknown", seen)
             self.answer(status, to_json(refusal(status, "no such call: " + seen)))
             return
-        action = instance.receive(call, self, request_id, body)
-        if action in ("hold", "deliver"):
-            self.answer_poll(call)
+        action, event = instance.receive(call, self, request_id, body)
+        if action == "hold":  # the instance has ended
+            self.close_connection = True
+        elif action == "deliver" and event is not None:
+            self.deliver(event)
         elif action in REFUSALS:
             status, message = REFUSALS[action]
             self.answer(status, to_json(refusal(status, message)))
         else:
             self.answer(200)  # [any.http.empty]
 
-    def answer_poll(self, call: str) -> None:
-        """Wait for an event; send it, unless the peer has hung up [any.poll.dead]."""
+    def deliver(self, event: Event) -> None:
+        """Answer with the event, unless the peer has hung up [any.poll.dead]."""
         instance, reached = self.server.instance, False
-        event = instance.await_event(call, self)
-        if event is None:
-            self.close_connection = True
-            return
         try:
             speaks = select.select([self.connection], [], [], 0)[0]
             if not speaks or self.connection.recv(1, socket.MSG_PEEK):
@@ -570,9 +567,8 @@ class ApiServer(ThreadingHTTPServer):
             last.connect(self.server_address)
             last.recv(1)  # nothing: accept_all has closed it
         self.server_close()
-        deadline = time.monotonic() + FAREWELL_S
         for thread in self.threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(FAREWELL_S)
 
 
 # ---- one running bootstrap ----
@@ -625,18 +621,12 @@ class Instance:
                     self.log(0, event.request_id, 0.0)
                     self.issued = time.monotonic()
                     session.issue(event.request_id)
-                    self.hand_out(session.take_polls())
+                    self.changed.notify_all()
                     self.changed.wait_for(lambda: self.is_over or self.outcome,
                                           function.timeout_s)
                 if not self.outcome:
                     self.give_up(session.state)
         return self.outcome
-
-    def hand_out(self, polls: List[RuntimeApi]) -> None:
-        """Wake the polls that get the event."""
-        for poll in polls:
-            poll.event = self.event
-        self.changed.notify_all()
 
     def give_up(self, state: str) -> None:
         """Settle an event that has no result: a limit has passed, or the end came."""
@@ -645,9 +635,8 @@ class Instance:
             self.signal(signal.SIGKILL)  # [any.time.kill]
             self.settle(ON_TIME[state], message=NO_ANSWER[state] + " in time")
         elif not (state == "issued" and self.has_served):  # [any.instance.replace]
-            assert self.process is not None
             self.settle(ON_EXIT[state], message="the bootstrap ended with status %d"
-                        % self.process.returncode)
+                        % self.status)
 
     def settle(self, kind: str, body: bytes = b"", message: str = "",
                **facts: str) -> None:
@@ -673,39 +662,34 @@ class Instance:
 
     # -- what the connections report --
 
-    def receive(self, call: str, poll: RuntimeApi, request_id: str = "",
-                body: bytes = b"") -> str:
-        """Take a call; return the action of the states table."""
+    def receive(self, call: str, poll: RuntimeApi, request_id: str,
+                body: bytes) -> Tuple[str, Optional[Event]]:
+        """Take a call; return the action of the states table, and the event for a poll.
+        Blocks a poll until there is an event, or the instance has ended."""
         session, limit = self.session, self.function.result_bytes
         with self.changed:
             before = session.state
             row = session.receive(call, poll, request_id, len(body) > limit)
-            if row.action == "deliver":
-                poll.event = self.event
-            elif row.action in RESULTS:
+            self.changed.notify_all()
+            if row.action == "hold" and row.state == "starting":
+                self.violate("scf.ready.before-next", "next before ready")
+            while row.action == "hold" and not self.has_ended:
+                session.withdraw(poll)  # its thread waits for it, and then asks again
+                self.changed.wait_for(lambda: self.has_ended or STATES[
+                    session.state, call].action != "hold")
+                row = session.receive(call, poll)
+            if row.action in RESULTS:
                 self.settle(RESULTS[row.action], body, MESSAGES[row.action],
                             size=str(len(body)), limit=str(limit))
-            elif row.action == "hold" and row.state == "starting":
-                self.violate("scf.ready.before-next", "next before ready")
             elif row.action in ("ignore", "refuse") and not session.is_owed(call):
                 self.violate(row.rule, "%s in state %s" % (call, before))
-            self.changed.notify_all()
-        return row.action
-
-    def await_event(self, call: str, poll: RuntimeApi) -> Optional[Event]:
-        """Hold a poll until it gets the event; None when the instance has ended."""
-        with self.changed:
-            while True:
-                self.changed.wait_for(lambda: poll.event or self.has_ended)
-                event, poll.event = poll.event, None
-                if event is None or event is self.event:
-                    return event
-                self.receive(call, poll)  # another poll was faster: hold this one again
+            return row.action, self.event
 
     def note_delivery(self, request_id: str, reached: bool) -> None:
-        """Let the next poll have the event when it has reached nobody."""
+        """Let another poll have the event when it has reached nobody."""
         with self.changed:
-            self.hand_out(self.session.delivered(request_id, reached))
+            self.session.delivered(request_id, reached)
+            self.changed.notify_all()
 
     def violate(self, rule: str, seen: str) -> None:
         """Note that the bootstrap broke a rule."""
@@ -738,14 +722,13 @@ class Instance:
                 program, error.strerror), start_error=START_ERRORS[reason])
             return False
         self.started = time.monotonic()
-        for run in (self.server.accept_all, self.watch):
-            threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=self.server.accept_all, daemon=True).start()
+        threading.Thread(target=self.watch, args=(self.process,), daemon=True).start()
         return True
 
-    def watch(self) -> None:
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for the end of the process, then clean up after it."""
-        assert self.process is not None
-        self.process.wait()
+        self.status = process.wait()
         while time.monotonic() < self.grace_ends and self.signal(0):
             time.sleep(GROUP_TICK_S)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)  # [any.process.group]
@@ -802,7 +785,7 @@ def invoke_all(function: Any, events: Iterable[Tuple[object, bytes]],
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the function, and what is to be done. Exits with 2 if it cannot be."""
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description="FOLDER (--event TEXT | --jsonl) [options]")
+        usage=argparse.SUPPRESS, description="FOLDER (--event TEXT | --jsonl) OPTIONS")
     add = parser.add_argument
     add("code", metavar="FOLDER", help="the folder with the file bootstrap")
     add("--event", metavar="TEXT", help="invoke with this event and print the answer")
