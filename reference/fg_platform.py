@@ -41,8 +41,8 @@ import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional,
-                    Sequence, Tuple)
+from typing import (Any, Dict, Generator, Iterable, Iterator, List, NamedTuple,
+                    Optional, Sequence, Tuple)
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
@@ -577,6 +577,7 @@ class ApiServer(ThreadingHTTPServer):
 
 # ---- one running bootstrap ----
 
+VIOLATIONS_MOST = 100  # that are kept with one event
 GROUP_TICK_S = 0.01  # between looks at what an ended bootstrap has left behind
 
 
@@ -696,9 +697,10 @@ class Instance:
             self.changed.notify_all()
 
     def violate(self, rule: str, seen: str) -> None:
-        """Note that the bootstrap broke a rule."""
+        """Note that the bootstrap broke a rule; the first ones tell enough."""
         with self.changed:
-            self.violations.append(Violation(rule, seen))
+            if len(self.violations) < VIOLATIONS_MOST:
+                self.violations.append(Violation(rule, seen))
 
     # -- the process --
 
@@ -722,8 +724,9 @@ class Instance:
             self.server.server_close()
             reason = ("missing" if not os.path.exists(program) else
                       "" if os.access(program, os.X_OK) else "mode")
-            self.settle("start-error", message="%s cannot be started: %s" % (
-                program, error.strerror), start_error=START_ERRORS[reason])
+            self.settle("start-error", message="%s: %s (%s)" % (
+                program, START_ERRORS[reason], error.strerror),
+                start_error=START_ERRORS[reason])
             return False
         self.started = time.monotonic()
         threading.Thread(target=self.server.accept_all, daemon=True).start()
@@ -768,7 +771,7 @@ class Instance:
 
 
 def invoke_all(function: Any, events: Iterable[Tuple[object, bytes]],
-               ) -> Iterator[Tuple[object, Outcome]]:
+               ) -> Generator[Tuple[object, Outcome], None, None]:
     """Yield the outcome of each event under its id; one instance at a time."""
     instance = Instance(function)
     try:
@@ -843,8 +846,8 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
         yield document.get("id"), event
 
 
-def write_outcome(identity: object, outcome: Outcome) -> None:
-    """Print an outcome for the conformance kit."""
+def to_line(identity: object, outcome: Outcome) -> str:
+    """Return an outcome as a line for the conformance kit."""
     document: Dict[str, object] = dict(outcome._asdict(), id=identity, violations=[
         one._asdict() for one in outcome.violations])
     try:
@@ -852,7 +855,16 @@ def write_outcome(identity: object, outcome: Outcome) -> None:
     except UnicodeDecodeError:
         del document["body"]
         document["body_base64"] = base64.b64encode(outcome.body).decode()
-    print(json.dumps(document), flush=True)
+    return json.dumps(document)
+
+
+def show(outcome: Outcome) -> None:
+    """Print the answer; what was wrong goes to stderr."""
+    sys.stdout.buffer.write(outcome.body + b"\n")
+    for rule, seen in outcome.violations:
+        print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
+    if outcome.kind != "ok":
+        print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -861,17 +873,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = parse(words[1:] if words[:1] == [PROTOCOL] else words)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    if options.jsonl:
-        for identity, outcome in invoke_all(options, read_events(sys.stdin.buffer)):
-            write_outcome(identity, outcome)
-        return 0
-    _, outcome = next(invoke_all(options, [(None, os.fsencode(options.event))]))
-    sys.stdout.buffer.write(outcome.body + b"\n")
-    for rule, seen in outcome.violations:
-        print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
-    if outcome.kind != "ok":
-        print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
-    return 0 if outcome.kind == "ok" else 1
+    events = (read_events(sys.stdin.buffer) if options.jsonl
+              else [(None, os.fsencode(options.event))])
+    with contextlib.closing(invoke_all(options, events)) as outcomes:
+        for identity, outcome in outcomes:
+            if options.jsonl:
+                print(to_line(identity, outcome), flush=True)
+            else:
+                show(outcome)
+    return 0 if options.jsonl or outcome.kind == "ok" else 1
 
 
 if __name__ == "__main__":
