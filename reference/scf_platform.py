@@ -16,7 +16,8 @@ any.instance.on-demand, any.instance.idle). It leaves out memory (any.memory.lim
 MemUsage is 0), packages (any.package.*), a log for each invocation (any.log.first,
 any.log.tail: output goes to stderr as it comes), callers who leave (any.caller.gone)
 and the limit for slow heads (any.limits.slow). A signal stops it without awaiting the
-event that runs (any.stop.drain). emulator.py has all that.
+event that runs (any.stop.drain), and it reads bodies whole, however large they are.
+emulator.py has all that.
 
 Standard library only, CPython 3.8 or later, Linux.
 """
@@ -401,8 +402,6 @@ HEAD_BYTES, HEAD_FIELDS = 65536, 100  # [any.limits.head]
 HEAD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]\r\n"
                   rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0-\x08\x0a-\x1f\x7f]*\r\n)*\r\n")
 CHUNK = re.compile(rb"([0-9A-Fa-f]{1,10})[ \t]*(;[^\r\n]*)?\r\n")
-MESSAGES = {"finish": "", "fail": "the bootstrap reported an error",
-            "overflow": "the result is over --max-result"}
 REFUSALS = {"refuse": (404, "no outstanding invocation has this id"),
             "overflow": (413, "the result is too large")}
 FAREWELL_S = 1.0  # how long what a peer sent before its end is read
@@ -436,15 +435,17 @@ class RuntimeApi(BaseHTTPRequestHandler):
         while line.strip(b"\r\n") and len(head) <= HEAD_BYTES:
             line = self.rfile.readline(HEAD_BYTES)
             head += line
+        if not head:
+            return False
         if len(head) > HEAD_BYTES or head.count(b"\n") > HEAD_FIELDS + 2:
             raise BadRequest("any.limits.head", "%d bytes" % len(head))
-        if head and not HEAD.fullmatch(head):
+        if not HEAD.fullmatch(head):
             raise BadRequest("any.http.malformed", repr(head[:80]))
         connection, self.rfile = self.rfile, io.BytesIO(head)
         self.raw_requestline = self.rfile.readline()
-        is_call = bool(head) and self.parse_request()  # and [any.http.continue]
+        is_parsed = self.parse_request()  # answers Expect, too [any.http.continue]
         self.rfile = connection
-        return is_call
+        return is_parsed
 
     def read_body(self) -> bytes:
         """Return a body whose end is beyond doubt [any.http.framing]."""
@@ -573,6 +574,10 @@ class ApiServer(ThreadingHTTPServer):
 
 # ---- one running bootstrap ----
 
+MESSAGES = {"ok": "", "function-error": "the bootstrap reported an error",
+            "throttled": "--max-instances is 0",
+            "request-too-large": "the event is over --max-event",
+            "response-too-large": "the result is over --max-result"}
 VIOLATIONS_MOST = 100  # that are kept with one event
 GROUP_TICK_S = 0.01  # between looks at what an ended bootstrap has left behind
 
@@ -582,7 +587,7 @@ class Instance:
 
     Three kinds of threads meet at `changed`: the connections report what the bootstrap
     calls, one waits for the end of its process, and who invokes waits for the outcome,
-    with the limit as the timeout.
+    with the limit as the timeout. `function` is what `parse` returns.
     """
 
     def __init__(self, function: Any) -> None:
@@ -605,21 +610,21 @@ class Instance:
         """Return what became of an event; None if another instance may have it, as this
         one has served and ended before it fetched it. Blocks for the limits."""
         function, session = self.function, self.session
-        event = self.event = Event(new_id(), body)
-        self.outcome, self.issued = None, 0.0
-        if not function.max_instances:  # [any.queue.limit]
-            self.settle("throttled", message="--max-instances is 0")
-        elif len(body) > function.event_bytes:
-            self.settle("request-too-large", message="the event is over --max-event",
-                        size=str(len(body)), limit=str(function.event_bytes))
-        elif self.process or self.start():
-            with self.changed:
+        with self.changed:
+            event = self.event = Event(new_id(), body)
+            self.outcome, self.issued = None, 0.0
+            if not function.max_instances:  # [any.queue.limit]
+                self.settle("throttled")
+            elif len(body) > function.event_bytes:  # [any.event.size]
+                self.settle("request-too-large", size=str(len(body)),
+                            limit=str(function.event_bytes))
+            elif self.process or self.start():
                 init_ends = self.started + function.init_timeout_s
                 self.changed.wait_for(
                     lambda: self.is_over or session.state != "starting",
                     init_ends - time.monotonic())
                 if session.state == "idle":  # [any.event.issue]
-                    self.log(0, event.request_id, 0.0)
+                    self.log(0, event.request_id)
                     self.issued = time.monotonic()
                     session.issue(event.request_id)
                     self.changed.notify_all()
@@ -627,7 +632,7 @@ class Instance:
                                           function.timeout_s)
                 if not self.outcome:
                     self.give_up(session.state)
-        return self.outcome
+            return self.outcome
 
     def give_up(self, state: str) -> None:
         """Settle an event that has no result: a limit has passed, or the end came."""
@@ -651,7 +656,8 @@ class Instance:
             facts, request_id=request_id, timeout="%g" % function.timeout_s,
             init_timeout="%g" % function.init_timeout_s))
         self.outcome = Outcome(kind, shown, request_id, duration_ms,
-                               tuple(self.violations), message, status, headers)
+                               tuple(self.violations), message or MESSAGES[kind],
+                               status, headers)
         self.event, self.violations, self.has_served = None, [], True
 
     def log(self, number: int, request_id: str, duration_ms: float = 0.0) -> None:
@@ -680,8 +686,8 @@ class Instance:
                     session.state, call].action != "hold")
                 row = session.receive(call, poll)
             if row.action in RESULTS:
-                self.settle(RESULTS[row.action], body, MESSAGES[row.action],
-                            size=str(len(body)), limit=str(limit))
+                self.settle(RESULTS[row.action], body, size=str(len(body)),
+                            limit=str(limit))
             elif row.action in ("ignore", "refuse") and not session.is_owed(call):
                 self.violate(row.rule, "%s in state %s" % (call, before))
             return row.action, self.event
@@ -708,7 +714,8 @@ class Instance:
         self.facts.update(api_host="127.0.0.1",
                           api_port=str(self.server.server_address[1]))
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
-        env.update(self.function.env, **dict(fill_in(ENVIRONMENT, self.facts)))
+        env.update(self.function.env)
+        env.update(fill_in(ENVIRONMENT, self.facts))
         try:
             with open(program, "rb") as file:
                 if re.match(rb"#![^\n]*\r\n", file.read(4096)):
@@ -854,13 +861,15 @@ def to_line(identity: object, outcome: Outcome) -> str:
     return json.dumps(document)
 
 
-def show(outcome: Outcome) -> None:
-    """Print the answer; what was wrong goes to stderr."""
+def show(outcome: Outcome) -> int:
+    """Print the answer, and on stderr what was wrong; return the exit status."""
     sys.stdout.buffer.write(outcome.body + b"\n")
     for rule, seen in outcome.violations:
         print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
-    if outcome.kind != "ok":
-        print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
+    if outcome.kind == "ok":
+        return 0
+    print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
+    return 1
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -871,13 +880,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     events = (read_events(sys.stdin.buffer) if options.jsonl
               else [(None, os.fsencode(options.event))])
+    status = 0
     with contextlib.closing(invoke_all(options, events)) as outcomes:
         for identity, outcome in outcomes:
             if options.jsonl:
                 print(to_line(identity, outcome), flush=True)
             else:
-                show(outcome)
-    return 0 if options.jsonl or outcome.kind == "ok" else 1
+                status = show(outcome)
+    return status
 
 
 if __name__ == "__main__":
