@@ -1,25 +1,22 @@
 #!/usr/bin/env python3
 # fg_platform.py: the platform's side of Huawei FunctionGraph's custom runtime (MIT).
-"""Play Huawei FunctionGraph for a bootstrap: start it, hand it events, tell the end.
+"""Play FunctionGraph for a bootstrap: start it, give it events, tell what came of each.
 
     python3 fg_platform.py ./my-function --event '{"key": "value"}'
     python3 fg_platform.py ./my-function --jsonl < events    # {"id": 1, "event": TEXT}
     python3 fg_platform.py ./my-function --env A=1 --timeout 10 --event hello
 
 This is the whole protocol, to be read, copied and ported: tables; Session, which knows
-what a call means in which state and does no I/O; RuntimeApi, the server that the
-bootstrap calls; Instance, its process. A comment such as [fg.request.blocks] names the
-rule of SPEC.md that its line obeys.
+what a call means in which state and does no I/O; RuntimeApi, which the bootstrap calls;
+Instance, its process. A comment such as [fg.request.blocks] names the rule of SPEC.md
+that its line obeys. Standard library only, CPython 3.8 or later, Linux.
 
-It runs one instance and one event at a time: no queue and no idle time (any.queue.*,
-any.instance.on-demand, any.instance.idle). It leaves out memory (any.memory.limit,
-`memory used` is 0), packages (any.package.*), a log for each invocation (any.log.first,
-any.log.tail: output goes to stderr as it comes), callers who leave (any.caller.gone)
-and the limit for slow heads (any.limits.slow). A signal stops it without awaiting the
-event that runs (any.stop.drain), and it reads bodies whole, however large they are.
-emulator.py has all that.
-
-Standard library only, CPython 3.8 or later, Linux.
+It runs one instance and one event at a time, so there is no queue (any.queue.limit,
+any.instance.on-demand). It leaves out memory (any.memory.limit; it says 0), packages
+(any.package.*), a log for each event (any.log.first, any.log.tail; output goes to
+stderr), callers who leave (any.caller.gone) and the limit for slow heads
+(any.limits.slow). It reads bodies whole, however large, and a signal ends it without
+awaiting the event that runs (any.stop.drain). emulator.py has all that.
 """
 from __future__ import annotations
 
@@ -401,7 +398,7 @@ def to_json(document: object) -> bytes:
 
 # ---- the runtime API ----
 
-HEAD_BYTES, HEAD_FIELDS = 65536, 100  # [any.limits.head]
+HEAD_BYTES, HEAD_FIELDS = 65536, 99  # [any.limits.head]; http.server takes no 100th
 # no field of a head is folded or holds a control character [any.http.malformed]
 HEAD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]\r\n"
                   rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0-\x08\x0a-\x1f\x7f]*\r\n)*\r\n")
@@ -456,13 +453,24 @@ class RuntimeApi(BaseHTTPRequestHandler):
         lengths = self.headers.get_all("Content-Length", [])
         codings = self.headers.get_all("Transfer-Encoding", [])
         framing = ", ".join(lengths + codings).strip(" \t")
-        if not lengths and not codings:
-            return b""
+        if codings and framing.lower() == "chunked":
+            return b"".join(iter(self.read_chunk, b""))  # [any.http.body]
         if lengths and re.fullmatch("[0-9]{1,10}", framing):
             return self.read_exactly(int(framing))
-        if codings and framing.lower() == "chunked":
-            return b"".join(self.read_chunks())
-        raise BadRequest("any.http.framing", repr(framing[:80]))
+        if lengths or codings:
+            raise BadRequest("any.http.framing", repr(framing[:80]))
+        return b""
+
+    def read_chunk(self) -> bytes:
+        """Return a chunk; nothing after the last one, whose trailer is read away."""
+        head = CHUNK.fullmatch(self.rfile.readline(HEAD_BYTES))
+        size = int(head[1], 16) if head else -1
+        data = self.read_exactly(size + 2) if size > 0 else b"\r\n"
+        if size < 0 or data[-2:] != b"\r\n":
+            raise BadRequest("any.http.framing", "a chunk that is none")
+        while size == 0 and self.rfile.readline(HEAD_BYTES).strip():
+            pass
+        return data[:-2]
 
     def read_exactly(self, size: int) -> bytes:
         """Return so many bytes."""
@@ -470,19 +478,6 @@ class RuntimeApi(BaseHTTPRequestHandler):
         if len(data) < size:
             raise BadRequest("any.http.no-effect", "the body breaks off")
         return data
-
-    def read_chunks(self) -> Iterator[bytes]:
-        """Yield the chunks of a body; read away what follows the last one."""
-        size = -1
-        while size:
-            head = CHUNK.fullmatch(self.rfile.readline(HEAD_BYTES))
-            size = int(head[1], 16) if head else 0
-            chunk = self.read_exactly(size + 2) if size else b"\r\n"
-            if not head or chunk[-2:] != b"\r\n":
-                raise BadRequest("any.http.framing", "a chunk that is none")
-            yield chunk[:-2]
-        while self.rfile.readline(HEAD_BYTES).strip():
-            pass
 
     def answer_call(self, body: bytes) -> None:
         """Let the instance judge a call; answer as the states table says."""
@@ -514,7 +509,9 @@ class RuntimeApi(BaseHTTPRequestHandler):
                     instance.facts, request_id=event.request_id)))
                 reached = True
         finally:
-            instance.note_delivery(event.request_id, reached)
+            with instance.changed:  # another poll may get it, if it has reached nobody
+                instance.session.delivered(event.request_id, reached)
+                instance.changed.notify_all()
 
     def answer(self, status: int, body: bytes = b"",
                fields: Sequence[Tuple[str, str]] = ()) -> None:
@@ -608,6 +605,40 @@ class Instance:
         self.has_ended = False  # the process
         self.is_over = False    # and what it has sent is read
 
+    # -- start --
+
+    def start(self) -> bool:
+        """Start the file `bootstrap`, with its output on stderr [any.start.bootstrap];
+        tell whether it came up."""
+        program = os.path.join(self.function.code, "bootstrap")
+        self.server = ApiServer(self)
+        self.facts.update(api_host="127.0.0.1",
+                          api_port=str(self.server.server_address[1]))
+        env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
+        env.update(self.function.env)
+        env.update(fill_in(ENVIRONMENT, self.facts))
+        try:
+            if not os.path.isfile(program):
+                raise OSError(errno.ENOENT, "there is no such file")
+            with open(program, "rb") as file:
+                if re.match(rb"#![^\n]*\r\n", file.read(4096)):
+                    raise OSError(errno.ENOEXEC, "its lines end with CR LF")
+            self.process = subprocess.Popen(
+                [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
+                stdout=2, stderr=2, start_new_session=True)
+        except OSError as error:  # [any.start.executable]
+            self.server.server_close()
+            reason = ("missing" if not os.path.isfile(program) else
+                      "" if os.access(program, os.X_OK) else "mode")
+            self.settle("start-error", message="%s: %s (%s)" % (
+                program, START_ERRORS[reason], error.strerror),
+                start_error=START_ERRORS[reason])
+            return False
+        self.started = time.monotonic()
+        threading.Thread(target=self.server.accept_all, daemon=True).start()
+        threading.Thread(target=self.watch, args=(self.process,), daemon=True).start()
+        return True
+
     # -- an event --
 
     def invoke(self, body: bytes) -> Optional[Outcome]:
@@ -696,49 +727,13 @@ class Instance:
                 self.violate(row.rule, "%s in state %s" % (call, before))
             return row.action, self.event
 
-    def note_delivery(self, request_id: str, reached: bool) -> None:
-        """Let another poll have the event when it has reached nobody."""
-        with self.changed:
-            self.session.delivered(request_id, reached)
-            self.changed.notify_all()
-
     def violate(self, rule: str, seen: str) -> None:
         """Note that the bootstrap broke a rule; the first ones tell enough."""
         with self.changed:
             if len(self.violations) < VIOLATIONS_MOST:
                 self.violations.append(Violation(rule, seen))
 
-    # -- the process --
-
-    def start(self) -> bool:
-        """Start the file `bootstrap`, with its output on stderr [any.start.bootstrap];
-        tell whether it came up."""
-        program = os.path.join(self.function.code, "bootstrap")
-        self.server = ApiServer(self)
-        self.facts.update(api_host="127.0.0.1",
-                          api_port=str(self.server.server_address[1]))
-        env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
-        env.update(self.function.env)
-        env.update(fill_in(ENVIRONMENT, self.facts))
-        try:
-            with open(program, "rb") as file:
-                if re.match(rb"#![^\n]*\r\n", file.read(4096)):
-                    raise OSError(errno.ENOEXEC, "its lines end with CR LF")
-            self.process = subprocess.Popen(
-                [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
-                stdout=2, stderr=2, start_new_session=True)
-        except OSError as error:  # [any.start.executable]
-            self.server.server_close()
-            reason = ("missing" if not os.path.exists(program) else
-                      "" if os.access(program, os.X_OK) else "mode")
-            self.settle("start-error", message="%s: %s (%s)" % (
-                program, START_ERRORS[reason], error.strerror),
-                start_error=START_ERRORS[reason])
-            return False
-        self.started = time.monotonic()
-        threading.Thread(target=self.server.accept_all, daemon=True).start()
-        threading.Thread(target=self.watch, args=(self.process,), daemon=True).start()
-        return True
+    # -- the end --
 
     def watch(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for the end of the process, then clean up after it."""
@@ -802,8 +797,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         usage=argparse.SUPPRESS, description="FOLDER (--event TEXT | --jsonl) OPTIONS")
     add = parser.add_argument
     add("code", metavar="FOLDER", help="the folder with the file bootstrap")
-    add("--event", metavar="TEXT", help="invoke with this event and print the answer")
-    add("--jsonl", action="store_true", help="invoke for each line of stdin")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--event", metavar="TEXT", help="invoke once, print the answer")
+    task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable")
     add("--handler", default=DEFAULT_HANDLER, help="handler string (%(default)s)")
     add("--name", default="function", help="name of the function (%(default)s)")
@@ -815,30 +811,20 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         add(option, help="for the conformance kit; without effect")
     parser.set_defaults(version="", region="local", credentials={})
     options = parser.parse_args(words)
-    options.env = dict(pair.partition("=")[::2] for pair in options.env)
-    options.code = os.path.realpath(options.code)
-    problem = find_problem(options)
-    if problem:
-        parser.error(problem)
-    options.init_timeout_s = options.init_timeout_s or options.timeout_s
-    return options
-
-
-def find_problem(options: argparse.Namespace) -> str:
-    """Return what is wrong with the options; nothing if they are right."""
     for name, limit in LIMITS.items():
         value = getattr(options, name)
         if not 0 <= value <= threading.TIMEOUT_MAX or value == 0 and not limit.zero:
-            return "%s is out of range" % limit.option
+            parser.error("%s is out of range" % limit.option)
+    options.init_timeout_s = options.init_timeout_s or options.timeout_s
     if not os.path.isdir(options.code):
-        return "%s is not a folder" % options.code
-    if options.jsonl == (options.event is not None):
-        return "either --event or --jsonl is needed"
+        parser.error("%s is not a folder" % options.code)
+    options.code = os.path.realpath(options.code)
+    options.env = dict(pair.partition("=")[::2] for pair in options.env)
     try:
         check_env(options.env)
     except ValueError as error:
-        return str(error)
-    return ""
+        parser.error(str(error))
+    return options
 
 
 def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
@@ -853,8 +839,8 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
         yield document.get("id"), event
 
 
-def to_line(identity: object, outcome: Outcome) -> str:
-    """Return an outcome as a line for the conformance kit."""
+def print_line(identity: object, outcome: Outcome) -> None:
+    """Print an outcome as a line for the conformance kit."""
     document: Dict[str, object] = dict(outcome._asdict(), id=identity, violations=[
         one._asdict() for one in outcome.violations])
     try:
@@ -862,18 +848,16 @@ def to_line(identity: object, outcome: Outcome) -> str:
     except UnicodeDecodeError:
         del document["body"]
         document["body_base64"] = base64.b64encode(outcome.body).decode()
-    return json.dumps(document)
+    print(json.dumps(document), flush=True)
 
 
-def show(outcome: Outcome) -> int:
-    """Print the answer, and on stderr what was wrong; return the exit status."""
+def print_answer(outcome: Outcome) -> None:
+    """Print what the caller sees, and on stderr what was wrong."""
     sys.stdout.buffer.write(outcome.body + b"\n")
     for rule, seen in outcome.violations:
         print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
-    if outcome.kind == "ok":
-        return 0
-    print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
-    return 1
+    if outcome.kind != "ok":
+        print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -888,9 +872,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     with contextlib.closing(invoke_all(options, events)) as outcomes:
         for identity, outcome in outcomes:
             if options.jsonl:
-                print(to_line(identity, outcome), flush=True)
+                print_line(identity, outcome)
             else:
-                status = show(outcome)
+                print_answer(outcome)
+                status = int(outcome.kind != "ok")
     return status
 
 
