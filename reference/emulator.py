@@ -38,15 +38,18 @@ import json
 import math
 import os
 import re
+import resource
 import select
 import signal
 import socket
 import socketserver
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import time
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
                     NamedTuple, Optional, Sequence, Set, Tuple, Type, Union)
@@ -153,9 +156,12 @@ LIMITS: Dict[str, Dict[str, Limit]] = {
 MAX_LIMIT_S = 1000000  # of every time limit: no system call can wait 25 days
 
 CREDENTIALS = ("access_key_id", "access_key_secret", "security_token", "auth_token")
-# The settings that are no limits; the latter of fc alone.
-WORDS = ("handler", "env", "name", "version", "region", "port", "credentials")
-FC_WORDS = ("command", "initializer", "pre_freeze", "pre_stop", "freeze")
+# The settings that are no limits, and their defaults; the latter of fc alone.
+WORDS: Dict[str, Any] = {"handler": "", "env": {}, "name": "function", "version": "",
+                         "region": "local", "port": fc_platform.DEFAULT_PORT,
+                         "credentials": {}}
+FC_WORDS: Dict[str, Any] = {"command": (), "initializer": False, "pre_freeze": False,
+                            "pre_stop": False, "freeze": True}
 
 MIB = 1048576            # [any.event.size]
 # Limits of every server of ours [any.limits.head] [any.limits.slow]
@@ -178,7 +184,6 @@ ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
 GROUP_TICK_S = 0.01      # between two looks at what a stopped bootstrap has forked
-THAW_S = 0.2             # for all threads of a frozen instance to come to rest
 MAX_ISSUES = 3           # of an event that no poll has fetched
 
 
@@ -186,58 +191,39 @@ MAX_ISSUES = 3           # of an event that no poll has fetched
 
 def setting_names(protocol: str) -> List[str]:
     """Return the settings that a function of this protocol has."""
-    return sorted(WORDS + tuple(LIMITS[protocol])
-                  + (FC_WORDS if protocol == "fc" else ()))
+    return sorted([*WORDS, *LIMITS[protocol], *(FC_WORDS if protocol == "fc" else ())])
 
 
-class Function:
-    """The configuration of a function; `settings` are fields of WORDS and LIMITS.
+class Function(types.SimpleNamespace):
+    """The configuration of a function; `settings` are those of WORDS and LIMITS.
 
     Raises ValueError that names the setting, when one is unknown or out of range.
     """
 
-    command: Sequence[str] = ()
-    handler = version = ""
-    env: Dict[str, str] = {}
-    name = "function"
-    region = "local"
-    port = fc_platform.DEFAULT_PORT
-    initializer = pre_freeze = pre_stop = False
-    freeze = True
-    credentials: Dict[str, str] = {}
-
+    env: Dict[str, str]
     max_instances: int
-    queue: int
-    queue_timeout_s: float
-    idle_s: float
-    grace_s: float
-    timeout_s: float
-    memory_mb: int
-    event_bytes: int
-    result_bytes: int
-    concurrency = 1     # invocations that an instance takes at a time
-    init_timeout_s = start_timeout_s = initializer_timeout_s = 0.0
-    pre_freeze_timeout_s = pre_stop_timeout_s = 0.0
-    request_header_bytes = response_header_bytes = path_bytes = 0
+    init_timeout_s: float
 
     def __init__(self, protocol: str, **settings: Any) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError("protocol %r is not one of %s"
                              % (protocol, ", ".join(PROTOCOLS)))
-        self.protocol = protocol
         known = setting_names(protocol)
-        for name, value in settings.items():
+        for name in settings:
             if name not in known:
                 raise ValueError("%s is not a setting of %s; known: %s"
                                  % (name, protocol, ", ".join(known)))
-            setattr(self, name, value)
+        super().__init__(protocol=protocol, concurrency=1, init_timeout_s=0,
+                         **WORDS, **FC_WORDS)
+        vars(self).update(settings)
         for name, limit in LIMITS[protocol].items():
             setattr(self, name, check_limit(name, limit, settings))
         self._check_words()
         if protocol == "fc" and self.port:
             self.max_instances = min(1, self.max_instances)  # [any.instance.on-demand]
         # [any.init.timeout]
-        self.init_timeout_s = self.init_timeout_s or self.timeout_s
+        self.init_timeout_s = (self.init_timeout_s or self.timeout_s
+                               if protocol != "fc" else self.initializer_timeout_s)
 
     def _check_words(self) -> None:
         self.env = dict(self.env)
@@ -253,8 +239,7 @@ class Function:
                              % (self.command,))
         for word in self.command:
             check_text("each word of command", word)
-        if isinstance(self.port, bool) or not isinstance(self.port, int) or not (
-                0 <= self.port <= 65535):
+        if type(self.port) is not int or not 0 <= self.port <= 65535:
             raise ValueError("port (--port) must be 0 to 65535, not %r" % (self.port,))
         if self.concurrency > fc_platform.MAX_CONCURRENCY:  # [fc.concurrency.limit]
             raise ValueError("concurrency must be 1 to %d, not %d" % (
@@ -316,8 +301,6 @@ def seconds(value: float) -> str:
 # ---- HTTP: one strict parser for both directions ----
 
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
-QUICKACK = getattr(socket, "TCP_QUICKACK", None)
-HANGUP = getattr(select, "POLLRDHUP", 0)  # Linux: the peer closed, data or not
 
 
 class Head(NamedTuple):
@@ -395,7 +378,7 @@ def body_length(table: Dict[str, str]) -> Optional[int]:
     return int(length)
 
 
-def read_head(reader: io.BufferedReader,
+def read_head(reader: "io.BufferedReader[Any]",
               limit_reads: Optional[Callable[[float], None]] = None
               ) -> Tuple[Optional[Head], int]:
     """Read a head; return it and how much of the body came with it; (None, 0) when the
@@ -404,19 +387,16 @@ def read_head(reader: io.BufferedReader,
     connection breaks."""
     taken, deadline = b"", math.inf
     while True:
-        try:
-            more = reader.peek(1)
-        except socket.timeout:
-            if not taken:
-                return None, 0
+        more = reader.peek(1)
+        if not more and not taken.strip():
+            return None, 0
+        if time.monotonic() > deadline:
             raise BadMessage("any.limits.slow", "a head takes too long", 408)
         if not more:
-            if not taken.strip():
-                return None, 0
             raise BadMessage("any.http.no-effect", "end of stream after %r"
                              % taken[-40:])
-        whole = taken + more
-        begin = len(whole) - len(whole.lstrip(b"\r\n"))  # past empty lines before it
+        whole = taken + more if taken else more
+        begin = 0 if whole[0] > 13 else len(whole) - len(whole.lstrip(b"\r\n"))
         end = whole.find(b"\r\n\r\n", begin)
         reader.read(len(more) if end < 0 else end + 4 - len(taken))
         if end - begin > HEAD_BYTES or end < 0 and len(whole) > HEAD_BYTES:
@@ -429,7 +409,7 @@ def read_head(reader: io.BufferedReader,
             limit_reads(max(0.001, deadline - time.monotonic()))
 
 
-def read_parts(reader: io.BufferedReader, length: Optional[int],
+def read_parts(reader: "io.BufferedReader[Any]", length: Optional[int],
                limit: int = sys.maxsize) -> Iterator[bytes]:
     """Yield a body as it comes. `length` as of Head; without one it ends with the
     stream. Raises BadMessage when it ends early [any.http.no-effect], BodyTooLarge
@@ -444,29 +424,28 @@ def read_parts(reader: io.BufferedReader, length: Optional[int],
         yield part
 
 
-def read_counted(reader: io.BufferedReader, length: int) -> Iterator[bytes]:
+def read_counted(reader: "io.BufferedReader[Any]", length: int) -> Iterator[bytes]:
     """Yield a body whose size is known."""
     left = length
     while left:
         part = reader.read1(min(left, CHUNK_BYTES))
         if not part:
-            raise BadMessage("any.http.no-effect", "end of stream after %d of %d body "
-                             "bytes" % (length - left, length))
+            raise BadMessage("any.http.no-effect", "the body ended, or paused, after "
+                             "%d of %d bytes" % (length - left, length))
         left -= len(part)
         yield part
 
 
-def read_chunked(reader: io.BufferedReader) -> Iterator[bytes]:
+def read_chunked(reader: "io.BufferedReader[Any]") -> Iterator[bytes]:
     """Yield a body that comes in chunks; read its trailers away."""
-    while True:
+    size = -1
+    while size:
         text = read_line(reader).partition(b";")[0].strip(b" \t")
         if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text):
             raise BadMessage("any.http.framing", "chunk size %r" % text[:40])
         size = int(text, 16)
-        if not size:
-            break
         yield from read_counted(reader, size)
-        if read_line(reader):
+        if size and read_line(reader):
             raise BadMessage("any.http.framing", "no CRLF after a chunk")
     for _ in range(HEAD_FIELDS):
         if not read_line(reader):
@@ -474,15 +453,13 @@ def read_chunked(reader: io.BufferedReader) -> Iterator[bytes]:
     raise BadMessage("any.limits.head", "too many trailers")
 
 
-def read_line(reader: io.BufferedReader) -> bytes:
+def read_line(reader: "io.BufferedReader[Any]") -> bytes:
     """Return a line of a chunked body."""
     line = reader.readline(4096)
-    if line.endswith(b"\r\n"):
-        return line[:-2]
-    if len(line) == 4096 or line.endswith(b"\n"):
-        raise BadMessage("any.http.framing", "no line end after %r" % line[:40])
-    raise BadMessage("any.http.no-effect", "end of stream within a chunked body, after "
-                     "%r" % line[:40])
+    if not line.endswith(b"\r\n"):
+        raise BadMessage("any.http.framing" if line[4095:] or line.endswith(b"\n") else
+                         "any.http.no-effect", "no line end after %r" % line[:40])
+    return line[:-2]
 
 
 def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
@@ -521,6 +498,19 @@ def start_thread(call: Callable[..., object], *arguments: Any) -> threading.Thre
     return thread
 
 
+def shut(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    """Wake whoever reads the connection, or writes to it; its owner closes it."""
+    try:
+        connection.shutdown(how)
+    except OSError:
+        pass  # the peer was faster
+
+
+def timeval(limit_s: float) -> bytes:
+    """Return a time as the kernel has it; 0 = for ever."""
+    return struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
+
+
 class Handler(BaseHTTPRequestHandler):
     """A connection to a server of ours. Its own thread reads it; any thread may answer.
 
@@ -531,17 +521,33 @@ class Handler(BaseHTTPRequestHandler):
 
     server: "Server"
     disable_nagle_algorithm = True
-    rfile: io.BufferedReader  # type: ignore[assignment]
+    rfile: "io.BufferedReader[Any]"
     head: Head
     ahead = 0   # bytes of the body that came with the head
+
+    idle_limit_s = 0.0      # between requests; 0 = for ever
 
     def setup(self) -> None:
         """Prepare the connection."""
         super().setup()
+        self.limit_writes(SILENCE_S)
+        if self.idle_limit_s:
+            self.limit_reads(self.idle_limit_s)
         self.closing = False    # this request is the last one
         self.unread = False     # so far, some of its body: what follows is no request
         self.deferred = False
         self._answered = threading.Lock()
+
+    def limit_reads(self, limit_s: float) -> None:
+        """Let each read come back empty after so long. By the kernel: a socket of
+        Python's with a timeout costs a system call more for each operation."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
+                                   timeval(limit_s))
+
+    def limit_writes(self, limit_s: float) -> None:
+        """Let each write fail after so long."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO,
+                                   timeval(limit_s))
 
     # -- for subclasses --
 
@@ -571,79 +577,54 @@ class Handler(BaseHTTPRequestHandler):
             self._linger()
 
     def _serve_one(self) -> bool:
-        head, self.ahead = read_head(self.rfile, self.connection.settimeout)
+        head, self.ahead = read_head(self.rfile, self.limit_reads)
         if head is None:
             return False
-        method, target, version = self.head_words(head)
+        self.command, self.path, self.request_version = head.words
+        if self.request_version not in ("HTTP/1.1", "HTTP/1.0") or not (
+                TOKEN.fullmatch(self.command) and TARGET.fullmatch(self.path)):
+            raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
         if len(head.fields) > HEAD_FIELDS:  # [any.limits.head]
             raise BadMessage("any.limits.head", "%d header fields" % len(head.fields),
                              431)
-        self.head, self.command, self.path, self.request_version = (
-            head, method, target, version)
+        self.head = head
         self.closing = not head.keep_alive
         self.unread = bool(head.length)
         self.respond()
         if self.deferred:
             self._await_answer()
-        if self.timeout:
-            self.connection.settimeout(self.timeout)
         return not (self.closing or self.unread)
-
-    def head_words(self, head: Head) -> Tuple[str, str, str]:
-        """Return method, target and version of a request. Raises BadMessage."""
-        method, target, version = head.words
-        if version not in ("HTTP/1.1", "HTTP/1.0") or not (
-                TOKEN.fullmatch(method) and TARGET.fullmatch(target)):
-            raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
-        return head.words
 
     def read_body(self, limit: int) -> bytes:
         """Return the request's body. Raises BodyTooLarge, BadMessage, OSError."""
         length = self.head.length
         if not length:
             return b""
-        if 0 < length <= min(limit, self.ahead):
-            self.unread = False
-            return self.rfile.read(length)
-        if self.head.get("expect").lower() == "100-continue" and length <= limit:
-            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if QUICKACK is not None:  # a client that sends head and body apart stalls
-            self.connection.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
-        self.connection.settimeout(SILENCE_S)
-        try:
-            if length > limit:
-                self._skip(length)
-                raise BodyTooLarge(length, limit)
-            if length > 0:
-                body = self.rfile.read(length)
-                if len(body) < length:
-                    raise BadMessage("any.http.no-effect", "end of stream after %d of "
-                                     "%d body bytes" % (len(body), length))
-            else:
-                body = b"".join(read_parts(self.rfile, length, limit))
-        except socket.timeout:
-            raise BadMessage("any.limits.slow", "silence within a message", 408)
+        if length > limit:  # what follows the answer is read away
+            raise BodyTooLarge(length, limit)
+        waits = length < 0 or length > self.ahead
+        if waits:
+            if self.head.get("expect").lower() == "100-continue":
+                self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # a client that sends head and body apart stalls
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            self.limit_reads(SILENCE_S)
+        body = b"".join(read_parts(self.rfile, length, limit)) if length < 0 else (
+            self.rfile.read(length) or b"")
+        if len(body) < length:
+            raise BadMessage("any.http.no-effect", "the body ended, or paused, after "
+                             "%d of %d bytes" % (len(body), length))
         self.unread = False
-        self.connection.settimeout(self.timeout)
+        if waits:
+            self.limit_reads(self.idle_limit_s)
         return body
-
-    def _skip(self, length: int) -> None:
-        """Read an oversized body away, within bounds, so that the client gets to see
-        the answer."""
-        if length > SKIP_BYTES or self.head.get("expect"):
-            return  # it sends too much, or waits for us
-        self.connection.settimeout(LINGER_S)
-        for _ in read_counted(self.rfile, length):
-            pass
-        self.unread = False
-        self.connection.settimeout(self.timeout)
 
     def _linger(self) -> None:
         """Read on for a moment: closed over unread input, the answer would be lost."""
         deadline, left = time.monotonic() + LINGER_S, SKIP_BYTES
         try:
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(LINGER_S)
+            self.limit_reads(LINGER_S)
             while left > 0 and time.monotonic() < deadline:
                 data = self.connection.recv(65536)
                 left -= len(data) or left
@@ -656,32 +637,35 @@ class Handler(BaseHTTPRequestHandler):
         """Announce that another thread will answer. Call it before that can happen."""
         self._answered.acquire()
         self.deferred = True
-        self.connection.settimeout(None)
 
     def _await_answer(self) -> None:
         """Wait for the next request, or for the end. Whoever answers has done so when
         this returns. Raises ConnectionError when nobody will."""
-        try:
-            gone = not self.rfile.peek(1)
-        except OSError:
-            gone = True
-        if gone and self.deferred and self.withdraw():
-            raise ConnectionError(errno.EPIPE, "the peer is gone")
+        while self.deferred:
+            try:
+                if self.rfile.peek(1):
+                    break
+            except OSError:
+                pass
+            if self.has_gone():  # else it was idle for long
+                if self.deferred and self.withdraw():
+                    raise ConnectionError(errno.EPIPE, "the peer is gone")
+                break
         self._answered.acquire()  # it pipelines, or somebody is writing
         self._answered.release()
 
     def has_gone(self) -> bool:
         """Tell, without blocking, whether the peer of a deferred answer hung up."""
         try:
-            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
             return True
 
     def answer(self, head: bytes, body: bytes = b"") -> bool:
-        """Send the answer from this thread; False when the peer is gone. Blocks while
-        the peer does not read."""
+        """Send an answer; False when the peer is gone. Blocks while the peer does not
+        read, SILENCE_S at most for each write."""
         return self._send(self._announce_end(head), body)
 
     def post(self, head: bytes, body: bytes = b"") -> bool:
@@ -693,12 +677,13 @@ class Handler(BaseHTTPRequestHandler):
         except BlockingIOError:
             sent = 0
         except OSError:
+            self.closing = True
             self.release()
             return False
-        if sent == len(head) + len(body):
-            self.release()
-        else:
+        if sent < len(head) + len(body):
             start_thread(self._send, head[sent:], body[max(0, sent - len(head)):])
+        else:
+            self.release()
         return True
 
     def _announce_end(self, head: bytes) -> bytes:
@@ -713,27 +698,20 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.sendall(body)
             else:
                 self.connection.sendall(head + body)
+            return True
         except OSError:
             self.closing = True
             return False
         finally:
             self.release()
-        return True
 
     def release(self) -> None:
-        """End a deferral: its own thread goes on."""
+        """End a deferral: the connection's own thread goes on."""
         if self.deferred:
             self.deferred = False
-            if self.closing:
-                self.shut(socket.SHUT_RD)  # wakes its own thread
+            if self.closing and not self.unread:
+                shut(self.connection, socket.SHUT_RD)  # wakes it
             self._answered.release()
-
-    def shut(self, how: int = socket.SHUT_RDWR) -> None:
-        """Wake whoever reads the connection, or writes to it."""
-        try:
-            self.connection.shutdown(how)
-        except OSError:
-            pass  # the peer was faster
 
     def _refuse(self, error: BadMessage) -> None:
         self.refused(error.violation)
@@ -803,7 +781,7 @@ class Server(ThreadingHTTPServer):
     def close(self) -> None:
         """Stop listening when all that connected earlier has its thread; connections
         go on. May be called twice."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(self.host), self.host)
         try:
             with socket.socket(self.address_family) as last:
                 last.bind((host, 0))
@@ -826,10 +804,7 @@ class Server(ThreadingHTTPServer):
         with self._lock:
             connections = list(self.open)
         for connection in connections:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it has ended
+            shut(connection)
 
 
 # ---- one clock ----
@@ -849,7 +824,8 @@ class Clock:
     thread of its own, so nothing that blocks there delays another limit."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._heap: List[Tuple[float, int, Alarm]] = []
         self._numbers = itertools.count()   # no two entries compare equal
         self._open = True
@@ -858,7 +834,7 @@ class Clock:
     def set(self, alarm: Alarm, deadline: float) -> None:
         """Move an alarm's deadline. To move it back costs nothing: the clock looks at
         it at the old time, and once more at the new one."""
-        with self._changed:
+        with self._lock:
             alarm.deadline = deadline
             if deadline < alarm.looked_at:
                 self._push(alarm)
@@ -909,10 +885,7 @@ class Clock:
 def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     """Return (code folder, clean-up) for a folder or a ZIP. Raises ValueError."""
     if os.path.isdir(path):
-        try:
-            return os.path.abspath(path), lambda: None
-        except OSError:
-            raise ValueError("%s cannot be found: the working directory is gone" % path)
+        return os.path.abspath(path), lambda: None
     if not os.path.exists(path):
         raise ValueError("%s does not exist; CODE is a folder or a ZIP" % path)
     import shutil  # these are a tenth of the memory at rest, and only ZIPs need them
@@ -921,10 +894,7 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
 
     if not zipfile.is_zipfile(path):
         raise ValueError("%s is neither a folder nor a ZIP" % path)
-    try:
-        folder = tempfile.mkdtemp(prefix="custom-runtime-")
-    except OSError as error:
-        raise ValueError("%s cannot be unpacked: %s" % (path, error))
+    folder = tempfile.mkdtemp(prefix="custom-runtime-")
     try:
         unpack(path, folder)
     except BaseException:
@@ -1045,7 +1015,8 @@ class Process:
             except OSError:
                 pass  # it has ended
         self._on_exit = on_exit
-        self.peak_mb = 0.0      # of the leader, known after its end
+        self.peak_mb = 0.0      # of the group as sampled, of the leader at its end
+        self.measured = 0.0     # when it was sampled last, on the monotonic clock
         self.status = 0         # as of the subprocess module, after its end
         self.exited = threading.Event()
         self._lock = threading.Lock()
@@ -1065,8 +1036,9 @@ class Process:
         self.status = self._popen.returncode = (
             -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
         # until it became another program it counted as a copy of this one
-        if usage.ru_maxrss / 1024 > peak_memory_mb("self"):
-            self.peak_mb = usage.ru_maxrss / 1024
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if usage.ru_maxrss > own:
+            self.peak_mb = max(self.peak_mb, usage.ru_maxrss / 1024)
         self.exited.set()
         self._on_exit(self.status)
 
@@ -1078,16 +1050,6 @@ class Process:
                     os.killpg(self.pid, number)
                 except (ProcessLookupError, PermissionError):
                     pass
-
-    def thaw(self) -> None:
-        """SIGCONT, and wait until its threads have woken up and sleep again: before, a
-        signal may be lost on a server that is just about to accept connections. Blocks
-        THAW_S at most, if it is busy."""
-        self.signal(signal.SIGCONT)
-        deadline = time.monotonic() + THAW_S
-        while not is_asleep(self.pid) and time.monotonic() < deadline:
-            if self.exited.wait(0.001):
-                return
 
     def has_ended(self) -> bool:
         """Tell whether the leader has ended, even if nobody has noticed yet."""
@@ -1121,30 +1083,14 @@ def describe_status(status: int) -> str:
                                   or "unknown signal")
 
 
-def stat_fields(folder: str) -> List[bytes]:
-    """Return what the kernel tells of a process or thread, its state first. Raises
-    OSError."""
-    with open(folder + "/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()
-
-
 def is_dying(pid: int) -> bool:
     """Tell whether the kernel is taking a process down."""
     try:
-        fields = stat_fields("/proc/%d" % pid)
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
         return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)  # PF_EXITING
     except OSError:
         return False
-
-
-def is_asleep(pid: int) -> bool:
-    """Tell whether every thread of a process waits."""
-    folder = "/proc/%d/task/" % pid
-    try:
-        return all(stat_fields(folder + name)[0] in (b"S", b"D")
-                   for name in os.listdir(folder))
-    except OSError:
-        return False  # a thread has ended just now
 
 
 def group_members() -> Iterator[Tuple[int, int]]:
@@ -1162,29 +1108,21 @@ def has_others(group: int) -> bool:
                for number, its_group in group_members())
 
 
-def peak_memory_mb(pid: Union[int, str]) -> float:
-    """Return the peak resident memory of a process; 0 when it has ended."""
-    try:
-        with open("/proc/%s/status" % pid, "rb") as file:
-            for line in file:
-                if line.startswith(b"VmHWM:"):
-                    return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return 0.0
-
-
-def group_memory_mb(groups: Iterable[int]) -> Dict[int, float]:
-    """Return the memory of these process groups; a page that several processes share
-    counts once (Pss), as in a container."""
-    found = dict.fromkeys(groups, 0.0)
+def measure(processes: Iterable[Process]) -> None:
+    """Note the memory of groups. A page that several processes share counts once (Pss),
+    as it does in a container."""
+    now = time.monotonic()
+    by_group = {one.pid: one for one in processes}
+    sizes = dict.fromkeys(by_group, 0.0)
     for number, group in group_members():
-        if group in found:
-            found[group] += process_memory_mb(number)
-    return found
+        if group in sizes:
+            sizes[group] += memory_mb(number)
+    for group, process in by_group.items():
+        process.peak_mb = max(process.peak_mb, sizes[group])
+        process.measured = now
 
 
-def process_memory_mb(number: int) -> float:
+def memory_mb(number: int) -> float:
     """Return the proportional share of memory of a process; 0 when it has ended."""
     try:
         with open("/proc/%d/smaps_rollup" % number, "rb") as file:
@@ -1294,7 +1232,7 @@ class Gate:
         poll = select.poll()
         poll.register(self._read_end, select.POLLIN)
         if caller is not None:
-            poll.register(caller.connection, HANGUP)
+            poll.register(caller.connection, select.POLLRDHUP)
         ready = [number for number, _ in poll.poll()]
         is_open = self._read_end.fileno() in ready
         self._read_end.close()
@@ -1331,7 +1269,6 @@ class Invocation:
 
 # ---- instances ----
 
-IDLE = ("idle", "frozen")
 DURING = {"starting": "before it was ready", "initializing": "during initialisation",
           "issued": "before it fetched the event", "running": "while it had the event",
           "busy": "during the request"}
@@ -1350,7 +1287,7 @@ class Instance:
     def __init__(self, platform: "Platform") -> None:
         self.platform = platform
         self.function = platform.function
-        self.rules = platform.rules
+        self.rules: Any = platform.rules
         self.id = "c-%s" % os.urandom(6).hex()
         self.log = Log(platform.write_log)
         self.alarm = Alarm(self._on_time)
@@ -1360,13 +1297,11 @@ class Instance:
         self.ending = ""        # "stop" in order or "kill", whatever came first
         self.violations: List[Violation] = []   # before the first invocation
         self.served = 0
-        self.sampled_mb = 0.0   # highest seen of the whole group
-        self._leader_mb = self._peak_until = 0.0
 
     @property
     def is_idle(self) -> bool:
         """Tell whether it could be reclaimed."""
-        return self.session.state in IDLE
+        return self.session.state in ("idle", "frozen")
 
     @property
     def is_starting(self) -> bool:
@@ -1375,8 +1310,8 @@ class Instance:
 
     def has_room(self) -> bool:
         """Tell whether it takes one more invocation (lock held)."""
-        return (len(self.work) < self.function.concurrency
-                and self.session.state != "stopping")
+        return (self.session.state != "stopping"
+                and len(self.work) < int(self.function.concurrency))
 
     def has_ended(self) -> bool:
         """Tell whether the process has ended, even if nobody has noticed yet."""
@@ -1567,20 +1502,18 @@ class Instance:
     # -- memory --
 
     def peak_mb(self) -> float:
-        """Return the bootstrap's peak memory, 0 if unknown; looked up ten times a
-        second at most, because it costs as much as half an invocation."""
-        if self.process is None:
+        """Return the peak memory of the bootstrap and what it forked, 0 if unknown; an
+        old sample is renewed."""
+        process = self.process
+        if process is None:
             return 0.0
-        now = time.monotonic()
-        if now >= self._peak_until:
-            self._peak_until = now + 0.1
-            self._leader_mb = max(self._leader_mb, peak_memory_mb(self.process.pid))
-        return max(self.sampled_mb, self.process.peak_mb, self._leader_mb)
+        if process.measured < time.monotonic() - MEMORY_TICK_S:
+            measure([process])
+        return process.peak_mb
 
     def over_memory(self) -> str:
         """Say by how much the memory limit is exceeded; "" when it is not."""
-        limit = self.function.memory_mb
-        seen = max(self.sampled_mb, self.process.peak_mb if self.process else 0.0)
+        limit, seen = self.function.memory_mb, self.process.peak_mb if self.process else 0
         return "" if seen <= limit else (
             "the bootstrap took %d MB; the limit is %d MB" % (seen, limit))
 
@@ -1642,7 +1575,7 @@ class PullInstance(Instance):
         before = session.state
         row = session.receive(call, api, request_id, size >= 0)
         invocation = next(iter(self.work), None)
-        if platform.tracing:
+        if platform.on_trace:
             platform.trace("call", instance=self.id, call=call, state=before,
                            action=row.action, next=row.state, rule=row.rule,
                            request_id=invocation.request_id if invocation else "",
@@ -1771,35 +1704,6 @@ class RuntimeApi(Handler):
 
 # ---- instances of fc ----
 
-class Answer:
-    """Where the answer of an fc function goes: kept, for an event's outcome."""
-
-    is_kept = True  # so the body has a limit
-
-    def __init__(self) -> None:
-        self.begun = False
-        self.is_lost = False    # its caller does not take it any more
-        self.status = 0
-        self.fields: List[Tuple[str, str]] = []
-        self.parts: List[bytes] = []
-
-    def begin(self, status: int, fields: List[Tuple[str, str]],
-              length: Optional[int], timeout_s: float) -> None:
-        """Take the head. `length`: -1 = unknown, None = there is no body."""
-        self.status, self.fields = status, fields
-
-    def write(self, data: bytes) -> None:
-        """Take a part of the body."""
-        self.parts.append(data)
-
-    def end(self) -> None:
-        """The answer is complete."""
-
-    def tunnel(self, fields: List[Tuple[str, str]], upstream: "Upstream") -> None:
-        """Pass an upgraded connection through until either side ends it."""
-        raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
-
-
 class Upstream(io.RawIOBase):
     """A connection to a function's server. Whoever reads or writes it waits until
     `deadline` at most (LimitReached), and is told when the caller leaves."""
@@ -1818,17 +1722,13 @@ class Upstream(io.RawIOBase):
 
     def watch(self, caller: Optional[Handler], on_gone: Callable[[], None]) -> None:
         """From now on call on_gone() once, from where the connection waits, when the
-        caller leaves."""
-        self.unwatch()
-        if caller is not None:
-            self._caller, self._on_gone = caller.connection.fileno(), on_gone
-            self._poll.register(self._caller, HANGUP)
-
-    def unwatch(self) -> None:
-        """Stop looking at the caller."""
+        caller leaves; without a caller, stop looking."""
         if self._caller >= 0:
             self._poll.unregister(self._caller)
-            self._caller = -1
+        self._caller, self._on_gone = -1, on_gone
+        if caller is not None:
+            self._caller = caller.connection.fileno()
+            self._poll.register(self._caller, select.POLLRDHUP)
 
     def wait(self, events: int) -> int:
         """Block until the server has something, or takes something; return what."""
@@ -1840,8 +1740,9 @@ class Upstream(io.RawIOBase):
                 raise LimitReached
             ready = dict(self._poll.poll(math.ceil(min(left, MAX_LIMIT_S) * 1000)))
             if self._caller in ready:
-                self.unwatch()
-                self._on_gone()
+                on_gone = self._on_gone
+                self.watch(None, on_gone)
+                on_gone()
             elif number in ready:
                 return ready[number]
 
@@ -1865,6 +1766,26 @@ class Upstream(io.RawIOBase):
                     return False
         return True
 
+    def read_answer(self, limit: int) -> Head:
+        """Read the head of an answer, past interim ones. Raises ConnectionError when
+        there is none, BodyTooLarge when it has more than a server may send."""
+        while True:
+            try:
+                head, _ = read_head(self.reader)
+            except BadMessage as error:
+                if error.status == 431:  # [fc.limits.response]
+                    raise BodyTooLarge(HEAD_BYTES, limit)
+                raise
+            if head is None:
+                raise ConnectionError(errno.ECONNRESET, "it was closed without an "
+                                      "answer")
+            version, status, _ = head.words
+            if not version.startswith("HTTP/1.") or not re.fullmatch(r"[1-9]\d\d",
+                                                                     status):
+                raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
+            if status[0] != "1" or status == "101":
+                return head
+
     def is_usable(self) -> bool:
         """Tell whether it can carry another request: nothing waits there, not even its
         end. Bytes beyond the last answer answer nothing."""
@@ -1876,36 +1797,10 @@ class Upstream(io.RawIOBase):
             pass
         return False
 
-    def shut(self) -> None:
-        """Wake whoever waits; the owner closes it."""
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer was faster
-
     def close(self) -> None:
         """Close the connection."""
         super().close()
         self.socket.close()
-
-
-def read_answer(upstream: Upstream, limit: int) -> Head:
-    """Read the head of an answer, past interim ones. Raises ConnectionError when there
-    is none."""
-    while True:
-        try:
-            head, _ = read_head(upstream.reader)
-        except BadMessage as error:
-            if error.status == 431:  # [fc.limits.response]
-                raise BodyTooLarge(HEAD_BYTES, limit)
-            raise
-        if head is None:
-            raise ConnectionError(errno.ECONNRESET, "it was closed without an answer")
-        version, status, _ = head.words
-        if not version.startswith("HTTP/1.") or not re.fullmatch(r"[1-9]\d\d", status):
-            raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
-        if status[0] != "1" or status == "101":
-            return head
 
 
 def has_body(head: Head, method: str) -> bool:
@@ -1919,6 +1814,95 @@ def wants_upgrade(request: Optional[HttpRequest]) -> bool:
                                        for name, _ in request.headers)
 
 
+class Answer:
+    """Where the answer of an fc function goes: to its HTTP caller as it is produced, or,
+    where there is none, into the outcome."""
+
+    def __init__(self, caller: Optional[Handler] = None) -> None:
+        self.caller = caller
+        self.begun = False
+        self.is_lost = False    # its caller does not take it any more
+        self.status = 0
+        self.fields: List[Tuple[str, str]] = []
+        self.parts: List[bytes] = []
+        self._chunked = False
+
+    def begin(self, head: Head, fields: List[Tuple[str, str]], own: Pairs,
+              has_a_body: bool) -> None:
+        """Take the head; `own` are fields for the caller alone."""
+        self.status, self.fields, caller = int(head.words[1]), fields, self.caller
+        if caller is None:
+            return
+        out = [*fields, *own]
+        if head.length is not None and head.length >= 0:
+            out.append(("Content-Length", str(head.length)))
+        elif has_a_body and caller.request_version == "HTTP/1.1":
+            self._chunked = True  # [fc.answer.streamed]
+            out.append(("Transfer-Encoding", "chunked"))
+        elif has_a_body:
+            caller.closing = True
+        if caller.closing:
+            out.append(("Connection", "close"))
+        self.begun = not self.is_lost
+        self._send(format_head(status_line(self.status), out))
+
+    def write(self, data: bytes) -> None:
+        """Take a part of the body."""
+        if self.caller is None:
+            self.parts.append(data)
+        else:
+            self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            if self.caller is not None and not self.is_lost:
+                self.caller.connection.sendall(data)
+        except OSError:
+            self.is_lost = True  # the exchange notices
+
+    def tunnel(self, upstream: Upstream) -> None:
+        """Pass what follows an upgrade through until either side ends it."""
+        if self.caller is None:
+            raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
+        self.caller.closing = True
+        self.caller.limit_reads(0)
+        upstream.watch(None, lambda: None)  # either side may end it, that is no fault
+        thread = start_thread(copy, self.caller.rfile, upstream.socket)
+        try:
+            copy(upstream.reader, self.caller.connection)
+        finally:
+            shut(upstream.socket)
+            thread.join()
+
+
+def copy(source: "io.BufferedReader[Any]", target: socket.socket) -> None:
+    """Copy bytes until the source ends, then end the target."""
+    try:
+        for data in read_parts(source, None):
+            target.sendall(data)
+    except (OSError, ValueError):
+        pass  # either side broke; both end
+    shut(target)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, below those that the system hands out to
+    clients: until the server binds it, it must not become somebody's own port."""
+    for _ in range(100):
+        port = 10000 + int.from_bytes(os.urandom(4), "big") % 10000
+        try:
+            try_port(port)
+            return port
+        except OSError:
+            pass
+    raise StartError("port", "no free port was found")
+
+
 def try_port(port: int) -> None:
     """Raise OSError unless a server could listen on the port."""
     with socket.socket() as probe:
@@ -1926,29 +1910,11 @@ def try_port(port: int) -> None:
         probe.bind(("0.0.0.0", port))
 
 
-def free_port() -> Tuple[int, socket.socket]:
-    """Return a port that nobody listens on, below those that the system hands out to
-    clients: until the server binds it, it must not become somebody's own port. The
-    socket keeps it from other emulators until it is closed."""
-    for _ in range(100):
-        port = 10000 + int.from_bytes(os.urandom(4), "big") % 10000
-        claim = socket.socket(socket.AF_UNIX)
-        try:  # an abstract name: no file, and gone with us
-            claim.bind("\0custom-runtime-port-%d" % port)
-            try_port(port)
-            return port, claim
-        except OSError:
-            claim.close()
-    raise StartError("port", "no free port was found")
-
-
 def accepts(host: str, port: int) -> bool:
     """Tell whether somebody listens there."""
-    try:
-        socket.create_connection((host, port), 0.2).close()
-        return True
-    except OSError:
-        return False
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, port)) == 0
 
 
 class PushInstance(Instance):
@@ -1958,10 +1924,8 @@ class PushInstance(Instance):
         super().__init__(platform)
         self.session = self.rules.Session(platform.function.concurrency)
         self.port = self.function.port
-        self.pool: Optional[List[Upstream]] = []    # None = nobody will use them
-        self._streams = threading.Lock()        # for the pool, and who has a connection
+        self.pool: List[Upstream] = []          # kept connections, last used last
         self._hook_lock = threading.Lock()      # one hook at a time
-        self._claim: Optional[socket.socket] = None     # to a port of our choice
         self._resting = False   # the pre-freeze hook runs: nothing else may
 
     def has_room(self) -> bool:
@@ -1970,7 +1934,7 @@ class PushInstance(Instance):
     def _move(self, call: str) -> str:
         before = self.session.state
         action: str = self.session.move(call)
-        if action and self.platform.tracing:
+        if action:
             self.platform.trace("move", instance=self.id, call=call, state=before,
                                 action=action, next=self.session.state,
                                 rule=self.rules.STATES[before, call].rule)
@@ -1987,23 +1951,24 @@ class PushInstance(Instance):
         with platform.lock:
             if self._move("connect") != "initialize":
                 return  # stopped meanwhile
-        verdict = "done"
+        verdict, seen = "done", ""
         if self.function.initializer:  # [fc.initialize.once]
-            verdict = self.hook("initialize", self.function.initializer_timeout_s)
+            verdict, seen = self.hook("initialize", self.function.initializer_timeout_s)
         with platform.lock:
             if verdict == "done" and self._move("initialized"):
                 self.has_room_again()
                 self._rest()
             elif self._move("refused"):
                 kind = "init-timeout" if verdict == "timeout" else "init-error"
-                self.end(list(self.work), kind, "the initializer failed: " + verdict)
+                self.end(list(self.work), kind, "the initializer %s: %s" % (
+                    "failed" if verdict != "timeout" else "timed out", seen))
 
     def _choose_port(self) -> None:
         """Find a free port, or raise StartError when the fixed one is taken."""
         if self.platform.attach and self.port:
             return  # the server may be there already
         if not self.port:
-            self.port, self._claim = free_port()
+            self.port = free_port()
             return
         # our own last instance may still be ending
         self.platform.await_leaving(self.function.start_timeout_s)
@@ -2016,59 +1981,48 @@ class PushInstance(Instance):
 
     def _await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises StartError."""
-        begin = time.monotonic()
-        deadline = begin + self.function.start_timeout_s
-        hinted = False
+        begin, process, hinted = time.monotonic(), self.process, False
         while True:
+            passed = time.monotonic() - begin
             try:
                 self._keep(self._dial(1.0))  # for the first request
                 return
             except OSError:
-                now = time.monotonic()
-            if self._let_pass(0.001 if now < begin + 0.05 else 0.005):
-                assert self.process is not None
-                raise StartError("", self._exit_text(self.process.status, "starting"))
-            if now > deadline or self.session.state == "stopping":
+                pass
+            if process is None:
+                time.sleep(0.05)  # attached: nothing else tells when it listens
+            elif process.exited.wait(0.001 if passed < 0.05 else 0.005):
+                raise StartError("", self._exit_text(process.status, "starting"))
+            if (passed > self.function.start_timeout_s
+                    or self.session.state == "stopping"):
                 raise StartError("port", self._port_problem())
-            if not hinted and now > begin + 0.5:
+            if passed > 0.5 and not hinted:
                 hinted = True
-                if self._loopback_only():
+                if accepts("127.0.0.1", self.port):
                     self.platform.note(self._port_problem())
 
-    def _let_pass(self, wait_s: float) -> bool:
-        """Wait; tell, at once, when the process has ended."""
-        if self.process is not None:
-            return self.process.exited.wait(wait_s)
-        time.sleep(0.05)  # attached: nothing else tells when it listens
-        return False
-
     def _port_problem(self) -> str:
-        if self._loopback_only():  # [fc.start.port]
+        if accepts("127.0.0.1", self.port) and not accepts(  # [fc.start.port]
+                self.platform.fc_host, self.port):
             return ("the server listens on 127.0.0.1:%d only, where the cloud cannot "
                     "reach it. Bind 0.0.0.0" % self.port)
         return ("nothing listens on port %d within %s s; the server must listen on "
                 "0.0.0.0:$FC_SERVER_PORT" % (self.port,
                                              seconds(self.function.start_timeout_s)))
 
-    def _loopback_only(self) -> bool:
-        # in this order: it may have begun to listen just now
-        return accepts("127.0.0.1", self.port) and not accepts(self.platform.fc_host,
-                                                               self.port)
-
     # -- connections --
 
     def _dial(self, timeout_s: float) -> Upstream:
         return Upstream(socket.create_connection((self.platform.fc_host, self.port),
-                                                 timeout_s))
+                                                 max(0.001, timeout_s)))
 
     def _connect(self, deadline: float) -> Upstream:
         """Return a kept connection, or a new one."""
         while True:
-            with self._streams:
+            with self.platform.lock:
                 upstream = self.pool.pop() if self.pool else None
             if upstream is None:
-                left = deadline - time.monotonic()
-                upstream = self._dial(max(0.001, left))
+                upstream = self._dial(deadline - time.monotonic())
             elif not upstream.is_usable():
                 upstream.close()
                 continue
@@ -2077,64 +2031,60 @@ class PushInstance(Instance):
 
     def _keep(self, upstream: Upstream) -> None:
         """Put a connection into the pool, unless nobody would take it out again."""
-        upstream.unwatch()
-        upstream.used = True
-        with self._streams:
-            if self.pool is not None:
+        upstream.watch(None, lambda: None)
+        upstream.used = upstream.deadline < math.inf
+        with self.platform.lock:
+            if self.session.state != "stopping":
                 self.pool.append(upstream)
                 return
         upstream.close()
 
     def cut_off(self, invocation: Invocation) -> None:
-        with self._streams:
-            if invocation.upstream is not None:
-                invocation.upstream.shut()
+        if invocation.upstream is not None:
+            shut(invocation.upstream.socket)
 
     # -- hooks --
 
-    def hook(self, call: str, timeout_s: float) -> str:
-        """Call a hook; return done, failed, broken or timeout. Blocks for its limit at
-        most."""
-        request_id = self.rules.new_id()
-        start, end = (line.format(call=self.rules.HOOK_NAMES[call],
-                                  request_id=request_id, error="{error}")
-                      for line in self.rules.LOG_LINES)
-        self.platform.note_line(start)
-        verdict, seen = self._call_hook(call, request_id, timeout_s)
-        if verdict == "failed" and not seen.startswith("status") and (
-                self.process is not None and self.process.ends_now()):
-            verdict = "broken"  # the process died in the hook
+    def hook(self, call: str, timeout_s: float) -> Tuple[str, str]:
+        """Call a hook; return (done, failed, broken or timeout; what was seen). Blocks
+        for its limit at most."""
+        facts = {"call": self.rules.HOOK_NAMES[call], "request_id": self.rules.new_id()}
+        self.platform.note_line(self.rules.LOG_LINES[0].format_map(facts))
+        verdict, seen = self._call_hook(call, facts["request_id"], timeout_s)
+        if verdict == "lost":  # broken, where the process died in the hook
+            verdict = "broken" if self.process is not None and (
+                self.process.ends_now()) else "failed"
         self.log.drain()
-        self.platform.note_line(end.format(error="" if verdict == "done" else
-                                           ", Error: %s, %s" % (verdict, seen)))
+        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict, seen)
+        self.platform.note_line(self.rules.LOG_LINES[1].format_map(facts))
         self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
                             seen=seen)
-        return verdict
+        return verdict, seen
 
     def _call_hook(self, call: str, request_id: str, timeout_s: float
                    ) -> Tuple[str, str]:
-        """Send a hook's request; return the verdict and what was seen."""
         method = "POST" if call == "initialize" else "GET"
         upstream = None
         try:
             upstream = self._connect(time.monotonic() + timeout_s)
             upstream.send(self._head(method, "/" + call, request_id, "/" + call, [], 0))
-            head = read_answer(upstream, HEAD_BYTES)
+            head = upstream.read_answer(HEAD_BYTES)
             for _ in read_parts(upstream.reader, head.length):
                 pass
         except (LimitReached, socket.timeout):
-            verdict, seen = "timeout", "no answer within %s s" % seconds(timeout_s)
+            found = "timeout", "no answer within %s s" % seconds(timeout_s)
         except (OSError, BadMessage, BodyTooLarge) as error:
-            verdict, seen = "failed", str(error)
+            found = "lost", str(error)
         else:
+            status = int(head.words[1])
+            found = self.rules.judge_hook(status), "%s /%s was answered with status " \
+                "%d" % (method, call, status)
             if head.keep_alive and head.length is not None:
                 self._keep(upstream)
-                upstream = None
-            status = int(head.words[1])
-            verdict, seen = self.rules.judge_hook(status), "status %d" % status
+                return found
         if upstream is not None:
             upstream.close()
-        return verdict, seen
+        return found
 
     # -- invocations --
 
@@ -2171,48 +2121,78 @@ class PushInstance(Instance):
             return self._explain(invocation, str(error), error.violation)
         except OSError as error:
             return self._explain(invocation, "the connection broke: %s" % (
-                error.strerror or error), Violation("any.http.no-effect", str(error)))
+                error.strerror or error), None)
 
     def _explain(self, invocation: Invocation, message: str,
-                 violation: Violation) -> Tuple[str, str]:
+                 violation: Optional[Violation]) -> Tuple[str, str]:
         """Return (kind, message) of an exchange that broke off or was no HTTP
         [fc.outcome.bad-response], unless the process has ended [any.outcome.exit]."""
         process = self.process
         if invocation.outcome is not None:
             return "cancelled", message  # we may have cut it off
-        if violation.rule == "any.http.no-effect" and process is not None and (
-                process.ends_now()):
+        if process is not None and process.ends_now() and (
+                violation is None or violation.rule == "any.http.no-effect"):
             over = self.over_memory()
             return "out-of-memory" if over else "exit", over or (
                 "the bootstrap ended %s during the request" % describe_status(
                     process.status))
-        with self.platform.lock:
-            self.platform.note_violation(violation, invocation.violations)
+        if violation is not None:
+            with self.platform.lock:
+                self.platform.note_violation(violation, invocation.violations)
         return "bad-response", message
 
     def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
         self.log.drain()
-        with self._streams:
-            upstream, invocation.upstream = invocation.upstream, None
-        if upstream is not None:
-            upstream.close()
-        with self.platform.lock:
-            self.platform.settle(invocation, kind, message=message,
-                                 body=b"".join(invocation.answer.parts))
+        platform = self.platform
+        with platform.lock:
+            if invocation.upstream is not None:
+                platform.lock.later(invocation.upstream.close)
+                invocation.upstream = None
+            platform.settle(invocation, kind, message=message,
+                            body=b"".join(invocation.answer.parts))
             del self.work[invocation]
             self._move("settled")
             if kind == "timeout":  # [fc.time.others]
                 self.end([])
             elif kind == "cancelled" and self._is_replaced() and not self.ending:
-                self.platform.reclaim(self)  # [fc.caller.replace]
+                platform.reclaim(self)  # [fc.caller.replace]
             elif self.ending == "kill" and not self.work:
-                self.platform.lock.later(self.kill)
+                platform.lock.later(self.kill)
             self.has_room_again()
             self._rest()
 
     def _is_replaced(self) -> bool:
         """Tell whether it is replaced when a caller leaves [fc.caller.replace]."""
-        return self.function.concurrency == 1
+        return bool(self.function.concurrency == 1)
+
+    def _ask(self, invocation: Invocation) -> Tuple[str, str]:
+        """Return (kind, message) of the exchange. Raises LimitReached, OSError,
+        BadMessage, BodyTooLarge, CallerGone."""
+        method, head = self._request(invocation)
+        upstream = self._connect(invocation.deadline)
+        try:
+            whole, answer = self._send(invocation, upstream, head)
+        except ConnectionError:
+            # [fc.connection.retry] broken before a byte of the answer came
+            if invocation.outcome is not None or not (
+                    upstream.used and method in self.rules.IDEMPOTENT
+                    and not invocation.event):
+                raise
+            upstream.close()
+            upstream = self._dial(self.function.timeout_s)
+            upstream.deadline = invocation.deadline
+            whole, answer = self._send(invocation, upstream, head)
+        kind, text = self._pass(invocation, upstream, answer, method)
+        self.platform.trace("answer", instance=self.id, method=method, kind=kind,
+                            request_id=invocation.request_id, status=answer.words[1],
+                            rule="fc.invoke.answer",
+                            fc_status=answer.get("x-fc-status"))
+        delimited = answer.length is not None or not has_body(answer, method)
+        if whole and answer.keep_alive and delimited and answer.words[1] != "101":
+            with self.platform.lock:
+                invocation.upstream = None
+            self._keep(upstream)
+        return kind, text
 
     def _request(self, invocation: Invocation) -> Tuple[str, bytes]:
         """Return (method, head) of the request to the function's server."""
@@ -2240,50 +2220,20 @@ class PushInstance(Instance):
         head = format_head("%s %s HTTP/1.1" % (method, target), fields)[:-2]
         return head + (own + "\r\n").encode("latin-1")
 
-    def _ask(self, invocation: Invocation) -> Tuple[str, str]:
-        """Return (kind, message) of the exchange. Raises LimitReached, OSError,
-        BadMessage, BodyTooLarge, CallerGone."""
-        method, head = self._request(invocation)
-        upstream = self._connect(invocation.deadline)
-        try:
-            whole, answer = self._send(invocation, upstream, head)
-        except ConnectionError:
-            # [fc.connection.retry] broken before a byte of the answer came
-            if invocation.outcome is not None or not (
-                    upstream.used and method in self.rules.IDEMPOTENT
-                    and not invocation.event):
-                raise
-            upstream.close()
-            upstream = self._dial(self.function.timeout_s)
-            upstream.deadline = invocation.deadline
-            whole, answer = self._send(invocation, upstream, head)
-        kind, text = self._pass(invocation, upstream, answer, method)
-        if self.platform.tracing:
-            self.platform.trace("answer", instance=self.id, method=method,
-                                request_id=invocation.request_id, kind=kind,
-                                status=answer.words[1], rule="fc.invoke.answer",
-                                fc_status=answer.get("x-fc-status"))
-        delimited = answer.length is not None or not has_body(answer, method)
-        if whole and answer.keep_alive and delimited and answer.words[1] != "101":
-            with self._streams:
-                invocation.upstream = None
-            self._keep(upstream)
-        return kind, text
-
     def _send(self, invocation: Invocation, upstream: Upstream, head: bytes
               ) -> Tuple[bool, Head]:
         """Send a request; return whether it went out whole, and the head of the
         answer."""
-        with self._streams:
+        with self.platform.lock:
             invocation.upstream = upstream
-        if invocation.outcome is not None:  # else whoever settles it cuts it off
-            raise CallerGone
+            if invocation.outcome is not None:  # else whoever settles it cuts it off
+                raise CallerGone
         upstream.watch(invocation.caller, lambda: self._leave(invocation))
         if len(invocation.event) <= 65536:
             whole = upstream.send(head + invocation.event)
         else:
             whole = upstream.send(head) and upstream.send(invocation.event)
-        return whole, read_answer(upstream, self.function.response_header_bytes)
+        return whole, upstream.read_answer(self.function.response_header_bytes)
 
     def _leave(self, invocation: Invocation) -> None:
         """Its caller has gone. The handler runs on, and its place is taken until the
@@ -2300,39 +2250,36 @@ class PushInstance(Instance):
               method: str) -> Tuple[str, str]:
         """Pass an answer on; return (kind, message)."""
         answer, is_http = invocation.answer, invocation.http_request is not None
-        status = int(head.words[1])
+        status, has_a_body = int(head.words[1]), has_body(head, method)
         size = self.rules.fields_size(head.fields)
         if size > self.function.response_header_bytes:  # [fc.limits.response]
             return "response-too-large", (
                 "the answer's header fields have %d bytes; the limit is %d"
                 % (size, self.function.response_header_bytes))
-        kind: str = self.rules.judge_answer(is_http, status, head.get("x-fc-status"))
         fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE)
+        own: Pairs = (("X-Fc-Request-Id", invocation.request_id),)
+        if invocation.caller is not None:
+            left = max(0.001, invocation.deadline - time.monotonic())
+            invocation.caller.limit_writes(min(SILENCE_S, left))
         if status == 101:  # [fc.upgrade.pass]
             if not wants_upgrade(invocation.http_request):
                 raise BadMessage("fc.upgrade.pass", "status 101 for a request that did "
                                  "not ask to upgrade")
-            answer.tunnel(fields, upstream)
+            answer.begin(head, fields, own + (("Connection", "Upgrade"),), False)
+            answer.tunnel(upstream)
             return "ok", ""
         # [fc.headers.reserved-response] an offer to upgrade is not for the caller
         fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
-        self._pass_body(invocation, upstream, head, fields, has_body(head, method))
-        if answer.is_lost:
-            return "cancelled", "the caller has gone"
-        return kind, "" if kind == "ok" else "the function answered with a failure"
-
-    def _pass_body(self, invocation: Invocation, upstream: Upstream, head: Head,
-                   fields: List[Tuple[str, str]], has_a_body: bool) -> None:
-        answer = invocation.answer
-        left = max(0.001, invocation.deadline - time.monotonic())
-        length = (-1 if head.length is None else head.length) if has_a_body else None
-        answer.begin(int(head.words[1]), fields, length, left)
-        limit = self.function.result_bytes if answer.is_kept else sys.maxsize
-        if has_a_body:
-            for part in read_parts(upstream.reader, head.length, limit):
-                answer.write(part)
+        answer.begin(head, fields, own, has_a_body)
+        limit = self.function.result_bytes if answer.caller is None else sys.maxsize
+        for part in read_parts(upstream.reader, head.length, limit) if has_a_body else ():
+            answer.write(part)
         if invocation.outcome is None:  # else it was cut off, or nobody wants it
             answer.end()
+        if answer.is_lost:
+            return "cancelled", "the caller has gone"
+        kind: str = self.rules.judge_answer(is_http, status, head.get("x-fc-status"))
+        return kind, "" if kind == "ok" else "the function answered with a failure"
 
     # -- freeze and end --
 
@@ -2351,7 +2298,7 @@ class PushInstance(Instance):
         verdict = "ended"
         with self._hook_lock:
             if not self.has_ended() and self.session.state == "idle":
-                verdict = self.hook("pre-freeze", self.function.pre_freeze_timeout_s)
+                verdict, _ = self.hook("pre-freeze", self.function.pre_freeze_timeout_s)
         with self.platform.lock:
             self._resting = False
             if verdict == "broken":  # [fc.hook.broken]
@@ -2365,7 +2312,7 @@ class PushInstance(Instance):
             self.process.signal(signal.SIGSTOP)
 
     def on_limit(self, state: str) -> None:
-        """The exchanges and hooks keep their limits themselves."""
+        """Exchanges and hooks keep their limits themselves."""
 
     def retire(self) -> None:
         self._move("stop")
@@ -2373,8 +2320,8 @@ class PushInstance(Instance):
     def before_stop(self) -> None:
         """Thaw, and call the pre-stop hook [fc.stop.order]."""
         with self._hook_lock:
-            if self.process is not None and self.function.freeze:
-                self.process.thaw()
+            if self.process is not None:
+                self.process.signal(signal.SIGCONT)
             if self.function.pre_stop and self.served and not self.has_ended():
                 self.hook("pre-stop", self.function.pre_stop_timeout_s)
 
@@ -2392,12 +2339,10 @@ class PushInstance(Instance):
             describe_status(status), DURING[state])
 
     def cleanup(self) -> None:
-        with self._streams:
-            pool, self.pool = self.pool or [], None
+        with self.platform.lock:
+            pool, self.pool = self.pool, []
         for upstream in pool:
             upstream.close()
-        if self._claim is not None:
-            self._claim.close()
         super().cleanup()
 
 
@@ -2431,7 +2376,7 @@ class Platform:
         self.function = Function(self.protocol, **settings)
         if attach and self.function.port:  # one runtime API, or server, on it
             self.function.max_instances = min(1, self.function.max_instances)
-        self.rules = RULES[self.protocol]
+        self.rules: Any = RULES[self.protocol]
         self.folder, self._remove_package = open_package(code)
         self.package = "" if os.path.isdir(code) else code
         self._on_log = on_log
@@ -2440,11 +2385,10 @@ class Platform:
         self.attach = attach
         self.cores = cores
         self._on_note = on_note
-        self._on_trace = on_trace
-        self.tracing = on_trace is not None     # asked where a trace would be costly
+        self.on_trace = on_trace
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
-        self.fields = fields_template(self.rules, self.facts)
+        self.fields: str = fields_template(self.rules, self.facts)
         self.fc_host = reachable_host()
         self.lock = DeferringLock()
         self.clock = Clock()
@@ -2583,9 +2527,10 @@ class Platform:
     def _stop(self, instances: List[Instance]) -> None:
         for thread in [start_thread(instance.stop) for instance in instances]:
             thread.join()
-        function = self.function  # one that was idle may have begun to stop just now
-        self.await_leaving(function.pre_freeze_timeout_s + function.pre_stop_timeout_s
-                           + function.grace_s + 10)
+        # one that was idle may have begun to stop just now
+        limits = [limit for name, limit in vars(self.function).items()
+                  if name in ("pre_freeze_timeout_s", "pre_stop_timeout_s", "grace_s")]
+        self.await_leaving(sum(limits) + 10)
 
     def state(self) -> Dict[str, object]:
         """Return what GET /-/state shows."""
@@ -2719,9 +2664,8 @@ class Platform:
         self.pending -= 1
         if self._closing and not self.pending:
             self._left.notify_all()
-        if self.tracing:
-            self.trace("outcome", request_id=invocation.request_id, kind=kind,
-                       message=message, duration_ms=round(duration * 1000, 3))
+        self.trace("outcome", request_id=invocation.request_id, kind=kind,
+                   message=message, duration_ms=round(duration * 1000, 3))
         self.lock.later(self._tell, invocation, invocation.outcome)
         return True
 
@@ -2742,8 +2686,7 @@ class Platform:
         if kind != "ok":  # nearly always: no document to fill in
             facts.update(
                 timeout=seconds(function.timeout_s),
-                init_timeout=seconds(function.initializer_timeout_s
-                                     or function.init_timeout_s),
+                init_timeout=seconds(function.init_timeout_s),
                 size=str(size), duration="%d" % (duration * 1000), message=message,
                 limit=str(function.event_bytes if kind == "request-too-large"
                           else function.result_bytes),
@@ -2787,12 +2730,9 @@ class Platform:
         """Sample the groups; end those over the limit [any.memory.limit]."""
         with self.lock:
             watched = self.instances + [one for one in self._leaving if one.work]
-        sampled = group_memory_mb([one.process.pid for one in watched if one.process])
+        measure([one.process for one in watched if one.process is not None])
         with self.lock:
             for instance in watched:
-                sample = sampled.get(instance.process.pid, 0.0) \
-                    if instance.process else 0.0
-                instance.sampled_mb = max(instance.sampled_mb, sample)
                 over = instance.over_memory()
                 if over:
                     instance.end(list(instance.work), "out-of-memory", over)
@@ -2862,9 +2802,9 @@ class Platform:
 
     def trace(self, what: str, **facts: object) -> None:
         """Report a message or a change of state."""
-        if self._on_trace is not None:
+        if self.on_trace is not None:
             passed = time.monotonic() - self._begun
-            self._on_trace(dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
+            self.on_trace(dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
 
 
 def utc_now() -> str:
@@ -2885,76 +2825,6 @@ def reachable_host() -> str:
 
 # ---- front door ----
 
-class CallerAnswer(Answer):
-    """The answer of an HTTP function, passed on to its caller as it is produced."""
-
-    is_kept = False
-
-    def __init__(self, caller: Handler, request_id: str) -> None:
-        super().__init__()
-        self._caller = caller
-        self._request_id = request_id
-        self._chunked = False
-
-    def begin(self, status: int, fields: List[Tuple[str, str]],
-              length: Optional[int], timeout_s: float) -> None:
-        super().begin(status, fields, length, timeout_s)
-        caller = self._caller
-        out = list(fields) + [("X-Fc-Request-Id", self._request_id)]
-        if length == -1 and caller.request_version == "HTTP/1.1":
-            self._chunked = True  # [fc.answer.streamed]
-            out.append(("Transfer-Encoding", "chunked"))
-        elif length == -1:
-            caller.closing = True
-        elif length is not None:
-            out.append(("Content-Length", str(length)))
-        if caller.closing:
-            out.append(("Connection", "close"))
-        self.begun = not self.is_lost
-        caller.connection.settimeout(min(SILENCE_S, timeout_s))
-        self._send(format_head(status_line(status), out))
-
-    def write(self, data: bytes) -> None:
-        self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
-
-    def end(self) -> None:
-        if self._chunked:
-            self._send(b"0\r\n\r\n")
-
-    def tunnel(self, fields: List[Tuple[str, str]], upstream: Upstream) -> None:
-        caller = self._caller
-        self.begin(101, fields + [("Connection", "Upgrade")], None, SILENCE_S)
-        caller.closing = True
-        caller.connection.settimeout(None)
-        upstream.unwatch()  # either side may end it, that is no fault
-        thread = start_thread(copy, caller.rfile, upstream.socket)
-        try:
-            copy(upstream.reader, caller.connection)
-        finally:
-            upstream.shut()
-            thread.join()
-
-    def _send(self, data: bytes) -> None:
-        if not self.is_lost:
-            try:
-                self._caller.connection.sendall(data)
-            except OSError:
-                self.is_lost = True  # the exchange notices
-
-
-def copy(source: io.BufferedReader, target: socket.socket) -> None:
-    """Copy bytes until the source ends, then end the target."""
-    try:
-        for data in read_parts(source, None):
-            target.sendall(data)
-    except (OSError, ValueError):
-        pass  # either side broke; both end
-    try:
-        target.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-
-
 NATIVE_CALLS = {"/-/invoke": ("POST",), "/-/health": ("GET", "HEAD"),
                 "/-/state": ("GET", "HEAD")}
 
@@ -2972,7 +2842,7 @@ class FrontDoor(Server):
 class Caller(Handler):
     """A connection of a caller."""
 
-    timeout = KEEP_ALIVE_S
+    idle_limit_s = KEEP_ALIVE_S
     invocation: Optional[Invocation] = None     # that it waits for
 
     def respond(self) -> None:
@@ -3031,14 +2901,14 @@ class Caller(Handler):
         assert isinstance(self.server, FrontDoor)
         invocation.caller = self
         if invocation.http_request is not None:
-            invocation.answer = CallerAnswer(self, invocation.request_id)
+            invocation.answer = Answer(self)
         outcome = self.server.app.run(invocation)
         self.server.on_outcome(outcome)
         if not invocation.answer.begun:
             self._answer(*native_answer(outcome))
         elif outcome.kind not in ("ok", "function-error"):
             self.closing = True  # half an answer must look like half an answer
-            self.shut()
+            shut(self.connection)
 
     def withdraw(self) -> bool:
         """A caller hung up while its event runs [any.caller.gone]."""
