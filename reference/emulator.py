@@ -1513,7 +1513,8 @@ class Instance:
 
     def over_memory(self) -> str:
         """Say by how much the memory limit is exceeded; "" when it is not."""
-        limit, seen = self.function.memory_mb, self.process.peak_mb if self.process else 0
+        limit = self.function.memory_mb
+        seen = self.process.peak_mb if self.process is not None else 0.0
         return "" if seen <= limit else (
             "the bootstrap took %d MB; the limit is %d MB" % (seen, limit))
 
@@ -1647,6 +1648,8 @@ class PullInstance(Instance):
                 describe_status(status), DURING.get(state, "")))
 
     def cleanup(self) -> None:
+        for poll in self.session.parked:
+            poll.give_up()  # its thread may wait, with a request behind it
         if self.api is not None:
             self.api.close()
             self.api.shut()
@@ -1815,8 +1818,8 @@ def wants_upgrade(request: Optional[HttpRequest]) -> bool:
 
 
 class Answer:
-    """Where the answer of an fc function goes: to its HTTP caller as it is produced, or,
-    where there is none, into the outcome."""
+    """Where the answer of an fc function goes: to its HTTP caller as it is produced,
+    or, where there is none, into the outcome."""
 
     def __init__(self, caller: Optional[Handler] = None) -> None:
         self.caller = caller
@@ -1971,7 +1974,7 @@ class PushInstance(Instance):
             self.port = free_port()
             return
         # our own last instance may still be ending
-        self.platform.await_leaving(self.function.start_timeout_s)
+        self.platform.await_leaving()
         try:
             try_port(self.port)
         except OSError as error:
@@ -2055,7 +2058,8 @@ class PushInstance(Instance):
             verdict = "broken" if self.process is not None and (
                 self.process.ends_now()) else "failed"
         self.log.drain()
-        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict, seen)
+        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict,
+                                                                           seen)
         self.platform.note_line(self.rules.LOG_LINES[1].format_map(facts))
         self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
                             seen=seen)
@@ -2272,7 +2276,8 @@ class PushInstance(Instance):
         fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
         answer.begin(head, fields, own, has_a_body)
         limit = self.function.result_bytes if answer.caller is None else sys.maxsize
-        for part in read_parts(upstream.reader, head.length, limit) if has_a_body else ():
+        length = head.length if has_a_body else 0
+        for part in read_parts(upstream.reader, length, limit):
             answer.write(part)
         if invocation.outcome is None:  # else it was cut off, or nobody wants it
             answer.end()
@@ -2514,7 +2519,9 @@ class Platform:
             for instance in list(self._leaving):
                 instance.end(list(instance.work), "cancelled", reason)
         try:
-            self._stop(instances)
+            for thread in [start_thread(instance.stop) for instance in instances]:
+                thread.join()
+            self.await_leaving()
         except BaseException:  # Ctrl-C: whoever it was has no patience
             for instance in instances:
                 if instance.process is not None:
@@ -2523,14 +2530,6 @@ class Platform:
         finally:
             self.clock.close()
             self._remove_package()
-
-    def _stop(self, instances: List[Instance]) -> None:
-        for thread in [start_thread(instance.stop) for instance in instances]:
-            thread.join()
-        # one that was idle may have begun to stop just now
-        limits = [limit for name, limit in vars(self.function).items()
-                  if name in ("pre_freeze_timeout_s", "pre_stop_timeout_s", "grace_s")]
-        self.await_leaving(sum(limits) + 10)
 
     def state(self) -> Dict[str, object]:
         """Return what GET /-/state shows."""
@@ -2706,10 +2705,14 @@ class Platform:
             self._leaving.pop(instance, None)
             self._left.notify_all()
 
-    def await_leaving(self, timeout_s: float) -> None:
-        """Block until every instance that was discarded has ended."""
+    def await_leaving(self) -> None:
+        """Block until every instance that was discarded has ended: for the limits of
+        its hooks and the grace at most."""
+        limits = vars(self.function)
         with self.lock:
-            self._left.wait_for(lambda: not self._leaving, timeout_s)
+            self._left.wait_for(lambda: not self._leaving, 10 + sum(
+                limits.get(name, 0) for name in ("pre_freeze_timeout_s",
+                                                 "pre_stop_timeout_s", "grace_s")))
 
     def _on_queue_time(self) -> None:
         now = time.monotonic()
@@ -2931,31 +2934,6 @@ MAX_PARALLEL = 10000     # each line in flight may have a thread
 FAILED, USAGE_ERROR, BROKEN_RULE, INTERRUPTED = 1, 2, 3, 130
 
 
-def read_file(option: str, path: str) -> bytes:
-    """Return what a file holds. Raises ValueError that names the option."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ValueError("%s %s: %s" % (option, path, error.strerror))
-
-
-def read_credentials(path: str) -> Dict[str, str]:
-    """Return the object of --credentials. Raises ValueError."""
-    data = read_file("--credentials", path)
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("--credentials %s: %s" % (path, error))
-    if not isinstance(document, dict):
-        raise ValueError("--credentials %s: the document must be a JSON object" % path)
-    unknown = set(document) - set(CREDENTIALS)
-    if unknown:
-        raise ValueError("--credentials %s: unknown %s; known: %s" % (
-            path, ", ".join(sorted(unknown)), ", ".join(CREDENTIALS)))
-    return document
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
@@ -3008,8 +2986,7 @@ def add_tasks(add: Callable[..., object]) -> None:
 
 def add_function(add: Callable[..., object]) -> None:
     """Add the options that describe the function."""
-    add("--credentials", metavar="FILE.json",
-        help="access_key_id, access_key_secret, security_token, auth_token")
+    add("--credentials", metavar="FILE.json", help=", ".join(CREDENTIALS))
     add("--env", action="append", default=[], metavar="K=V", help="a user variable")
     add("--handler", dest="--handler", metavar="NAME", help="the handler's name")
     add("--name", dest="--name", metavar="NAME", help="the function's name")
@@ -3061,14 +3038,35 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
         if not equals:
             raise ValueError("--env %s: write NAME=VALUE" % name)
         settings.setdefault("env", {})[name] = value
-    if protocol == "fc":
-        settings.update({"command": command} if command else {})
-    elif command:
+    if command and protocol != "fc":
         raise ValueError("a start command after -- is for fc; %s starts the file "
                          "bootstrap" % protocol)
-    elif "port" in settings and not options.attach:
+    if command:
+        settings["command"] = command
+    if protocol != "fc" and "port" in settings and not options.attach:
         raise ValueError("--port without --attach does not apply to %s" % protocol)
     return settings
+
+
+def read_file(option: str, path: str) -> bytes:
+    """Return what a file holds. Raises ValueError that names the option."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError("%s %s: %s" % (option, path, error.strerror))
+
+
+def read_credentials(path: str) -> Dict[str, str]:
+    """Return the object of --credentials. Raises ValueError."""
+    try:
+        document = json.loads(read_file("--credentials", path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("--credentials %s: %s" % (path, error))
+    if not isinstance(document, dict) or not set(document) <= set(CREDENTIALS):
+        raise ValueError("--credentials %s: a JSON object with some of %s is expected"
+                         % (path, ", ".join(CREDENTIALS)))
+    return document
 
 
 def read_events(options: argparse.Namespace) -> List[bytes]:
@@ -3083,8 +3081,9 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
             events.append(os.fsencode(text))
     if options.events:
         data = read_file("--events", options.events)
-        lines = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
-        events += [line.rstrip(b"\r") for line in lines.split(b"\n") if line.strip()]
+        if data.startswith(b"\xef\xbb\xbf"):  # an editor's byte order mark
+            data = data[3:]
+        events += [line.rstrip(b"\r") for line in data.split(b"\n") if line.strip()]
     return events
 
 
@@ -3120,25 +3119,22 @@ class Talk:
         self._mid_line = False
         self.failure: Optional[OSError] = None  # nothing can be written any more
 
-    def write(self, data: bytes) -> None:
-        """Write bytes as they are; nothing once that has failed."""
+    def write(self, data: bytes, on_own_line: bool = False) -> None:
+        """Write bytes; nothing once that has failed."""
         with self._lock:
-            self._write(data)
+            if on_own_line and self._mid_line:
+                data = b"\n" + data
+            self._mid_line = data[-1:] not in (b"", b"\n")
+            view = memoryview(data)
+            try:
+                while view and self.failure is None:
+                    view = view[os.write(self._number, view):]
+            except OSError as error:
+                self.failure = error  # nobody reads; the invocations go on
 
     def line(self, text: str) -> None:
         """Write a text on a line of its own."""
-        with self._lock:
-            self._write(("%s%s\n" % ("\n" if self._mid_line else "", text)).encode(
-                "utf-8", "backslashreplace"))
-
-    def _write(self, data: bytes) -> None:
-        self._mid_line = data[-1:] not in (b"", b"\n")
-        view = memoryview(data)
-        try:
-            while view and self.failure is None:
-                view = view[os.write(self._number, view):]
-        except OSError as error:
-            self.failure = error  # nobody reads; the invocations go on
+        self.write((text + "\n").encode("utf-8", "backslashreplace"), True)
 
     def note(self, text: str) -> None:
         """Say something of our own."""
@@ -3146,11 +3142,9 @@ class Talk:
 
     def trace(self, facts: Dict[str, object]) -> None:
         """Write one message or change: JSON, or aligned text on a terminal."""
-        if self._pretty:
-            rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
-            self.line("%12s %-9s %s" % (facts["ms"], facts["what"], rest))
-        else:
-            self.line(json.dumps(facts))
+        rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
+        self.line("%12s %-9s %s" % (facts["ms"], facts["what"], rest) if self._pretty
+                  else json.dumps(facts))
 
     def result(self, data: bytes) -> None:
         """Write it. Raises OSError that names stdout."""
@@ -3172,17 +3166,19 @@ def open_trace(path: str) -> Talk:
         raise ValueError("--trace %s: %s" % (path, error.strerror))
 
 
+def counted(number: int, what: str) -> str:
+    """Write `1 instance`, `2 instances`."""
+    return "%d %s%s" % (number, what, "" if number == 1 else "s")
+
+
 def summary(platform: Platform) -> str:
     """Say in one line what happened."""
-    counts = platform.counts
+    counts, broken = platform.counts, len(platform.violations)
     kinds = ", ".join("%d %s" % (counts[kind], kind) for kind in KINDS if counts[kind])
-    total = counts["accepted"]
-    text = "%d invocation%s: %s; %d cold start%s" % (
-        total, "" if total == 1 else "s", kinds or "none", counts["cold_starts"],
-        "" if counts["cold_starts"] == 1 else "s")
-    broken = len(platform.violations)
-    return text + ("; %d broken rule%s" % (broken, "" if broken == 1 else "s")
-                   if broken else "")
+    return "%s: %s; %s%s" % (
+        counted(counts["accepted"], "invocation"), kinds or "none",
+        counted(counts["cold_starts"], "cold start"),
+        "; " + counted(broken, "broken rule") if broken else "")
 
 
 def exports(env: Dict[str, str]) -> str:
@@ -3221,18 +3217,22 @@ class Adapter:
     def _take(self, number: int, line: bytes) -> None:
         """Place an invocation in this thread, so that they queue in order
         [any.queue.order]; wait for it in another."""
-        platform = self._platform
-        identity: object = None  # until it is known
+        platform, document = self._platform, {}
         try:
-            document, identity = read_line_document(line)
+            document = json.loads(line)
+            if not isinstance(document, dict):
+                document = {}
+                raise ValueError("an object is expected")
+            json.dumps(document.get("id"), allow_nan=False)  # Python reads NaN
             event, request = parse_invocation(platform.protocol, document)
         except (ValueError, TypeError, RecursionError) as error:
-            self._print({"id": identity, "kind": "invalid-line",
+            self._print({"id": None if "JSON compliant" in str(error) else
+                         document.get("id"), "kind": "invalid-line",
                          "message": "line %d: %s" % (number, error)})
             return
         invocation = Invocation(
             platform.rules.new_id(), event, request, on_done=lambda outcome:
-            self._print(outcome_document(identity, outcome)))
+            self._print(outcome_document(document.get("id"), outcome)))
         platform.submit(invocation)
         if platform.protocol == "fc":
             start_thread(platform.carry, invocation)
@@ -3259,19 +3259,6 @@ def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
     return document
 
 
-def read_line_document(line: bytes) -> Tuple[Dict[str, Any], object]:
-    """Return (object, id) of an adapter line. Raises ValueError, RecursionError."""
-    document = json.loads(line)
-    if not isinstance(document, dict):
-        raise ValueError("an object is expected")
-    identity = document.get("id")
-    try:
-        json.dumps(identity, allow_nan=False)  # Python reads NaN and Infinity
-    except ValueError:
-        raise ValueError("id holds a number that JSON does not have")
-    return document, identity
-
-
 def parse_invocation(protocol: str, document: Dict[str, Any]
                      ) -> Tuple[bytes, Optional[HttpRequest]]:
     """Return (event, HTTP request) of an adapter line. Raises ValueError."""
@@ -3285,36 +3272,18 @@ def parse_invocation(protocol: str, document: Dict[str, Any]
         event = event.encode()
     else:
         raise ValueError("event must be a text, or give event_base64")
-    request = None
-    if "method" in document:
-        if protocol != "fc":
-            raise ValueError("method: only fc has HTTP requests, not %s" % protocol)
-        headers = document.get("headers") or []
-        if not isinstance(headers, list) or not all(
-                isinstance(pair, list) and len(pair) == 2 for pair in headers):
-            raise ValueError("headers must be a list of [name, value]")
-        request = HttpRequest(str(document["method"]), str(document.get("path", "/")),
-                              tuple((str(name), str(value)) for name, value in headers))
-        check_request(request)
+    if "method" not in document:
+        return event, None
+    if protocol != "fc":
+        raise ValueError("method: only fc has HTTP requests, not %s" % protocol)
+    headers = document.get("headers") or []
+    if not isinstance(headers, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in headers):
+        raise ValueError("headers must be a list of [name, value]")
+    request = HttpRequest(str(document["method"]), str(document.get("path", "/")),
+                          tuple((str(name), str(value)) for name, value in headers))
+    check_request(request)
     return event, request
-
-
-def read_lines(descriptor: int, stop: int) -> Iterator[bytes]:
-    """Yield lines as they come, until the file ends or `stop` is readable. Blocks."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    poll.register(stop, select.POLLIN)
-    pieces: List[bytes] = []
-    while not any(ready == stop for ready, _ in poll.poll()):
-        data = os.read(descriptor, 65536)
-        pieces.append(data)
-        if not data:
-            yield b"".join(pieces)
-            return
-        if b"\n" in data:  # a long line is put together once
-            lines = b"".join(pieces).split(b"\n")
-            pieces = [lines.pop()]
-            yield from lines
 
 
 # ---- command line: signals and the run ----
@@ -3344,8 +3313,8 @@ class Errand:
 
     def __init__(self, work: Callable[[], bool], done: int) -> None:
         self._work, self._done = work, done
-        self._is_done = self._all_ok = False
         self._error: Optional[OSError] = None
+        self._all_ok = False
         self.thread = start_thread(self._run)
 
     def _run(self) -> None:
@@ -3354,12 +3323,7 @@ class Errand:
         except OSError as error:
             self._error = error
         finally:
-            self._is_done = True
             os.write(self._done, b"\0")
-
-    def is_done(self) -> bool:
-        """Tell whether it is done, even if its byte was not read yet."""
-        return self._is_done
 
     def result(self) -> bool:
         """Return whether all outcomes were ok, or raise what the work raised."""
@@ -3368,7 +3332,7 @@ class Errand:
         return self._all_ok
 
 
-def choose_core() -> Optional[List[int]]:
+def choose_core() -> List[int]:
     """Pin this process to one core; return all cores, for the children. A thread is
     woken ten times faster on its own core than across cores."""
     cores = sorted(os.sched_getaffinity(0))
@@ -3377,7 +3341,7 @@ def choose_core() -> Optional[List[int]]:
 
 
 def invoke_all(platform: Platform, options: argparse.Namespace, events: List[bytes],
-               talk: Talk, signals: int) -> bool:
+               talk: Talk) -> bool:
     """Invoke with the events of the command line, then with those of stdin; return
     whether all were ok."""
     all_ok, stdout = True, Talk(1)
@@ -3389,7 +3353,8 @@ def invoke_all(platform: Platform, options: argparse.Namespace, events: List[byt
         talk.failed(outcome)
     if options.jsonl:
         adapter = Adapter(platform, options.parallel or 1)
-        adapter.run(read_lines(0, signals))
+        # a file of its own: the interpreter closes sys.stdin while we read
+        adapter.run(open(0, "rb", closefd=False))
         all_ok = all_ok and adapter.all_ok
     return all_ok
 
@@ -3402,9 +3367,9 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int
         door = FrontDoor(platform, host, port, talk.failed)
     except OSError as error:
         raise ValueError("--serve %s:%d: %s" % (host, port, error.strerror))
-    shown = "[%s]" % door.host if ":" in door.host else door.host
-    talk.note("serving %s on http://%s:%d, POST events to /-/invoke"
-              % (platform.protocol, shown, door.port))
+    talk.note("serving %s on http://%s:%d, POST events to /-/invoke" % (
+        platform.protocol, "[%s]" % door.host if ":" in door.host else door.host,
+        door.port))
     if platform.attach:
         platform.prepare()
     number = os.read(signals, 1)[0]
@@ -3436,41 +3401,27 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        errand = Errand(lambda: invoke_all(platform, options, events, talk, signals),
-                        done)
-        poll = select.poll()
-        poll.register(signals, select.POLLIN)
-        poll.poll()  # a signal stays there, so that the errand reads no more lines
-        interrupted = not errand.is_done() or os.read(signals, 1) != b"\0"
+        errand = Errand(lambda: invoke_all(platform, options, events, talk), done)
+        interrupted = os.read(signals, 1) != b"\0"
         if not interrupted:
             all_ok = errand.result()
             if address is not None:
                 serve(platform, address, talk, signals, done)
-    errand.thread.join(LAST_WORDS_S)
     if events or address is not None:
         talk.note(summary(platform))
     if trace.failure is not None and trace is not talk:
         talk.note("--trace %s is not whole: %s" % (options.trace,
                                                    trace.failure.strerror))
     if interrupted:
+        errand.thread.join(LAST_WORDS_S)
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
     return 0 if all_ok else FAILED
 
 
-def open_standard_files() -> None:
-    """Open those of files 0, 1 and 2 that were closed when we were started: else the
-    next socket would get that number, and be written to."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-            setattr(sys, name, open(number, "w" if number else "r"))
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status."""
-    open_standard_files()
     words, command = list(sys.argv[1:] if argv is None else argv), []
     if "--" in words:
         at = words.index("--")
