@@ -14,7 +14,7 @@ import pytest
 ROOT = next(parent for parent in pathlib.Path(__file__).resolve().parents
             if (parent / "SPEC.md").exists())
 PROTOCOLS = ("scf", "fg", "fc")
-STRICT = "set -euo pipefail; IFS=$'\\n\\t'; cd /; trap 'exit 9' ERR EXIT; echo loading\n"
+STRICT = "set -euo pipefail; IFS=$'\\n\\t'; cd /; trap 'exit 9' ERR EXIT; echo reads\n"
 HANDLER = """handler() {
   case $(cat "$1") in
 %s
@@ -49,8 +49,9 @@ def outcomes(protocol: str, code: pathlib.Path, *events: str,
     """Return what becomes of the events, one after the other if no option says else."""
     lines = [json.dumps({"id": number, "event": event})
              for number, event in enumerate(events)]
-    command = [sys.executable, str(ROOT / "reference" / "emulator.py"), protocol, str(code),
-               *(["--port", "0"] if protocol == "fc" else []), "--jsonl", "--quiet", *options]
+    command = [sys.executable, str(ROOT / "reference" / "emulator.py"), protocol,
+               str(code), *(["--port", "0"] if protocol == "fc" else []), "--jsonl",
+               "--quiet", *options]
     done = subprocess.run(command, input="\n".join(lines).encode(), timeout=60,
                           stdout=subprocess.PIPE, env={**os.environ, "HOME": str(code)})
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -69,7 +70,7 @@ def copied(protocol: str, folder: pathlib.Path, handler: str = "") -> pathlib.Pa
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_any_error_survive(protocol: str, first: str, tmp_path: pathlib.Path) -> None:
     """What a handler does to its shell ends with its event, which alone fails by it."""
-    arms = "\n".join("    %s) %s ;;" % (name, deed) for name, (deed, _) in HABITS.items())
+    arms = "\n".join("    %s) %s ;;" % (name, HABITS[name][0]) for name in HABITS)
     code = copied(protocol, tmp_path, first + HANDLER % arms)
     events = [event for name in HABITS for event in (name, "fine")]
     seen = outcomes(protocol, code, *events)
@@ -104,6 +105,7 @@ def test_fc_concurrency_bootstrap__one_handler(tmp_path: pathlib.Path) -> None:
     code = copied("fc", tmp_path)
     (code / "index.sh").write_text("handler() { cat; }\n")
     events = ["event %d" % number for number in range(60)]
-    seen = outcomes("fc", code, *events, options=["--concurrency", "8", "--parallel", "8"])
+    options = ["--concurrency", "8", "--parallel", "8"]
+    seen = outcomes("fc", code, *events, options=options)
     assert sorted(one["body"] for one in seen) == sorted(events)
     assert all(one["body"] == events[int(one["id"])] for one in seen)
