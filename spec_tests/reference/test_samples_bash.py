@@ -30,7 +30,7 @@ HABITS = {  # what the handler does, and the outcome of that event alone
     "exit-fails": ("exit 3", "function-error"),
     "return": ("return 3", "function-error"),
     "fail": ("_fail Refused 'not \"today\" \\ &'", "function-error"),
-    "cd": ('mkdir "$$"; cd "$$"; rmdir "../$$"', "ok"),
+    "cd": ('cd "$(mktemp -d)"; rmdir "$PWD"', "ok"),
     "ifs": ("IFS='/_.ehrs 012'", "ok"),
     "trap": ("trap 'exit 4' EXIT ERR DEBUG", "function-error"),
     "signals": ("trap '' TERM INT CHLD", "ok"),
