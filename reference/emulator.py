@@ -738,7 +738,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._last: Any = None  # the address that our own last connection comes from
         super().__init__((host, port), handler)
-        self.host, self.port = self.server_address[:2]
+        self.host, self.port = str(self.server_address[0]), self.server_address[1]
         self._thread = start_thread(self._run)
 
     def server_bind(self) -> None:
@@ -781,7 +781,7 @@ class Server(ThreadingHTTPServer):
     def close(self) -> None:
         """Stop listening when all that connected earlier has its thread; connections
         go on. May be called twice."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(self.host), self.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         try:
             with socket.socket(self.address_family) as last:
                 last.bind((host, 0))
