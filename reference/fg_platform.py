@@ -675,7 +675,7 @@ class Instance:
             self.session.stop()
             self.signal(signal.SIGKILL)  # [any.time.kill]
             self.settle(ON_TIME[state], message=NO_ANSWER[state] + " in time")
-        elif not (state == "issued" and self.has_served):  # [any.instance.replace]
+        elif not (state == "issued" and self.has_served):  # [any.event.requeue]
             self.settle(ON_EXIT[state], message="the bootstrap ended with status %d"
                         % self.status)
 
