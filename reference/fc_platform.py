@@ -31,7 +31,6 @@ import io
 import json
 import math
 import os
-import random
 import re
 import select
 import signal
@@ -604,7 +603,8 @@ def choose_host() -> str:
 
 def choose_port(fixed: int) -> int:
     """Return the port if it is free; for 0 one that is. Raises Failure."""
-    for port in [fixed] if fixed else random.sample(range(10000, 20000), 9):
+    for _ in range(1 if fixed else 100):
+        port = fixed or 10000 + int.from_bytes(os.urandom(4), "big") % 10000
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("0.0.0.0", port))
