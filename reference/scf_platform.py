@@ -484,7 +484,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
             instance.violate("any.api.unknown", seen)
             self.answer(status, to_json(refusal(status, "no such call: " + seen)))
             return
-        action, event = instance.receive(call, self, request_id, body)
+        action, event = instance.receive(call, request_id, body)
         if action == "hold":  # the instance has ended
             self.close_connection = True
         elif action == "deliver" and event is not None:
@@ -700,22 +700,22 @@ class Instance:
 
     # -- what the connections report --
 
-    def receive(self, call: str, poll: RuntimeApi, request_id: str,
+    def receive(self, call: str, request_id: str,
                 body: bytes) -> Tuple[str, Optional[Event]]:
         """Take a call; return the action of the states table, and the event for a poll.
         Blocks a poll until there is an event, or the instance has ended."""
         session, limit = self.session, self.function.result_bytes
         with self.changed:
             before = session.state
-            row = session.receive(call, poll, request_id, len(body) > limit)
+            row = session.receive(call, None, request_id, len(body) > limit)
             self.changed.notify_all()
             if row.action == "hold" and row.state == "starting":
                 self.violate("scf.ready.before-next", "next before ready")
             while row.action == "hold" and not self.has_ended:
-                session.withdraw(poll)  # its thread waits for it, and then asks again
+                session.parked.clear()  # a thread waits for each poll, and asks again
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
-                row = session.receive(call, poll)
+                row = session.receive(call)
             if row.action in RESULTS:
                 self.settle(RESULTS[row.action], body, size=str(len(body)),
                             limit=str(limit))
