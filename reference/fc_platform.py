@@ -20,7 +20,8 @@ any.log.tail: output goes to stderr as it comes). A signal stops it without awai
 what runs (any.stop.drain). emulator.py has all that.
 
 A line of --jsonl with `"method"`, `"path"` and `"headers": [["Name", "value"]]` is an
-HTTP invocation. Standard library only, CPython 3.8 or later, Linux or macOS.
+HTTP invocation. Where there is no 127.0.0.2, as on macOS, a server that listens on
+127.0.0.1 alone is not found out. Standard library only, CPython 3.8 or later.
 """
 from __future__ import annotations
 
@@ -479,7 +480,7 @@ def read_answer(reader: io.BufferedReader, request: Request, function: Any) -> A
         version, code = read_line(reader, STATUS_LINE).groups()
         status, fields = int(code), read_headers(reader, function.response_header_bytes)
         if status == 101:
-            raise Failure("bad-response", "status 101, and WebSocket is not there")
+            raise Failure("bad-response", "status 101: WebSocket is left out here")
     body, is_delimited = b"", True
     if request.method != "HEAD" and status not in (204, 304):
         body, is_delimited = read_body(reader, fields)
@@ -602,7 +603,8 @@ def choose_host() -> str:
 def choose_port(fixed: int) -> int:
     """Return the port if it is free; for 0 one that is. Raises Failure."""
     for _ in range(1 if fixed else 100):
-        port = fixed or 10000 + int.from_bytes(os.urandom(4), "big") % 10000
+        # below those that the system gives to clients
+        port = fixed or 20000 + int.from_bytes(os.urandom(4), "big") % 12000
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("0.0.0.0", port))
@@ -922,7 +924,7 @@ class Platform:
         """Return what became of an invocation [any.outcome.one]. Blocks for room in the
         instance, its start, and the time limit."""
         request_id, begin = new_id(), time.monotonic()
-        failure, answer = Failure("", ""), Answer()
+        failure, answer = Failure("", ""), Answer()  # none so far
         try:
             self.check(request)
             kind, answer = self.find_instance().invoke(request, request_id)
@@ -1068,12 +1070,13 @@ def check_head(request: Request) -> None:
 
 def run_lines(platform: Platform, parallel: int) -> None:
     """Invoke for each line of stdin, so many at a time; print the outcomes."""
-    room = threading.Semaphore(parallel)
+    room, printing = threading.Semaphore(parallel), threading.Lock()
 
     def run(identity: object, request: Request) -> None:
         try:
             line = to_line(identity, platform.invoke(request))
-            os.write(1, line.encode() + b"\n")  # in one go: there are other threads
+            with printing:
+                os.write(1, line.encode() + b"\n")
         except BrokenPipeError:
             pass  # whoever reads has left
         finally:
