@@ -13,7 +13,7 @@ Standard library only, CPython 3.8 or later, Linux.
 
 It runs one event at a time. emulator.py has what is left out: any.instance.on-demand,
 any.queue.limit, any.memory.limit, any.package.*, any.log.* (output goes to stderr),
-any.caller.gone, draining on a signal (any.stop.drain), and to refuse what no HTTP client
+any.caller.gone, to drain on a signal (any.stop.drain), and to refuse what no client
 sends (any.http.malformed, any.http.framing, any.limits.head, any.limits.slow).
 """
 from __future__ import annotations
@@ -200,7 +200,7 @@ LOG_LINES = ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
 # ---- rules without I/O ----
 
 class Session:
-    """What a bootstrap may ask in which state. Knows no socket, thread or clock; whoever
+    """What a bootstrap may ask in which state, without socket, thread or clock; whoever
     uses it serialises the calls. A poll is any token, kept while its answer waits."""
 
     def __init__(self) -> None:
@@ -315,8 +315,9 @@ def describe(function: Any, code_root: str) -> Facts:
 
 def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
     """Return names and values, without the optional ones that have no value."""
-    filled = [(name, text.format_map(facts), optional) for name, text, optional in table]
-    return [(name, value) for name, value, optional in filled if value or not optional]
+    filled = [(field, field.value.format_map(facts)) for field in table]
+    return [(field.name, value) for field, value in filled
+            if value or not field.optional]
 
 
 def new_id() -> str:
