@@ -136,10 +136,10 @@ HEADERS = (  # [fg.request.headers] [any.event.content-type]
 
 ENVIRONMENT = (  # [fg.env.api] [fg.env.table]
     Field("RUNTIME_API_ADDR", "{api_host}:{api_port}"),
-    Field("RUNTIME_PROJECT_ID", "{project_id}"),
+    Field("RUNTIME_PROJECT_ID", "00000000000000000000000000000000"),
     Field("RUNTIME_FUNC_NAME", "{name}"),
     Field("RUNTIME_FUNC_VERSION", "{version}"),
-    Field("RUNTIME_PACKAGE", "{package}"),
+    Field("RUNTIME_PACKAGE", "default"),
     Field("RUNTIME_HANDLER", "{handler}"),
     Field("RUNTIME_TIMEOUT", "{timeout_whole_s}"),
     Field("RUNTIME_USERDATA", "{user_data}"),
@@ -200,7 +200,8 @@ LOG_LINES = ("{utc} Start invoke request '{request_id}', version: {version}\n",
 
 class Session:
     """What a bootstrap may ask in which state, without socket, thread or clock; whoever
-    uses it serialises the calls. A poll is any token, kept while its answer waits."""
+    uses it serialises the calls. A poll is any token that emulator.py parks here while
+    its answer waits; in this file the thread of a poll waits, and asks again."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -312,8 +313,7 @@ def describe(function: Any, code_root: str) -> Facts:
          "auth_token": "", **function.credentials},
         handler=function.handler or DEFAULT_HANDLER, name=function.name,
         version=function.version or DEFAULT_VERSION,
-        code_root=code_root, project_id="0" * 32, package="default",
-        memory_mb=str(function.memory_mb),
+        code_root=code_root, memory_mb=str(function.memory_mb),
         cpu=str(200 + 100 * function.memory_mb // 128),  # [fg.env.table]
         timeout_whole_s=str(max(1, math.ceil(function.timeout_s))),
         result_bytes=str(function.result_bytes), user_data=json.dumps(function.env),
@@ -559,7 +559,7 @@ class Instance(ThreadingHTTPServer):
             row = session.receive(call, None, request_id, len(body) > limit)
             self.changed.notify_all()
             while row.action == "hold" and not self.has_ended:
-                session.parked.clear()  # its thread waits here, and then asks again
+                session.parked.clear()
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
                 row = session.receive(call)
@@ -641,8 +641,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     for name, limit in LIMITS.items():
         parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
                             type=float if name.endswith("_s") else int)
-    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
-        parser.add_argument("--" + option, help="for the kit; without effect")
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
     parser.set_defaults(name="function", version="", region="local", credentials={})
     options = parser.parse_args(words)
     options.env = dict(pair.partition("=")[::2] for pair in options.env)

@@ -146,8 +146,8 @@ ENVIRONMENT = (  # [scf.env.api] [scf.env.handler] [scf.env.documented]
     Field("SCF_NAMESPACE", "default"),
     Field("TENCENTCLOUD_RUNENV", "SCF"),
     Field("TENCENTCLOUD_REGION", "{region}"),
-    Field("TENCENTCLOUD_APPID", "{account_id}"),
-    Field("TENCENTCLOUD_UIN", "{account_id}"),
+    Field("TENCENTCLOUD_APPID", "100000000000"),
+    Field("TENCENTCLOUD_UIN", "100000000000"),
     Field("TENCENTCLOUD_TZ", "UTC"),
     Field("TENCENTCLOUD_SECRETID", "{access_key_id}", True),  # [any.credentials.role]
     Field("TENCENTCLOUD_SECRETKEY", "{access_key_secret}", True),
@@ -202,7 +202,8 @@ LOG_LINES = ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
 
 class Session:
     """What a bootstrap may ask in which state, without socket, thread or clock; whoever
-    uses it serialises the calls. A poll is any token, kept while its answer waits."""
+    uses it serialises the calls. A poll is any token that emulator.py parks here while
+    its answer waits; in this file the thread of a poll waits, and asks again."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -308,8 +309,7 @@ def describe(function: Any, code_root: str) -> Facts:
          **function.credentials},
         handler=function.handler or DEFAULT_HANDLER, name=function.name,
         version=function.version or DEFAULT_VERSION, region=function.region,
-        code_root=code_root, account_id="100000000000",
-        memory_mb=str(function.memory_mb),
+        code_root=code_root, memory_mb=str(function.memory_mb),
         timeout_ms=str(round(function.timeout_s * 1000)),
         timeout="%g" % function.timeout_s, init_timeout="%g" % function.init_timeout_s)
 
@@ -555,7 +555,7 @@ class Instance(ThreadingHTTPServer):
             if row.action == "hold" and row.state == "starting":
                 self.violate("scf.ready.before-next", "next before ready")
             while row.action == "hold" and not self.has_ended:
-                session.parked.clear()  # its thread waits here, and then asks again
+                session.parked.clear()
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
                 row = session.receive(call)
@@ -637,8 +637,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     for name, limit in LIMITS.items():
         parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
                             type=float if name.endswith("_s") else int)
-    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
-        parser.add_argument("--" + option, help="for the kit; without effect")
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
     parser.set_defaults(name="function", version="", region="local", credentials={})
     options = parser.parse_args(words)
     options.env = dict(pair.partition("=")[::2] for pair in options.env)
