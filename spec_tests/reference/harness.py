@@ -140,13 +140,13 @@ class Harness:
         self.seen: List[str] = []   # what serve() was asked, in order
         settings.setdefault("timeout_s", PATIENCE_S)
         settings.setdefault("grace_s", 0.5)
+        settings.setdefault("on_note", self.notes.append)
         if not code:
             settings["attach"] = self.env.put
             settings.setdefault("port", self._listen() if protocol == "fc" else 0)
         elif protocol == "fc":
             settings.setdefault("port", 0)
-        self.platform = Platform(protocol, code or ".", on_note=self.notes.append,
-                                 **settings)
+        self.platform = Platform(protocol, code or ".", **settings)
         self.door = open_door(self.platform)
 
     def _on_crash(self, args: threading.ExceptHookArgs) -> None:
