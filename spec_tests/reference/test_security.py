@@ -167,7 +167,7 @@ def test_any_limits_slow__endless(monkeypatch: pytest.MonkeyPatch) -> None:
     scale(monkeypatch, SKIP_BYTES=1000)
     with Harness("scf") as harness:
         peer = harness.caller(b"POST /-/nothing HTTP/1.1\r\nTransfer-Encoding: chunked"
-                              b"\r\n\r\nfffff\r\n%s" % (b"x" * 2000))
+                              b"\r\n\r\nffffff\r\n%s" % (b"x" * MIB))
         assert peer.everything().startswith(b"HTTP/1.1 404 ")
 
 
