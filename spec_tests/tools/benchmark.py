@@ -111,11 +111,12 @@ GOALS = [Goal(*line) for line in (
 
 
 def verdict(goal: Goal, value: float) -> str:
-    """Return `ambition`, `must` (both: met) or `MISSED`."""
-    def met(bound: Optional[float]) -> bool:
-        return bound is not None and (
-            value <= bound if goal.sense == "<=" else value >= bound)
-    return "ambition" if met(goal.ambition) else "must" if met(goal.must) else "MISSED"
+    """Return the better bound that is met: `ambition`, `must`, or `MISSED`."""
+    sign = 1 if goal.sense == "<=" else -1
+    for name, bound in (("ambition", goal.ambition), ("must", goal.must)):
+        if bound is not None and sign * value <= sign * bound:
+            return name
+    return "MISSED"
 
 
 # ---- callers ----
@@ -998,12 +999,12 @@ ROWS: Dict[str, Callable[[Lab], Found]] = {
 
 # ---- table ----
 
-COLUMNS = "%-10s %-45s %2s %7s %-12s %-6s %-8s %s"
+COLUMNS = "%-10s %-45s %2s %-7s %-7s %-8s %s"
 
 
 def over_peer(goal: Goal, columns: Dict[str, List[float]]) -> Optional[float]:
     """Return how good ours is over the peer, 2 = twice as good, if that is defined."""
-    pairs = list(zip(columns["ours"], columns.get("peer", [])))
+    pairs = list(zip(columns.get("ours", []), columns.get("peer", [])))
     if not pairs or min(map(min, pairs)) <= 0:
         return None
     return statistics.median(ours / peer if goal.sense == ">=" else peer / ours
@@ -1012,13 +1013,13 @@ def over_peer(goal: Goal, columns: Dict[str, List[float]]) -> Optional[float]:
 
 def line_of(goal: Goal, columns: Dict[str, List[float]]) -> Dict[str, Any]:
     """Return one line of the table as data."""
-    line: Dict[str, Any] = {**goal._asdict(), "columns": {}, "over_peer": None}
+    line: Dict[str, Any] = {**goal._asdict(), "columns": {},
+                            "over_peer": over_peer(goal, columns)}
     for column, values in columns.items():
         # where nothing is allowed, the worst counts
         value = statistics.median(values) if goal.must else max(values)
         line["columns"][column] = {
             "value": value, "verdict": verdict(goal, value), "rounds": values}
-        line["over_peer"] = over_peer(goal, columns)
     return line
 
 
@@ -1036,19 +1037,17 @@ def run_row(lab: Lab, row: str) -> List[Dict[str, Any]]:
 
 
 def print_line(line: Dict[str, Any]) -> None:
-    """Print one line: the value with its range over the rounds, bounds, verdict."""
-    shown = {column: "%.3g" % each["value"] for column, each in line["columns"].items()}
-    ours = line["columns"].get("ours", {"rounds": [], "verdict": "-"})
-    span = "%.3g..%.3g" % (min(ours["rounds"]), max(ours["rounds"])
-                           ) if ours["rounds"] else ""
+    """Print one line: bounds, verdict, values with their range over the rounds."""
     bounds = ["" if line[name] is None else "%s %g" % (line["sense"], line[name])
               for name in ("must", "ambition")]
-    text = COLUMNS % (line["row"], line["what"], line["unit"], shown.get("ours", "-"),
-                      span, *bounds, ours["verdict"])
-    if "peer" in shown:
-        text += "  peer %s" % shown["peer"]
+    columns = line["columns"]
+    text = COLUMNS % (line["row"], line["what"], line["unit"], *bounds, columns.get(
+        "ours", {"verdict": "-"})["verdict"], ", ".join(
+            "%s %.3g (%.3g..%.3g)" % (name, each["value"], min(each["rounds"]),
+                                      max(each["rounds"]))
+            for name, each in columns.items()))
     if line["over_peer"] is not None:
-        text += ", ours over it %.2f" % line["over_peer"]
+        text += ", over it %.2f" % line["over_peer"]
     print(text)
 
 
@@ -1062,7 +1061,7 @@ def measure(lab: Lab, rows: List[str], as_json: bool) -> None:
     if not as_json:
         print("Python %(python)s, %(cores)d cores, load average %(load).1f before the "
               "start\n(a busy machine slows most who live on one core)" % report)
-        print(COLUMNS % ("row", "what", "", "ours", "range", "must", "ambition", "met"))
+        print(COLUMNS % ("row", "what", "", "must", "ambition", "met", "value (range)"))
     for row in rows:
         lines = run_row(lab, row)
         report["lines"] += lines
