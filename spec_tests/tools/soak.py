@@ -17,6 +17,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from http.client import HTTPConnection
 from typing import Dict
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
@@ -39,25 +40,12 @@ MEAN = ((b'[["exit", 3]]', "exit"), (b"x" * MIB, "ok"),
         (b'[["flood", 100000, "780a"]]', "ok"))
 
 
-class Caller:
-    """Invokes, on one connection while the emulator keeps it."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.connect()
-
-    def connect(self) -> None:
-        """Take a new connection."""
-        self.channel = wire.connect(LOOPBACK, self.port, lambda who, data: None, "door")
-
-    def invoke(self, event: bytes) -> str:
-        """Return the kind of the outcome."""
-        self.channel.send(wire.request_bytes("POST", "/-/invoke", (), event))
-        answer = self.channel.read(ANSWER_LIMIT_S, "POST")
-        if answer.header("connection") == "close":
-            self.channel.close()
-            self.connect()
-        return answer.header("x-outcome") or answer.start
+def invoke(door: HTTPConnection, event: bytes) -> str:
+    """Return the kind of the outcome."""
+    door.request("POST", "/-/invoke", event)
+    answer = door.getresponse()
+    answer.read()
+    return answer.getheader("x-outcome") or str(answer.status)
 
 
 def held(server: Server) -> Dict[str, int]:
@@ -75,22 +63,23 @@ def grew(first: Dict[str, int], last: Dict[str, int]) -> bool:
 
 def soak(server: Server, count: int) -> Dict[str, Dict[str, int]]:
     """Invoke so often; return what was held after 1,000 invocations and at the end."""
-    caller = Caller(server.port)
+    door = HTTPConnection(LOOPBACK, server.port, timeout=ANSWER_LIMIT_S)
     first: Dict[str, int] = {}
     for number in range(1, count + 1):
         event, kind = MEAN[number // 100 % len(MEAN)] if number % 100 == 0 else (
             b"event %d" % number, "ok")
-        seen = caller.invoke(event)
+        seen = invoke(door, event)
         if seen != kind:
             raise SystemExit("invocation %d: %s instead of %s" % (number, seen, kind))
         if number in (min(WARM, count // 2), count):
-            caller.invoke(b"rest")      # so there is an instance again
+            invoke(door, b"rest")      # so there is an instance again
             last = held(server)
             first = first or last
     for _ in wire.looks(SETTLE_LIMIT_S):
         last = held(server)
         if not grew(first, last):
             break
+    door.close()
     return {"first": first, "last": last}
 
 
