@@ -193,8 +193,9 @@ def call_all(port: int, callers: int, path: str = INVOKE, host: str = LOOPBACK
 
 def drive(callers: List[Caller], begin: float = 0.0, end: float = 0.0
           ) -> Tuple[List[float], int]:
-    """Read their answers; until `end` they ask again at once. Return the latencies in s
-    of what was asked after `begin`, and how many got no right answer."""
+    """Read their answers; until `end`, or at least one counts, they ask again at once.
+    Return the latencies in s of what was asked after `begin`, and how many callers got
+    no right answer."""
     latencies: List[float] = []
     errors, selector = 0, selectors.DefaultSelector()
     for caller in callers:
@@ -209,7 +210,7 @@ def drive(callers: List[Caller], begin: float = 0.0, end: float = 0.0
             right, now = caller.receive(), clock()
             if right and caller.begin >= begin:
                 latencies.append(now - caller.begin)
-            if right and now < end:
+            if right and (now < end or not latencies):
                 caller.send()
             elif right is not None:
                 errors += not right
@@ -221,8 +222,8 @@ def drive(callers: List[Caller], begin: float = 0.0, end: float = 0.0
 def call(port: int, callers: int, seconds: float, path: str = INVOKE,
          host: str = LOOPBACK) -> Sample:
     """Callers that ask again as soon as they are answered, after a short warm-up."""
-    begin = clock() + min(seconds / 4, 0.1)
     crowd = call_all(port, callers, path, host)
+    begin = clock() + min(seconds / 4, 0.1)
     latencies, errors = drive(crowd, begin, begin + seconds)
     rate = len(latencies) / (clock() - begin)
     if not latencies:
