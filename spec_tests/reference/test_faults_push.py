@@ -365,7 +365,12 @@ def at_rest(harness: Harness) -> Tuple[int, ...]:
     """Serve an event; return the counts of files and threads when they stay the same."""
     assert harness.outcome(b"warm") == ("ok", b"warm"), "not in order before"
     last = [(0, 0)] * 5
-    assert until(lambda: last.append(held()) or len(set(last[-5:])) == 1)
+
+    def same() -> bool:
+        last[:] = last[1:] + [held()]
+        return len(set(last)) == 1
+
+    assert until(same)
     return last[-1]
 
 

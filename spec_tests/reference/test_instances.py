@@ -112,7 +112,8 @@ def test_any_instance_on_demand__fc_port(way: str, code: str, fifo: Make) -> Non
     with Harness("fc", code, port=wire.free_port(),
                  timeout_s=0.2 if way == "timeout" else 20,
                  idle_s=0.1 if way == "idle" else 20) as harness:
-        deed = {"exit": ["exit", 3], "idle": ["say", "x"]}.get(way, ["hang"])
+        deeds: Dict[str, List[Any]] = {"exit": ["exit", 3], "idle": ["say", "x"]}
+        deed = deeds.get(way, ["hang"])
         caller = harness.event(event(["tell", here], deed))
         scripted_bootstrap.wait(here)
         if way == "cancelled":
@@ -229,10 +230,10 @@ def test_any_outcome_one__odd_path(protocol: str, tmp_path: pathlib.Path) -> Non
 
 # ---- memory ----
 
-MEMORY = {"stays": [["alloc", 60], ["hang"]], "exits": [["alloc", 60], ["exit", 0]],
-          "killed": [["alloc", 60], ["kill", 9]],
-          "a child": [["fork-alloc", 60], ["hang"]],
-          "bit by bit": [["alloc", 20], ["alloc", 20], ["alloc", 20], ["hang"]]}
+MEMORY: Dict[str, List[List[Any]]] = {
+    "stays": [["alloc", 60], ["hang"]], "exits": [["alloc", 60], ["exit", 0]],
+    "killed": [["alloc", 60], ["kill", 9]], "a child": [["fork-alloc", 60], ["hang"]],
+    "bit by bit": [["alloc", 20], ["alloc", 20], ["alloc", 20], ["hang"]]}
 
 
 @PROTOCOLS

@@ -58,7 +58,8 @@ def test_any_package_mode__kept(protocol: str, code: str,
     """A ZIP keeps its execute bits, and the unpacked folder is gone afterwards."""
     path = make_zip(tmp_path / "code.zip", ("data/", b"", stat.S_IFDIR | 0o755),
                     bootstrap_entry(code), ("data/file", b"x", FILE))
-    with Platform(protocol, path, **({"port": 0} if protocol == "fc" else {})) as one:
+    settings: Any = {"port": 0} if protocol == "fc" else {}
+    with Platform(protocol, path, **settings) as one:
         outcome = within(20, lambda: one.invoke(event(["argv"])))
         program = pathlib.Path(json.loads(outcome.body)[0])
         assert program.stat().st_mode & 0o777 == 0o755
@@ -146,8 +147,8 @@ def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
     if spoilt == "encrypted":
         data[central + 8] |= 1
         data[6] |= 1
-    path.write_bytes({"cut": data[20:], "empty": b"", "no zip": b"hello",
-                      "end alone": b"PK\5\6" + bytes(17)}.get(spoilt, data))
+    path.write_bytes({"cut": bytes(data[20:]), "empty": b"", "no zip": b"hello",
+                      "end alone": b"PK\5\6" + bytes(17)}.get(spoilt, bytes(data)))
     if spoilt == "missing":
         path.unlink()
     with pytest.raises(ValueError, match="code.zip"):

@@ -12,7 +12,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 import pytest
 
 import wire
-from emulator import Outcome
+from emulator import Outcome, Platform
 from harness import PULL, Harness, Peer, background, outcome_of, until
 
 MIB = 1048576
@@ -265,9 +265,10 @@ def test_any_outcome_one__caller_does_not_read(attached: Attached) -> None:
 def test_any_api_unknown__noted() -> None:
     """Who is told of a violation may ask the platform for its state."""
     states: List[Dict[str, object]] = []
-    harness = Harness("scf", on_note=lambda text: states.append(
-        harness.platform.state()))
-    with harness:
+    platforms: List[Platform] = []
+    with Harness("scf", on_note=lambda text: states.append(
+            platforms[0].state())) as harness:
+        platforms.append(harness.platform)
         attached = Attached(harness)
         assert attached.ask(wire.request_bytes("GET", "/nothing"), "GET").status == 404
     assert states[0]["violations"] == 1

@@ -31,8 +31,8 @@ __all__ = ["code"]
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 MIB = 1048576
 PATHS = {"scf": "/runtime/invocation/next", "fg": "/v1/runtime/invocation/request"}
-ENVIRONMENT = {"fc": fc_platform.ENVIRONMENT, "scf": scf_platform.ENVIRONMENT,
-               "fg": fg_platform.ENVIRONMENT}
+ENVIRONMENT: Dict[str, Any] = {"fc": fc_platform.ENVIRONMENT, "scf": scf_platform.ENVIRONMENT,
+                               "fg": fg_platform.ENVIRONMENT}
 SERVERS = ("door-fc", "api-scf")
 
 
@@ -283,8 +283,12 @@ def test_any_security_values__caller(where: str, text: str) -> None:
     """A call made from a program cannot smuggle lines to the function, nor stick."""
     with Harness("fc") as harness:
         heads: List[str] = []
-        harness.serve(lambda request: heads.append(str(request.headers))
-                      or wire.response(200))
+
+        def answer(request: wire.Message) -> bytes:
+            heads.append(str(request.headers))
+            return wire.response(200)
+
+        harness.serve(answer)
         with pytest.raises(ValueError):
             harness.platform.invoke(b"", http=REQUESTS[where](text))
         assert harness.platform.invoke(b"", http=HttpRequest("GET", "/")).kind == "ok"
