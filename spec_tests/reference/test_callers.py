@@ -141,19 +141,6 @@ def test_any_caller_gone__starting(protocol: str, code: str, fifo: Make) -> None
         assert harness.state()["counts"]["cold_starts"] == 1
 
 
-@PROTOCOLS
-def test_any_queue_limit__callers(protocol: str, code: str, fifo: Make) -> None:
-    """An event that waits for too long is throttled; the one that runs goes on."""
-    here, go = fifo("here"), fifo("go")
-    with Harness(protocol, code, max_instances=1, queue_timeout_s=0.1) as harness:
-        first = harness.event(event(["tell", here], ["wait", go], ["say", "first"]))
-        scripted_bootstrap.wait(here)
-        second = harness.platform.invoke(b"second")
-        assert second.kind == "throttled" and "0.1 s" in second.message
-        scripted_bootstrap.tell(go)
-        assert outcome_of(first) == ("ok", b"first")
-
-
 # ---- the front door ----
 
 
