@@ -142,16 +142,6 @@ def test_any_init_timeout__said(protocol: str, option: str, said: str, code: str
     assert "emulator: init-timeout: %s within 0.3 s" % said in done.err
 
 
-def test_quiet(code: str) -> None:
-    """--quiet leaves out function output and platform lines, not the summary."""
-    printing = event(["out", 1, "ppp\n"], ["say", "printed"]).decode()
-    loud = run(words("scf", code, "--event", printing))
-    quiet = run(words("scf", code, "--event", printing, "--quiet"))
-    assert "ppp" in loud.err and "START RequestId" in loud.err
-    assert "ppp" not in quiet.err and "RequestId" not in quiet.err
-    assert quiet.out == b"printed\n" and "1 ok" in quiet.err
-
-
 @PROTOCOLS
 def test_trace(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
     """Each line of a trace is JSON; its rules are in SPEC.md; `-` means stderr."""
@@ -271,13 +261,6 @@ def test_full_stdout(protocol: str, task: str, code: str) -> None:
     assert "stdout" in done.err and os.strerror(errno.ENOSPC) in done.err
 
 
-def test_full_trace(code: str) -> None:
-    """A trace that cannot be written is told of."""
-    done = run(words("scf", code, "--event", "x", "--trace", "/dev/full"))
-    assert done.status == 0 and done.out == b"x\n"
-    assert "--trace /dev/full is not whole: %s\n" % os.strerror(errno.ENOSPC) in done.err
-
-
 # ---- the adapter ----
 
 
@@ -321,14 +304,6 @@ def test_jsonl_malformed(protocol: str, code: str) -> None:
     assert all("line %d: " % number in one["message"] for number, one in enumerate(bad, 1))
     assert outcomes[-2]["id"] == [7] and "event" in outcomes[-2]["message"]
     assert outcomes[-1]["kind"] == "ok" and status == 1
-
-
-def test_jsonl_parallel(code: str) -> None:
-    """--parallel N has N in flight: a fast event overtakes a slow one."""
-    slow = event(["sleep", 0.5]).decode()
-    _, outcomes = adapter("scf", code, {"id": "slow", "event": slow},
-                          {"id": "fast", "event": "x"}, options=("--parallel", "2"))
-    assert [one["id"] for one in outcomes] == ["fast", "slow"]
 
 
 def test_jsonl_http(code: str) -> None:
@@ -519,16 +494,6 @@ def test_any_process_group__leftovers_signal(protocol: str, number: int, code: s
         process_id = int(one.line())
         assert one.end(number) == 130
     assert gone(process_id) and list((tmp_path / "temporary").iterdir()) == []
-
-
-def test_any_process_group__nohup(code: str) -> None:
-    """Where SIGHUP is ignored the program goes on when the terminal is closed."""
-    with live(["sh", "-c", 'trap "" HUP; exec "$@"', "sh",
-               *words("scf", code, "--jsonl")]) as one:
-        for _ in range(2):
-            one.write(b'{"event": "x"}')
-            assert json.loads(one.line())["body"] == "x"
-            one.process.send_signal(signal.SIGHUP)
 
 
 @PROTOCOLS

@@ -150,15 +150,6 @@ def test_any_outcome_one__full_backlog(code: str) -> None:
         assert harness.outcome(b"next") == ("ok", b"next")
 
 
-@PROTOCOLS
-def test_any_outcome_exit__said(protocol: str, code: str) -> None:
-    """The message tells how the process ended, and when."""
-    with Harness(protocol, code) as harness:
-        said = harness.platform.invoke(event(["exit", 3])).message
-    assert said == "the bootstrap ended with status 3 %s" % (
-        "during the request" if protocol == "fc" else "while it had the event")
-
-
 # ---- how many, and for whom ----
 
 
@@ -219,15 +210,6 @@ def test_any_stop_bootstrap__result(protocol: str, code: str, fifo: Make) -> Non
         assert harness.platform.violations == []
 
 
-@PROTOCOLS
-def test_any_outcome_one__odd_path(protocol: str, tmp_path: pathlib.Path) -> None:
-    """A start that fails is told of, also when its path is no UTF-8."""
-    folder = tmp_path / os.fsdecode(b"\xff")
-    folder.mkdir()
-    with Harness(protocol, str(folder)) as harness:
-        assert harness.outcome(b"event")[0] == "start-error"
-
-
 # ---- memory ----
 
 MEMORY: Dict[str, List[List[Any]]] = {
@@ -249,6 +231,35 @@ def test_any_memory_limit__ways(protocol: str, code: str) -> None:
 
 
 # ---- the emulator as a library ----
+
+
+@pytest.mark.parametrize("protocol,setting,value,words", (
+    ("xx", "name", "x", "protocol 'xx'"), ("scf", "timeout_s", 0, "--timeout"),
+    ("scf", "timeout_s", float("nan"), "--timeout"), ("fc", "idle_s", 0, "more than 0"),
+    ("scf", "timeout_s", 1e10, "at most 1000000"), ("scf", "memory_mb", 1.5, "whole"),
+    ("scf", "memory_mb", 10 ** 400, "memory_mb"), ("scf", "queue", -1, "0 or more"),
+    ("scf", "queue", True, "queue"), ("fc", "init_timeout_s", 1, "not a setting of fc"),
+    ("fg", "concurrency", 2, "not a setting of fg"), ("fc", "concurrency", 201, "200"),
+    ("fc", "port", 70000, "0 to 65535"), ("fc", "port", "80", "port"),
+    ("fc", "command", "python3 a.py", "list of words"), ("fc", "command", [1], "command"),
+    ("fg", "env", {"A": 1}, "variable A"), ("scf", "env", {"A\n": "x"}, "variable"),
+    ("scf", "env", {1: "x"}, "environment variable"), ("scf", "name", "\ud800", "name")),
+    ids=lambda value: repr(value)[:20])
+def test_any_security_values__library(protocol: str, setting: str, value: Any,
+                                      words: str) -> None:
+    """A setting that is unknown or out of range is refused by its name, in one line."""
+    with pytest.raises(ValueError) as refused:
+        emulator.Platform(protocol, ".", **{setting: value}).close()
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("body", ("text", {"k": 1}, None, bytearray(b"x")), ids=repr)
+def test_any_event_bytes__library(body: Any, code: str) -> None:
+    """What is no bytes is refused at once, and costs no invocation."""
+    with emulator.Platform("scf", code) as platform:
+        with pytest.raises(TypeError, match="^event must be bytes, not "):
+            platform.invoke(body)
+        assert platform.counts["accepted"] == 0
 
 
 def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -217,15 +217,6 @@ def test_any_start_bootstrap__exec(line: bytes, tmp_path: pathlib.Path) -> None:
     assert outcome.kind == "init-error" and "status 7" in outcome.message
 
 
-@pytest.mark.parametrize("command", ("no-such-command-anywhere", "./no-such-file",
-                                     "/no/such/file"))
-def test_fc_start_failed__no_command(command: str, tmp_path: pathlib.Path) -> None:
-    """A start command that does not exist: CAFileNotFound, named in the message."""
-    outcome = invoke(str(tmp_path), "fc", command=(command, "x"))
-    assert outcome.kind == "start-error" and b'"Code":"CAFileNotFound"' in outcome.body
-    assert command in outcome.message
-
-
 def test_fc_start_command__no_shell(code: str) -> None:
     """The words of the command reach the program without a shell."""
     words = ["$HOME", "a b", "", "*", ";", "'"]

@@ -7,12 +7,12 @@ results, and what both sides may expect of the other when it is slow.
 
 import socket
 import threading
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import pytest
 
 import wire
-from emulator import Outcome, Platform
+from emulator import Outcome
 from harness import PULL, Harness, Peer, background, outcome_of, until
 
 MIB = 1048576
@@ -123,13 +123,6 @@ def test_fg_request_blocks__parallel(attached: Attached) -> None:
         attached.finish(caller)
 
 
-def test_any_result_at_once(attached: Attached) -> None:
-    """The caller has the result when it is posted, before the bootstrap polls again."""
-    caller = attached.harness.event(b"x")
-    attached.ask(attached.poll(), "GET")
-    attached.finish(caller)
-
-
 # ---- connections ----
 
 
@@ -194,17 +187,6 @@ def test_any_http_body__bytewise(attached: Attached) -> None:
     assert outcome_of(caller) == ("ok", b"done")
 
 
-def test_any_http_body__chunked(attached: Attached) -> None:
-    """A result in chunks, with extensions and trailers, counts like any other."""
-    caller = attached.harness.event(b"x")
-    attached.ask(attached.poll(), "GET")
-    head = attached.result(b"").replace(b"Content-Length: 0",
-                                        b"Transfer-Encoding: chunked")
-    body = b"3;a=b\r\nabc\r\n0A\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n"
-    assert attached.ask(head + body).status == 200
-    assert outcome_of(caller) == ("ok", b"abc0123456789")
-
-
 # ---- large bodies and slow peers ----
 
 
@@ -262,18 +244,6 @@ def test_any_outcome_one__caller_does_not_read(attached: Attached) -> None:
 
 
 # ---- who wants to hear of it ----
-
-
-def test_any_api_unknown__noted() -> None:
-    """Who is told of a violation may ask the platform for its state."""
-    states: List[Dict[str, object]] = []
-    platforms: List[Platform] = []
-    with Harness("scf", on_note=lambda text: states.append(
-            platforms[0].state())) as harness:
-        platforms.append(harness.platform)
-        attached = Attached(harness)
-        assert attached.ask(wire.request_bytes("GET", "/nothing"), "GET").status == 404
-    assert states[0]["violations"] == 1
 
 
 @PULL

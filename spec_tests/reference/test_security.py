@@ -121,14 +121,6 @@ def test_any_limits_slow__body(target: Target, framing: str,
         ("POST %s HTTP/1.1\r\n%s\r\n\r\n3\r\n" % (target.path, framing)).encode())
 
 
-def test_any_limits_slow__silent_crowd(target: Target) -> None:
-    """A hundred peers that say nothing keep nobody from being served."""
-    crowd = [target.send(b"G" * (number % 2)) for number in range(100)]
-    assert target.healthy()
-    for peer in crowd:
-        peer.sock.close()
-
-
 def test_any_limits_slow__too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit of connections further ones are closed at once, then served."""
     scale(monkeypatch, MAX_CONNECTIONS=5)
@@ -154,12 +146,6 @@ def test_any_limits_head(target: Target, bomb: bytes) -> None:
     """A head that is too large is answered 431, which its sender can read, or cut."""
     answer = target.last_word(b"GET /none HTTP/1.1\r\n" + bomb + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 431 ") or answer == b"" and len(bomb) >= MIB
-
-
-def test_any_limits_head__target(target: Target) -> None:
-    """A target of 60 KB is refused or unknown, no more."""
-    answer = target.send(b"GET /%s HTTP/1.1\r\n\r\n" % (b"x" * 60000)).answer()
-    assert answer.status in (400, 404)
 
 
 def test_any_limits_slow__endless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,18 +239,6 @@ def test_any_http_body__legal(field: bytes) -> None:
     with Harness("scf", max_instances=0) as harness:
         peer = harness.caller(b"POST /-/invoke HTTP/1.1\r\n%s\r\n\r\n" % field)
         assert peer.answer("POST").header("x-outcome") == "throttled"
-
-
-@pytest.mark.parametrize("rest", (
-    b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"Content-Length: 9\r\n\r\nhalf"))
-def test_any_http_no_effect__trigger(rest: bytes) -> None:
-    """What is no valid HTTP reaches no function through its HTTP trigger."""
-    with Harness("fc", event_bytes=1000) as harness:
-        peer = harness.caller(b"POST /up HTTP/1.1\r\n" + rest)
-        peer.sock.shutdown(socket.SHUT_WR)
-        assert b"HTTP/1.1 2" not in peer.everything()
-        assert harness.platform.counts["ok"] == 0
 
 
 # ---- control characters ----

@@ -92,27 +92,6 @@ def test_fg_result_unknown_id(state: str, call: str, oversize: bool, which: str)
     assert session.state == ("idle" if counts else state)
 
 
-@pytest.mark.parametrize("which", ID)
-def test_any_result_outcome__scf_needs_no_id(which: str) -> None:
-    """On scf no id is looked at: the state alone decides."""
-    assert session_in("scf", "running").receive(
-        "response", None, ID[which]).action == "finish"
-
-
-@PULL
-@pytest.mark.parametrize("call", RESULTS)
-def test_any_result_first__second_result(protocol: str, call: str) -> None:
-    """The second result of an invocation changes nothing, nor does it end the next."""
-    session = session_in(protocol, "running")
-    session.receive(call, None, "id-2")
-    assert session.receive(call, None, "id-2").action in ("ignore", "refuse")
-    session.issue("id-3")
-    session.receive(POLL[protocol])
-    if protocol == "fg":
-        assert session.receive(call, None, "id-2").action == "refuse"
-    assert session.state == "running"
-
-
 @pytest.mark.parametrize("protocol,polls,served", (
     ("scf", ["a"], ["a"]), ("scf", ["a", "b"], ["a", "b"]), ("scf", [], []),
     ("fg", ["a"], ["a"]), ("fg", ["a", "b"], ["a"]), ("fg", [], [])))
@@ -147,14 +126,6 @@ def test_any_poll_dead__delivered(protocol: str, reached: List[bool]) -> None:
 
 
 @PULL
-@pytest.mark.parametrize("state", STATES)
-def test_any_poll_dead__late(protocol: str, state: str) -> None:
-    """Taking back another event, or in another state, changes nothing."""
-    session = session_in(protocol, state)
-    assert session.delivered("id-1", False) == [] and session.state == state
-
-
-@PULL
 @pytest.mark.parametrize("state", ("starting", "idle", "stopping"))
 def test_any_poll_dead__withdraw(protocol: str, state: str) -> None:
     """A poll whose client has gone is forgotten, once."""
@@ -175,14 +146,6 @@ def test_any_stop_drain__session(protocol: str, state: str) -> None:
     assert session.take_polls() == [] and session.state == "stopping"
     assert session.is_owed("response") == (state == "running")
     assert not session.is_owed("response")
-
-
-@PULL
-@pytest.mark.parametrize("state", ("starting", "issued", "running", "stopping"))
-def test_any_event_issue__needs_idle(protocol: str, state: str) -> None:
-    """An event is issued to an idle instance only, one at a time."""
-    with pytest.raises(KeyError):
-        session_in(protocol, state).issue("id-5")
 
 
 # ---- push sessions ----
@@ -234,24 +197,6 @@ def test_fc_freeze_idle__not_while_busy() -> None:
     assert session.state == "busy" and session.move("quiet") == ""
     session.move("settled")
     assert session.state == "idle" and session.move("quiet") == "freeze"
-
-
-@pytest.mark.parametrize("is_http,status,field,kind", (
-    (False, 200, "", "ok"), (False, 404, "", "function-error"),
-    (False, 200, "404", "function-error"), (False, 404, "200", "ok"),
-    (False, 500, "", "ok"), (True, 404, "", "ok"), (True, 200, "404", "function-error"),
-    (True, 404, "404", "function-error"), (True, 404, "200", "ok")))
-def test_fc_answer_outcome(is_http: bool, status: int, field: str, kind: str) -> None:
-    """Status and X-Fc-Status decide between ok and function-error."""
-    assert fc_platform.judge_answer(is_http, status, field) == kind
-
-
-@pytest.mark.parametrize("status,verdict", (
-    (200, "done"), (299, "done"), (300, "failed"), (404, "failed"), (499, "failed"),
-    (500, "broken"), (599, "broken")))
-def test_fc_hook_success(status: int, verdict: str) -> None:
-    """2xx is success, 5xx a broken instance, everything else a failure."""
-    assert fc_platform.judge_hook(status) == verdict
 
 
 # ---- endpoints ----
