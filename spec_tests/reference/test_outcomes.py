@@ -75,8 +75,8 @@ SCF = [
          start=[["exit", 3]]),
     Case("any.outcome.exit:never-served", "exit", '"User process exit when running"',
          start=[["ask", READY], ["exit", 3]]),
-    *[Case("any.outcome.exit:" + name, "exit", '"User process exit when running"', steps)
-      for name, steps in ENDS],
+    *[Case("any.outcome.exit:" + name, "exit", '"User process exit when running"',
+           steps) for name, steps in ENDS],
     Case("any.result.size", "response-too-large", '"statusCode":407',
          [["say", "x" * 1001]]),
     Case("any.event.size", "request-too-large", '"statusCode":406',
@@ -162,7 +162,7 @@ FC = [
          [["send", "HTTP/1.1 200 OK\r\nContent-Le"], ["close"]],
          broken=("any.http.no-effect",), status=502),
     Case("fc.outcome.bad-response:lengths", "bad-response", "Content-Length",
-         [["send", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"]],
+         [["send", "HTTP/1.1 200 X\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n"]],
          broken=("any.http.framing",), status=502),
     Case("fc.limits.result", "response-too-large", '"Code":"BadResponse"',
          [["say", "x" * 1001]], status=502),
@@ -170,14 +170,15 @@ FC = [
          [["say", "x" * 3000]], status=400),
     Case("fc.answer.outcome:status", "function-error", "", [["send", NOT_FOUND]])]
 
-CASES = ([("scf", case) for case in SCF + PULLED] + [("fg", case) for case in FG + PULLED]
-         + [("fc", case) for case in FC])
+CASES = [*(("scf", case) for case in SCF + PULLED),
+         *(("fg", case) for case in FG + PULLED), *(("fc", case) for case in FC)]
 
 
 def platform_for(protocol: str, folder: str, case: Case, **more: Any) -> Platform:
     """Return a platform with the settings of the case."""
     settings: Dict[str, Any] = {"timeout_s": AMPLE_S, "grace_s": 0.5, **case.settings,
-                                "result_bytes": RESULT_BYTES, "event_bytes": EVENT_BYTES}
+                                "result_bytes": RESULT_BYTES,
+                                "event_bytes": EVENT_BYTES}
     settings.setdefault(*(("port", 0) if protocol == "fc" else
                           ("init_timeout_s", AMPLE_S)))
     return Platform(protocol, folder, **{**settings, **more})

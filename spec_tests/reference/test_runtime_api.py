@@ -21,7 +21,7 @@ POLL = {"scf": "next", "fg": "request"}
 
 
 class Attached:
-    """A platform whose bootstrap is the test itself; its first event has been served."""
+    """A platform whose bootstrap is the test itself; it has served a first event."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness, self.protocol = harness, harness.protocol
@@ -66,8 +66,8 @@ class Attached:
     def result(self, body: bytes, *fields: Tuple[str, str]) -> bytes:
         """Return the bytes of a result of the last event."""
         own = "" if self.protocol == "scf" else "/" + self.request_id
-        return wire.request_bytes("POST", BASE[self.protocol] + "response" + own, fields,
-                                  body)
+        path = BASE[self.protocol] + "response" + own
+        return wire.request_bytes("POST", path, fields, body)
 
     def finish(self, caller: Peer, body: bytes = b"done") -> None:
         """Give the result of the last event; its caller has to see it."""

@@ -22,8 +22,8 @@ import pytest
 import scf_platform
 import wire
 from emulator import HttpRequest, Platform
-from harness import (PROTOCOLS, Harness, Peer, background, code, event, outcome_of, scale,
-                     until)
+from harness import (PROTOCOLS, Harness, Peer, background, code, event, outcome_of,
+                     scale, until)
 from implementations import START_EMULATOR
 
 __all__ = ["code"]
@@ -31,8 +31,7 @@ __all__ = ["code"]
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 MIB = 1048576
 PATHS = {"scf": "/runtime/invocation/next", "fg": "/v1/runtime/invocation/request"}
-ENVIRONMENT: Dict[str, Any] = {"fc": fc_platform.ENVIRONMENT, "scf": scf_platform.ENVIRONMENT,
-                               "fg": fg_platform.ENVIRONMENT}
+RULES: Dict[str, Any] = {"fc": fc_platform, "scf": scf_platform, "fg": fg_platform}
 SERVERS = ("door-fc", "api-scf")
 
 
@@ -372,7 +371,7 @@ def test_any_env_inherited__process(protocol: str, code: str,
         process = pathlib.Path("/proc", harness.outcome(event(["pid"]))[1].decode())
         words = (process / "cmdline").read_text() + json.dumps(harness.state())
         links = {one.name: os.readlink(one) for one in (process / "fd").iterdir()}
-    known = {field.name for field in ENVIRONMENT[protocol]}
+    known = {field.name for field in RULES[protocol].ENVIRONMENT}
     extra = set(env) - known - {"MINE", "PATH", "HOME", "TMPDIR", "LANG"}
     assert extra <= {"LC_CTYPE"}  # Python itself may set it (PEP 538)
     assert "the emulator's own" not in env.values() and env["MINE"] == "1"

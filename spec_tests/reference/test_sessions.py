@@ -21,7 +21,8 @@ POLL = {"scf": "next", "fg": "request"}
 STATES = ("starting", "idle", "issued", "running", "stopping")
 RESULTS = ("response", "error")
 OVERSIZE = "oversize"
-ID = {"right": "id-2", "previous": "id-1", "wrong": "id-9", "prefix": "id-", "empty": ""}
+ID = {"right": "id-2", "previous": "id-1", "wrong": "id-9", "prefix": "id-",
+      "empty": ""}
 
 
 def rows_of(protocol: str) -> List[Row]:
@@ -50,7 +51,7 @@ def session_in(protocol: str, state: str) -> Any:
     return session
 
 
-CALLS = {OVERSIZE: ("response", ID["right"], True), "stray": ("response", "id-9", False)}
+CALLS = {OVERSIZE: ("response", "id-2", True), "stray": ("response", "id-9", False)}
 
 
 @pytest.mark.parametrize("protocol,row", [pytest.param(protocol, row, id="%s-%s-%s" % (
@@ -83,7 +84,8 @@ def test_states_table_is_complete(protocol: str) -> None:
 @pytest.mark.parametrize("call", RESULTS)
 @pytest.mark.parametrize("oversize", (False, True), ids=("fits", OVERSIZE))
 @pytest.mark.parametrize("which", ID)
-def test_fg_result_unknown_id(state: str, call: str, oversize: bool, which: str) -> None:
+def test_fg_result_unknown_id(state: str, call: str, oversize: bool,
+                              which: str) -> None:
     """Only the id of the running invocation is accepted, whatever the size."""
     session = session_in("fg", state)
     move = session.receive(call, None, ID[which], oversize)
@@ -96,7 +98,7 @@ def test_fg_result_unknown_id(state: str, call: str, oversize: bool, which: str)
     ("scf", ["a"], ["a"]), ("scf", ["a", "b"], ["a", "b"]), ("scf", [], []),
     ("fg", ["a"], ["a"]), ("fg", ["a", "b"], ["a"]), ("fg", [], [])))
 def test_parked_polls(protocol: str, polls: List[str], served: List[str]) -> None:
-    """A parked poll gets the event at the issue: on scf all of them, on fg the oldest."""
+    """A parked poll gets the event at the issue: on scf all, on fg the oldest."""
     session = session_in(protocol, "idle")
     for poll in polls:
         assert session.receive(POLL[protocol], poll).action == "hold"
@@ -207,23 +209,28 @@ FOUND: List[Tuple[str, str, str, Tuple[str, str, int]]] = [
     ("scf", "POST", "/runtime/init/ready", ("ready", "", 200)),
     ("scf", "GET", SCF + "next?a=b", ("next", "", 200)),
     ("scf", "POST", SCF + "error", ("error", "", 200)),
-    ("scf", "GET", "/runtime/init/ready", METHOD), ("scf", "POST", SCF + "next", METHOD),
+    ("scf", "GET", "/runtime/init/ready", METHOD),
+    ("scf", "POST", SCF + "next", METHOD),
     ("scf", "get", SCF + "next", METHOD), ("scf", "HEAD", SCF + "next", METHOD),
-    ("scf", "POST", SCF + "response/", NONE), ("scf", "POST", SCF + "response/abc", NONE),
+    ("scf", "POST", SCF + "response/", NONE),
+    ("scf", "POST", SCF + "response/abc", NONE),
     ("scf", "GET", "/runtime//invocation/next", NONE),
     ("scf", "GET", SCF + "../invocation/next", NONE),
-    ("scf", "GET", SCF + "%6eext", NONE), ("scf", "GET", "/Runtime/invocation/next", NONE),
-    ("scf", "GET", "*", NONE), ("scf", "GET", "", NONE), ("scf", "GET", FG + "request", NONE),
+    ("scf", "GET", SCF + "%6eext", NONE),
+    ("scf", "GET", "/Runtime/invocation/next", NONE), ("scf", "GET", "*", NONE),
+    ("scf", "GET", "", NONE), ("scf", "GET", FG + "request", NONE),
     ("fg", "GET", FG + "request", ("request", "", 200)),
     ("fg", "POST", FG + "response/abc", ("response", "abc", 200)),
     ("fg", "POST", FG + "error/abc?x=/y", ("error", "abc", 200)),
     ("fg", "POST", FG + "response/", ("response", "", 200)),
     ("fg", "POST", FG + "response/%2e%2e", ("response", "%2e%2e", 200)),
     ("fg", "POST", FG + "response/..", ("response", "..", 200)),
-    ("fg", "POST", FG + "response/a/b", NONE), ("fg", "POST", FG + "response//abc", NONE),
+    ("fg", "POST", FG + "response/a/b", NONE),
+    ("fg", "POST", FG + "response//abc", NONE),
     ("fg", "POST", FG + "response/../response/abc", NONE),
     ("fg", "POST", FG + "response/abc/", NONE), ("fg", "POST", FG + "request", METHOD),
-    ("fg", "POST", FG + "request/abc", NONE), ("fg", "GET", FG + "response/abc", METHOD),
+    ("fg", "POST", FG + "request/abc", NONE),
+    ("fg", "GET", FG + "response/abc", METHOD),
     ("fg", "PUT", FG + "error/abc", METHOD), ("fg", "GET", SCF + "next", NONE)]
 
 
