@@ -26,9 +26,9 @@ import scripted_bootstrap
 import wire
 from emulator import Platform
 
-__all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event", "fifo",
-           "held", "open_door", "outcome_of", "process_state", "processes", "scale",
-           "until", "within"]
+__all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event",
+           "fifo", "held", "open_door", "outcome_of", "process_state", "processes",
+           "scale", "until", "within"]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
 PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))
@@ -36,6 +36,7 @@ PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))
 PATIENCE_S = 8.0  # for things that come at once; only a failing test waits so long
 RESET = struct.pack("ii", 1, 0)
 T = TypeVar("T")
+Own = TypeVar("Own", bound="Harness")
 
 
 def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
@@ -161,7 +162,7 @@ class Harness:
         port: int = self.server.getsockname()[1]
         return port
 
-    def __enter__(self) -> "Harness":
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *_: object) -> None:
