@@ -28,12 +28,12 @@ TESTS = pathlib.Path(__file__).resolve().parent.parent
 # that starts what it has just written (a fork of another thread holds that open).
 LOTS = (
     ("test_faults_push.py", "test_gateway_workers.py", "test_bootstrap_unit.py",
-     "test_emulator_package.py"),
-    ("test_lifecycle_process.py", "test_emulator_outcomes.py"),
-    ("test_emulator_cli.py", "test_lifecycle_hooks.py", "test_lifecycle_http.py"),
-    ("test_lifecycle_logs.py", "test_security.py", "test_emulator_samples.py",
-     "test_copies.py", "test_small_platforms.py"),
-    ("test_emulator_concurrency.py", "test_gateway_calls.py", "test_lifecycle_soak.py",
+     "test_packages.py"),
+    ("test_instances.py", "test_outcomes.py", "test_runtime_api.py"),
+    ("test_command_line.py", "test_hooks.py", "test_http_functions.py"),
+    ("test_logs.py", "test_security.py", "test_clients.py", "test_copies.py",
+     "test_small_platforms.py"),
+    ("test_callers.py", "test_gateway_calls.py", "test_soak.py",
      "test_gateway_container.py"),  # needs Go's programs: on a new machine these are late
 )
 
