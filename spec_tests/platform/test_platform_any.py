@@ -137,6 +137,7 @@ BAD: Dict[str, Tuple[str, bytes]] = {
     "no-version": ("any.http.malformed", b"POST /x\r\n\r\n"),
     "four-words": ("any.http.malformed", b"POST /x y HTTP/1.1\r\n\r\n"),
     "other-protocol": ("any.http.malformed", b"POST /x FTP/1.1\r\n\r\n"),
+    "no-token": ("any.http.malformed", b"PO(ST /x HTTP/1.1\r\n\r\n"),
     "tls": ("any.http.malformed", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"),
     "no-colon": ("any.http.malformed", b"{line}Nonsense\r\n\r\n"),
     "blank-name": ("any.http.malformed", b"{line}Content Length: 1\r\n\r\nx"),
