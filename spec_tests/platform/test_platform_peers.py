@@ -13,7 +13,8 @@ import pytest
 import kit
 import wire
 from kit import Mismatch, same
-from platform_run import LIMITED, PAIR, Instance, PlatformRun, PlatformUnderTest
+from platform_run import (CLOCKED, LIMITED, PAIR, Instance, PlatformRun,
+                          PlatformUnderTest)
 
 LARGE_BYTES = 6 << 20  # the limit of a message, and more than any buffer holds
 HEAD_LIMIT_S = 10  # head_timeout_s
@@ -146,6 +147,29 @@ def test_any_outcome_exit__scf_first(platform: PlatformUnderTest) -> None:
         run.outcome("exit")
 
 
+@pytest.mark.parametrize("polls", [False, True])
+def test_any_outcome_exit__unfetched(pull_platform: PlatformUnderTest,
+                                     polls: bool) -> None:
+    """An event that nobody fetched when its instance ends is served by the next one, and
+    before any other."""
+    with pull_platform.used_run(*CLOCKED) as run:
+        instance = idle_one(run)
+        if polls:
+            instance.close(instance.park())
+            run.settle()
+        run.issue(b"first")
+        run.settle()
+        run.issue(b"second")
+        run.settle()
+        instance.end("exit", status=0)
+        following = run.instance()
+        if run.protocol == "scf":
+            following.ready()
+        for event in (b"first", b"second"):
+            same(event, following.fetch().body, "the event for the next instance")
+            run.finish(following)
+
+
 def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
     """A large result counts whose sender ends right behind its last byte."""
     with pull_platform.bare_run() as run:
@@ -153,6 +177,17 @@ def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
         head = wire.request_bytes("POST", instance.result_path(),
                                   [("Content-Length", str(LARGE_BYTES))])
         ends_behind(instance, instance.open(), head)
+        same(LARGE_BYTES, len(run.outcome("ok").body), "bytes of the result")
+        instance.reaped(run.patience_s)
+        run.settle()
+
+
+def test_any_result_first__fc_large(platform: PlatformUnderTest) -> None:
+    """A large answer counts whose sender ends right behind its last byte."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        ends_behind(instance, instance.asked,
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE_BYTES)
         same(LARGE_BYTES, len(run.outcome("ok").body), "bytes of the result")
         instance.reaped(run.patience_s)
         run.settle()
