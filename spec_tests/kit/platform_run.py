@@ -58,7 +58,20 @@ class Outcome(NamedTuple):
     body: bytes
     request_id: str
     violations: Tuple[str, ...]
+    status: int
+    headers: Tuple[Tuple[str, str], ...]  # names in lower case
     line: Dict[str, Any]
+
+
+def outcome_of(line: Dict[str, Any]) -> Outcome:
+    """Return a line as an outcome. Raises ValueError, TypeError, KeyError."""
+    body = (base64.b64decode(line["body_base64"]) if "body_base64" in line
+            else str(line.get("body", "")).encode())
+    return Outcome(line["kind"], body, str(line.get("request_id", "")),
+                   tuple(str(one["rule"]) for one in line.get("violations", ())),
+                   int(line.get("status", 200)),
+                   tuple((str(name).lower(), str(value))
+                         for name, value in line.get("headers", ())), line)
 
 
 class Reply(NamedTuple):
@@ -441,11 +454,10 @@ class PlatformRun:
     def outcome(self, kind: str = "") -> Outcome:
         """Return the next outcome, which must be of that kind if one is given."""
         line = self.wait_for(self.outcomes, f"an outcome {kind}", self.patience_s)
-        body = (base64.b64decode(line["body_base64"]) if "body_base64" in line
-                else str(line.get("body", "")).encode())
-        found = Outcome(line["kind"], body, str(line.get("request_id", "")),
-                        tuple(str(one["rule"]) for one in line.get("violations", ())),
-                        line)
+        try:
+            found = outcome_of(line)
+        except (ValueError, TypeError, KeyError):
+            raise Mismatch("an outcome as in spec_tests/README.md", str(line)) from None
         self.last_id = found.request_id
         self.note("outcome", json.dumps(line)[:1500].encode())
         if kind and found.kind not in kind.split(" or "):

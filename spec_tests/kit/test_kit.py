@@ -165,6 +165,19 @@ def test_side_shown(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
     assert (shown[1].outcome, shown[1].longrepr) == ("failed", "killed by a test")
 
 
+def test_contract_options() -> None:
+    """README.md names every option that the kit passes to a platform."""
+    places = [*(ROOT / "spec_tests" / "platform").glob("*.py"),
+              *(ROOT / "spec_tests" / "kit" / name for name in (
+                  "platform_run.py", "calls.py", "faults.py"))]
+    passed = {word for path in places for word in re.findall(
+        r'"(--[a-z-]+)"', path.read_text(encoding="utf-8"))}
+    for transcript in spec.load().transcripts:
+        passed.update(re.findall(r"--[a-z-]+", transcript.options))
+    contract = (ROOT / "spec_tests" / "README.md").read_text(encoding="utf-8")
+    assert passed - set(re.findall(r"--[a-z-]+", contract)) == set()
+
+
 REFUSED: Dict[str, Tuple[Dict[str, Any], str]] = {
     "protocol": ({"--protocol": "gopher"}, "known: fc, scf, fg"),
     "feature": ({"--without": ["beauty"]}, "known: binary"),

@@ -41,6 +41,7 @@ def ready_for(run: PlatformRun, event: bytes) -> Instance:
 
 def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
     """A request whose head comes byte by byte, and never ends, is dropped in time."""
+    pull_platform.needs("slow-heads")
     with pull_platform.bare_run("--timeout", "60") as run:
         instance = run.fetched(b"hello")
         number = instance.open()
@@ -82,6 +83,7 @@ def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_event_timeout__unread(platform: PlatformUnderTest) -> None:
     """The limit strikes where an event is never read, and other events go on."""
+    platform.needs("instances")
     with platform.bare_run(*PAIR, "--timeout", "1.5") as run:
         run.issue(b"x" * LARGE_BYTES)
         reader = run.instance()
@@ -150,8 +152,8 @@ def test_any_outcome_exit__scf_first(platform: PlatformUnderTest) -> None:
 @pytest.mark.parametrize("polls", [False, True])
 def test_any_outcome_exit__unfetched(pull_platform: PlatformUnderTest,
                                      polls: bool) -> None:
-    """An event that nobody fetched when its instance ends is served by the next one, and
-    before any other."""
+    """An event that nobody had fetched when its instance ended is served by the next
+    one, and before any other."""
     with pull_platform.used_run(*CLOCKED) as run:
         instance = idle_one(run)
         if polls:
@@ -225,11 +227,12 @@ def test_any_stop_order__child(platform: PlatformUnderTest) -> None:
 
 # ---- hasty ----
 
-REFUSED = {"nonsense": ("any.http.malformed", b"NONSENSE\r\n\r\n", 400),
-           "two-lengths": ("any.http.framing", b"POST /x HTTP/1.1\r\nContent-Length: 1\r\n"
-                           b"Content-Length: 2\r\n\r\n", 400),
-           "many-fields": ("any.limits.head", b"GET /x HTTP/1.1\r\n" + b"X-A: b\r\n" * 101
-                           + b"\r\n", 431)}
+REFUSED = {
+    "nonsense": ("any.http.malformed", b"NONSENSE\r\n\r\n", 400),
+    "two-lengths": ("any.http.framing", b"POST /x HTTP/1.1\r\n"
+                    b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "many-fields": ("any.limits.head", b"GET /x HTTP/1.1\r\n"
+                    + b"X-A: b\r\n" * 101 + b"\r\n", 431)}
 
 
 @pytest.mark.parametrize("name,rule", [(name, REFUSED[name][0]) for name in REFUSED])
@@ -252,9 +255,9 @@ def test_any_result_size__chunked(pull_platform: PlatformUnderTest) -> None:
     with pull_platform.used_run() as run:
         instance = run.fetched(b"hello")
         number = instance.open()
-        fields = [("Transfer-Encoding", "chunked")]
-        instance.send(number, wire.request_bytes("POST", instance.result_path(), fields),
-                      b"%x\r\n" % size, size, b"\r\n0\r\n\r\n")
+        head = wire.request_bytes("POST", instance.result_path(),
+                                  [("Transfer-Encoding", "chunked")])
+        instance.send(number, head, b"%x\r\n" % size, size, b"\r\n0\r\n\r\n")
         same(413, instance.read(number).status, "status")
         instance.close(number)
         run.outcome("response-too-large")
