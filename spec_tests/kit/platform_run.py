@@ -115,7 +115,7 @@ class Instance:
         self.run = run
         self.sock = sock
         self.lines = sock.makefile("rb")
-        sock.settimeout(run.patience_s)
+        sock.settimeout(run.patience_s + 1.0)  # than the instance's own
         hello = marshal.load(self.lines)
         self.pid: int = hello["pid"]
         self.environ = Environment(hello["environ"])

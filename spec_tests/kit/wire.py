@@ -274,7 +274,7 @@ class Channel:
             start, headers = parse_head(partial)
             message = Message(start, headers, b"", partial)
             self.check_start(message, to)
-            if message.status in (102, 103):  # nobody asked for it
+            if to and message.status in (102, 103):  # nobody asked for it
                 return self.read(deadline - time.monotonic(), to)
             if to and message.status in (100, 101):
                 return message

@@ -82,27 +82,40 @@ def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
 
 
 def test_any_event_timeout__unread(platform: PlatformUnderTest) -> None:
-    """The limit strikes where an event is never read, and other events go on."""
-    platform.needs("instances")
-    with platform.bare_run(*PAIR, "--timeout", "1.5") as run:
-        run.issue(b"x" * LARGE_BYTES)
-        reader = run.instance()
-        if run.protocol == "fc":
-            reader.listen()
-        else:
-            if run.protocol == "scf":
-                reader.ready()
-            reader.park()
+    """The limit strikes where an event is never read."""
+    with platform.bare_run("--timeout", "1") as run:
+        instance = deaf(run)
+        run.outcome("timeout or not-fetched")
+        instance.reaped(run.patience_s)
         run.settle()
+
+
+def test_any_instance_on_demand__unread(platform: PlatformUnderTest) -> None:
+    """Where an event is never read, the next one goes to another instance."""
+    platform.needs("instances")
+    with platform.bare_run(*PAIR, "--timeout", "5") as run:
+        instance = deaf(run)
         if run.protocol == "fc":
             run.settled(run.served(b"another"))
         else:
             other = ready_for(run, b"another")
             other.fetch()
             run.finish(other)
-        run.outcome("timeout or not-fetched")
-        reader.reaped(run.patience_s)
+        run.abandon(instance)
         run.discard_idle()
+
+
+def deaf(run: PlatformRun) -> Instance:
+    """Return a bootstrap to which a large event is sent, and which does not read it."""
+    if run.protocol == "fc":
+        run.issue(b"x" * LARGE_BYTES)
+        instance = run.instance()
+        instance.listen()
+    else:
+        instance = ready_for(run, b"x" * LARGE_BYTES)
+        instance.park()
+    run.settle()
+    return instance
 
 
 # ---- gone ----
@@ -310,8 +323,10 @@ def test_any_event_timeout__fc_drip(platform: PlatformUnderTest) -> None:
     with platform.used_run(*LIMITED) as run:
         instance = run.served(b"hello")
         instance.send(instance.asked, b"HTTP/1.1 200 OK\r\nX-Long: ")
-        while run.outcomes.empty() and instance.send(instance.asked, b"x"):
-            run.wait(0.1)
+        for _ in range(20):
+            if run.outcomes.empty():
+                instance.send(instance.asked, b"x")
+                run.wait(0.1)
         run.outcome("timeout")
         instance.reaped(run.patience_s)
         run.settle()
