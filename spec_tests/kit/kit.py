@@ -27,7 +27,6 @@ import weakref
 from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Type, Union)
 
-import reaper
 import wire
 
 __all__ = ["Bootstrap", "FEATURES", "Implementation", "Mismatch", "PROTOCOLS",
@@ -232,7 +231,6 @@ class Process:
             raise Mismatch("a command that starts [any.start.executable]",
                            f"{shlex.join(command)}: {error.strerror}") from None
         RUNNING.add(self)
-        reaper.watch(self.popen.pid)
         cap_files(self.popen.pid)
 
     def tail(self) -> str:
@@ -262,7 +260,6 @@ class Process:
     def kill(self) -> None:
         """Kill the whole group and forget it."""
         RUNNING.discard(self)
-        reaper.forget(self.popen.pid)
         with contextlib.suppress(OSError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -28,7 +28,6 @@ from typing import (Any, ContextManager, Dict, Iterator, List, NamedTuple, Optio
 
 import kit
 import light_http
-import reaper
 import wire
 from kit import Mismatch
 
@@ -360,7 +359,6 @@ class PlatformRun:
         threading.Thread(target=self.accept, daemon=True).start()
         self.popen = self.launch()
         RUNNING.add(self)
-        reaper.watch(self.popen.pid)
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
@@ -389,7 +387,6 @@ class PlatformRun:
                 sock, _ = self.control.accept()
                 instance = Instance(self, sock)
                 self.processes.append(instance.pid)
-                reaper.watch(instance.pid)
                 self.arrived.put(instance)
             except (OSError, EOFError, ValueError, KeyError, TypeError):
                 if self.control.fileno() < 0:
@@ -493,10 +490,8 @@ class PlatformRun:
     def stop(self) -> None:
         """Kill the platform and what it started."""
         RUNNING.discard(self)
-        reaper.forget(self.popen.pid)
         for process_id in self.processes:
             kill_if(process_id, str(self.code))
-            reaper.forget(process_id)
         with contextlib.suppress(OSError):
             os.killpg(self.popen.pid, signal.SIGTERM)
         try:
