@@ -142,19 +142,6 @@ def test_double_polling() -> None:
         assert not one.platform.violations
 
 
-def test_bash_fc_messages(tmp_path: pathlib.Path) -> None:
-    """The bash sample takes each message from its listener, also one that comes while
-    a read gives up: here that is every 2 ms, not every second."""
-    sample = pathlib.Path(__file__).resolve().parents[2] / "examples/bash/fc"
-    text = (sample / "bootstrap").read_text()
-    assert "read -r -t 1 " in text
-    (tmp_path / "bootstrap").write_text(text.replace("read -r -t 1 ", "read -r -t 0.002 "))
-    (tmp_path / "bootstrap").chmod(0o755)
-    (tmp_path / "index.sh").write_text("handler() { cat; }\n")
-    events = [b"%d" % number for number in range(60)]
-    assert [one.body for one in outcomes_of(str(tmp_path), "fc", *events)] == events
-
-
 def test_library() -> None:
     """The example of the documentation works: a platform inside a `with`."""
     code = str(pathlib.Path(__file__).resolve().parents[2] / "examples/bash/scf")

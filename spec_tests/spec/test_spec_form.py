@@ -38,23 +38,6 @@ def test_form(the_spec: spec.Spec) -> None:
     assert [str(error) for error in spec.lint(the_spec)] == []
 
 
-CHANGELOG = ROOT / "CHANGELOG.md"
-WITHDRAWN = re.compile(r"^\* `(\S+)` ← ((?:`\S+`,?\s+)+)", re.MULTILINE)
-
-
-def withdrawn() -> Dict[str, str]:
-    """Return the withdrawn rules of CHANGELOG.md, and the rule that carries each."""
-    found = WITHDRAWN.findall(CHANGELOG.read_text(encoding="utf-8"))
-    return {old: new for new, names in found for old in re.findall(r"`(\S+)`", names)}
-
-
-def test_withdrawn(the_spec: spec.Spec) -> None:
-    """A withdrawn name is no rule again, and what it said is in a rule."""
-    gone, there = withdrawn(), rule_ids(the_spec)
-    assert len(gone) > 100
-    assert (sorted(set(gone) & there), sorted(set(gone.values()) - there)) == ([], [])
-
-
 @pytest.mark.parametrize("path", repository_files(),
                          ids=lambda path: str(path.relative_to(ROOT)))
 def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
@@ -63,8 +46,7 @@ def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
     if b"\0" in text:
         return  # a binary
     cited = set(spec.cited(text.decode("utf-8", "replace")))
-    known = rule_ids(the_spec) | (set(withdrawn()) if path == CHANGELOG else set())
-    assert sorted(cited - known) == []
+    assert sorted(cited - rule_ids(the_spec)) == []
 
 
 @functools.lru_cache(maxsize=None)

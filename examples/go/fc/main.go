@@ -23,7 +23,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 )
@@ -47,12 +46,13 @@ type Context struct {
 	MemoryMB, TimeLimitMS   int
 }
 
-// Failure is what the platform is told about a failed invocation. [any.error.document]
+// Failure is the error document of a failed invocation. [any.error.document]
 type Failure struct {
-	ErrorType    string   `json:"errorType"`
-	ErrorMessage string   `json:"errorMessage"`
-	StackTrace   []string `json:"stackTrace"`
+	ErrorType    string `json:"errorType"`
+	ErrorMessage string `json:"errorMessage"`
 }
+
+func (f *Failure) Error() string { return f.ErrorMessage }
 
 // running is held for reading by each request, and for writing at the end.
 var running sync.RWMutex
@@ -133,17 +133,13 @@ func newContext(fields http.Header) Context {
 func handle(ctx Context, event []byte) (result []byte, failure *Failure) {
 	defer func() { // [any.error.survive]
 		if cause := recover(); cause != nil {
-			stack := strings.Split(string(debug.Stack()), "\n")
-			failure = &Failure{"Panic", fmt.Sprint(cause), stack}
+			debug.PrintStack()
+			failure = &Failure{"Panic", fmt.Sprint(cause)}
 		}
 	}()
 	result, err := Handle(ctx, event)
-	if err != nil {
-		failure = &Failure{fmt.Sprintf("%T", err), err.Error(), []string{}}
-	}
-	var named interface{ ErrorType() string }
-	if errors.As(err, &named) {
-		failure.ErrorType = named.ErrorType()
+	if err != nil && !errors.As(err, &failure) {
+		failure = &Failure{fmt.Sprintf("%T", err), err.Error()}
 	}
 	return result, failure
 }

@@ -1,9 +1,9 @@
 # The test handler in bash, for the bootstraps of examples/bash: put it beside the file
 # bootstrap and choose test_handler.handle. The event says what to do (../../README.md).
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # the bootstrap reads ERROR_TYPE and ERROR_MESSAGE
 
-invocations=0
+bootstrap_id=$BASHPID
+trap 'exit $?' USR1 # so the bootstrap ends as the handler did
 
 member() { # NAME: put the value of that member of the instruction into value, if any
   local LC_ALL=C string="\"$1\":\"([^\"]*)\"" number="\"$1\":([0-9.]+)"
@@ -21,7 +21,6 @@ context() {
 }
 
 handle() { # the event is in the file $1
-  ((invocations += 1))
   local begin instruction value
   IFS= read -r -d '' -n 7 begin <"$1" # up to a zero byte, which no variable holds
   [[ $begin == '{"do":"' ]] || { cat "$1"; return; }
@@ -30,16 +29,16 @@ handle() { # the event is in the file $1
   case $value in
     echo) member text; printf '%s' "$value" ;;
     raise)
-      member type; ERROR_TYPE=$value
-      member message; ERROR_MESSAGE=$value
-      return 1 ;;
+      local type
+      member type; type=$value
+      member message; _fail "$type" "$value" ;;
     sleep) member seconds; sleep "$value"; printf slept ;;
-    exit) member status; exit "$value" ;;
+    exit) member status; kill -USR1 "$bootstrap_id"; exit "$value" ;;
     print) member text; printf '%s\n' "$value" >&2; printf printed ;;
     size) member bytes; head -c "$value" /dev/zero | tr '\0' x ;;
     context) context ;;
     env) member name; printf '%s' "$(printenv "$value")" ;;
-    count) printf '%s' "$invocations" ;;
-    *) ERROR_TYPE=Unsupported ERROR_MESSAGE="no such instruction: $value"; return 1 ;;
+    count) printf '%s' "$INVOCATION" ;;
+    *) _fail Unsupported "no such instruction: $value" ;;
   esac
 }

@@ -21,12 +21,6 @@ type instruction struct {
 	Bytes   int
 }
 
-// namedError is an error with a type of our choosing.
-type namedError struct{ name, message string }
-
-func (e namedError) Error() string     { return e.message }
-func (e namedError) ErrorType() string { return e.name }
-
 var invocations atomic.Int64
 
 // Handle does what the event says.
@@ -40,7 +34,7 @@ func Handle(ctx Context, event []byte) ([]byte, error) {
 	case "echo":
 		return []byte(order.Text), nil
 	case "raise":
-		return nil, namedError{order.Type, order.Message}
+		return nil, &Failure{order.Type, order.Message}
 	case "sleep":
 		time.Sleep(time.Duration(order.Seconds * float64(time.Second)))
 		return []byte("slept"), nil
@@ -58,7 +52,7 @@ func Handle(ctx Context, event []byte) ([]byte, error) {
 	case "count":
 		return fmt.Append(nil, count), nil
 	}
-	return nil, namedError{"Unsupported", "no such instruction: " + order.Do}
+	return nil, &Failure{"Unsupported", "no such instruction: " + order.Do}
 }
 
 // contextJSON returns what is known of the context as JSON.
