@@ -52,8 +52,8 @@ FEATURES: Dict[str, str] = {
     "freeze": "platform: stopping the processes of an idle instance",
     "memory": "platform: measuring and limiting memory",
     "upgrade": "platform: WebSocket",
-    "instances": "platform: several instances of one function, and a queue",
-    "packages": "platform: a ZIP file as the code package",
+    "instances": "platform: several instances at a time, and a queue with limits",
+    "packages": "platform: ZIP files as packages",
     "slow-heads": "platform: the time limit for the head of a request",
     "limits": "platform: the options --max-event and --max-result",
 }
