@@ -27,6 +27,7 @@ GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
     ("bash", "fc"): ("concurrency",),
     ("small", "scf"): ("instances", "memory", "packages", "slow-heads"),
     ("small", "fg"): ("instances", "memory", "packages", "slow-heads"),
+    ("small", "fc"): ("instances", "memory", "packages", "upgrade"),
 }
 
 

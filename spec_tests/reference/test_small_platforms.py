@@ -20,7 +20,8 @@ import pytest
 from implementations import interpreters
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
-SMALL: Dict[str, List[str]] = {"scf": [], "fg": []}  # protocol -> options it needs here
+SMALL: Dict[str, List[str]] = {  # protocol -> options it needs here
+    "scf": [], "fg": [], "fc": ["--port", "0"]}
 FLOOR = (3, 8)
 TRACEBACK = "Traceback"
 
