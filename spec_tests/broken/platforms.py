@@ -12,6 +12,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -101,10 +102,6 @@ def second_poll_gets_the_event(platform: Any) -> None:
     row(platform, "running", "request", "deliver", "running")
 
 
-def all_polls_get_the_event(platform: Any) -> None:
-    platform.Session.take_polls = scf_platform.Session.take_polls
-
-
 def not_fetched_is_timeout(platform: Any) -> None:
     platform.ON_TIME["issued"] = "timeout"
 
@@ -180,7 +177,6 @@ breaks(("scf", "scf.next.blocks", next_means_ready),
        ("fg", "fg.result.unknown-id", any_id_is_right),
        ("fg", "fg.result.unknown-id", unknown_id_is_ignored),
        ("fg", "fg.request.blocks", second_poll_gets_the_event),
-       ("fg", "fg.request.blocks", all_polls_get_the_event),
        ("scf", "any.event.timeout", not_fetched_is_timeout),
        ("fg", "any.event.timeout", timeout_is_an_error),
        ("fg", "any.outcome.exit", exit_is_an_error),
@@ -245,19 +241,6 @@ def sends_all_at_once(platform: Any) -> None:
     platform.Session.move = admit
 
 
-def one_poll_at_a_time(platform: Any) -> None:
-    """After a poll that was dead it waits for a new one."""
-    delivered = platform.Session.delivered
-
-    def give_up(self: Any, request_id: str, reached: bool) -> List[Any]:
-        parked, self.parked = self.parked, []
-        delivered(self, request_id, reached)
-        self.parked = parked
-        return []
-
-    platform.Session.delivered = give_up
-
-
 breaks(("fg", "any.env.names", takes_any_variable),
        ("fc", "fc.answer.outcome", status_wins),
        ("fc", "fc.answer.outcome", every_4xx_is_an_error),
@@ -266,8 +249,7 @@ breaks(("fg", "any.env.names", takes_any_variable),
        ("fc", "fc.hook.success", hooks_must_say_200),
        ("fc", "fc.headers.reserved-response", passes_every_field),
        ("fc", "fc.limits.request", any_path_will_do),
-       ("fc", "fc.concurrency.limit", sends_all_at_once),
-       ("fg", "any.poll.dead", one_poll_at_a_time))
+       ("fc", "fc.concurrency.limit", sends_all_at_once))
 
 
 # ---- the process ----
@@ -304,11 +286,19 @@ def starts_for_ever(platform: Any) -> None:
     platform.Instance.has_served = property(lambda self: True, lambda self, value: None)
 
 
-def hangs_up_at_the_end(platform: Any) -> None:
-    platform.ApiServer.close = platform.ApiServer.server_close
+def last_results_do_not_count(platform: Any) -> None:
+    receive = platform.Instance.receive
+
+    def forget(self: Any, call: str, *arguments: object) -> object:
+        time.sleep(0.05 * (call == "response"))
+        if self.process.poll() is not None:
+            raise OSError
+        return receive(self, call, *arguments)
+
+    platform.Instance.receive = forget
 
 
-def late_answers_do_not_count(platform: Any) -> None:
+def last_answers_do_not_count(platform: Any) -> None:
     get_answer = platform.Instance.get_answer
 
     def forget(self: Any, *arguments: object) -> object:
@@ -323,10 +313,10 @@ def late_answers_do_not_count(platform: Any) -> None:
 breaks(("scf", "any.process.group", kills_the_leader_alone),
        ("scf", "any.stop.order", no_grace_for_children),
        ("fc", "any.stop.order", no_grace_for_children),
-       ("scf", "any.outcome.exit", unfetched_is_lost),
-       ("scf", "any.outcome.exit", starts_for_ever),
-       ("fg", "any.result.first", hangs_up_at_the_end),
-       ("fc", "any.result.first", late_answers_do_not_count),
+       ("scf", "any.event.requeue", unfetched_is_lost),
+       ("scf", "any.event.requeue", starts_for_ever),
+       ("fg", "any.result.first", last_results_do_not_count),
+       ("fc", "any.result.first", last_answers_do_not_count),
        ("fc", "fc.freeze.idle", never_freezes))
 
 
@@ -425,13 +415,15 @@ def writes_and_forgets_the_time(platform: Any) -> None:
 
 
 def each_byte_gives_more_time(platform: Any) -> None:
-    readinto = platform.Incoming.readinto
+    dial = platform.Instance.dial
 
-    def wait_on(self: Any, buffer: Any) -> object:
-        self.deadline = max(self.deadline, time.monotonic() + 0.5)
-        return readinto(self, buffer)
+    def dial_with_limit(self: Any, deadline: float) -> Any:
+        connection = dial(self, deadline)
+        connection.settimeout(self.function.timeout_s)
+        return connection
 
-    platform.Incoming.readinto = wait_on
+    platform.Instance.dial = dial_with_limit
+    threading.Timer.start = lambda self: None  # type: ignore[method-assign]
 
 
 def loopback_will_do(platform: Any) -> None:

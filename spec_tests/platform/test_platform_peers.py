@@ -152,7 +152,7 @@ def test_any_poll_dead__one_lives(pull_platform: PlatformUnderTest, place: int) 
         run.finish(instance)
 
 
-def test_any_outcome_exit__scf_first(platform: PlatformUnderTest) -> None:
+def test_any_event_requeue__scf_first(platform: PlatformUnderTest) -> None:
     """A bootstrap that ends before it fetches its very first event costs this event."""
     with platform.used_run() as run:
         instance = run.starting(b"hello")
@@ -163,8 +163,7 @@ def test_any_outcome_exit__scf_first(platform: PlatformUnderTest) -> None:
 
 
 @pytest.mark.parametrize("polls", [False, True])
-def test_any_outcome_exit__unfetched(pull_platform: PlatformUnderTest,
-                                     polls: bool) -> None:
+def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> None:
     """An event that nobody had fetched when its instance ended is served by the next
     one, and before any other."""
     with pull_platform.used_run(*CLOCKED) as run:
@@ -323,10 +322,11 @@ def test_any_event_timeout__fc_drip(platform: PlatformUnderTest) -> None:
     with platform.used_run(*LIMITED) as run:
         instance = run.served(b"hello")
         instance.send(instance.asked, b"HTTP/1.1 200 OK\r\nX-Long: ")
-        for _ in range(20):
+        for _ in range(25):
             if run.outcomes.empty():
                 instance.send(instance.asked, b"x")
                 run.wait(0.1)
+        same(False, run.outcomes.empty(), "an outcome after 1 s, while it drips")
         run.outcome("timeout")
         instance.reaped(run.patience_s)
         run.settle()
