@@ -670,6 +670,33 @@ class PlatformUnderTest:
         return self._lend((*port, *options))
 
     @contextlib.contextmanager
+    def fetched(self, event: bytes = b"hello") -> Iterator[Instance]:
+        """Lend a bootstrap that has fetched an event; its result is posted afterwards."""
+        with self.used_run() as run:
+            instance = run.fetched(event)
+            yield instance
+            run.finish(instance)
+
+    @contextlib.contextmanager
+    def served(self, event: bytes = b"hello", **fields: object) -> Iterator[Instance]:
+        """Lend a server that has an invocation; it is answered afterwards."""
+        with self.used_run() as run:
+            instance = run.served(event, **fields)
+            yield instance
+            run.settled(instance)
+
+    def answered(self, status: int, headers: wire.Headers, body: bytes,
+                 outcome: str = "ok", **fields: object) -> Outcome:
+        """Answer an invocation of fc so; return its outcome, which must be of that
+        kind."""
+        with self.used_run() as run:
+            instance = run.served(b"hello" if not fields else b"", **fields)
+            instance.answer(status, headers, body)
+            found = run.outcome(outcome)
+            run.idle = instance
+            return found
+
+    @contextlib.contextmanager
     def _lend(self, wanted: Tuple[str, ...]) -> Iterator[PlatformRun]:
         key = (self.implementation, wanted)
         with LOCK:

@@ -68,7 +68,8 @@ def test_bad_platform(name: str, protocol: str) -> None:
     """A platform that cannot be one fails, in bounded time, and is no error."""
     began = time.monotonic()
     check = checks.Check("any.result.bytes", "platform",
-                         test_platform_any.test_any_result_bytes__empty, {}, name)
+                         test_platform_any.test_any_result_bytes, {"body": b""},
+                         name)
     verdict = checks.judge(check, implementation(name, protocol))
     assert verdict.verdict == "fail" and verdict.seen
     assert time.monotonic() - began < BOUND_S

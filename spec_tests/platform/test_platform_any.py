@@ -169,8 +169,7 @@ HTTP_CASES = [(name, BAD[name][0]) for name in sorted(BAD)]
 @pytest.mark.parametrize("name,rule", HTTP_CASES)
 def test_any_http_bad(pull_platform: PlatformUnderTest, name: str, rule: str) -> None:
     """A request that is no HTTP is answered 400 or 431, closed, and changes nothing."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.fetched() as instance:
         line = f"POST {instance.result_path()} HTTP/1.1\r\n".encode()
         number = instance.open()
         instance.send(number, BAD[name][1].replace(b"{line}", line))
@@ -178,7 +177,6 @@ def test_any_http_bad(pull_platform: PlatformUnderTest, name: str, rule: str) ->
         same(431 if rule == "any.limits.head" else 400, reply.status, "status")
         same("closed", instance.read(number, bodiless=True).end, "the connection")
         instance.close(number)
-        run.finish(instance)
 
 
 def test_any_http_no_effect(pull_platform: PlatformUnderTest) -> None:
@@ -290,19 +288,17 @@ UNKNOWN = [("GET", "/", 404), ("POST", "/runtime/init/nothing", 404),
 def test_any_api_unknown(pull_platform: PlatformUnderTest, method: str, path: str,
                          status: int) -> None:
     """An unknown path is 404, a wrong method 405, and nothing changes."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        poll = kit.DIALECTS[run.protocol].poll
+    with pull_platform.fetched() as instance:
+        poll = kit.DIALECTS[instance.run.protocol].poll
         path = path.format(poll=poll, result=instance.result_path())
         body = b"" if method == "POST" else None
         reply = instance.ask(wire.request_bytes(method, path, (), body))
         same(status, reply.status, f"status of {method} {path}")
-        run.finish(instance)
 
 
 # ---- events and results ----
 
-BODIES: List[bytes] = [b"hello", b'{"a": 1}\n', b"\0\1\2", b"\xff\xfe not utf-8",
+BODIES: List[bytes] = [b"", b"hello", b'{"a": 1}\n', b"\0\1\2", b"\xff\xfe not utf-8",
                        bytes(range(256)), b"\r\n\r\n", "\u00e9\u4e2d".encode()]
 
 
@@ -314,23 +310,11 @@ def test_any_event_bytes(pull_platform: PlatformUnderTest, body: bytes) -> None:
         run.finish(instance)
 
 
-def test_any_event_bytes__empty(pull_platform: PlatformUnderTest) -> None:
-    """An empty event is an empty body."""
-    with pull_platform.used_run() as run:
-        run.finish(run.fetched(b""))
-
-
 @pytest.mark.parametrize("body", BODIES, ids=[str(i) for i in range(len(BODIES))])
 def test_any_result_bytes(platform: PlatformUnderTest, body: bytes) -> None:
     """The result reaches the caller byte for byte."""
     with platform.used_run() as run:
         handled(run, b"hello", body)  # compares
-
-
-def test_any_result_bytes__empty(platform: PlatformUnderTest) -> None:
-    """An empty result is ok."""
-    with platform.used_run() as run:
-        handled(run, b"hello", b"")
 
 
 def test_any_result_at_once(pull_platform: PlatformUnderTest) -> None:
@@ -359,18 +343,6 @@ def test_any_event_size__unit(pull_platform: PlatformUnderTest) -> None:
                               [("Content-Length", str(6 << 20))])
     same(200, instance.ask(head, 6 << 20).status)
     same(6 << 20, len(run.outcome("ok").body))
-
-
-def test_any_result_size(pull_platform: PlatformUnderTest) -> None:
-    """A result over the limit is answered with 413."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        size = run.result_bytes + 1
-        head = wire.request_bytes("POST", instance.result_path(),
-                                  [("Content-Length", str(size))])
-        same(413, instance.ask(head, size).status)
-        run.outcome("response-too-large")
-        run.idle = instance
 
 
 def test_any_id_form(platform: PlatformUnderTest) -> None:
@@ -432,16 +404,6 @@ def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
                 instance.ready()
         same(sorted(events), sorted(instance.fetch().body for instance in instances))
         run.abandon(*instances)
-
-
-def test_any_instance_replace(pull_platform: PlatformUnderTest) -> None:
-    """After a timeout the next event has another instance."""
-    with pull_platform.used_run(*LIMITED) as run:
-        instance = run.fetched(b"hello")
-        run.outcome("timeout")
-        instance.reaped(run.patience_s)
-        run.settle()
-        run.finish(run.fetched(b"afterwards"))
 
 
 def test_any_time_kill(pull_platform: PlatformUnderTest) -> None:
@@ -516,7 +478,8 @@ def test_any_outcome_one(pull_platform: PlatformUnderTest, kind: str) -> None:
     run.end_input()
     if kind == "idle" and run.protocol == "scf":
         instance.ready()
-    same([1, 2, 3], sorted(run.outcome().line.get("id", 0) for _ in range(3)), "the ids")
+    ids = [run.outcome().line.get("id", 0) for _ in range(3)]
+    same([1, 2, 3], sorted(ids), "the ids")
 
 
 def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
@@ -536,29 +499,6 @@ def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
         run.patience_s = 1.0 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
         run.outcome("timeout")
         run.discard(instance)
-
-
-def test_any_event_timeout(pull_platform: PlatformUnderTest) -> None:
-    """An event that is fetched and not answered is a timeout."""
-    with pull_platform.used_run(*LIMITED) as run:
-        instance = run.fetched(b"hello")
-        run.outcome("timeout")
-        run.discard(instance)
-
-
-def test_any_init_timeout(pull_platform: PlatformUnderTest) -> None:
-    """A bootstrap that is not ready, or does not poll, in time is an init-timeout."""
-    run = pull_platform.run("--init-timeout", "0.8")
-    instance = run.starting(b"hello")
-    run.outcome("init-timeout")
-    instance.reaped(run.patience_s)
-
-
-def test_any_init_exit(pull_platform: PlatformUnderTest) -> None:
-    """A bootstrap that ends before it is ready, or polls, is an init-error at once."""
-    with pull_platform.used_run() as run:
-        run.starting(b"hello").end("exit", status=1)
-        run.outcome("init-error")
 
 
 def test_any_stop_drain__poll(pull_platform: PlatformUnderTest) -> None:
@@ -624,11 +564,9 @@ def test_any_process_group__leftovers(pull_platform: PlatformUnderTest) -> None:
 @pytest.mark.parametrize("to", [1, 2])
 def test_any_log_streams__drained(pull_platform: PlatformUnderTest, to: int) -> None:
     """A bootstrap can print a megabyte without being held up."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.fetched() as instance:
         for _ in range(16):
             instance.order("print", to=to, text=b"x" * 65_535)
-        run.finish(instance)
 
 
 def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:

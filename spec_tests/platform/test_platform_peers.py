@@ -252,13 +252,11 @@ def test_any_http_refused(pull_platform: PlatformUnderTest, name: str,
                           rule: str) -> None:
     """A refusal reaches a peer that has sent more, as far as it could."""
     _, head, status = REFUSED[name]
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.fetched() as instance:
         number = instance.open()
         instance.send(number, head, LARGE_BYTES)
         same(status, instance.read(number).status, "status")
         instance.close(number)
-        run.finish(instance)
 
 
 def test_any_result_size__chunked(pull_platform: PlatformUnderTest) -> None:
