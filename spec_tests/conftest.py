@@ -37,7 +37,6 @@ import checks  # noqa: E402
 import file_processes  # noqa: E402
 import implementations  # noqa: E402
 import kit  # noqa: E402
-import platform_run  # noqa: E402
 import report  # noqa: E402
 import spec  # noqa: E402
 
@@ -351,7 +350,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         run.apart.stop()
     run.pool.shutdown(wait=True, cancel_futures=True)
     kit.stop_idle_runs()
-    platform_run.stop_idle_runs()
     for made in COMPILED.glob(tempfile.gettempdir().lstrip("/") + "/*"):
         shutil.rmtree(made, ignore_errors=True)  # it does not come again
     gc.freeze()  # nor when pytest collects garbage ten times over before it leaves

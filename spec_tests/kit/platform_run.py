@@ -6,7 +6,6 @@ platform), and drives both ends: events and outcomes as JSON lines, and the proc
 the platform has started (`Instance`), which is played_bootstrap.py.
 """
 
-import atexit
 import base64
 import contextlib
 import json
@@ -21,7 +20,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import weakref
 import zipfile
 from typing import (Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Union)
@@ -32,7 +30,7 @@ import wire
 from kit import Mismatch
 
 __all__ = ["CLOCKED", "Instance", "LIMITED", "Outcome", "PAIR", "PlatformRun",
-           "PlatformUnderTest", "Reply", "stop_idle_runs"]
+           "PlatformUnderTest", "Reply"]
 
 # Options that several checks have in common, so that they can share a platform.
 LIMITED = ("--timeout", "1", "--grace", "60")
@@ -42,7 +40,6 @@ PAIR = ("--parallel", "2", "--max-instances", "2")
 PLAYED = str(pathlib.Path(__file__).resolve().with_name("played_bootstrap.py"))
 RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
 EVENT_BYTES = 2000
-IDLE_MOST = 24  # platforms that wait for another check
 GARBAGE_LINES = 5  # of a platform's stdout that are kept for people
 QUIET_S = 0.1  # a wrong answer to a call that has to wait would come at once
 SETTLE_S = 0.06  # for steps of the platform that cannot be seen from outside
@@ -358,7 +355,7 @@ class PlatformRun:
         self.package = package
         threading.Thread(target=self.accept, daemon=True).start()
         self.popen = self.launch()
-        RUNNING.add(self)
+        kit.RUNNING.add(self)
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
@@ -489,7 +486,7 @@ class PlatformRun:
 
     def stop(self) -> None:
         """Kill the platform and what it started."""
-        RUNNING.discard(self)
+        kit.RUNNING.discard(self)
         for process_id in self.processes:
             kill_if(process_id, str(self.code))
         with contextlib.suppress(OSError):
@@ -510,6 +507,8 @@ class PlatformRun:
         self.control.close()
         self.errors.close()
         shutil.rmtree(self.code, ignore_errors=True)
+
+    kill = stop  # at the end of the kit
 
     def wait(self, seconds: float) -> None:
         """Let time pass that a clock of the platform must not count."""
@@ -614,25 +613,10 @@ def kill_if(process_id: int, word: str) -> None:
 
 # ---- what a check gets ----
 
-IDLE_RUNS: Dict[Tuple[kit.Implementation, Tuple[str, ...]], List[PlatformRun]] = {}
-PROBES: Dict[kit.Implementation, str] = {}
-LOCKS: Dict[kit.Implementation, threading.Lock] = {}
-LOCK = threading.Lock()
+class PlatformUnderTest(kit.Subject):
+    """A platform under test."""
 
-
-class PlatformUnderTest:
-    """One platform under test, with the log of one check."""
-
-    def __init__(self, implementation: kit.Implementation) -> None:
-        self.implementation = implementation
-        self.frames: List[wire.Frame] = []
-        self.runs: List[PlatformRun] = []
-
-    def needs(self, *features: str) -> None:
-        """Raise Unsupported if one of these was declared missing."""
-        for feature in features:
-            if feature in self.implementation.without:
-                raise kit.Unsupported(feature)
+    wanted = "a platform that does as in spec_tests/README.md"
 
     def options(self, more: Sequence[str]) -> Tuple[str, ...]:
         """Return the options of a platform: one instance, limits scaled down, these."""
@@ -698,58 +682,14 @@ class PlatformUnderTest:
 
     @contextlib.contextmanager
     def _lend(self, wanted: Tuple[str, ...]) -> Iterator[PlatformRun]:
-        key = (self.implementation, wanted)
-        with LOCK:
-            idle = IDLE_RUNS.get(key)
-            run = idle.pop() if idle else None
-        run = run or PlatformRun(self, wanted, USUAL)
-        run.frames = self.frames
-        run.patience_s = self.implementation.patience_s  # the last check may have less
-        self.runs.append(run)
-        yield run
-        run.no_outcome()
-        self.runs.remove(run)
-        keep(key, run)
+        with self.lend(lambda: PlatformRun(self, wanted, USUAL), "", *wanted) as run:
+            run.patience_s = self.implementation.patience_s  # the last check may have less
+            yield run
+            run.no_outcome()
 
-    def close(self) -> None:
-        """Kill whatever this check has started."""
-        for run in self.runs:
-            run.stop()
-        self.runs.clear()
-
-    def probe(self) -> None:
-        """Try one round trip, once for each platform. Raises Mismatch."""
-        with LOCK:
-            lock = LOCKS.setdefault(self.implementation, threading.Lock())
-        with lock:
-            if self.implementation not in PROBES:
-                PROBES[self.implementation] = self.probed()
-        if PROBES[self.implementation]:
-            raise kit.NotUsable("a platform that does as in spec_tests/README.md",
-                                PROBES[self.implementation])
-
-    def probed(self) -> str:
-        """Return what is wrong with a simple round trip, or nothing."""
-        probe = PlatformUnderTest(self.implementation)
-        try:
-            round_trip(probe)
-            return ""
-        except Mismatch as error:
-            return str(error)
-        finally:
-            probe.close()
-
-
-def keep(key: Tuple[kit.Implementation, Tuple[str, ...]], run: PlatformRun) -> None:
-    """Keep a platform for another check; stop the one that has waited longest."""
-    with LOCK:
-        IDLE_RUNS.setdefault(key, []).append(run)
-        count = sum(len(idle) for idle in IDLE_RUNS.values())
-        oldest = next(idle for idle in IDLE_RUNS.values() if idle)
-        surplus = oldest.pop(0) if count > IDLE_MOST else None
-        IDLE_RUNS[key] = IDLE_RUNS.pop(key)  # used last, so the last one to go
-    if surplus is not None:
-        surplus.stop()
+    def exchange(self) -> None:
+        """Try one round trip. Raises Mismatch."""
+        round_trip(self)
 
 
 def round_trip(platform: PlatformUnderTest) -> None:
@@ -768,22 +708,3 @@ def round_trip(platform: PlatformUnderTest) -> None:
         instance.result(b"{}", "error")
         run.outcome("function-error")
         run.idle = instance
-
-
-def stop_idle_runs(only: Optional[kit.Implementation] = None) -> None:
-    """Stop the platforms, of one implementation or all, that wait for another check."""
-    with LOCK:
-        wanted = [key for key in IDLE_RUNS if only is None or key[0] == only]
-        runs = [run for key in wanted for run in IDLE_RUNS.pop(key)]
-    for run in runs:
-        run.stop()
-
-
-def stop_everything() -> None:
-    """Kill every platform that is still there when the interpreter ends."""
-    for run in list(RUNNING):
-        run.stop()
-
-
-RUNNING: "weakref.WeakSet[PlatformRun]" = weakref.WeakSet()
-atexit.register(stop_everything)
