@@ -1,5 +1,5 @@
 # test_platform_pull.py: what SPEC.md chapters 7 and 8 ask of a platform (MIT).
-"""One rule each, beside the states tables, which test_platform_states.py covers."""
+"""One rule each, beside the cases of test_platform_generated.py."""
 
 import re
 from typing import Dict
@@ -8,7 +8,7 @@ import pytest
 
 import wire
 from kit import Mismatch, document, same
-from platform_run import CLOCKED, LIMITED, PlatformUnderTest, Instance, PlatformRun
+from platform_run import CLOCKED, Instance, PlatformRun, PlatformUnderTest
 
 
 def times_out_soon(run: PlatformRun, instance: Instance) -> None:
