@@ -676,6 +676,11 @@ class Bootstrap(Subject):
         """Lend an instance that other checks left in order, or a new one."""
         return self.lend(lambda: PushRun(self))
 
+    def used(self) -> ContextManager[Any]:
+        """Lend an instance of any protocol."""
+        is_push = self.implementation.protocol == "fc"
+        return self.used_push() if is_push else self.used_pull()
+
     def exchange(self) -> None:
         """Build it if need be; ask for a made-up word. Raises Mismatch."""
         build = BUILDS.get(self.implementation.command[0])
@@ -687,8 +692,7 @@ class Bootstrap(Subject):
 
 def made_up_word(bootstrap: Bootstrap) -> None:
     """Raise Mismatch if an instruction that nobody knows does not fail as such."""
-    pull = bootstrap.implementation.protocol != "fc"
-    with bootstrap.used_pull() if pull else bootstrap.used_push() as run:
+    with bootstrap.used() as run:
         result = run.invoke(instruction("flumqat"))
         if result.kind != "error":
             raise Mismatch("the made-up word `flumqat` to fail",

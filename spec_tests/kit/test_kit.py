@@ -52,11 +52,9 @@ def implementation(name: str, protocol: str) -> kit.Implementation:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_bad_bootstrap(name: str, protocol: str) -> None:
     """A bootstrap that cannot be one fails, in bounded time, and is no error."""
-    fixture = "pusher" if protocol == "fc" else "puller"
-    function = (test_bootstrap_any.test_any_error_survive__push if protocol == "fc"
-                else test_bootstrap_any.test_any_error_survive)
     began = time.monotonic()
-    check = checks.Check("any.error.survive", fixture, function, {}, name)
+    check = checks.Check("any.error.survive", "bootstrap",
+                         test_bootstrap_any.test_any_error_survive, {}, name)
     verdict = checks.judge(check, implementation(name, protocol))
     assert verdict.verdict == "fail" and verdict.seen
     assert time.monotonic() - began < BOUND_S
@@ -104,7 +102,7 @@ def test_unsupported() -> None:
     """A feature that was declared missing is unsupported, not failed."""
     base = dataclasses.replace(broken_ones.correct("scf"), without=("count",))
     function = test_bootstrap_any.test_any_instance_init_once
-    check = checks.Check("any.instance.init-once", "puller", function, {}, "count")
+    check = checks.Check("any.instance.init-once", "bootstrap", function, {}, "count")
     assert checks.judge(check, base).verdict == "unsupported"
 
 

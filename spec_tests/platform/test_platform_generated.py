@@ -12,7 +12,7 @@ import spec
 from platform_run import PlatformUnderTest
 
 
-def each(cases: List[Any]) -> Any:
+def each(cases: List[Any]) -> pytest.MarkDecorator:
     """Run a check over these cases, each under its rule."""
     return pytest.mark.parametrize("case,rule", [(one, one.rule) for one in cases],
                                    ids=[one.name for one in cases])
