@@ -19,7 +19,8 @@ TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "kit")]
 
 import wire  # noqa: E402
-from broken.base_bootstrap import BROKEN_CLASSES, Base, Failure, Fc, Fg, Scf  # noqa: E402
+from broken.base_bootstrap import (  # noqa: E402
+    BROKEN_CLASSES, Base, Failure, Fc, Fg, Scf)
 
 CORRECT: Dict[str, Type[Base]] = {"scf": Scf, "fg": Fg, "fc": Fc}
 

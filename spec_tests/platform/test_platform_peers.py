@@ -251,6 +251,7 @@ REFUSED = {
 def test_any_http_refused(pull_platform: PlatformUnderTest, name: str,
                           rule: str) -> None:
     """A refusal reaches a peer that has sent more, as far as it could."""
+    pull_platform.needs("hostile")
     _, head, status = REFUSED[name]
     with pull_platform.fetched() as instance:
         number = instance.open()
