@@ -20,7 +20,8 @@ any.log.tail: output goes to stderr as it comes). A signal stops it without awai
 what runs (any.stop.drain). emulator.py has all that.
 
 A line of --jsonl with `"method"`, `"path"` and `"headers": [["Name", "value"]]` is an
-HTTP invocation. Standard library only, CPython 3.8 or later, Linux or macOS.
+HTTP invocation. Where there is no 127.0.0.2, as on macOS, a server that listens on
+127.0.0.1 alone is not found out. Standard library only, CPython 3.8 or later.
 """
 from __future__ import annotations
 
@@ -31,7 +32,6 @@ import io
 import json
 import math
 import os
-import random
 import re
 import select
 import signal
@@ -406,15 +406,15 @@ def to_json(document: object) -> bytes:
 
 NAME, TEXT = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", r"[^\x00-\x08\x0a-\x1f\x7f]*"
 STATUS_LINE = r"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: %s)?" % TEXT
-FIELD_LINE = r"(?:(%s):[ \t]*(%s?)[ \t]*)?" % (NAME, TEXT)  # empty: the end of the head
-CHUNK_LINE = r"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?"
+FIELD_LINE = r"(?:(%s):(%s))?" % (NAME, TEXT)  # empty: the end of the head
+CHUNK_LINE = r"0*([0-9A-Fa-f]{1,7})[ \t]*(?:;.*)?"  # sizes: what memory can hold
 TARGET = r"/[\x21-\x7e\x80-\xff]*"
-LINE_BYTES = 65536  # the longest line, and the most that is read at a time
+LINE_BYTES = 65536  # the longest line
 
 
 class Request(NamedTuple):
     """What the server is asked: an event, unless more than the body is given
-    [fc.invoke.event] [fc.invoke.control-path]."""
+    [fc.invoke.event] [fc.invoke.control-path]. A hook has the path as control path."""
 
     body: bytes
     method: str = "POST"
@@ -480,17 +480,16 @@ def read_answer(reader: io.BufferedReader, request: Request, function: Any) -> A
         version, code = read_line(reader, STATUS_LINE).groups()
         status, fields = int(code), read_headers(reader, function.response_header_bytes)
         if status == 101:
-            raise Failure("bad-response", "status 101, and WebSocket is not there")
-    size = body_size(fields)
-    if request.method == "HEAD" or status in (204, 304):
-        size = 0
-    body = b"".join(read_chunks(reader) if size < 0 else read_pieces(reader, size))
+            raise Failure("bad-response", "status 101: WebSocket is left out here")
+    body, is_delimited = b"", True
+    if request.method != "HEAD" and status not in (204, 304):
+        body, is_delimited = read_body(reader, fields)
     if len(body) > function.result_bytes and not is_http(request):
         raise Failure("response-too-large", "the result has %d bytes; the limit is %d"
                       % (len(body), function.result_bytes))  # [fc.limits.result]
     options = (field_text(fields, "connection") or "").lower()
     keep_alive = "keep-alive" in options if version == "0" else "close" not in options
-    return Answer(status, fields, body, keep_alive and size < math.inf)
+    return Answer(status, fields, body, keep_alive and is_delimited)
 
 
 def read_line(reader: io.BufferedReader, pattern: str,
@@ -510,12 +509,14 @@ def read_line(reader: io.BufferedReader, pattern: str,
 def read_headers(reader: io.BufferedReader, most_bytes: int) -> List[Tuple[str, str]]:
     """Return the fields of a head, or of a trailer."""
     fields: List[Tuple[str, str]] = []
+    size = 0
     while True:
         name, value = read_line(reader, FIELD_LINE).groups()
         if name is None:
             return fields
-        fields.append((name, value))
-        if fields_size(fields) > most_bytes:  # [fc.limits.response]
+        fields.append((name, value.strip(" \t")))
+        size += fields_size(fields[-1:])
+        if size > most_bytes:  # [fc.limits.response]
             raise Failure("response-too-large", "the answer's header fields have more "
                           "than %d bytes" % most_bytes)
 
@@ -526,31 +527,20 @@ def field_text(fields: Iterable[Tuple[str, str]], name: str) -> Optional[str]:
     return ",".join(values) if values else None
 
 
-def body_size(fields: Iterable[Tuple[str, str]]) -> float:
-    """Return the size of a body: -1 = in chunks, infinite = up to the end of the
-    connection. Raises Failure when it is in doubt."""
+def read_body(reader: io.BufferedReader,
+              fields: Iterable[Tuple[str, str]]) -> Tuple[bytes, bool]:
+    """Return a body, and whether it has an end of its own. Raises Failure when that is
+    in doubt."""
     length = field_text(fields, "content-length")
     coding = field_text(fields, "transfer-encoding")
-    if coding is None and length is None:
-        return math.inf
-    if coding is None and length and re.fullmatch("[0-9]{1,15}", length):
-        return int(length)
+    if length is None and coding is None:
+        return reader.read(), False  # up to the end of the connection
+    if coding is None and length and re.fullmatch("[0-9]{1,9}", length):
+        return read_exactly(reader, int(length)), True
     if length is None and coding and coding.lower() == "chunked":
-        return -1
+        return b"".join(read_chunks(reader)), True
     raise Failure("bad-response", "Content-Length: %s, Transfer-Encoding: %s"
                   % (length, coding), "any.http.framing")
-
-
-def read_pieces(reader: io.BufferedReader, size: float) -> Iterator[bytes]:
-    """Yield so many bytes, or all up to the end of the connection."""
-    while size > 0:
-        piece = reader.read1(int(min(size, LINE_BYTES)))
-        if not piece and size < math.inf:
-            raise ConnectionError("it was closed %d bytes too early" % size)
-        if not piece:
-            return
-        size -= len(piece)
-        yield piece
 
 
 def read_chunks(reader: io.BufferedReader) -> Iterator[bytes]:
@@ -558,10 +548,18 @@ def read_chunks(reader: io.BufferedReader) -> Iterator[bytes]:
     size = -1
     while size:
         size = int(read_line(reader, CHUNK_LINE, "any.http.framing")[1], 16)
-        yield from read_pieces(reader, size)
+        yield read_exactly(reader, size)
         if size:
             read_line(reader, "", "any.http.framing")
     read_headers(reader, LINE_BYTES)
+
+
+def read_exactly(reader: io.BufferedReader, size: int) -> bytes:
+    """Return so many bytes."""
+    data = reader.read(size)
+    if len(data) < size:
+        raise ConnectionError("it was closed %d bytes too early" % (size - len(data)))
+    return data
 
 
 # ---- one server process ----
@@ -583,10 +581,12 @@ def send(connection: socket.socket, data: bytes) -> None:
     """Send a request; whether it arrived is told by the answer."""
     with contextlib.suppress(OSError):
         connection.sendall(data)
+        if hasattr(socket, "TCP_QUICKACK"):  # else an answer in two parts takes 40 ms
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def hang_up(connection: socket.socket) -> None:
-    """End both directions, so that whoever waits there goes on."""
+    """End both directions."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
@@ -604,7 +604,9 @@ def choose_host() -> str:
 
 def choose_port(fixed: int) -> int:
     """Return the port if it is free; for 0 one that is. Raises Failure."""
-    for port in [fixed] if fixed else random.sample(range(10000, 20000), 9):
+    for _ in range(1 if fixed else 100):
+        # below those that the system gives to clients
+        port = fixed or 20000 + int.from_bytes(os.urandom(4), "big") % 12000
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("0.0.0.0", port))
@@ -648,12 +650,14 @@ class Instance:
             raise
 
     def start_process(self) -> None:
-        """Start the process, with its output on stderr [fc.start.command]."""
+        """Start the process, with its output on stderr [any.start.cwd]."""
         function = self.function
+        # [fc.start.command] [any.start.bootstrap]
         words = function.command or [os.path.join(function.code, "bootstrap")]
         self.facts["port"] = str(choose_port(function.port))
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
-        env.update(function.env, **dict(fill_in(ENVIRONMENT, self.facts)))
+        env.update(function.env)  # [any.env.user]
+        env.update(fill_in(ENVIRONMENT, self.facts))
         with self.changed:
             if self.is_closed:
                 raise Failure("start-error", "it was stopped")
@@ -661,7 +665,7 @@ class Instance:
                 self.process = subprocess.Popen(
                     words, cwd=function.code, env=env, stdin=subprocess.DEVNULL,
                     stdout=2, stderr=2, start_new_session=True)  # [any.process.group]
-            except OSError as error:  # [fc.start.failed]
+            except OSError as error:  # [any.start.executable] [fc.start.failed]
                 program = os.path.join(function.code, words[0])
                 reason = ("missing" if not os.path.exists(program) else
                           "mode" if not os.access(program, os.X_OK) else "")
@@ -699,11 +703,12 @@ class Instance:
             self.process.returncode, self.function.command or ["/code/bootstrap"]))
 
     def initialize(self) -> None:
-        """Call the Initializer, if there is one [fc.initialize.once]."""
+        """Call the Initializer, if there is one [fc.initialize.once]; then take the
+        invocation that all this is for."""
         verdict = "done"
         if self.function.initializer:
             verdict = self.call_hook("initialize", self.function.initializer_timeout_s)
-        if verdict != "done":  # [fc.initialize.failed]
+        if verdict != "done":  # [fc.initialize.failed] [any.init.timeout]
             self.session.move("refused")
             raise Failure("init-timeout" if verdict == "timeout" else "init-error",
                           "the Initializer: " + verdict)
@@ -790,18 +795,20 @@ class Instance:
                 raise socket.timeout
             return answer
         except OSError as error:
-            late = time.monotonic() >= deadline
-            if self.ended.wait(0 if late else EXIT_S) and self.process is not None:
+            is_late = time.monotonic() >= deadline
+            if self.ended.wait(0 if is_late else EXIT_S) and self.process is not None:
                 raise Failure("exit", "the bootstrap ended with status %d"
-                              % self.process.returncode)
-            if late:
+                              % self.process.returncode)  # [any.outcome.exit]
+            if is_late:  # [any.event.timeout]
                 raise Failure("timeout", "no answer within %g s" % limit_s)
+            # [fc.outcome.bad-response]
             raise Failure("bad-response", "the connection broke: %s" % (
                 error.strerror or error), "fc.connection.keep-alive")
 
     def exchange(self, connection: socket.socket, request: Request, head: bytes,
                  deadline: float) -> Answer:
         """Send a request, return the answer; keep the connection if it can be."""
+        # whoever waits at the connection goes on when the time is over
         timer = threading.Timer(deadline - time.monotonic(), hang_up, [connection])
         timer.daemon = True
         timer.start()
@@ -868,10 +875,10 @@ class Instance:
                     return
                 self.session.move("stop")
                 self.signal(signal.SIGCONT)
-                if self.function.pre_stop and not self.ended.is_set():
+                if self.function.pre_stop and not self.ended.is_set():  # [fc.stop.hook]
                     self.call_hook("pre-stop", self.function.pre_stop_timeout_s)
                 deadline = time.monotonic() + grace_s
-                self.signal(signal.SIGTERM)
+                self.signal(signal.SIGTERM)  # [any.stop.order]
                 self.ended.wait(grace_s)
                 while self.signal(0) and time.monotonic() < deadline:
                     time.sleep(TICK_S)  # what a wrapper has started ends, too
@@ -919,7 +926,7 @@ class Platform:
         """Return what became of an invocation [any.outcome.one]. Blocks for room in the
         instance, its start, and the time limit."""
         request_id, begin = new_id(), time.monotonic()
-        failure, answer = Failure("", ""), Answer()
+        failure, answer = Failure("", ""), Answer()  # none so far
         try:
             self.check(request)
             kind, answer = self.find_instance().invoke(request, request_id)
@@ -961,6 +968,7 @@ class Platform:
                 if self.instance.take():
                     return self.instance
                 self.changed.wait()
+            # [any.instance.replace]
             instance = self.instance = Instance(self.function, self.changed)
         instance.start()
         return instance
@@ -1022,7 +1030,7 @@ def find_problem(function: argparse.Namespace) -> str:
     if not 0 <= function.port <= 65535 or function.parallel < 1:
         return "--port or --parallel is out of range"
     if not re.fullmatch(TEXT, function.name + function.handler):
-        return "--name or --handler holds a control character"
+        return "--name or --handler holds a control character"  # [any.security.values]
     if not os.path.isdir(function.code):
         return "%s is not a folder" % function.code
     if function.jsonl == (function.event is not None):
@@ -1042,7 +1050,7 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
             event = (base64.b64decode(document["event_base64"], validate=True)
                      if "event_base64" in document else document["event"].encode())
             request = Request(event)
-            if "method" in document:
+            if "method" in document:  # [fc.invoke.http]
                 request = Request(event, document["method"], document.get("path", "/"),
                                   tuple(map(tuple, document.get("headers", ()))),
                                   "/http-invoke")
@@ -1053,7 +1061,7 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
 
 
 def check_head(request: Request) -> None:
-    """Raise ValueError or TypeError unless the request can be written as HTTP."""
+    """Raise ValueError or TypeError unless it can be written [any.security.values]."""
     parts = [(NAME, request.method), (TARGET, request.target)]
     for name, value in request.headers:
         parts += [(NAME, name), (TEXT, value)]
@@ -1064,12 +1072,13 @@ def check_head(request: Request) -> None:
 
 def run_lines(platform: Platform, parallel: int) -> None:
     """Invoke for each line of stdin, so many at a time; print the outcomes."""
-    room = threading.Semaphore(parallel)
+    room, printing = threading.Semaphore(parallel), threading.Lock()
 
     def run(identity: object, request: Request) -> None:
         try:
             line = to_line(identity, platform.invoke(request))
-            os.write(1, line.encode() + b"\n")  # in one go: there are other threads
+            with printing:
+                os.write(1, line.encode() + b"\n")
         except BrokenPipeError:
             pass  # whoever reads has left
         finally:
