@@ -133,7 +133,10 @@ def describe(value: object) -> str:
     """Return a value for people; long bytes shortened."""
     if isinstance(value, bytes) and len(value) > 200:
         return f"{len(value)} bytes {value[:80]!r}…{value[-40:]!r}"
-    return repr(value)
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(describe, value)) + ")"
+    text = repr(value)
+    return text if len(text) < 2000 else f"{text[:1000]}… ({len(text)} characters)"
 
 
 # ---- the three dialects ----

@@ -104,6 +104,15 @@ class Environment(Dict[str, str]):
         raise Mismatch(f"the variable {name}", "it is not set")
 
 
+def state_of(process_id: int) -> str:
+    """Return the letter that the system has for what a process does; "" for none."""
+    try:
+        with open(f"/proc/{process_id}/stat", encoding="latin-1") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 class Instance:
     """One process that the platform started, at the end of a control connection."""
 
@@ -153,23 +162,18 @@ class Instance:
 
     def reaped(self, limit_s: float) -> None:
         """Wait until the platform has taken note of the end. Raises Mismatch."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
+        for _ in wire.looks(limit_s):
             try:
                 os.kill(self.pid, 0)
             except OSError:
                 return
-            time.sleep(0.002)
         raise Mismatch("the end of a process to be noticed", "it is a zombie, or there")
 
     def frozen(self, limit_s: float) -> None:
         """Wait until the process stands still. Raises Mismatch."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
-                if file.read().rpartition(")")[2].split()[0] == "T":
-                    return
-            time.sleep(0.005)
+        for _ in wire.looks(limit_s):
+            if state_of(self.pid) == "T":
+                return
         raise Mismatch("a process that is stopped", "it runs")
 
     # -- as a client of the runtime API --
@@ -445,8 +449,9 @@ class PlatformRun:
             if time.monotonic() > deadline:
                 raise Mismatch(what, f"nothing in {limit_s} s; {self.tail()}")
 
-    def outcome(self, kind: str = "") -> Outcome:
-        """Return the next outcome, which must be of that kind if one is given."""
+    def outcome(self, kind: str = "", instance: Optional[Instance] = None) -> Outcome:
+        """Return the next outcome, which must be of that kind if one is given; after it
+        the instance, if one is given, is idle."""
         line = self.wait_for(self.outcomes, f"an outcome {kind}", self.patience_s)
         try:
             found = outcome_of(line)
@@ -457,6 +462,7 @@ class PlatformRun:
         if kind and found.kind not in kind.split(" or "):
             raise Mismatch(f"the outcome {kind}", f"{found.kind}: "
                            f"{wire.show(found.body)} {line.get('message', '')}")
+        self.idle = instance or self.idle
         return found
 
     def no_outcome(self) -> None:
@@ -521,7 +527,7 @@ class PlatformRun:
         self.settle()
 
     def abandon(self, *instances: Instance) -> None:
-        """End bootstraps in each of which one event runs; their outcomes are nothing."""
+        """End bootstraps in each of which an event runs; no matter what becomes of it."""
         for instance in instances:
             self.discard(instance)
             self.outcome()
@@ -627,7 +633,7 @@ class PlatformUnderTest(kit.Subject):
             usual += ["--max-result", str(RESULT_BYTES),
                       "--max-event", str(EVENT_BYTES)]
         if self.implementation.protocol == "fg" and "--init-timeout" not in more:
-            usual += ["--init-timeout", "60"]  # it is --timeout else, which may be short
+            usual += ["--init-timeout", "60"]  # else it is --timeout, perhaps short
         return (*usual, *more)
 
     def result_bytes(self) -> int:
@@ -655,7 +661,7 @@ class PlatformUnderTest(kit.Subject):
 
     @contextlib.contextmanager
     def fetched(self, event: bytes = b"hello") -> Iterator[Instance]:
-        """Lend a bootstrap that has fetched an event; its result is posted afterwards."""
+        """Lend a bootstrap that has fetched an event; it posts a result afterwards."""
         with self.used_run() as run:
             instance = run.fetched(event)
             yield instance
@@ -676,14 +682,13 @@ class PlatformUnderTest(kit.Subject):
         with self.used_run() as run:
             instance = run.served(b"hello" if not fields else b"", **fields)
             instance.answer(status, headers, body)
-            found = run.outcome(outcome)
-            run.idle = instance
+            found = run.outcome(outcome, instance)
             return found
 
     @contextlib.contextmanager
     def _lend(self, wanted: Tuple[str, ...]) -> Iterator[PlatformRun]:
         with self.lend(lambda: PlatformRun(self, wanted, USUAL), "", *wanted) as run:
-            run.patience_s = self.implementation.patience_s  # the last check may have less
+            run.patience_s = self.implementation.patience_s  # it may have had less
             yield run
             run.no_outcome()
 
@@ -699,12 +704,10 @@ def round_trip(platform: PlatformUnderTest) -> None:
             run.settled(run.served(b"flumqat"), b"taquml")
             instance = run.served(b"flumqat")
             instance.answer(404, [("x-fc-status", "404")], b"{}")
-            run.outcome("function-error")
-            run.idle = instance
+            run.outcome("function-error", instance)
         return
     with platform.used_run() as run:
         run.finish(run.fetched(b"flumqat"), b"taquml")
         instance = run.fetched(b"flumqat")
         instance.result(b"{}", "error")
-        run.outcome("function-error")
-        run.idle = instance
+        run.outcome("function-error", instance)

@@ -211,8 +211,7 @@ def test_any_http_length(pull_platform: PlatformUnderTest) -> None:
         instance = run.fetched(b"hello")
         reply = instance.result(b"done")
         same("0", reply.header("content-length"))
-        run.outcome("ok")
-        run.idle = instance
+        run.outcome("ok", instance)
 
 
 def test_any_http_empty(pull_platform: PlatformUnderTest) -> None:
@@ -221,8 +220,7 @@ def test_any_http_empty(pull_platform: PlatformUnderTest) -> None:
         instance = run.fetched(b"hello")
         reply = instance.result(b"done")
         same((200, b""), (reply.status, reply.body))
-        run.outcome("ok")
-        run.idle = instance
+        run.outcome("ok", instance)
 
 
 def test_any_http_body(pull_platform: PlatformUnderTest) -> None:
@@ -232,8 +230,7 @@ def test_any_http_body(pull_platform: PlatformUnderTest) -> None:
         fields = [("Transfer-Encoding", "chunked")]
         instance.ask(wire.request_bytes("POST", instance.result_path(), fields)
                      + wire.chunked(b"in several chunks"))
-        same(b"in several chunks", run.outcome("ok").body)
-        run.idle = instance
+        same(b"in several chunks", run.outcome("ok", instance).body)
 
 
 def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
@@ -247,8 +244,7 @@ def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
         same(100, instance.read(number).status, "interim status")
         instance.send(number, b"done")
         same(200, instance.read(number).status, "final status")
-        run.outcome("ok")
-        run.idle = instance
+        run.outcome("ok", instance)
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded",
@@ -261,8 +257,7 @@ def test_any_result_bytes__content_type(pull_platform: PlatformUnderTest,
         fields = [("Content-Type", kind)]
         instance.ask(wire.request_bytes(
             "POST", instance.result_path(), fields, b"a=b&c"))
-        same(b"a=b&c", run.outcome("ok").body)
-        run.idle = instance
+        same(b"a=b&c", run.outcome("ok", instance).body)
 
 
 def test_any_http_reuse(pull_platform: PlatformUnderTest) -> None:
@@ -323,8 +318,7 @@ def test_any_result_at_once(pull_platform: PlatformUnderTest) -> None:
     with pull_platform.used_run() as run:
         instance = run.fetched(b"hello")
         instance.result(b"done")
-        run.outcome("ok")
-        run.idle = instance
+        run.outcome("ok", instance)
 
 
 def test_any_event_size(pull_platform: PlatformUnderTest) -> None:
@@ -489,8 +483,7 @@ def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
         instance = run.fetched(b"hello")
         instance.result(b"first")
         instance.result(b"second", "error")
-        same(b"first", run.outcome("ok").body)
-        run.idle = instance
+        same(b"first", run.outcome("ok", instance).body)
 
 
 def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:

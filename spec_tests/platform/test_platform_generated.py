@@ -1,6 +1,6 @@
-# test_platform_generated.py: every call in every state, every fault at every point (MIT).
-"""Cases of scf and fg from the states tables of SPEC.md and from the faults of a process;
-calls.py and faults.py say what is expected of each."""
+# test_platform_generated.py: each call in each state, each fault at each point (MIT).
+"""Cases of scf and fg from the states tables of SPEC.md and from the faults of a
+process; calls.py and faults.py say what is expected of each."""
 
 from typing import Any, List
 

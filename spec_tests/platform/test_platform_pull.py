@@ -278,8 +278,7 @@ def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
     with platform.used_run() as run:
         instance = run.fetched(b"hello")
         instance.result(b"\0 it failed \xff", "error")
-        same(b"\0 it failed \xff", run.outcome("function-error").body)
-        run.idle = instance
+        same(b"\0 it failed \xff", run.outcome("function-error", instance).body)
 
 
 FG_DOCUMENTS = {
