@@ -56,6 +56,7 @@ FEATURES: Dict[str, str] = {
     "instances": "platform: several instances at a time, and a queue with limits",
     "packages": "platform: ZIP files as packages",
     "slow-heads": "platform: the time limit for the head of a request",
+    "hostile": "platform: refusing what no HTTP client sends",
     "limits": "platform: the options --max-event and --max-result",
 }
 

@@ -76,8 +76,7 @@ def compare_body(step: spec.Step, seen: str, names: Names) -> None:
 
 def against_platform(platform: PlatformUnderTest, transcript: spec.Transcript) -> None:
     """Play the bootstrap and the caller; compare what the platform says."""
-    if transcript.outcome == "out-of-memory":
-        platform.needs("memory")
+    platform.needs(*NEEDS.get(transcript.outcome, ()))
     steps = list(transcript.steps)
     spoil = SPOILS.get(steps[0].line) if steps else None
     with platform.bare_run(*shlex.split(transcript.options)) as run:
@@ -91,6 +90,7 @@ def against_platform(platform: PlatformUnderTest, transcript: spec.Transcript) -
             play(run, [], transcript)
 
 
+NEEDS = {"out-of-memory": ("memory",), "throttled": ("instances",)}
 SPOILS: Dict[str, Callable[[pathlib.Path], object]] = {
     "missing": lambda program: program.unlink(),
     "not-executable": lambda program: program.chmod(0o644)}

@@ -168,6 +168,7 @@ HTTP_CASES = [(name, BAD[name][0]) for name in sorted(BAD)]
 @pytest.mark.parametrize("name,rule", HTTP_CASES)
 def test_any_http_bad(pull_platform: PlatformUnderTest, name: str, rule: str) -> None:
     """A request that is no HTTP is answered 400 or 431, closed, and changes nothing."""
+    pull_platform.needs("hostile")
     with pull_platform.used_run() as run:
         instance = run.fetched(b"hello")
         line = f"POST {instance.result_path()} HTTP/1.1\r\n".encode()
