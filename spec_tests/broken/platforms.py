@@ -300,15 +300,15 @@ def last_results_do_not_count(platform: Any) -> None:
 
 
 def last_answers_do_not_count(platform: Any) -> None:
-    get_answer = platform.Instance.get_answer
+    exchange = platform.Instance.exchange
 
     def forget(self: Any, *arguments: object) -> object:
-        answer = get_answer(self, *arguments)
+        answer = exchange(self, *arguments)
         if self.ended.wait(0.05):
             raise platform.Failure("exit", "the end was faster")
         return answer
 
-    platform.Instance.get_answer = forget
+    platform.Instance.exchange = forget
 
 
 breaks(("scf", "any.process.group", kills_the_leader_alone),
@@ -419,7 +419,7 @@ def each_byte_gives_more_time(platform: Any) -> None:
 
     def dial_with_limit(self: Any, deadline: float) -> Any:
         connection = dial(self, deadline)
-        connection.settimeout(self.function.timeout_s)
+        connection.sock.settimeout(self.function.timeout_s)
         return connection
 
     platform.Instance.dial = dial_with_limit
@@ -427,7 +427,7 @@ def each_byte_gives_more_time(platform: Any) -> None:
 
 
 def loopback_will_do(platform: Any) -> None:
-    platform.choose_host = lambda: "127.0.0.1"
+    platform.HOST = "127.0.0.1"
 
 
 breaks(("scf", "any.poll.dead", dead_polls_get_events),
