@@ -518,8 +518,9 @@ def test_any_stop_drain__fc(platform: PlatformUnderTest) -> None:
     run = platform.run("--pre-stop")
     instance = run.served(b"one")
     run.end_input()
+    asked = instance.asked
     same("silence", instance.request("", 0.1).end, "while the invocation runs")
-    instance.asked = 1000
+    instance.asked = asked
     run.settled(instance)
     instance.request("/pre-stop")
 
