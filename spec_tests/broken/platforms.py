@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -287,6 +288,12 @@ def starts_for_ever(platform: Any) -> None:
     platform.Instance.has_served = property(lambda _: True, lambda *_: None)
 
 
+def loses_stderr(_: Any) -> None:
+    popen: Any = subprocess.Popen
+    setattr(subprocess, "Popen", lambda *words, **settings: popen(
+        *words, **dict(settings, stderr=subprocess.DEVNULL)))
+
+
 def last_results_do_not_count(platform: Any) -> None:
     receive = platform.Instance.receive
 
@@ -316,6 +323,7 @@ breaks(("scf", "any.process.group", kills_the_leader_alone),
        ("fc", "any.stop.order", no_grace_for_children),
        ("scf", "any.event.requeue", unfetched_is_lost),
        ("scf", "any.event.requeue", starts_for_ever),
+       ("scf", "any.log.streams", loses_stderr),
        ("fg", "any.result.first", last_results_do_not_count),
        ("fc", "any.result.first", last_answers_do_not_count),
        ("fc", "fc.freeze.idle", never_freezes))

@@ -56,6 +56,7 @@ FEATURES: Dict[str, str] = {
     "packages": "platform: ZIP files as packages",
     "slow-heads": "platform: the time limit for the head of a request",
     "hostile": "platform: refusing what no HTTP client sends",
+    "logs": "platform: what bootstraps print comes to its stderr",
     "limits": "platform: the options --max-event and --max-result",
 }
 

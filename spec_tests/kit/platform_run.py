@@ -411,10 +411,11 @@ class PlatformRun:
 
     def tail(self) -> str:
         """Return the end of what the platform said on stderr, and any garbage."""
-        size = self.errors.seek(0, os.SEEK_END)
-        self.errors.seek(max(0, size - 800))
-        said = wire.show(self.errors.read())
-        return said + wire.show(b"".join(self.garbage)[:300])
+        return wire.show(self.said()[-800:]) + wire.show(b"".join(self.garbage)[:300])
+
+    def said(self) -> bytes:
+        """Return all that came to the platform's stderr, also from bootstraps."""
+        return os.pread(self.errors.fileno(), 1 << 26, 0)
 
     def issue(self, event: bytes, **fields: object) -> None:
         """Hand an event to the platform; for fc also method, path and headers."""
@@ -527,7 +528,7 @@ class PlatformRun:
         self.settle()
 
     def abandon(self, *instances: Instance) -> None:
-        """End bootstraps in each of which an event runs; no matter what becomes of it."""
+        """End bootstraps in each of which an event runs, whatever becomes of it."""
         for instance in instances:
             self.discard(instance)
             self.outcome()

@@ -2,6 +2,7 @@
 """One rule each. `pull_platform` is one for scf or fg, `platform` any of the three."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -553,6 +554,20 @@ def test_any_process_group__leftovers(pull_platform: PlatformUnderTest) -> None:
     faults.wait_gone(child, 0.5)
     with pytest.raises(OSError):
         wire.connect(*address, run.note, "platform")
+
+
+def test_any_log_streams(platform: PlatformUnderTest) -> None:
+    """What a bootstrap prints is in the log before its result, and in order."""
+    platform.needs("logs")
+    with platform.used_run() as run:
+        instance = run.served() if run.protocol == "fc" else run.fetched(b"hello")
+        mark = os.urandom(8).hex().encode()
+        for number, to in enumerate((1, 2, 1)):
+            text = b"<%s %d>\n" % (mark, number)
+            instance.order("print", to=to, text=text)
+        (run.settled if run.protocol == "fc" else run.finish)(instance)
+        printed = re.findall(b"<%s (.)>" % mark, run.said())
+        same([b"0", b"1", b"2"], printed, "lines of the log")
 
 
 @pytest.mark.parametrize("to", [1, 2])
