@@ -12,9 +12,10 @@ process. [fg.request.blocks] and the like name the rules of SPEC.md that a line 
 Standard library only, CPython 3.8 or later, Linux.
 
 It runs one event at a time. emulator.py has what is left out: any.instance.on-demand,
-any.queue.limit, any.memory.limit, any.package.*, any.log.* (output goes to stderr),
-any.caller.gone, to drain on a signal (any.stop.drain), and to refuse what no client
-sends (any.http.malformed, any.http.framing, any.limits.head, any.limits.slow).
+any.instance.idle, any.queue.limit, any.memory.limit, any.package.*, any.log.first,
+any.log.tail and any.log.frame (output goes to stderr), any.caller.gone, any.stop.drain
+on a signal, and to refuse what no client sends: any.http.malformed, any.http.framing,
+any.limits.head, any.limits.slow.
 """
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import argparse
 import base64
 import contextlib
 import errno
+import http.client
 import json
 import math
 import os
@@ -35,7 +37,6 @@ import sys
 import threading
 import time
 import uuid
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
@@ -135,10 +136,10 @@ HEADERS = (  # [fg.request.headers] [any.event.content-type]
 
 ENVIRONMENT = (  # [fg.env.api] [fg.env.table]
     Field("RUNTIME_API_ADDR", "{api_host}:{api_port}"),
-    Field("RUNTIME_PROJECT_ID", "{project_id}"),
+    Field("RUNTIME_PROJECT_ID", "00000000000000000000000000000000"),
     Field("RUNTIME_FUNC_NAME", "{name}"),
     Field("RUNTIME_FUNC_VERSION", "{version}"),
-    Field("RUNTIME_PACKAGE", "{package}"),
+    Field("RUNTIME_PACKAGE", "default"),
     Field("RUNTIME_HANDLER", "{handler}"),
     Field("RUNTIME_TIMEOUT", "{timeout_whole_s}"),
     Field("RUNTIME_USERDATA", "{user_data}"),
@@ -199,7 +200,8 @@ LOG_LINES = ("{utc} Start invoke request '{request_id}', version: {version}\n",
 
 class Session:
     """What a bootstrap may ask in which state, without socket, thread or clock; whoever
-    uses it serialises the calls. A poll is any token, kept while its answer waits."""
+    uses it serialises the calls. A poll is any token that emulator.py parks here while
+    its answer waits; in this file the thread of a poll waits, and asks again."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -311,8 +313,7 @@ def describe(function: Any, code_root: str) -> Facts:
          "auth_token": "", **function.credentials},
         handler=function.handler or DEFAULT_HANDLER, name=function.name,
         version=function.version or DEFAULT_VERSION,
-        code_root=code_root, project_id="0" * 32, package="default",
-        memory_mb=str(function.memory_mb),
+        code_root=code_root, memory_mb=str(function.memory_mb),
         cpu=str(200 + 100 * function.memory_mb // 128),  # [fg.env.table]
         timeout_whole_s=str(max(1, math.ceil(function.timeout_s))),
         result_bytes=str(function.result_bytes), user_data=json.dumps(function.env),
@@ -430,7 +431,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
                fields: Sequence[Tuple[str, str]] = ()) -> None:
         """Send an answer in one write. Raises OSError when nobody takes it."""
         head = "HTTP/1.1 %d %s\r\n%sContent-Length: %d\r\nConnection: %s\r\n\r\n" % (
-            status, HTTPStatus(status).phrase,
+            status, http.client.responses[status],
             "".join("%s: %s\r\n" % field for field in fields),
             len(body), "close" if self.close_connection else "keep-alive")
         self.wfile.write(head.encode() + (b"" if self.command == "HEAD" else body))
@@ -456,14 +457,14 @@ class Instance(ThreadingHTTPServer):
     for that, with the limit as its timeout."""
 
     request_queue_size = 128
-    server_bind = socketserver.TCPServer.server_bind  # without the name service
+    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's asks for a name
 
     def __init__(self, function: Any) -> None:
         super().__init__(("127.0.0.1", 0), RuntimeApi)  # [any.security.loopback]
         self.function = function
         self.facts = describe(function, function.code)
         self.process: Optional[subprocess.Popen[bytes]] = None
-        self.server = threading.Thread(target=self.serve, daemon=True)
+        self.serving = threading.Thread(target=self.serve, daemon=True)
         self.connections: List[threading.Thread] = []
         self.started = self.issued = self.grace_ends = 0.0  # on the monotonic clock
         self.changed = threading.Condition()  # guards what follows
@@ -498,7 +499,7 @@ class Instance(ThreadingHTTPServer):
                 program, START_ERRORS[reason], error.strerror))
             return False
         threading.Thread(target=self.watch, daemon=True).start()
-        self.server.start()
+        self.serving.start()
         return True
 
     def invoke(self, event: bytes) -> Optional[Outcome]:
@@ -541,7 +542,7 @@ class Instance(ThreadingHTTPServer):
         self.request_id, self.violations, self.has_served = "", [], True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread that can be waited for."""
+        """Give a connection a thread, one that can be waited for."""
         thread = threading.Thread(target=self.process_request_thread, daemon=True,
                                   args=(request, client_address))
         thread.start()
@@ -558,7 +559,7 @@ class Instance(ThreadingHTTPServer):
             row = session.receive(call, None, request_id, len(body) > limit)
             self.changed.notify_all()
             while row.action == "hold" and not self.has_ended:
-                session.parked.clear()  # a thread waits for each poll, and asks again
+                session.parked.clear()
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
                 row = session.receive(call)
@@ -619,10 +620,10 @@ class Instance(ThreadingHTTPServer):
             self.grace_ends = time.monotonic() + self.function.grace_s
             try:
                 self.signal(signal.SIGTERM)
-                self.server.join(self.function.grace_s)
+                self.serving.join(self.function.grace_s)
             finally:
                 self.signal(signal.SIGKILL)
-                self.server.join(2 * FAREWELL_S)
+                self.serving.join(2 * FAREWELL_S)
         self.server_close()
 
 
@@ -637,13 +638,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--handler", default=DEFAULT_HANDLER)
-    parser.add_argument("--name", default="function")
     for name, limit in LIMITS.items():
         parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
                             type=float if name.endswith("_s") else int)
-    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
-        parser.add_argument("--" + option, help="for the kit; without effect")
-    parser.set_defaults(version="", region="local", credentials={})
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
+    parser.set_defaults(name="function", version="", region="local", credentials={})
     options = parser.parse_args(words)
     options.env = dict(pair.partition("=")[::2] for pair in options.env)
     try:
@@ -693,9 +693,9 @@ def print_answer(outcome: Outcome) -> None:
         print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:]
     options = parse(words[1:] if words[:1] == [PROTOCOL] else words)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -705,7 +705,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         for identity, event in events:
             outcome = instance.invoke(event)
-            while outcome is None:
+            while outcome is None:  # the instance has ended
                 instance.stop()
                 instance = Instance(options)
                 outcome = instance.invoke(event)

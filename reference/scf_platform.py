@@ -12,9 +12,10 @@ process. [scf.next.blocks] and the like name the rules of SPEC.md that a line ob
 Standard library only, CPython 3.8 or later, Linux.
 
 It runs one event at a time. emulator.py has what is left out: any.instance.on-demand,
-any.queue.limit, any.memory.limit, any.package.*, any.log.* (output goes to stderr),
-any.caller.gone, to drain on a signal (any.stop.drain), and to refuse what no client
-sends (any.http.malformed, any.http.framing, any.limits.head, any.limits.slow).
+any.instance.idle, any.queue.limit, any.memory.limit, any.package.*, any.log.first,
+any.log.tail and any.log.frame (output goes to stderr), any.caller.gone, any.stop.drain
+on a signal, and to refuse what no client sends: any.http.malformed, any.http.framing,
+any.limits.head, any.limits.slow.
 """
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ import argparse
 import base64
 import contextlib
 import errno
+import http.client
 import json
 import os
 import re
@@ -34,7 +36,6 @@ import sys
 import threading
 import time
 import uuid
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
@@ -145,8 +146,8 @@ ENVIRONMENT = (  # [scf.env.api] [scf.env.handler] [scf.env.documented]
     Field("SCF_NAMESPACE", "default"),
     Field("TENCENTCLOUD_RUNENV", "SCF"),
     Field("TENCENTCLOUD_REGION", "{region}"),
-    Field("TENCENTCLOUD_APPID", "{account_id}"),
-    Field("TENCENTCLOUD_UIN", "{account_id}"),
+    Field("TENCENTCLOUD_APPID", "100000000000"),
+    Field("TENCENTCLOUD_UIN", "100000000000"),
     Field("TENCENTCLOUD_TZ", "UTC"),
     Field("TENCENTCLOUD_SECRETID", "{access_key_id}", True),  # [any.credentials.role]
     Field("TENCENTCLOUD_SECRETKEY", "{access_key_secret}", True),
@@ -201,7 +202,8 @@ LOG_LINES = ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
 
 class Session:
     """What a bootstrap may ask in which state, without socket, thread or clock; whoever
-    uses it serialises the calls. A poll is any token, kept while its answer waits."""
+    uses it serialises the calls. A poll is any token that emulator.py parks here while
+    its answer waits; in this file the thread of a poll waits, and asks again."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -307,8 +309,7 @@ def describe(function: Any, code_root: str) -> Facts:
          **function.credentials},
         handler=function.handler or DEFAULT_HANDLER, name=function.name,
         version=function.version or DEFAULT_VERSION, region=function.region,
-        code_root=code_root, account_id="100000000000",
-        memory_mb=str(function.memory_mb),
+        code_root=code_root, memory_mb=str(function.memory_mb),
         timeout_ms=str(round(function.timeout_s * 1000)),
         timeout="%g" % function.timeout_s, init_timeout="%g" % function.init_timeout_s)
 
@@ -427,7 +428,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
                fields: Sequence[Tuple[str, str]] = ()) -> None:
         """Send an answer in one write. Raises OSError when nobody takes it."""
         head = "HTTP/1.1 %d %s\r\n%sContent-Length: %d\r\nConnection: %s\r\n\r\n" % (
-            status, HTTPStatus(status).phrase,
+            status, http.client.responses[status],
             "".join("%s: %s\r\n" % field for field in fields),
             len(body), "close" if self.close_connection else "keep-alive")
         self.wfile.write(head.encode() + (b"" if self.command == "HEAD" else body))
@@ -453,14 +454,14 @@ class Instance(ThreadingHTTPServer):
     for that, with the limit as its timeout."""
 
     request_queue_size = 128
-    server_bind = socketserver.TCPServer.server_bind  # without the name service
+    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's asks for a name
 
     def __init__(self, function: Any) -> None:
         super().__init__(("127.0.0.1", 0), RuntimeApi)  # [any.security.loopback]
         self.function = function
         self.facts = describe(function, function.code)
         self.process: Optional[subprocess.Popen[bytes]] = None
-        self.server = threading.Thread(target=self.serve, daemon=True)
+        self.serving = threading.Thread(target=self.serve, daemon=True)
         self.connections: List[threading.Thread] = []
         self.started = self.issued = self.grace_ends = 0.0  # on the monotonic clock
         self.changed = threading.Condition()  # guards what follows
@@ -495,7 +496,7 @@ class Instance(ThreadingHTTPServer):
                 program, START_ERRORS[reason], error.strerror))
             return False
         threading.Thread(target=self.watch, daemon=True).start()
-        self.server.start()
+        self.serving.start()
         return True
 
     def invoke(self, event: bytes) -> Optional[Outcome]:
@@ -535,7 +536,7 @@ class Instance(ThreadingHTTPServer):
         self.request_id, self.violations, self.has_served = "", [], True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread that can be waited for."""
+        """Give a connection a thread, one that can be waited for."""
         thread = threading.Thread(target=self.process_request_thread, daemon=True,
                                   args=(request, client_address))
         thread.start()
@@ -554,7 +555,7 @@ class Instance(ThreadingHTTPServer):
             if row.action == "hold" and row.state == "starting":
                 self.violate("scf.ready.before-next", "next before ready")
             while row.action == "hold" and not self.has_ended:
-                session.parked.clear()  # a thread waits for each poll, and asks again
+                session.parked.clear()
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
                 row = session.receive(call)
@@ -615,10 +616,10 @@ class Instance(ThreadingHTTPServer):
             self.grace_ends = time.monotonic() + self.function.grace_s
             try:
                 self.signal(signal.SIGTERM)
-                self.server.join(self.function.grace_s)
+                self.serving.join(self.function.grace_s)
             finally:
                 self.signal(signal.SIGKILL)
-                self.server.join(2 * FAREWELL_S)
+                self.serving.join(2 * FAREWELL_S)
         self.server_close()
 
 
@@ -633,13 +634,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--handler", default=DEFAULT_HANDLER)
-    parser.add_argument("--name", default="function")
     for name, limit in LIMITS.items():
         parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
                             type=float if name.endswith("_s") else int)
-    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
-        parser.add_argument("--" + option, help="for the kit; without effect")
-    parser.set_defaults(version="", region="local", credentials={})
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
+    parser.set_defaults(name="function", version="", region="local", credentials={})
     options = parser.parse_args(words)
     options.env = dict(pair.partition("=")[::2] for pair in options.env)
     try:
@@ -689,9 +689,9 @@ def print_answer(outcome: Outcome) -> None:
         print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:]
     options = parse(words[1:] if words[:1] == [PROTOCOL] else words)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -701,7 +701,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         for identity, event in events:
             outcome = instance.invoke(event)
-            while outcome is None:
+            while outcome is None:  # the instance has ended
                 instance.stop()
                 instance = Instance(options)
                 outcome = instance.invoke(event)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "reference"))
@@ -452,13 +452,13 @@ breaks(("scf", "any.poll.dead", dead_polls_get_events),
        ("fc", "fc.start.probe", loopback_will_do))
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main() -> int:
     """Be the one that the command line names; return the exit status."""
-    name, protocol, *words = sys.argv[1:] if argv is None else argv
-    platform = PLATFORMS[protocol]
+    name, protocol = sys.argv[1:3]
+    del sys.argv[1]  # the platform reads the rest
     changes = {"correct": correct, **{key: entry[2] for key, entry in BROKEN.items()}}
-    changes[name](platform)
-    status: int = platform.main([protocol, *words])
+    changes[name](PLATFORMS[protocol])
+    status: int = PLATFORMS[protocol].main()
     return status
 
 
