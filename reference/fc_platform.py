@@ -7,18 +7,18 @@
     python3 fc_platform.py ./my-function --jsonl < events    # {"id": 1, "event": TEXT}
 
 This is the whole protocol, to be read, copied and ported: tables; Session, which knows
-what may be done in which state; the functions that judge an answer; Instance, a server
-and its client; Platform. A comment such as [fc.invoke.send] names the rule of SPEC.md
-that its line obeys. Standard library only, CPython 3.8 or later, Linux; where there is
+what may be done in which state; the functions that judge an answer; Platform, which
+runs the server and is its client. A comment such as [fc.invoke.send] names the rule of
+SPEC.md that its line obeys. Standard library only, CPython 3.8 or later; where there is
 no 127.0.0.2, as on macOS, it does not notice a server that listens on 127.0.0.1 alone.
 
-It runs one instance at a time. emulator.py has what it leaves out: more instances, a
-queue (any.instance.on-demand, any.queue.*), memory (any.memory.limit), packages
-(any.package.*), logs (any.log.*; output goes to stderr), WebSocket (fc.upgrade.pass),
-callers over HTTP, who see an answer while it is produced and may leave
-(fc.answer.streamed, any.caller.gone, fc.caller.replace), answers that no HTTP server
-sends (any.http.malformed, any.http.framing) or that fill the memory, and signals that
-await the invocations in work (any.stop.drain).
+It runs one instance and one invocation at a time. emulator.py has what it leaves out:
+more of both (any.instance.on-demand, fc.time.others), a queue (any.queue.limit), memory
+(any.memory.limit), packages (any.package.*), logs (any.log.*; output goes to stderr),
+WebSocket (fc.upgrade.pass), callers over HTTP, who see an answer while it is produced
+and may leave (fc.answer.streamed, any.caller.gone), answers that no HTTP server sends
+(any.http.malformed, any.http.framing), that fill the memory, or begin before a large
+request is read, and signals that await the invocation in work (any.stop.drain).
 """
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ import json
 import math
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple,
-                    Optional, Sequence, Tuple)
+from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
@@ -57,7 +56,7 @@ class Violation(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an invocation; status, headers and body are what its caller sees."""
+    """What became of an invocation; body, status, headers are what its caller sees."""
     kind: str
     body: bytes
     request_id: str
@@ -272,7 +271,7 @@ def judge_hook(status: int) -> str:
 
 
 def request_problem(function: Any, target: str, headers: Pairs) -> str:
-    """Say which limit a caller's HTTP request exceeds [fc.limits.request]; "" if none."""
+    """Say which limit an HTTP invocation exceeds; "" if none [fc.limits.request]."""
     if len(target) > function.path_bytes:
         return "path and query have %d bytes; the limit is %d" % (
             len(target), function.path_bytes)
@@ -317,7 +316,9 @@ def describe(function: Any, code_root: str) -> Facts:
         name=function.name, version=function.version or DEFAULT_VERSION,
         region=function.region, code_root=code_root, account_id="100000000000",
         memory_mb=str(function.memory_mb),
-        timeout_whole_s=str(max(1, math.ceil(function.timeout_s))))
+        timeout_whole_s=str(max(1, math.ceil(function.timeout_s))),
+        timeout="%g" % function.timeout_s,
+        init_timeout="%g" % function.initializer_timeout_s)
     return facts
 
 
@@ -346,8 +347,7 @@ def exit_text(status: int, words: Sequence[str]) -> str:
 def caller_answer(kind: str, body: bytes, facts: Facts,
                   is_http: bool = False) -> Tuple[int, Pairs, bytes]:
     """Return (status, headers, body) that the cloud shows its caller. `facts` holds what
-    the texts of FAILURES and ERRORS name. Of an HTTP function the caller sees the answer
-    itself, if there is one [fc.http.pass]."""
+    the texts above name. Of an HTTP function's answer he sees all [fc.http.pass]."""
     # [fc.headers.caller-id]
     headers: Pairs = (("X-Fc-Request-Id", facts["request_id"]),)
     if kind == "ok":
@@ -374,14 +374,10 @@ def to_json(document: object) -> bytes:
         "utf-8", "backslashreplace")
 
 
-# ---- one server process, and HTTP as its client ----
+# ---- HTTP, as the client of the server ----
 
 # 127.0.0.2 does not reach a server that is bound to 127.0.0.1 alone [fc.start.probe]
-HOST = "127.0.0.2" if sys.platform.startswith("linux") else "127.0.0.1"
-DIAL_S = 0.005  # between two attempts to reach a server that starts
-EXIT_S = 0.5    # a process that ends closes its connections a moment earlier
-SENDER_S = 0.1  # for the last of a request to leave when its answer is there
-TICK_S = 0.01   # between two looks at what an ended server has left behind
+HOST = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
 
 class Request(NamedTuple):
@@ -396,102 +392,50 @@ class Request(NamedTuple):
 class Answer(NamedTuple):
     """What the server answered."""
     status: int
-    fields: Sequence[Tuple[str, str]]
+    headers: Sequence[Tuple[str, str]]
     body: bytes
+    fc_status: str
 
 
 class Failure(Exception):
-    """No answer: the outcome's kind, a message, and for `start-error` the reason, a key
-    of START_ERRORS."""
+    """No answer: the outcome's kind, a message, and for `start-error` the reason."""
 
     def __init__(self, kind: str, message: str, reason: str = "") -> None:
         super().__init__(message)
-        self.kind = kind
-        self.reason = reason
+        self.kind, self.message, self.reason = kind, message, reason
 
 
-def start_thread(body: Callable[..., object], *arguments: object) -> threading.Thread:
-    """Run a function in a thread."""
-    thread = threading.Thread(target=body, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
-def choose_port(fixed: int) -> int:
-    """Return the port if it is free; for 0 one that is. Raises Failure."""
-    for _ in range(1 if fixed else 100):
-        # below those that the system gives to clients
-        port = fixed or 20000 + int.from_bytes(os.urandom(4), "big") % 12000
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("0.0.0.0", port))
-            return port
-    raise Failure("start-error", "port %d is taken; --port 0 takes a free one" % port,
-                  "port")
-
-
-def start_process(function: Any, facts: Facts) -> "subprocess.Popen[bytes]":
-    """Start the server, with its output on stderr. Raises Failure."""
-    # [fc.start.command] [any.start.bootstrap]
-    words = function.command or [os.path.join(function.code, "bootstrap")]
-    env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
-    env.update(function.env)  # [any.env.user]
-    env.update(fill_in(ENVIRONMENT, facts))
-    try:
-        return subprocess.Popen(  # [any.start.cwd] [any.process.group]
-            words, cwd=function.code, env=env, stdin=subprocess.DEVNULL,
-            stdout=2, stderr=2, start_new_session=True)
-    except OSError as error:  # [any.start.executable] [fc.start.failed]
-        program = os.path.join(function.code, words[0])
-        reason = ("missing" if not os.path.exists(program) else
-                  "mode" if not os.access(program, os.X_OK) else "")
-        raise Failure("start-error", "%s: %s%s" % (
-            words[0], error.strerror, "" if reason else " (look at its first line)"),
-            reason)
-
-
-def request_fields(request: Request, facts: Facts) -> List[Tuple[str, str]]:
-    """Return the header fields of a request [fc.headers.common]."""
+def put_head(connection: http.client.HTTPConnection, request: Request,
+             facts: Facts) -> None:
+    """Prepare the head of a request [fc.headers.common]. Raises Failure."""
     path = request.target.partition("?")[0]
     facts = dict(facts, base_path=path,  # [fc.invoke.control-path]
                  control_path="/http-invoke" if request.is_http else path)
-    return [*pass_fields(request.headers, DROPPED_REQUEST), *fill_in(HEADERS, facts),
-            ("Content-Length", str(len(request.body)))]
-
-
-def send_head(connection: http.client.HTTPConnection, request: Request,
-              fields: Iterable[Tuple[str, str]]) -> None:
-    """Send request line and header fields."""
-    has_host = any(name.lower() == "host" for name, _ in fields)
-    connection.putrequest(request.method, request.target, has_host, True)
-    for name, value in fields:
-        connection.putheader(name, value)
-    connection.endheaders()
-
-
-def send_body(connection: socket.socket, body: bytes) -> None:
-    """Send a body; whether it arrived is told by the answer."""
-    with contextlib.suppress(OSError):
-        connection.sendall(body)
-        if hasattr(socket, "TCP_QUICKACK"):  # else an answer in two parts takes 40 ms
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    headers = pass_fields(request.headers, DROPPED_REQUEST)
+    has_host = any(name.lower() == "host" for name, _ in headers)
+    try:
+        connection.putrequest(request.method, request.target, has_host, True)
+        for name, value in headers + fill_in(HEADERS, facts):
+            connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(request.body)))
+    except (ValueError, http.client.InvalidURL) as error:  # [any.security.values]
+        raise Failure("request-too-large", "it cannot be sent: %s" % error)
 
 
 def read_answer(response: http.client.HTTPResponse, request: Request,
                 function: Any) -> Answer:
     """Return an answer in full. Raises Failure, or what http.client does."""
-    fields = [(name, value.strip()) for name, value in response.getheaders()]
-    if fields_size(fields) > function.response_header_bytes:  # [fc.limits.response]
-        raise Failure("response-too-large", "the answer's header fields have more than "
-                      "%d bytes" % function.response_header_bytes)
+    headers = [(name, value.strip()) for name, value in response.getheaders()]
+    if fields_size(headers) > function.response_header_bytes:  # [fc.limits.response]
+        raise Failure("response-too-large", "the header fields of the answer have %d "
+                      "bytes" % fields_size(headers))
     if response.status < 200 or response.headers.defects:
-        raise http.client.HTTPException("status %d, %d fields, then no end of the head"
-                                        % (response.status, len(fields)))
+        raise http.client.HTTPException("half a head, or status %d" % response.status)
     body = response.read()
     if len(body) > function.result_bytes and not request.is_http:  # [fc.limits.result]
-        raise Failure("response-too-large", "the result has %d bytes; the limit is %d"
-                      % (len(body), function.result_bytes))
-    return Answer(response.status, fields, body)
+        raise Failure("response-too-large", "the result has %d bytes" % len(body))
+    return Answer(response.status, headers, body,
+                  response.getheader("X-Fc-Status", "").strip())
 
 
 def hang_up(connection: socket.socket) -> None:
@@ -500,98 +444,126 @@ def hang_up(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-class Instance:
-    """A server: start it, ask it, freeze it, stop it.
+# ---- the platform ----
 
-    Threads that invoke share it through `changed`, and wait there for room. One more
-    thread waits for the end of the process. A thread that asks the server something
-    waits at its own connection, to the deadline at most.
+EXIT_S = 0.5  # a process that ends closes its connections a moment earlier
+
+
+class Platform:
+    """A function's server, one process at a time: start it, ask it, freeze it, stop it.
+
+    One thread does all this, and waits at the connection to the server; another one
+    waits for the end of the process. `function` is what `parse` returns.
     """
 
-    def __init__(self, function: Any, changed: threading.Condition) -> None:
+    def __init__(self, function: Any) -> None:
         self.function = function
-        self.facts = dict(describe(function, function.code),
-                          port=str(choose_port(function.port)),
-                          instance_id="c-" + os.urandom(6).hex())
-        self.process = start_process(function, self.facts)
-        self.ended = threading.Event()      # the process and all of its group
-        self.grace_ends = 0.0               # on the monotonic clock
-        self.hook_lock = threading.Lock()   # one hook, freeze or stop at a time
-        self.changed = changed              # guards what follows
+        self.facts = describe(function, function.code)
         self.session = Session(function.concurrency)
-        self.is_closed = False              # it takes no further invocation
-        self.kept: List[http.client.HTTPConnection] = []  # [fc.connection.reuse]
-        start_thread(self.watch)
+        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.status = 0      # of the process that ended last
+        self.ended = threading.Event()  # the process, and all of its group
+        self.ended.set()
+        self.grace_ends = 0.0           # on the monotonic clock
+        self.kept: Optional[http.client.HTTPConnection] = None  # [fc.connection.reuse]
+
+    def invoke(self, request: Request) -> Outcome:
+        """Return what became of an invocation [any.outcome.one]. Blocks for the limits of
+        start, Initializer and invocation. Call freeze() when the caller has the outcome.
+        """
+        request_id, begin = new_id(), time.monotonic()
+        answer, failure = Answer(200, (), b"", ""), Failure("", "")
+        try:
+            self.check(request)
+            if self.ended.is_set():  # [any.instance.replace]
+                self.start()
+            if self.session.move("invoke") == "thaw":  # [fc.freeze.thaw]
+                self.signal(signal.SIGCONT)
+            answer = self.ask(request, request_id, self.function.timeout_s)
+            kind = judge_answer(request.is_http, answer.status, answer.fc_status)
+        except Failure as error:
+            kind, failure = error.kind, error
+            if kind in ("start-error", "init-error", "init-timeout", "timeout"):
+                self.kill()
+        self.session.move("settled")
+        duration_ms = (time.monotonic() - begin) * 1000
+        status, headers, body = caller_answer(kind, answer.body, dict(
+            self.facts, request_id=request_id, message=failure.message, peak_mb="0.00",
+            duration="%d" % duration_ms, start_error=START_ERRORS[failure.reason]),
+            request.is_http)
+        if request.is_http and kind in ("ok", "function-error"):
+            status = answer.status  # [fc.http.pass] [fc.headers.reserved-response]
+            headers += tuple(pass_fields(answer.headers, {"upgrade", *DROPPED_RESPONSE}))
+        violations = (Violation("fc.outcome.bad-response", failure.message),)
+        return Outcome(kind, body, request_id, duration_ms, violations if kind ==
+                       "bad-response" else (), failure.message, status, headers)
+
+    def check(self, request: Request) -> None:
+        """Raise Failure when no instance gets the request [any.event.size]."""
+        problem = ""
+        if len(request.body) > self.function.event_bytes:
+            problem = "the event has %d bytes" % len(request.body)
+        elif request.is_http:
+            problem = request_problem(self.function, request.target, request.headers)
+        if problem:
+            raise Failure("request-too-large", problem)
 
     # -- start --
 
-    def get_ready(self) -> None:
-        """Wait for the server, initialise it, take the invocation that needs it. Blocks
-        for both limits. Raises Failure when the process has ended."""
+    def start(self) -> None:
+        """Start the server, and initialise it. Raises Failure."""
+        # [fc.start.command] [any.start.bootstrap]
+        function = self.function
+        words = function.command or [os.path.join(function.code, "bootstrap")]
+        program, reason = os.path.join(function.code, words[0]), "port"
+        self.session, self.kept = Session(function.concurrency), None
         try:
-            self.await_port()
-            if self.function.initializer:  # [fc.initialize.form]
-                self.initialize()
-        except Failure:
-            self.kill()
-            self.ended.wait()
-            raise
-        with self.changed:
-            self.session.move("initialized")
-            self.take()
-            self.changed.notify_all()
+            with socket.socket() as probe:  # for a port that is free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("0.0.0.0", function.port))
+                port = probe.getsockname()[1]
+            self.facts.update(port=str(port), instance_id="c-" + os.urandom(6).hex())
+            env = {name: os.environ.get(name, INHERITED[name]) for name in INHERITED}
+            env.update(function.env)
+            env.update(fill_in(ENVIRONMENT, self.facts))
+            reason = ("missing" if not os.path.exists(program) else
+                      "mode" if not os.access(program, os.X_OK) else "")
+            self.process = subprocess.Popen(  # [any.start.cwd] [any.process.group]
+                words, cwd=function.code, env=env, stdin=subprocess.DEVNULL,
+                stdout=2, stderr=2, start_new_session=True)
+        except OSError as error:  # [any.start.executable] [fc.start.failed]
+            raise Failure("start-error", "%s: %s (%s)" % (
+                words[0], START_ERRORS[reason], error.strerror), reason)
+        self.ended.clear()
+        threading.Thread(target=self.watch, args=[self.process], daemon=True).start()
+        self.await_port()
+        self.initialize()
 
     def await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises Failure."""
-        limit_s = self.function.start_timeout_s
-        deadline = time.monotonic() + limit_s
-        while not self.ended.wait(DIAL_S):
+        deadline = time.monotonic() + self.function.start_timeout_s
+        while not self.ended.wait(0.005):
             try:
                 self.dial(deadline).close()
                 self.session.move("connect")
                 return
             except OSError:
                 if time.monotonic() >= deadline:
-                    raise Failure("start-error", "nothing listens on 0.0.0.0:%s within "
-                                  "%g s" % (self.facts["port"], limit_s), "port")
+                    raise Failure("start-error", "nothing listens on 0.0.0.0:%s in time"
+                                  % self.facts["port"], "port")
         raise Failure("start-error", exit_text(
-            self.process.returncode, self.function.command or ["/code/bootstrap"]))
+            self.status, self.function.command or ["/code/bootstrap"]))
 
     def initialize(self) -> None:
-        """Call the Initializer [fc.initialize.once]. Raises Failure."""
-        verdict = self.call_hook("initialize", self.function.initializer_timeout_s)
-        if verdict != "done":  # [fc.initialize.failed] [any.init.timeout]
-            self.session.move("refused")
-            raise Failure("init-timeout" if verdict == "timeout" else "init-error",
-                          "the Initializer: " + verdict)
+        """Call the Initializer, if there is one [fc.initialize.once]. Raises Failure."""
+        if self.function.initializer:
+            verdict = self.call_hook("initialize", self.function.initializer_timeout_s)
+            if verdict != "done":  # [fc.initialize.failed] [any.init.timeout]
+                raise Failure("init-timeout" if verdict == "timeout" else "init-error",
+                              "the Initializer: " + verdict)
+        self.session.move("initialized")
 
-    # -- invocations and hooks --
-
-    def take(self) -> bool:
-        """Take an invocation if there is room; `changed` is held."""
-        action = "" if self.is_closed else self.session.move("invoke")
-        if action == "thaw":  # [fc.freeze.thaw]
-            self.signal(signal.SIGCONT)
-        return action != ""
-
-    def invoke(self, request: Request, request_id: str) -> Tuple[str, Answer]:
-        """Send an invocation that was taken; return (kind, answer). Raises Failure."""
-        try:
-            answer = self.ask(request, request_id, self.function.timeout_s)
-            fc_status = dict((name.lower(), value) for name, value in answer.fields)
-            return judge_answer(request.is_http, answer.status,
-                                fc_status.get("x-fc-status", "")), answer
-        except Failure as failure:
-            if failure.kind == "timeout":  # [fc.time.others]
-                self.is_closed = True
-            raise
-        finally:
-            with self.changed:
-                self.session.move("settled")
-                self.kill_if_closed()
-                self.changed.notify_all()
-            if self.function.freeze:
-                start_thread(self.freeze)
+    # -- requests --
 
     def call_hook(self, call: str, limit_s: float) -> str:
         """Call a hook; return done, failed, broken or timeout [fc.hook.success]."""
@@ -605,56 +577,52 @@ class Instance:
     def ask(self, request: Request, request_id: str, limit_s: float) -> Answer:
         """Send a request and return the answer. Raises Failure."""
         deadline = time.monotonic() + limit_s
-        fields = request_fields(request, dict(self.facts, request_id=request_id))
+        facts = dict(self.facts, request_id=request_id)
         try:
-            answer, connection = None, self.find_kept()
-            if connection:
-                answer = self.exchange(connection, request, fields, deadline)
-            # [fc.connection.retry]
-            if not connection or not answer and request.method in IDEMPOTENT:
-                answer = self.exchange(self.dial(deadline), request, fields, deadline)
+            may_retry = self.kept and request.method in IDEMPOTENT
+            answer = self.exchange(request, facts, deadline)
+            if not answer and may_retry:  # [fc.connection.retry]
+                answer = self.exchange(request, facts, deadline)
             if not answer or time.monotonic() >= deadline:
                 raise ConnectionError("the connection was closed")
             return answer
         except (OSError, http.client.HTTPException) as error:
             is_late = time.monotonic() >= deadline
             if self.ended.wait(0 if is_late else EXIT_S):  # [any.outcome.exit]
-                raise Failure("exit", "the bootstrap ended with status %d"
-                              % self.process.returncode)
+                raise Failure("exit", "the bootstrap ended with status %d" % self.status)
             if is_late:  # [any.event.timeout]
                 raise Failure("timeout", "no answer within %g s" % limit_s)
-            is_long = isinstance(error, http.client.LineTooLong)
-            raise Failure("response-too-large" if is_long else "bad-response",
+            too_large = isinstance(error, http.client.LineTooLong)
+            raise Failure("response-too-large" if too_large else "bad-response",
                           "no valid answer: %s" % error)
 
-    def exchange(self, connection: http.client.HTTPConnection, request: Request,
-                 fields: Sequence[Tuple[str, str]], deadline: float) -> Optional[Answer]:
-        """Send a request, return the answer, or None if the connection ends before it;
-        keep the connection if it can be."""
+    def exchange(self, request: Request, facts: Facts,
+                 deadline: float) -> Optional[Answer]:
+        """Send a request on the connection that was kept, or a new one. Return the
+        answer, None if the connection ends before it."""
+        connection, self.kept = self.kept or self.dial(deadline), None
         peer = connection.sock
         timer = threading.Timer(deadline - time.monotonic(), hang_up, [peer])
         timer.daemon = True
         timer.start()
         try:
+            put_head(connection, request, facts)
+            with contextlib.suppress(OSError):  # the answer tells whether it arrived
+                connection.endheaders(request.body)
+                if sys.platform == "linux":  # else an answer in two parts takes 40 ms
+                    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             try:
-                send_head(connection, request, fields)
-                # from a thread: a server may answer before it has read everything
-                sender = start_thread(send_body, peer, request.body)
                 if not peer.recv(1, socket.MSG_PEEK):
                     return None
             except ConnectionError:
                 return None
             answer = read_answer(connection.getresponse(), request, self.function)
-            sender.join(SENDER_S)
-            if connection.sock and not sender.is_alive():  # the server keeps it, too
-                peer = None
-                with self.changed:
-                    self.kept.append(connection)
+            if connection.sock:  # the server keeps it open, too
+                self.kept = connection
             return answer
         finally:
             timer.cancel()
-            if peer:
-                hang_up(peer)
+            if not self.kept:
                 connection.close()
 
     def dial(self, deadline: float) -> http.client.HTTPConnection:
@@ -665,148 +633,54 @@ class Instance:
         connection.sock.settimeout(None)
         return connection
 
-    def find_kept(self) -> Optional[http.client.HTTPConnection]:
-        """Return a connection that was kept open, if there is one."""
-        with self.changed:
-            while self.kept:
-                connection = self.kept.pop()
-                if not select.select([connection.sock], [], [], 0)[0]:
-                    return connection
-                connection.close()  # there is its end to read, or what answers nothing
-        return None
-
     # -- freeze and end --
 
     def freeze(self) -> None:
-        """Freeze it if nothing runs [fc.freeze.idle]; the body of a thread."""
-        with self.hook_lock:
-            if self.session.state != "idle":
-                return
+        """Freeze it, as nothing runs in it [fc.freeze.idle]."""
+        if self.function.freeze and self.session.state == "idle":
             verdict = "done"
-            if self.function.pre_freeze:  # [fc.freeze.hook] invocations may come now
-                verdict = self.call_hook("pre-freeze", self.function.pre_freeze_timeout_s)
-            with self.changed:
-                if verdict == "broken":  # [fc.hook.broken]
-                    self.is_closed = True
-                    self.kill_if_closed()
-                elif self.session.move("quiet"):
-                    self.signal(signal.SIGSTOP)
+            if self.function.pre_freeze:  # [fc.freeze.hook]
+                limit_s = self.function.pre_freeze_timeout_s
+                verdict = self.call_hook("pre-freeze", limit_s)
+            if verdict == "broken":  # [fc.hook.broken]
+                self.kill()
+            elif self.session.move("quiet"):
+                self.signal(signal.SIGSTOP)
 
     def stop(self) -> None:
         """Stop it: in order if nothing runs in it, else at once [fc.stop.order]."""
         try:
-            with self.hook_lock:
-                if self.session.state in ("idle", "frozen"):
-                    self.session.move("stop")
-                    self.signal(signal.SIGCONT)
-                    if self.function.pre_stop:  # [fc.stop.hook]
-                        self.call_hook("pre-stop", self.function.pre_stop_timeout_s)
-                    self.grace_ends = time.monotonic() + self.function.grace_s
-                    self.signal(signal.SIGTERM)  # [any.stop.order]
-                    self.ended.wait(self.function.grace_s)
+            if self.session.state in ("idle", "frozen") and not self.ended.is_set():
+                self.session.move("stop")
+                self.signal(signal.SIGCONT)
+                if self.function.pre_stop:  # [fc.stop.hook]
+                    self.call_hook("pre-stop", self.function.pre_stop_timeout_s)
+                self.grace_ends = time.monotonic() + self.function.grace_s
+                self.signal(signal.SIGTERM)  # [any.stop.order]
+                self.ended.wait(self.function.grace_s)
         finally:
-            self.kill()
-            self.ended.wait()
-
-    def watch(self) -> None:
-        """Wait for the end of the process, and let everybody know."""
-        self.process.wait()
-        while time.monotonic() < self.grace_ends and self.signal(0):
-            time.sleep(TICK_S)  # what a wrapper has started ends in order, too
-        self.signal(signal.SIGKILL)  # [any.process.group]
-        with self.changed:
-            while self.kept:
-                self.kept.pop().close()
-            self.ended.set()
-            self.changed.notify_all()
-
-    def kill_if_closed(self) -> None:
-        """Kill it when it takes nothing more, and nothing runs; `changed` is held."""
-        if self.is_closed and not self.session.running:
             self.kill()
 
     def kill(self) -> None:
         """Kill all of it, without grace [any.time.kill]."""
-        self.is_closed = True
         self.signal(signal.SIGKILL)
+        self.ended.wait()
+
+    def watch(self, process: "subprocess.Popen[bytes]") -> None:
+        """Wait for the end of the process, and let the other thread know."""
+        self.status = process.wait()
+        while time.monotonic() < self.grace_ends and self.signal(0):
+            time.sleep(0.01)  # what a wrapper has started ends in order, too
+        self.signal(signal.SIGKILL)  # [any.process.group]
+        self.ended.set()
 
     def signal(self, number: int) -> bool:
         """Signal the whole process group; tell whether there is one."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
-            return True
+            if self.process and not self.ended.is_set():
+                os.killpg(self.process.pid, number)
+                return True
         return False
-
-
-# ---- the platform ----
-
-class Platform:
-    """A function, and one instance of it at a time. `function` is what `parse` returns."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.changed = threading.Condition()
-        self.instance: Optional[Instance] = None
-        self.is_stopped = False
-
-    def invoke(self, request: Request) -> Outcome:
-        """Return what became of an invocation [any.outcome.one]. Blocks for room in the
-        instance, its start, and the time limit."""
-        request_id, begin = new_id(), time.monotonic()
-        answer, message, reason = Answer(200, (), b""), "", ""
-        try:
-            self.check(request)
-            kind, answer = self.find_instance().invoke(request, request_id)
-            if kind != "ok":
-                message = "the function answered with a failure"
-        except Failure as failure:
-            kind, message, reason = failure.kind, str(failure), failure.reason
-        duration_ms = (time.monotonic() - begin) * 1000
-        status, headers, body = caller_answer(kind, answer.body, {
-            "request_id": request_id, "message": message, "peak_mb": "0.00",
-            "duration": "%d" % duration_ms, "timeout": "%g" % self.function.timeout_s,
-            "init_timeout": "%g" % self.function.initializer_timeout_s,
-            "start_error": START_ERRORS[reason]}, request.is_http)
-        if request.is_http and kind in ("ok", "function-error"):
-            status = answer.status  # [fc.http.pass] [fc.headers.reserved-response]
-            headers += tuple(pass_fields(answer.fields, {"upgrade", *DROPPED_RESPONSE}))
-        violations = (Violation("fc.outcome.bad-response", message),)
-        return Outcome(kind, body, request_id, duration_ms,
-                       violations if kind == "bad-response" else (), message, status,
-                       headers)
-
-    def check(self, request: Request) -> None:
-        """Raise Failure when no instance gets the request."""
-        problem = ""
-        if len(request.body) > self.function.event_bytes:  # [any.event.size]
-            problem = "the event has %d bytes; the limit is %d" % (
-                len(request.body), self.function.event_bytes)
-        elif request.is_http:
-            problem = request_problem(self.function, request.target, request.headers)
-        if problem:
-            raise Failure("request-too-large", problem)
-
-    def find_instance(self) -> Instance:
-        """Return an instance that has taken an invocation; start it if there is none.
-        Blocks until there is room. Raises Failure."""
-        with self.changed:
-            while self.instance and not self.instance.ended.is_set():
-                if self.instance.take():
-                    return self.instance
-                self.changed.wait()
-            if self.is_stopped:
-                raise Failure("throttled", "the platform has been stopped")
-            # [any.instance.replace]
-            instance = self.instance = Instance(self.function, self.changed)
-        instance.get_ready()
-        return instance
-
-    def stop(self) -> None:
-        """Stop the instance."""
-        with self.changed:
-            self.is_stopped = True
-        if self.instance:
-            self.instance.stop()
 
 
 # ---- command line ----
@@ -822,22 +696,19 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--event", metavar="TEXT", help="invoke once, print the answer")
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
-    add("--parallel", type=int, default=1, help="so many lines at a time (%(default)s)")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable")
     add("--handler", default=DEFAULT_HANDLER, help="handler string (%(default)s)")
     add("--name", default="function", help="name of the function (%(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="0: a free one (%(default)s)")
     for hook in ("--initializer", "--pre-freeze", "--pre-stop"):
         add(hook, action="store_true", help="the function has this hook")
-    add("--no-freeze", action="store_false", dest="freeze", help="not even when idle")
+    add("--freeze", action="store_true", default=True, help="when idle, as by default")
+    add("--no-freeze", action="store_false", dest="freeze", help="never")
     for name, limit in LIMITS.items():
         add(limit.option, dest=name, metavar="N", default=limit.default,
             type=float if name.endswith("_s") else int, help=name + " (%(default)s)")
-    add("--initializer-timeout", dest="initializer_timeout_s", metavar="N", type=float,
-        default=3, help="the same as --init-timeout")
-    for option in ("max-instances", "queue", "queue-timeout", "idle"):
+    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
         add("--" + option, help="without effect; the conformance kit gives it")
-    add("--freeze", action="store_true", default=True, help="as by default")
     parser.set_defaults(version="", region="local", credentials={})
     function = parser.parse_args(words[:at])
     function.command = words[at + 1:]
@@ -859,59 +730,32 @@ def check_function(function: argparse.Namespace) -> None:
             raise ValueError("%s is out of range" % limit.option)
     if function.concurrency > MAX_CONCURRENCY:  # [fc.concurrency.limit]
         raise ValueError("--concurrency is at most %d" % MAX_CONCURRENCY)
-    if not 0 <= function.port <= 65535 or function.parallel < 1:
-        raise ValueError("--port or --parallel is out of range")
-    if not re.fullmatch(TEXT, function.name + function.handler):
-        raise ValueError("--name or --handler holds what no header field can")
+    if not 0 <= function.port <= 65535:
+        raise ValueError("--port is out of range")
     if not os.path.isdir(function.code):
         raise ValueError("%s is not a folder" % function.code)
 
 
-NAME, TARGET, TEXT = r"[\w!#$%&'*+.^`|~-]+", r"/[!-~]*", r"[\t -~\x80-\xff]*"
-
-
-def read_request(document: Any) -> Request:
-    """Return the invocation of a line of the kit. Raises ValueError, or what follows from
-    members that are missing or no texts."""
-    event = (base64.b64decode(document["event_base64"], validate=True)
-             if "event_base64" in document else document["event"].encode())
-    if "method" not in document:
-        return Request(event)
-    headers = tuple((name, value) for name, value in document.get("headers", ()))
-    request = Request(event, document["method"], document.get("path", "/"), headers, True)
-    texts = [(NAME, request.method), (TARGET, request.target)]
-    texts += [pair for name, value in headers for pair in ((NAME, name), (TEXT, value))]
-    if not all(re.fullmatch(pattern, text, re.ASCII) for pattern, text in texts):
-        raise ValueError  # it cannot be sent [any.security.values]
-    return request
-
-
-def run_lines(platform: Platform, parallel: int) -> None:
-    """Invoke for each line of stdin, so many at a time; print the outcomes."""
-    room, printing = threading.Semaphore(parallel), threading.Lock()
-
-    def run(identity: object, request: Request) -> None:
-        try:
-            line = to_line(identity, platform.invoke(request))
-            with printing, contextlib.suppress(BrokenPipeError):  # the reader has left
-                os.write(1, line.encode() + b"\n")
-        finally:
-            room.release()
-
-    for line in sys.stdin.buffer:
+def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
+    """Yield id and invocation of each line of the conformance kit."""
+    for line in lines:
         try:
             document = json.loads(line)
-            request = read_request(document)
+            event = (base64.b64decode(document["event_base64"], validate=True)
+                     if "event_base64" in document else document["event"].encode())
+            request = Request(event)
+            if "method" in document:  # [fc.invoke.http]
+                headers = tuple((str(name), str(value))
+                                for name, value in document.get("headers", ()))
+                request = Request(event, str(document["method"]), str(document["path"]),
+                                  headers, True)
         except (ValueError, KeyError, TypeError, AttributeError):
             sys.exit("stdin: a line with id and event is expected, not %r" % line[:80])
-        room.acquire()
-        start_thread(run, document.get("id"), request)
-    for _ in range(parallel):  # [any.stop.drain]
-        room.acquire()
+        yield document.get("id"), request
 
 
-def to_line(identity: object, outcome: Outcome) -> str:
-    """Return an outcome as a line for the conformance kit."""
+def print_line(identity: object, outcome: Outcome) -> None:
+    """Print an outcome as a line for the conformance kit."""
     document: Dict[str, object] = dict(outcome._asdict(), id=identity, violations=[
         one._asdict() for one in outcome.violations])
     try:
@@ -919,14 +763,12 @@ def to_line(identity: object, outcome: Outcome) -> str:
     except UnicodeDecodeError:
         del document["body"]
         document["body_base64"] = base64.b64encode(outcome.body).decode()
-    return json.dumps(document)
+    print(json.dumps(document), flush=True)
 
 
 def print_answer(outcome: Outcome) -> None:
     """Print what the caller sees, and on stderr what was wrong."""
     sys.stdout.buffer.write(outcome.body + b"\n")
-    for rule, seen in outcome.violations:
-        print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
     if outcome.kind != "ok":
         print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
@@ -940,7 +782,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     platform = Platform(function)
     try:
         if function.jsonl:
-            run_lines(platform, function.parallel)
+            for identity, request in read_events(sys.stdin.buffer):
+                print_line(identity, platform.invoke(request))
+                platform.freeze()
             return 0
         outcome = platform.invoke(Request(os.fsencode(function.event)))
         print_answer(outcome)

@@ -396,7 +396,7 @@ def test_fc_initialize_failed(platform: PlatformUnderTest, status: int) -> None:
 
 def test_any_init_timeout__fc(platform: PlatformUnderTest) -> None:
     """An Initializer that does not answer in time ends the instance."""
-    run = platform.run("--initializer", "--initializer-timeout", "0.8")
+    run = platform.run("--initializer", "--init-timeout", "0.8")
     instance = run.served(b"one")
     run.outcome("init-timeout")
     instance.reaped(run.patience_s)
@@ -517,6 +517,7 @@ def test_any_stop_drain__fc(platform: PlatformUnderTest) -> None:
     """An invocation that runs comes to its end before the instance is stopped."""
     run = platform.run("--pre-stop")
     instance = run.served(b"one")
+    asked = instance.asked
     run.end_input()
     asked = instance.asked
     same("silence", instance.request("", 0.1).end, "while the invocation runs")
@@ -530,6 +531,7 @@ def test_any_stop_drain__fc(platform: PlatformUnderTest) -> None:
 
 def test_fc_concurrency_limit(platform: PlatformUnderTest) -> None:
     """An instance never has more requests than its concurrency."""
+    platform.needs("instances")
     run = platform.run("--concurrency", "2", "--parallel", "3")
     for event in (b"one", b"two", b"three"):
         run.issue(event)
@@ -545,6 +547,7 @@ def test_fc_concurrency_limit(platform: PlatformUnderTest) -> None:
 
 def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
     """A second request goes to the instance that has room."""
+    platform.needs("instances")
     run = platform.run("--max-instances", "3", "--concurrency", "2", "--parallel", "2")
     run.issue(b"one")
     instance = run.instance()
@@ -557,6 +560,7 @@ def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
 
 def test_fc_time_others(platform: PlatformUnderTest) -> None:
     """After a timeout the other invocation may end; the next has another instance."""
+    platform.needs("instances")
     run = platform.run("--concurrency", "2", "--parallel", "3", "--timeout", "2",
                        "--max-instances", "2")
     instance = run.served(b"times out")
@@ -572,6 +576,7 @@ def test_fc_time_others(platform: PlatformUnderTest) -> None:
 
 def test_any_outcome_exit__fc_shared(platform: PlatformUnderTest) -> None:
     """All invocations of a process that ends have the outcome exit."""
+    platform.needs("instances")
     run = platform.run("--concurrency", "2", "--parallel", "2")
     run.issue(b"one")
     run.issue(b"two")
