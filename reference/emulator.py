@@ -799,12 +799,12 @@ class Server(ThreadingHTTPServer):
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def shut(self) -> None:
-        """End every connection."""
+    def shut(self, how: int = socket.SHUT_RDWR) -> None:
+        """End every connection, or only what they read."""
         with self._lock:
             connections = list(self.open)
         for connection in connections:
-            shut(connection)
+            shut(connection, how)
 
 
 # ---- one clock ----
@@ -845,6 +845,14 @@ class Clock:
         alarm.looked_at = alarm.deadline
         heapq.heappush(self._heap, (alarm.deadline, next(self._numbers), alarm))
 
+    def now(self) -> float:
+        """Return the time that deadlines are compared with."""
+        return time.monotonic()
+
+    def wait(self, limit_s: Optional[float]) -> None:
+        """Let the thread sleep so long, or until an earlier deadline is set."""
+        self._changed.wait(limit_s)
+
     def close(self) -> None:
         """End the thread."""
         with self._changed:
@@ -859,14 +867,13 @@ class Clock:
                 if not self._open:
                     return
                 if not due:
-                    self._changed.wait(self._heap[0][0] - time.monotonic()
-                                       if self._heap else None)
+                    self.wait(self._heap[0][0] - self.now() if self._heap else None)
             for alarm in due:
                 start_thread(alarm.call)
 
     def _take_due(self) -> List[Alarm]:
         due = []
-        now = time.monotonic()
+        now = self.now()
         while self._heap and self._heap[0][0] <= now:
             time_set, _, alarm = heapq.heappop(self._heap)
             if time_set != alarm.looked_at:
@@ -990,24 +997,52 @@ def program_problem(first: bytes) -> str:
 
 # ---- processes ----
 
+SPAWNING = threading.Lock()     # until a new process is one of
+OWN: Set[int] = set()           # the processes that somebody here waits for
+SPAWNED = threading.Event()
+
+
+def reap_orphans() -> None:
+    """Reap, for ever, what ended processes have left behind: as process 1 of a container
+    we inherit it, and what nobody reaps stays in the process table. Blocks."""
+    while True:
+        SPAWNED.clear()
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            with SPAWNING:
+                is_own = ended is not None and ended.si_pid in OWN
+            if is_own:
+                time.sleep(GROUP_TICK_S)  # its own thread is about to
+            elif ended is not None:
+                os.waitpid(ended.si_pid, 0)
+        except ChildProcessError:
+            SPAWNED.wait()  # there are no children
+
+
 class Process:
     """A bootstrap and all that it forks: one group, one output pipe.
 
     `on_exit(status)` is called once from a thread of its own, after the group is
-    killed: nothing of an ended bootstrap lives on [any.process.group].
+    killed: nothing of an ended bootstrap lives on [any.process.group]. One that does
+    not lead a group stays in ours, and is signalled alone.
     """
 
     def __init__(self, words: Sequence[str], folder: str, env: Dict[str, str],
                  output: int, on_exit: Callable[[int], None],
-                 cores: Optional[Iterable[int]] = None) -> None:
+                 cores: Optional[Iterable[int]] = None, errors: int = -1,
+                 leads: bool = True) -> None:
         try:
-            self._popen = subprocess.Popen(
-                words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=output, start_new_session=True)
+            with SPAWNING:
+                self._popen = subprocess.Popen(
+                    words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
+                    stderr=output if errors < 0 else errors, start_new_session=leads)
+                OWN.add(self._popen.pid)
         except OSError as error:
             raise StartError("missing" if error.errno == errno.ENOENT else "",
                              "%s cannot be started: %s"
                              % (words[0], error.strerror or error))
+        SPAWNED.set()
+        self._kill = os.killpg if leads else os.kill
         self.pid = self._popen.pid
         if cores:  # the emulator itself is pinned to one core; its children are not
             try:
@@ -1033,6 +1068,7 @@ class Process:
         with self._lock:
             _, status, usage = os.wait4(self.pid, 0)
             self._reaped = True
+        OWN.discard(self.pid)
         self.status = self._popen.returncode = (
             -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
         # until it became another program it counted as a copy of this one
@@ -1047,7 +1083,7 @@ class Process:
         with self._lock:
             if not self._reaped:
                 try:
-                    os.killpg(self.pid, number)
+                    self._kill(self.pid, number)
                 except (ProcessLookupError, PermissionError):
                     pass
 
@@ -1718,6 +1754,7 @@ class Upstream(io.RawIOBase):
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.reader = io.BufferedReader(self, 65536)
         self.deadline = math.inf
+        self.ahead = 0              # bytes of the answer's body that came with its head
         self.used = False           # it has carried a request before this one
         self._poll = select.poll()
         self._caller = -1
@@ -1774,7 +1811,7 @@ class Upstream(io.RawIOBase):
         there is none, BodyTooLarge when it has more than a server may send."""
         while True:
             try:
-                head, _ = read_head(self.reader)
+                head, self.ahead = read_head(self.reader)
             except BadMessage as error:
                 if error.status == 431:  # [fc.limits.response]
                     raise BodyTooLarge(HEAD_BYTES, limit)
@@ -3394,6 +3431,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     all_ok = True
     signals, done = catch_signals()  # before there is anything to put away
+    start_thread(reap_orphans)
     with Platform(options.protocol, options.code,
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
                   on_trace=trace.trace if options.trace else None,
