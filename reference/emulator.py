@@ -1756,6 +1756,7 @@ class Upstream(io.RawIOBase):
         self.deadline = math.inf
         self.ahead = 0              # bytes of the answer's body that came with its head
         self.used = False           # it has carried a request before this one
+        self._resting = False       # nothing is read from the socket
         self._poll = select.poll()
         self._caller = -1
         self._on_gone: Callable[[], None] = lambda: None
@@ -1790,8 +1791,10 @@ class Upstream(io.RawIOBase):
         """Tell that it can be read."""
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> Optional[int]:
         """Read what there is."""
+        if self._resting:
+            return None
         self.wait(select.POLLIN)
         return self.socket.recv_into(buffer)
 
@@ -1829,6 +1832,11 @@ class Upstream(io.RawIOBase):
     def is_usable(self) -> bool:
         """Tell whether it can carry another request: nothing waits there, not even its
         end. Bytes beyond the last answer answer nothing."""
+        self._resting = True
+        read_ahead = self.reader.peek(1)
+        self._resting = False
+        if read_ahead:
+            return False
         try:
             self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
