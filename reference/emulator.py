@@ -1876,8 +1876,9 @@ class Answer:
         self._chunked = False
 
     def begin(self, head: Head, fields: List[Tuple[str, str]], own: Pairs,
-              has_a_body: bool) -> None:
-        """Take the head; `own` are fields for the caller alone."""
+              has_a_body: bool, whole: bytes = b"") -> None:
+        """Take the head; `own` are fields for the caller alone. A body whose size was
+        announced can go with it."""
         self.status, self.fields, caller = int(head.words[1]), fields, self.caller
         if caller is None:
             return
@@ -1892,7 +1893,7 @@ class Answer:
         if caller.closing:
             out.append(("Connection", "close"))
         self.begun = not self.is_lost
-        self._send(format_head(status_line(self.status), out))
+        self._send(format_head(status_line(self.status), out) + whole)
 
     def write(self, data: bytes) -> None:
         """Take a part of the body."""
