@@ -28,6 +28,7 @@ import argparse
 import atexit
 import base64
 import collections
+import contextlib
 import errno
 import functools
 import http
@@ -1243,6 +1244,7 @@ class Invocation:
         self.event = event
         self.size = size or len(event)      # as it was announced
         self.http_request = http_request
+        self.control = "/http-invoke" if http_request else "/invoke"  # fc
         self.on_done = on_done
         self.caller = caller
         self.gate: Optional[Gate] = None    # without on_done: where a thread waits
@@ -1871,11 +1873,9 @@ def free_port() -> int:
     clients: until the server binds it, it must not become somebody's own port."""
     for _ in range(100):
         port = 10000 + int.from_bytes(os.urandom(4), "big") % 10000
-        try:
+        with contextlib.suppress(OSError):
             try_port(port)
             return port
-        except OSError:
-            pass
     raise StartError("port", "no free port was found")
 
 
@@ -1891,6 +1891,11 @@ def accepts(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex((host, port)) == 0
+
+
+EVENT_REQUEST = HttpRequest("POST", "/invoke", (  # [fc.invoke.event]
+    ("Content-Type", "application/octet-stream"),))
+HOOK_VERDICTS = {"timeout": "timeout", "exit": "broken", "out-of-memory": "broken"}
 
 
 class PushInstance(Instance):
@@ -1956,7 +1961,7 @@ class PushInstance(Instance):
         begin, process, hinted = time.monotonic(), self.process, False
         while True:
             try:
-                self._keep(self._dial(1.0))  # for the first request
+                self.pool.append(self._dial(1.0))  # for the first request
                 return
             except OSError:
                 pass
@@ -1980,7 +1985,7 @@ class PushInstance(Instance):
         return ("nothing listens on port %d within %g s; the server must listen on "
                 "0.0.0.0:$FC_SERVER_PORT" % (self.port, self.function.start_timeout_s))
 
-    # -- connections --
+    # -- exchanges: invocations and hooks --
 
     def _dial(self, timeout_s: float) -> Upstream:
         return Upstream(socket.create_connection((self.platform.fc_host, self.port),
@@ -1988,113 +1993,151 @@ class PushInstance(Instance):
 
     def _connect(self, deadline: float) -> Upstream:
         """Return a kept connection, or a new one."""
-        upstream = None
-        while upstream is None and self.pool:
-            try:
-                upstream = self.pool.pop()
-            except IndexError:
-                break  # another thread was faster
-            if not upstream.is_usable():
-                upstream.close()
-                upstream = None
-        upstream = upstream or self._dial(deadline - time.monotonic())
-        upstream.deadline = deadline
-        upstream.heard = False
-        return upstream
-
-    def _keep(self, upstream: Upstream) -> None:
-        """Put a connection into the pool, unless nobody would take it out again."""
-        upstream.watch(None, lambda: None)
-        upstream.used = upstream.deadline < math.inf
-        with self.platform.lock:
-            if self.session.state != "stopping":
-                self.pool.append(upstream)
-                return
-        upstream.close()
-
-    def cut_off(self, invocation: Invocation) -> None:
-        if invocation.upstream is not None:
-            shut(invocation.upstream.socket)
-
-    # -- hooks --
-
-    def hook(self, call: str, timeout_s: float) -> Tuple[str, str]:
-        """Call a hook; return (done, failed, broken or timeout; what was seen). Blocks
-        for its limit at most."""
-        facts = {"call": self.rules.HOOK_NAMES[call], "request_id": self.rules.new_id()}
-        self.platform.note_line(self.rules.LOG_LINES[0].format_map(facts))
-        verdict, seen = self._call_hook(call, facts["request_id"], timeout_s)
-        if verdict == "lost":  # broken, where the process died in the hook
-            verdict = "broken" if self.process is not None and (
-                self.process.ends_now()) else "failed"
-        self.log.drain()
-        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict,
-                                                                           seen)
-        self.platform.note_line(self.rules.LOG_LINES[1].format_map(facts))
-        self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
-                            seen=seen)
-        return verdict, seen
-
-    def _call_hook(self, call: str, request_id: str, timeout_s: float
-                   ) -> Tuple[str, str]:
-        method = "POST" if call == "initialize" else "GET"
-        upstream = None
-        try:
-            upstream = self._connect(time.monotonic() + timeout_s)
-            upstream.send(self._head(method, "/" + call, request_id, "/" + call, [], 0))
-            head = upstream.read_answer(HEAD_BYTES)
-            for _ in read_parts(upstream.reader, head.length):
-                pass
-        except (LimitReached, socket.timeout):
-            found = "timeout", "no answer within %g s" % timeout_s
-        except (OSError, BadMessage, BodyTooLarge) as error:
-            found = "lost", str(error)
-        else:
-            status = int(head.words[1])
-            found = self.rules.judge_hook(status), "%s /%s was answered with status " \
-                "%d" % (method, call, status)
-            if head.keep_alive and head.length is not None:
-                self._keep(upstream)
-                return found
-        if upstream is not None:
-            upstream.close()
-        return found
-
-    # -- invocations --
-
-    def begin(self, invocation: Invocation) -> None:
-        if self._move("invoke") == "thaw" and self.process is not None:
-            self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
-        super().begin(invocation)
-        self.set_deadline(math.inf)     # the exchange keeps the time itself
-        if invocation.gate is not None:
-            invocation.gate.open()
-
-    def exchange(self, invocation: Invocation) -> None:
-        """Send the request and pass the answer on; then the invocation is settled.
-        Blocks until then, the function's time limit at most."""
-        kind, message = "bad-response", "an error of the platform itself"
-        try:
-            kind, message = self._ask(invocation)
-        except (LimitReached, socket.timeout):
-            kind, message = "timeout", ("the function did not answer within %g s"
-                                        % self.function.timeout_s)
-        except CallerGone:
-            kind, message = "cancelled", "the caller has gone"
-        except BodyTooLarge as error:
-            kind, message = "response-too-large", "the answer: %s" % error
-        except BadMessage as error:
-            kind, message = self._explain(invocation, str(error), error.violation)
-        except OSError as error:
-            kind, message = self._explain(invocation, "the connection broke: %s" % (
-                error.strerror or error), None)
-        finally:
-            self.log.drain()
+        while True:
             with self.platform.lock:
-                self._conclude(invocation, kind, message)
+                upstream = self.pool.pop() if self.pool else None
+            if upstream is None:
+                return self._dial(deadline - time.monotonic())
+            if upstream.is_usable():
+                return upstream
+            upstream.close()
+
+    def _try(self, invocation: Invocation) -> Tuple[str, str]:
+        """Send a request and take the answer; return (kind, message). Blocks until the
+        deadline at most."""
+        try:
+            return self._ask(invocation)
+        except (LimitReached, socket.timeout):
+            return "timeout", "the function did not answer within %g s" % (
+                self.function.timeout_s)
+        except CallerGone:
+            return "cancelled", "the caller has gone"
+        except BodyTooLarge as error:
+            return "response-too-large", "the answer: %s" % error
+        except BadMessage as error:
+            return self._explain(invocation, str(error), error.violation)
+        except OSError as error:
+            return self._explain(invocation, "the connection broke: %s" % (
+                error.strerror or error))
+        finally:
+            if invocation.upstream is not None:
+                invocation.upstream.close()
+
+    def _ask(self, invocation: Invocation) -> Tuple[str, str]:
+        request = invocation.http_request or EVENT_REQUEST
+        head = self._format_request(invocation, request)
+        upstream = self._connect(invocation.deadline)
+        try:
+            whole, answer = self._send(invocation, upstream, head)
+        except ConnectionError:
+            # [fc.connection.retry] broken before a byte of the answer came
+            if invocation.outcome is not None or invocation.event or not (
+                    upstream.used and not upstream.heard
+                    and request.method in self.rules.IDEMPOTENT):
+                raise
+            upstream.close()
+            upstream = self._dial(invocation.deadline - time.monotonic())
+            whole, answer = self._send(invocation, upstream, head)
+        has_a_body = has_body(answer, request.method)
+        kind, text = self._pass(invocation, upstream, answer, has_a_body)
+        if self.platform.on_trace:
+            self.platform.trace("answer", instance=self.id, method=request.method,
+                                kind=kind, request_id=invocation.request_id,
+                                status=answer.words[1], rule="fc.invoke.answer",
+                                fc_status=answer.get("x-fc-status"))
+        if whole and answer.keep_alive and answer.words[1] != "101" and (
+                answer.length is not None or not has_a_body):
+            upstream.watch(None, lambda: None)
+            upstream.used = True
+            with self.platform.lock:
+                if self.session.state != "stopping":
+                    invocation.upstream = None
+                    self.pool.append(upstream)
+        return kind, text
+
+    def _format_request(self, invocation: Invocation, request: HttpRequest) -> bytes:
+        """Write the head of a request to the function's server."""
+        fields, path = list(request.headers), request.target.partition("?")[0]
+        if invocation.http_request is not None:
+            fields = self.rules.pass_fields(fields, self.rules.DROPPED_REQUEST)
+            if wants_upgrade(request):
+                fields.append(("Connection", "Upgrade"))
+        if not any(name.lower() == "host" for name, _ in fields):
+            fields.insert(0, ("Host", "%s:%d" % (self.platform.fc_host, self.port)))
+        own = self.platform.fields % (invocation.request_id, invocation.control or path,
+                                      path)
+        if invocation.event or invocation.control != "/http-invoke" or any(
+                name.lower() in ("content-length", "transfer-encoding")
+                for name, _ in request.headers):
+            own += "Content-Length: %d\r\n" % len(invocation.event)
+        start = "%s %s HTTP/1.1" % (request.method, request.target)
+        return format_head(start, fields)[:-2] + (own + "\r\n").encode("latin-1")
+
+    def _send(self, invocation: Invocation, upstream: Upstream, head: bytes
+              ) -> Tuple[bool, Head]:
+        """Send a request; return whether it went out whole, and the head of the
+        answer."""
+        upstream.deadline, upstream.heard = invocation.deadline, False
+        with self.platform.lock:
+            invocation.upstream = upstream
+            if invocation.outcome is not None:  # else whoever settles it cuts it off
+                raise CallerGone
+        upstream.watch(invocation.caller, lambda: self._leave(invocation))
+        if len(invocation.event) <= 65536:
+            whole = upstream.send(head + invocation.event)
+        else:
+            whole = upstream.send(head) and upstream.send(invocation.event)
+        return whole, upstream.read_answer(self.function.response_header_bytes)
+
+    def _leave(self, invocation: Invocation) -> None:
+        """Its caller has gone. The handler runs on, and its place is taken until the
+        answer has been read away [any.outcome.cancel-instance]; raises CallerGone when
+        the instance is replaced instead [fc.caller.replace]."""
+        if invocation.outcome is not None or self.function.concurrency == 1:
+            raise CallerGone
+        invocation.answer.is_lost = True
+        self.log.drain()
+        with self.platform.lock:
+            self.platform.settle(invocation, "cancelled", message="the caller has gone")
+
+    def _pass(self, invocation: Invocation, upstream: Upstream, head: Head,
+              has_a_body: bool) -> Tuple[str, str]:
+        """Pass an answer on; return (kind, message)."""
+        answer, is_http = invocation.answer, invocation.http_request is not None
+        size = self.rules.fields_size(head.fields)
+        if size > self.function.response_header_bytes:  # [fc.limits.response]
+            return "response-too-large", (
+                "the answer's header fields have %d bytes; the limit is %d"
+                % (size, self.function.response_header_bytes))
+        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE)
+        own: Pairs = (("X-Fc-Request-Id", invocation.request_id),)
+        if answer.caller is not None:
+            left = max(0.001, invocation.deadline - time.monotonic())
+            answer.caller.limit_writes(min(SILENCE_S, left))
+        if head.words[1] == "101":  # [fc.upgrade.pass]
+            if not wants_upgrade(invocation.http_request):
+                raise BadMessage("fc.upgrade.pass", "status 101 for a request that did "
+                                 "not ask to upgrade")
+            answer.begin(head, fields, own + (("Connection", "Upgrade"),), False)
+            answer.tunnel(upstream)
+            return "ok", ""
+        # [fc.headers.reserved-response] an offer to upgrade is not for the caller
+        fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
+        answer.begin(head, fields, own, has_a_body)
+        limit = self.function.result_bytes if answer.caller is None else sys.maxsize
+        for part in read_parts(upstream.reader, head.length if has_a_body else 0,
+                               limit):
+            answer.write(part)
+        if invocation.outcome is None:  # else it was cut off, or nobody wants it
+            answer.end()
+        if answer.is_lost:
+            return "cancelled", "the caller has gone"
+        kind: str = self.rules.judge_answer(is_http, answer.status,
+                                            head.get("x-fc-status"))
+        return kind, "" if kind == "ok" else "the function answered with a failure"
 
     def _explain(self, invocation: Invocation, message: str,
-                 violation: Optional[Violation]) -> Tuple[str, str]:
+                 violation: Optional[Violation] = None) -> Tuple[str, str]:
         """Return (kind, message) of an exchange that broke off or was no HTTP
         [fc.outcome.bad-response], unless the process has ended [any.outcome.exit]."""
         process = self.process
@@ -2111,146 +2154,70 @@ class PushInstance(Instance):
                 self.platform.note_violation(violation, invocation.violations)
         return "bad-response", message
 
-    def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
-        """The exchange has ended (lock held)."""
-        platform = self.platform
+    def cut_off(self, invocation: Invocation) -> None:
         if invocation.upstream is not None:
-            platform.lock.later(invocation.upstream.close)
-            invocation.upstream = None
+            shut(invocation.upstream.socket)
+
+    def hook(self, call: str, timeout_s: float) -> Tuple[str, str]:
+        """Call a hook; return (done, failed, broken or timeout; what was seen). Blocks
+        for its limit at most."""
+        platform, rules = self.platform, self.rules
+        method = "POST" if call == "initialize" else "GET"
+        hook = Invocation(rules.new_id(), b"", HttpRequest(method, "/" + call))
+        hook.control, hook.deadline = "", time.monotonic() + timeout_s
+        facts = {"call": rules.HOOK_NAMES[call], "request_id": hook.request_id}
+        platform.note_line(rules.LOG_LINES[0].format_map(facts))
+        kind, seen = self._try(hook)
+        verdict = HOOK_VERDICTS.get(kind, "failed")
+        if kind in ("ok", "function-error"):
+            verdict = rules.judge_hook(hook.answer.status)
+            seen = "%s /%s was answered with status %d" % (method, call,
+                                                           hook.answer.status)
+        elif kind == "timeout":
+            seen = "no answer within %g s" % timeout_s
+        self.log.drain()
+        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict,
+                                                                           seen)
+        platform.note_line(rules.LOG_LINES[1].format_map(facts))
+        platform.trace("hook", instance=self.id, call=call, verdict=verdict, seen=seen)
+        return verdict, seen
+
+    # -- invocations --
+
+    def begin(self, invocation: Invocation) -> None:
+        if self._move("invoke") == "thaw" and self.process is not None:
+            self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
+        super().begin(invocation)
+        self.set_deadline(math.inf)     # the exchange keeps the time itself
+        if invocation.gate is not None:
+            invocation.gate.open()
+
+    def exchange(self, invocation: Invocation) -> None:
+        """Send the event and pass the answer on; then the invocation is settled. Blocks
+        until then, the function's time limit at most."""
+        kind, message = "bad-response", "an error of the platform itself"
+        try:
+            kind, message = self._try(invocation)
+        finally:
+            self.log.drain()
+            with self.platform.lock:
+                self._conclude(invocation, kind, message)
+
+    def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
+        platform = self.platform
         platform.settle(invocation, kind, message=message,
                         body=b"".join(invocation.answer.parts))
         del self.work[invocation]
         self._move("settled")
         if kind == "timeout":  # [fc.time.others]
             self.end([])
-        elif kind == "cancelled" and self._is_replaced() and not self.ending:
+        elif kind == "cancelled" and self.function.concurrency == 1 and (
+                not self.ending):
             platform.reclaim(self)  # [fc.caller.replace]
         elif self.ending == "kill" and not self.work:
             platform.lock.later(self.kill)
         self.has_room_again()
         self._rest()
-
-    def _is_replaced(self) -> bool:
-        """Tell whether it is replaced when a caller leaves [fc.caller.replace]."""
-        return bool(self.function.concurrency == 1)
-
-    def _ask(self, invocation: Invocation) -> Tuple[str, str]:
-        """Return (kind, message) of the exchange. Raises LimitReached, OSError,
-        BadMessage, BodyTooLarge, CallerGone."""
-        method, head = self._request(invocation)
-        upstream = self._connect(invocation.deadline)
-        try:
-            whole, answer = self._send(invocation, upstream, head)
-        except ConnectionError:
-            # [fc.connection.retry] broken before a byte of the answer came
-            if invocation.outcome is not None or invocation.event or not (
-                    upstream.used and not upstream.heard
-                    and method in self.rules.IDEMPOTENT):
-                raise
-            upstream.close()
-            upstream = self._dial(self.function.timeout_s)
-            upstream.deadline = invocation.deadline
-            whole, answer = self._send(invocation, upstream, head)
-        kind, text = self._pass(invocation, upstream, answer, method)
-        if self.platform.on_trace:
-            self.platform.trace("answer", instance=self.id, method=method, kind=kind,
-                                request_id=invocation.request_id,
-                                status=answer.words[1], rule="fc.invoke.answer",
-                                fc_status=answer.get("x-fc-status"))
-        delimited = answer.length is not None or not has_body(answer, method)
-        if whole and answer.keep_alive and delimited and answer.words[1] != "101":
-            with self.platform.lock:
-                invocation.upstream = None
-            self._keep(upstream)
-        return kind, text
-
-    def _request(self, invocation: Invocation) -> Tuple[str, bytes]:
-        """Return (method, head) of the request to the function's server."""
-        request, size = invocation.http_request, len(invocation.event)
-        if request is None:  # [fc.invoke.event]
-            return "POST", self._head(
-                "POST", "/invoke", invocation.request_id, "/invoke",
-                [("Content-Type", "application/octet-stream")], size)
-        fields = self.rules.pass_fields(request.headers, self.rules.DROPPED_REQUEST)
-        if wants_upgrade(request):
-            fields.append(("Connection", "Upgrade"))
-        bodiless = not size and not any(name.lower() in (
-            "content-length", "transfer-encoding") for name, _ in request.headers)
-        return request.method, self._head(
-            request.method, request.target, invocation.request_id, "/http-invoke",
-            fields, None if bodiless else size)
-
-    def _head(self, method: str, target: str, request_id: str, control: str,
-              fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
-        own = self.platform.fields % (request_id, control, target.partition("?")[0])
-        if length is not None:
-            own += "Content-Length: %d\r\n" % length
-        if not any(name.lower() == "host" for name, _ in fields):
-            fields = [("Host", "%s:%d" % (self.platform.fc_host, self.port))] + fields
-        head = format_head("%s %s HTTP/1.1" % (method, target), fields)[:-2]
-        return head + (own + "\r\n").encode("latin-1")
-
-    def _send(self, invocation: Invocation, upstream: Upstream, head: bytes
-              ) -> Tuple[bool, Head]:
-        """Send a request; return whether it went out whole, and the head of the
-        answer."""
-        with self.platform.lock:
-            invocation.upstream = upstream
-            if invocation.outcome is not None:  # else whoever settles it cuts it off
-                raise CallerGone
-        upstream.watch(invocation.caller, lambda: self._leave(invocation))
-        if len(invocation.event) <= 65536:
-            whole = upstream.send(head + invocation.event)
-        else:
-            whole = upstream.send(head) and upstream.send(invocation.event)
-        return whole, upstream.read_answer(self.function.response_header_bytes)
-
-    def _leave(self, invocation: Invocation) -> None:
-        """Its caller has gone. The handler runs on, and its place is taken until the
-        answer has been read away [any.outcome.cancel-instance]; raises CallerGone when
-        the instance is replaced instead."""
-        if invocation.outcome is not None or self._is_replaced():
-            raise CallerGone
-        invocation.answer.is_lost = True
-        self.log.drain()
-        with self.platform.lock:
-            self.platform.settle(invocation, "cancelled", message="the caller has gone")
-
-    def _pass(self, invocation: Invocation, upstream: Upstream, head: Head,
-              method: str) -> Tuple[str, str]:
-        """Pass an answer on; return (kind, message)."""
-        answer, is_http = invocation.answer, invocation.http_request is not None
-        status, has_a_body = int(head.words[1]), has_body(head, method)
-        size = self.rules.fields_size(head.fields)
-        if size > self.function.response_header_bytes:  # [fc.limits.response]
-            return "response-too-large", (
-                "the answer's header fields have %d bytes; the limit is %d"
-                % (size, self.function.response_header_bytes))
-        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE)
-        own: Pairs = (("X-Fc-Request-Id", invocation.request_id),)
-        if answer.caller is not None:
-            left = max(0.001, invocation.deadline - time.monotonic())
-            answer.caller.limit_writes(min(SILENCE_S, left))
-        if status == 101:  # [fc.upgrade.pass]
-            if not wants_upgrade(invocation.http_request):
-                raise BadMessage("fc.upgrade.pass", "status 101 for a request that did "
-                                 "not ask to upgrade")
-            answer.begin(head, fields, own + (("Connection", "Upgrade"),), False)
-            answer.tunnel(upstream)
-            return "ok", ""
-        # [fc.headers.reserved-response] an offer to upgrade is not for the caller
-        fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
-        answer.begin(head, fields, own, has_a_body)
-        limit = self.function.result_bytes if answer.caller is None else sys.maxsize
-        length = head.length if has_a_body else 0
-        for part in read_parts(upstream.reader, length, limit):
-            answer.write(part)
-        if invocation.outcome is None:  # else it was cut off, or nobody wants it
-            answer.end()
-        if answer.is_lost:
-            return "cancelled", "the caller has gone"
-        kind: str = self.rules.judge_answer(is_http, status, head.get("x-fc-status"))
-        return kind, "" if kind == "ok" else "the function answered with a failure"
 
     # -- freeze and end --
 
