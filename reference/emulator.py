@@ -327,7 +327,7 @@ def parse_head(data: bytes) -> Head:
 def parse_any(data: bytes) -> Head:
     """Parse a head line by line."""
     start, *lines = data.decode("latin-1").split("\r\n")
-    words = (start + " ").split(" ", 2)
+    words = [*start.split(" ", 2), ""]
     if len(words) < 3 or CONTROL.search(start):
         raise BadMessage("any.http.malformed", repr(start[:80]))
     fields: List[Tuple[str, str]] = []
@@ -343,9 +343,8 @@ def parse_any(data: bytes) -> Head:
         table[key] = table[key] + ", " + value if key in table else value
         fields.append((name, value))
     connection = table.get("connection", "").lower()
-    return Head((words[0], words[1], words[2][:-1]),
-                tuple(fields), table, body_length(table),
-                "keep-alive" in connection if "HTTP/1.0" in words
+    return Head((words[0], words[1], words[2]), tuple(fields), table,
+                body_length(table), "keep-alive" in connection if "HTTP/1.0" in words
                 else "close" not in connection)
 
 
@@ -575,7 +574,7 @@ class Handler(BaseHTTPRequestHandler):
         self.respond()
         if self._answered.locked():
             self._await_answer()
-        return not (self.closing or self.unread)
+        return not self.closing and (not self.unread or self._skip_body())
 
     def _take_head(self, head: Head) -> None:
         self.command, self.path, self.request_version = head.words
@@ -593,7 +592,8 @@ class Handler(BaseHTTPRequestHandler):
         length = self.head.length
         if not length:
             return b""
-        if length > limit:  # what follows the answer is read away
+        if length > limit:  # and what follows the answer is read away, if it comes
+            self.closing |= length > SKIP_BYTES or bool(self.head.get("expect"))
             raise BodyTooLarge(length, limit)
         waits = not 0 < length <= self.ahead
         if waits:
@@ -602,8 +602,12 @@ class Handler(BaseHTTPRequestHandler):
             # a client that sends head and body apart stalls
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             self.limit_reads(SILENCE_S)
-        body = b"".join(read_parts(self.rfile, length, limit)) if length < 0 else (
-            self.rfile.read(length) or b"")
+        try:
+            body = (self.rfile.read(length) or b"") if length >= 0 else b"".join(
+                read_parts(self.rfile, length, limit))
+        except BodyTooLarge:
+            self.closing = True  # we are in the middle of a chunk
+            raise
         if len(body) < length:
             raise BadMessage("any.http.no-effect", "the body ended, or paused, after "
                              "%d of %d bytes" % (len(body), length))
@@ -611,6 +615,19 @@ class Handler(BaseHTTPRequestHandler):
         if waits:
             self.limit_reads(self.idle_limit_s)
         return body
+
+    def _skip_body(self) -> bool:
+        """Read away a body that was refused; tell whether another request may follow.
+        """
+        self.limit_reads(LINGER_S)
+        try:
+            for _ in read_parts(self.rfile, self.head.length):
+                pass
+        except BadMessage:
+            return False
+        self.limit_reads(self.idle_limit_s)
+        self.unread = False
+        return True
 
     def _linger(self) -> None:
         """Read on for a moment: closed over unread input, the answer would be lost."""
@@ -678,7 +695,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def _announce_end(self, head: bytes) -> bytes:
-        if self.closing or self.unread:
+        if self.closing:
             return head[:-2] + b"Connection: close\r\n\r\n"
         return head
 
@@ -1265,6 +1282,9 @@ DURING = {"starting": "before it was ready", "initializing": "during initialisat
           "busy": "during the request"}
 
 
+IDLE, STARTING = ("idle", "frozen"), ("starting", "initializing")
+
+
 class Instance:
     """One bootstrap: its process, its log, its clock, and the invocations that it has.
 
@@ -1287,16 +1307,6 @@ class Instance:
         self.ending = ""        # "stop" in order or "kill", whatever came first
         self.violations: List[Violation] = []   # before the first invocation
         self.served = 0
-
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether it could be reclaimed."""
-        return self.session.state in ("idle", "frozen")
-
-    @property
-    def is_starting(self) -> bool:
-        """Tell whether it is not ready yet."""
-        return self.session.state in ("starting", "initializing")
 
     def has_room(self) -> bool:
         """Tell whether it takes one more invocation (lock held)."""
@@ -1356,7 +1366,7 @@ class Instance:
         invocation.instance = self
         invocation.deadline = math.inf
         self.work[invocation] = None
-        if not self.is_starting:
+        if self.session.state not in STARTING:
             self.begin(invocation)
 
     def begin(self, invocation: Invocation) -> None:
@@ -1370,7 +1380,7 @@ class Instance:
                 self.log.take_tail()
         self.served += 1
         if not invocation.issues:
-            platform.log_start(invocation)
+            platform.log_line(0, invocation)  # before anybody gets its event
         invocation.started = time.monotonic()
         invocation.deadline = invocation.started + self.function.timeout_s
         invocation.issues += 1
@@ -1387,7 +1397,7 @@ class Instance:
         self.platform.offer(self)
         if not self.work:
             self.set_deadline(time.monotonic() + self.function.idle_s
-                              if self.is_idle else math.inf)
+                              if self.session.state in IDLE else math.inf)
 
     def set_deadline(self, deadline: float) -> None:
         """Move the instance's one clock."""
@@ -1397,7 +1407,7 @@ class Instance:
         with self.platform.lock:
             if self.alarm.deadline < math.inf:
                 return  # it was moved meanwhile
-            if self.is_idle:
+            if self.session.state in IDLE:
                 self.platform.reclaim(self)  # [any.instance.idle]
             else:
                 self.on_limit(self.session.state)
@@ -1436,19 +1446,14 @@ class Instance:
             self.cleanup()
 
     def stop(self) -> None:
-        """End it in order: pre-stop, SIGTERM, grace, SIGKILL. Blocks for these."""
-        self.before_stop()
+        """End it in order: SIGTERM, grace, SIGKILL. Blocks for these."""
         if self.process is not None:
             self.process.terminate(self.function.grace_s)
         elif self.platform.attach:
             self.cleanup()
 
-    def before_stop(self) -> None:
-        """Do what comes before SIGTERM. May block for its limit."""
-
     def on_exit(self, status: int) -> None:
         """Settle what the bootstrap left undone; called from the process's thread."""
-        self.hear_out()
         self.log.drain()
         platform, ended = self.platform, describe_status(status)
         with platform.lock:
@@ -1459,9 +1464,6 @@ class Instance:
                               "one starts another" % ended)
             self.exited(state, status)
         self.cleanup()
-
-    def hear_out(self) -> None:
-        """Take what the bootstrap sent before its end."""
 
     def exited(self, state: str, status: int) -> None:
         """The process has ended: settle what follows from that (lock held)."""
@@ -1595,7 +1597,7 @@ class PullInstance(Instance):
     # -- end --
 
     def on_limit(self, state: str) -> None:
-        limit_s = (self.function.init_timeout_s if self.is_starting
+        limit_s = (self.function.init_timeout_s if state in STARTING
                    else self.function.timeout_s)
         self.end(list(self.work), self.rules.ON_TIME[state], "%s within %g s" % (
             self.rules.NO_ANSWER[state], limit_s))
@@ -1603,12 +1605,13 @@ class PullInstance(Instance):
     def retire(self) -> None:
         self.session.stop()
 
-    def hear_out(self) -> None:
-        """What the bootstrap sent before its end counts [any.result.first]: close the
-        runtime API behind all that connected earlier, and let that end."""
+    def on_exit(self, status: int) -> None:
+        """Take what was sent before the end [any.result.first]: close the runtime API
+        behind all that connected earlier, and let that end."""
         if self.api is not None:
             self.api.close()
             self.api.join(LAST_WORDS_S)
+        super().on_exit(status)
 
     def exited(self, state: str, status: int) -> None:
         over = self.over_memory()
@@ -1668,7 +1671,7 @@ class RuntimeApi(Handler):
             return bool(instance.session.withdraw(self))
 
     def refused(self, violation: Violation) -> None:
-        """Something came that is not HTTP or no call: no effect but a violation."""
+        """No effect but a violation."""
         instance: PullInstance = self.server.app
         with instance.platform.lock:
             instance.violate(violation)
@@ -2250,17 +2253,18 @@ class PushInstance(Instance):
     def retire(self) -> None:
         self._move("stop")
 
-    def before_stop(self) -> None:
-        """Thaw, and call the pre-stop hook [fc.stop.order]."""
+    def stop(self) -> None:
+        """Thaw, call the pre-stop hook, end it [fc.stop.order]. Blocks for these."""
         with self._hook:
             if self.process is not None:
                 self.process.signal(signal.SIGCONT)
             if self.function.pre_stop and self.served and not self.has_ended():
                 self.hook("pre-stop", self.function.pre_stop_timeout_s)
+        super().stop()
 
     def exited(self, state: str, status: int) -> None:
         """Requests in flight notice the end by their connections."""
-        bound = list(self.work) if self.is_starting else []
+        bound = list(self.work) if state in STARTING else []
         self.end(bound, self.rules.ON_EXIT.get(state, ""),
                  self._exit_text(status, state) if bound else "")
         for invocation in self.work:
@@ -2487,13 +2491,8 @@ class Platform:
                 return
         function = self.function
         if len(self.instances) < function.max_instances:
-            instance = self._add_instance()
-            instance.take(invocation)
-            self.offer(instance)
-            if self.protocol == "fc" or first:
-                self.lock.later(start_thread, instance.start)
-            else:  # nothing to wait for but the start of a process
-                self.lock.later(instance.start)
+            self.queue.appendleft(invocation)
+            self._start_another()
         elif not function.max_instances:  # [any.queue.limit]
             self.settle(invocation, "throttled", message="the function is disabled: "
                         "max_instances is 0")
@@ -2506,14 +2505,10 @@ class Platform:
             if len(self.queue) == 1:
                 self.clock.set(self._queue_alarm, invocation.deadline)
 
-    def _add_instance(self) -> Instance:
+    def _start_another(self) -> None:
         instance = (PushInstance if self.protocol == "fc" else PullInstance)(self)
         self.instances.append(instance)
         self.counts["cold_starts"] += 1
-        return instance
-
-    def _start_another(self) -> None:
-        instance = self._add_instance()
         self.offer(instance)
         self.lock.later(start_thread, instance.start)
 
@@ -2560,7 +2555,7 @@ class Platform:
         if invocation.http_request is not None and kind in ("ok", "function-error"):
             answer = invocation.answer  # [fc.http.pass]
             status, headers = answer.status, headers + tuple(answer.fields)
-        invocation.outcome = outcome = Outcome(
+        invocation.outcome = Outcome(
             kind, shown, invocation.request_id, duration_ms,
             tuple(invocation.violations), message, status, headers,
             instance.log.take_tail() if instance is not None else b"")
@@ -2571,10 +2566,15 @@ class Platform:
         if self.on_trace:
             self.trace("outcome", request_id=invocation.request_id, kind=kind,
                        message=message, duration_ms=round(duration_ms, 3))
-        if started:
-            self.log_end(invocation, outcome)
+        if started and self._on_log is not None:
+            peak = instance.peak_mb() if instance is not None else 0.0
+            self.log_line(
+                1, invocation, duration=round(duration_ms), exact="%.3f" % duration_ms,
+                billed=math.ceil(duration_ms), peak_mb="%.3f" % peak,
+                memory_mb=self.function.memory_mb,
+                error="" if kind == "ok" else ", Error: " + message)
         if invocation.on_done is not None:
-            self.lock.later(invocation.on_done, outcome)
+            self.lock.later(invocation.on_done, invocation.outcome)
         if invocation.gate is not None:
             invocation.gate.open()
         return True
@@ -2634,7 +2634,7 @@ class Platform:
                 over = instance.over_memory()
                 if over:
                     instance.end(list(instance.work), "out-of-memory", over)
-            if any(not instance.is_idle for instance in watched):
+            if any(one.session.state not in IDLE for one in watched):
                 self.watch_memory()
 
     def environment(self, facts: Facts) -> Dict[str, str]:
@@ -2683,25 +2683,13 @@ class Platform:
         self.write_log((b"\n" if self._mid_line else b"")
                        + line.encode("utf-8", "backslashreplace"))
 
-    def log_start(self, invocation: Invocation) -> None:
-        """Print the vendor's line for the start of an invocation, before anybody gets
-        its event (lock held)."""
+    def log_line(self, number: int, invocation: Invocation, **facts: object) -> None:
+        """Print a vendor's line: 0 before an invocation begins, 1 when it has ended."""
         if self._on_log is not None:
-            self.note_line(self.rules.LOG_LINES[0].format(
-                request_id=invocation.request_id, utc=utc_now(), call="Invoke",
-                version=self.facts["version"]))
-
-    def log_end(self, invocation: Invocation, outcome: Outcome) -> None:
-        """Print the vendor's line for the end of an invocation (lock held)."""
-        if self._on_log is None:
-            return
-        peak = invocation.instance.peak_mb() if invocation.instance else 0.0
-        self.note_line(self.rules.LOG_LINES[1].format(
-            request_id=invocation.request_id, utc=utc_now(), call="Invoke",
-            duration=round(outcome.duration_ms), exact="%.3f" % outcome.duration_ms,
-            billed=math.ceil(outcome.duration_ms), peak_mb="%.3f" % peak,
-            memory_mb=self.function.memory_mb,
-            error="" if outcome.kind == "ok" else ", Error: " + outcome.message))
+            self.note_line(self.rules.LOG_LINES[number].format(
+                request_id=invocation.request_id, call="Invoke", utc=time.strftime(
+                    "%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                version=self.facts["version"], **facts))
 
     def trace(self, what: str, **facts: object) -> None:
         """Report a message or a change of state."""
@@ -2709,11 +2697,6 @@ class Platform:
             passed = time.monotonic() - self._begun
             self._tell(self.on_trace,
                        dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
-
-
-def utc_now() -> str:
-    """Return the time as fg's log shows it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def reachable_host() -> str:
@@ -3068,19 +3051,16 @@ def open_trace(path: str) -> Talk:
         raise ValueError("--trace %s: %s" % (path, error.strerror))
 
 
-def counted(number: int, what: str) -> str:
-    """Write `1 instance`, `2 instances`."""
-    return "%d %s%s" % (number, what, "" if number == 1 else "s")
-
-
 def summary(platform: Platform) -> str:
     """Say in one line what happened."""
     counts, broken = platform.counts, len(platform.violations)
+    calls, starts, rules = (
+        "%d %s%s" % (number, what, "" if number == 1 else "s") for number, what in (
+            (counts["accepted"], "invocation"), (counts["cold_starts"], "cold start"),
+            (broken, "broken rule")))
     kinds = ", ".join("%d %s" % (counts[kind], kind) for kind in KINDS if counts[kind])
-    return "%s: %s; %s%s" % (
-        counted(counts["accepted"], "invocation"), kinds or "none",
-        counted(counts["cold_starts"], "cold start"),
-        "; " + counted(broken, "broken rule") if broken else "")
+    return "%s: %s; %s%s" % (calls, kinds or "none", starts,
+                             "; " + rules if broken else "")
 
 
 def exports(env: Dict[str, str]) -> str:
@@ -3092,57 +3072,51 @@ def exports(env: Dict[str, str]) -> str:
 
 # ---- command line: JSON lines ----
 
-class Adapter:
-    """The JSON-lines adapter of the conformance kit (--jsonl). An outcome keeps its
-    slot until it is printed, so a reader who pauses stops the invocations, not the
-    memory."""
+def run_lines(platform: Platform, lines: Iterable[bytes], parallel: int) -> bool:
+    """Invoke for each line of the conformance kit (--jsonl), so many at a time; return
+    whether all were ok. An outcome keeps its slot until it is printed, so a reader who
+    pauses stops the invocations, not the memory. Raises OSError that names stdout."""
+    slots, stdout = threading.Semaphore(parallel), Talk(1)
+    all_ok = True
 
-    def __init__(self, platform: Platform, parallel: int) -> None:
-        self._platform = platform
-        self._parallel = parallel
-        self._slots = threading.Semaphore(parallel)
-        self._stdout = Talk(1)
-        self.all_ok = True
+    def show(document: Dict[str, object]) -> None:
+        nonlocal all_ok
+        all_ok = all_ok and document["kind"] == "ok"
+        stdout.write(json.dumps(document).encode() + b"\n")
+        slots.release()
 
-    def run(self, lines: Iterable[bytes]) -> None:
-        """Invoke for each line; returns when every outcome is printed. Raises OSError
-        that names stdout when that cannot be."""
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                self._slots.acquire()
-                self._stdout.result(b"")
-                self._take(number, line)
-        for _ in range(self._parallel):  # every outcome is printed
-            self._slots.acquire()
-        self._stdout.result(b"")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            slots.acquire()
+            stdout.result(b"")
+            submit_line(platform, number, line, show)
+    for _ in range(parallel):  # every outcome is printed
+        slots.acquire()
+    stdout.result(b"")
+    return all_ok
 
-    def _take(self, number: int, line: bytes) -> None:
-        """Place an invocation in this thread, so that they queue in order
-        [any.queue.order]; wait for it in another."""
-        platform, identity = self._platform, None
-        try:
-            document = json.loads(line)
-            if not isinstance(document, dict):
-                raise ValueError("an object is expected")
-            json.dumps(document.get("id"), allow_nan=False)  # Python reads NaN
-            identity = document.get("id")
-            event, request = parse_invocation(platform.protocol, document)
-        except (ValueError, TypeError, RecursionError) as error:
-            self._print({"id": identity, "kind": "invalid-line",
-                         "message": "line %d: %s" % (number, error)})
-            return
-        invocation = Invocation(
-            platform.rules.new_id(), event, request, on_done=lambda outcome:
-            self._print(outcome_document(identity, outcome)))
-        platform.submit(invocation)
-        if platform.protocol == "fc":
-            start_thread(platform.finish, invocation)
 
-    def _print(self, document: Dict[str, object]) -> None:
-        """Print an outcome, from whatever thread has it."""
-        self.all_ok = self.all_ok and document["kind"] == "ok"
-        self._stdout.write(json.dumps(document).encode() + b"\n")
-        self._slots.release()
+def submit_line(platform: Platform, number: int, line: bytes,
+                show: Callable[[Dict[str, object]], None]) -> None:
+    """Place an invocation in this thread, so that they queue in order
+    [any.queue.order]; wait for it in another."""
+    identity = None
+    try:
+        document = json.loads(line)
+        if not isinstance(document, dict):
+            raise ValueError("an object is expected")
+        json.dumps(document.get("id"), allow_nan=False)  # Python reads NaN
+        identity = document.get("id")
+        event, request = parse_invocation(platform.protocol, document)
+    except (ValueError, TypeError, RecursionError) as error:
+        show({"id": identity, "kind": "invalid-line",
+              "message": "line %d: %s" % (number, error)})
+        return
+    invocation = Invocation(platform.rules.new_id(), event, request, on_done=lambda
+                            outcome: show(outcome_document(identity, outcome)))
+    platform.submit(invocation)
+    if platform.protocol == "fc":
+        start_thread(platform.finish, invocation)
 
 
 def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
@@ -3225,13 +3199,12 @@ def invoke_all(platform: Platform, options: argparse.Namespace, events: List[byt
         outcome = platform.invoke(event)
         body = outcome.body
         stdout.result(body if body.endswith(b"\n") or not body else body + b"\n")
-        all_ok = all_ok and outcome.kind == "ok"
+        all_ok &= outcome.kind == "ok"
         talk.failed(outcome)
     if options.jsonl:
-        adapter = Adapter(platform, options.parallel or 1)
         # a file of its own: the interpreter closes sys.stdin while we read
-        adapter.run(open(0, "rb", closefd=False))
-        all_ok = all_ok and adapter.all_ok
+        all_ok &= run_lines(platform, open(0, "rb", closefd=False),
+                            options.parallel or 1)
     return all_ok
 
 
@@ -3284,6 +3257,8 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         worker = start_thread(report, news, lambda: invoke_all(platform, options,
                                                                events, talk))
         found = news.get()
+        if isinstance(found, OSError):
+            raise found
         if address is not None and isinstance(found, bool):
             serve(platform, address, talk, news)
     if events or address is not None:
@@ -3291,8 +3266,6 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     if trace.failure is not None and trace is not talk:
         talk.note("--trace %s is not whole: %s" % (options.trace,
                                                    trace.failure.strerror))
-    if isinstance(found, OSError):
-        raise found
     if isinstance(found, signal.Signals):
         worker.join(LAST_WORDS_S)
         return INTERRUPTED
