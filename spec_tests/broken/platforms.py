@@ -20,11 +20,13 @@ from typing import Any, Callable, Dict, Tuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "reference"))
 
+import emulator  # noqa: E402
 import fc_platform  # noqa: E402
 import fg_platform  # noqa: E402
 import scf_platform  # noqa: E402
 
 PLATFORMS: Dict[str, Any] = {"fc": fc_platform, "scf": scf_platform, "fg": fg_platform}
+IN_THE_TOOL = ("sends_all_at_once",)  # the small one sends one at a time
 Change = Callable[[Any], object]
 BROKEN: Dict[str, Tuple[str, str, Change]] = {}  # name -> protocol, rule, what to do
 
@@ -233,14 +235,10 @@ def any_path_will_do(platform: Any) -> None:
     platform.request_problem = lambda function, target, headers: ""
 
 
-def sends_all_at_once(platform: Any) -> None:
-    move = platform.Session.move
-
-    def admit(self: Any, call: str) -> object:
-        self.concurrency = 200
-        return move(self, call)
-
-    platform.Session.move = admit
+def sends_all_at_once(_: Any) -> None:
+    if "--concurrency" in sys.argv[:-1]:
+        place = sys.argv.index("--concurrency") + 1
+        sys.argv[place] = sys.argv[place].replace("2", "3")
 
 
 breaks(("fg", "any.env.names", takes_any_variable),
@@ -307,7 +305,7 @@ def last_results_do_not_count(platform: Any) -> None:
 
 
 def last_answers_do_not_count(platform: Any) -> None:
-    exchange = platform.Instance.exchange
+    exchange = platform.Platform.exchange
 
     def forget(self: Any, *arguments: object) -> object:
         answer = exchange(self, *arguments)
@@ -315,7 +313,7 @@ def last_answers_do_not_count(platform: Any) -> None:
             raise platform.Failure("exit", "the end was faster")
         return answer
 
-    platform.Instance.exchange = forget
+    platform.Platform.exchange = forget
 
 
 breaks(("scf", "any.process.group", kills_the_leader_alone),
@@ -423,14 +421,14 @@ def writes_and_forgets_the_time(platform: Any) -> None:
 
 
 def each_byte_gives_more_time(platform: Any) -> None:
-    dial = platform.Instance.dial
+    dial = platform.Platform.dial
 
     def dial_with_limit(self: Any, deadline: float) -> Any:
         connection = dial(self, deadline)
         connection.sock.settimeout(self.function.timeout_s)
         return connection
 
-    platform.Instance.dial = dial_with_limit
+    platform.Platform.dial = dial_with_limit
     threading.Timer.start = lambda self: None  # type: ignore[method-assign]
 
 
@@ -458,7 +456,8 @@ def main() -> int:
     del sys.argv[1]  # the platform reads the rest
     changes = {"correct": correct, **{key: entry[2] for key, entry in BROKEN.items()}}
     changes[name](PLATFORMS[protocol])
-    status: int = PLATFORMS[protocol].main()
+    program: Any = emulator if name in IN_THE_TOOL else PLATFORMS[protocol]
+    status: int = program.main()
     return status
 
 

@@ -31,7 +31,8 @@ def start(name: str, role: str, protocol: str, rule: str = "") -> kit.Implementa
     platform lacks what the small ones lack, unless that is what is broken."""
     program = TESTS / "broken" / f"{role}s.py"
     command = (sys.executable, *module_words(program), name)
-    lacks = GAPS.get(("small", protocol), ()) if role == "platform" else ()
+    is_small = role == "platform" and name not in platforms.IN_THE_TOOL
+    lacks = GAPS.get(("small", protocol), ()) if is_small else ()
     without = tuple(one for one in lacks if one != "hostile" or rule not in HOSTILE)
     return kit.Implementation(name, protocol, command, str(program.parent), without, (),
                               PATIENCE_S)

@@ -75,7 +75,7 @@ def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
         number = instance.park()
         run.settle()
         run.issue(b"x" * LARGE_BYTES)
-        run.wait(0.3)
+        run.wait(0.8)
         same(LARGE_BYTES, instance.fetch(number).body_bytes, "bytes of the event")
         run.finish(instance)
         run.discard_idle()

@@ -26,9 +26,9 @@ import scripted_bootstrap
 import wire
 from emulator import Platform
 
-__all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event", "fifo",
-           "held", "open_door", "outcome_of", "process_state", "processes", "scale",
-           "until", "within"]
+__all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event",
+           "fifo", "held", "open_door", "outcome_of", "process_state", "processes",
+           "scale", "until", "within"]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
 PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))

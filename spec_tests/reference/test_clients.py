@@ -38,8 +38,8 @@ FETCH = {"dump": '-LD "$HEAD" -X GET', "http-1.0": '-0 -D "$HEAD"',
          "compressed": '--compressed -D "$HEAD"'}
 POST = {"argument": 'curl -sS -X POST -d "$RESULT"',
         "stdin": 'echo -n "$RESULT" | curl -sS --data-binary @-',
-        "chunked": 'echo -n "$RESULT" | curl -sS -X POST -H "Transfer-Encoding: chunked" '
-                   "-T -",
+        "chunked": 'echo -n "$RESULT" | curl -sS -X POST -T - '
+                   '-H "Transfer-Encoding: chunked"',
         "expect": 'curl -sS -H "Expect: 100-continue" -d "$RESULT"',
         "no-type": 'curl -sS -H "Content-Type;" -d "$RESULT"',
         "http-1.0": 'curl -0 -sS -d "$RESULT"'}

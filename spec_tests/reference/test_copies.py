@@ -36,7 +36,8 @@ def copy(name: str, folder: pathlib.Path, new_name: str, version: Version) -> st
     source = (REFERENCE / name).read_text(encoding="utf-8")
     assert source.startswith("#!/usr/bin/env python3\n")
     program = folder / new_name
-    program.write_text("#!%s -I\n%s" % (interpreters()[version], source), encoding="utf-8")
+    program.write_text("#!%s -I\n%s" % (interpreters()[version], source),
+                       encoding="utf-8")
     program.chmod(0o755)
     return str(program)
 
@@ -77,7 +78,7 @@ def test_copy_of_the_emulator(version: Version, tmp_path: pathlib.Path) -> None:
         shutil.copy(str(REFERENCE / (protocol + "_platform.py")), str(tmp_path))
     program = copy("emulator.py", tmp_path, "emulator.py", version)
     code = scripted_bootstrap.place(tmp_path / "code")
-    command = [interpreters()[version], program, "scf", code]  # -I would hide the others
+    command = [interpreters()[version], program, "scf", code]
     assert run(*command, "--event", "hello") == "hello\n"
 
 

@@ -1,5 +1,5 @@
 # test_static.py: what can be said about the files without running them (MIT).
-"""Types, syntax, form: mypy, bash -n, go vet, gofmt, lengths, and no machine's paths."""
+"""Types, syntax, form: mypy, bash -n, go vet, gofmt, lengths, no machine's paths."""
 
 import ast
 import functools
@@ -55,7 +55,7 @@ def test_bash_syntax(path: pathlib.Path) -> None:
 def test_bash_samples_are_found() -> None:
     """The samples and the script of the CI are among the scripts checked."""
     names = {name_of(path) for path in BASH}
-    assert {"examples/bash/%s/bootstrap" % name for name in ("fc", "scf", "fg")} <= names
+    assert {"examples/bash/%s/bootstrap" % one for one in ("fc", "scf", "fg")} <= names
     assert ".ci/run" in names
 
 
@@ -147,9 +147,10 @@ def test_imports(path: pathlib.Path) -> None:
 
 
 # somebody's home, this checkout, other folders that only one machine has
+HOME = str(pathlib.Path.home())
 MACHINE = re.compile("|".join(re.escape(text) for text in {
-    str(ROOT), str(pathlib.Path.home()) if str(pathlib.Path.home()) != "/" else str(ROOT),
-    "/Users" + "/", "/home" + "/", "C:" + "\\Users"}) + r"|/root\b|\.\./shared\b|/work/")
+    str(ROOT), HOME if HOME != "/" else str(ROOT), "/Users" + "/", "/home" + "/",
+    "C:" + "\\Users"}) + r"|/root\b|\.\./shared\b|/work/")
 
 
 @pytest.mark.parametrize("path", LISTED, ids=name_of)
