@@ -27,7 +27,7 @@ GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
     ("bash", "fc"): ("concurrency",),
     ("small", "scf"): ("instances", "memory", "packages", "slow-heads", "hostile"),
     ("small", "fg"): ("instances", "memory", "packages", "slow-heads", "hostile"),
-    ("small", "fc"): ("instances", "memory", "packages", "upgrade"),
+    ("small", "fc"): ("instances", "memory", "packages", "upgrade", "hostile"),
 }
 
 
