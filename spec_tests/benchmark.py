@@ -49,7 +49,6 @@ REFERENCE = os.path.join(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "reference")
 PYTHON = [sys.executable, "-S"]     # what `site` loads is the machine's, not ours
 EMULATOR = os.path.join(REFERENCE, "emulator.py")
-BOOTSTRAP = os.path.join(REFERENCE, "bootstrap.py")
 
 Sample = Dict[str, float]
 Found = Dict[str, Dict[str, List[float]]]     # goal key -> column -> one value per turn
@@ -106,11 +105,11 @@ GOALS = [
          "ms", "<=", 1.5),
     Goal("readiness", "late", "listen() to found, server up after 200 ms",
          "ms", "<=", 6),
-    Goal("first-poll", "bare", "bootstrap.py to first poll, over import socket, json",
+    Goal("first-poll", "bare", "scf_bootstrap.py to first poll, over import socket, json",
          "ratio", "<=", 1.3, 1.15),
-    Goal("loop", "raw", "pull loop of bootstrap.py: throughput, over a raw loop",
+    Goal("loop", "raw", "pull loop of scf_bootstrap.py: throughput, over a raw loop",
          "ratio", ">=", 0.9),
-    Goal("server", "stock", "push server of bootstrap.py, 8 connections, over stock",
+    Goal("server", "stock", "fc_bootstrap.py, 8 connections: throughput, over stock",
          "ratio", ">=", 2.5, 3),
     Goal("storm", "all", "256 connections opened at once, until all are answered",
          "s", "<=", 1),
@@ -874,7 +873,7 @@ sock.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n"
 sock.close()
 '''
 
-# What a user of bootstrap.py writes.
+# What a user of the bootstraps writes.
 ECHO_HANDLER = '''
 def main_handler(event, context):
     return event
@@ -1374,14 +1373,15 @@ def readiness_once(lab: Lab, server: Server) -> float:
     return float(body)
 
 
-# ---- rows: bootstrap.py ----
+# ---- rows: the bootstraps ----
 
-def bootstrap_folder(lab: Lab) -> str:
-    """Return a function folder with bootstrap.py as `bootstrap` and an echo handler."""
-    if not os.path.exists(BOOTSTRAP):
-        raise Unmeasured("no reference/bootstrap.py")
-    with open(BOOTSTRAP) as file:
-        folder = lab.function("python", file.read())
+def bootstrap_folder(lab: Lab, protocol: str) -> str:
+    """Return a function folder with our `bootstrap` and an echo handler."""
+    path = os.path.join(REFERENCE, protocol + "_bootstrap.py")
+    if not os.path.exists(path):
+        raise Unmeasured("no " + path)
+    with open(path) as file:
+        folder = lab.function(protocol + "-python", file.read())
     with open(os.path.join(folder, "index.py"), "w") as file:
         file.write(ECHO_HANDLER)
     return folder
@@ -1392,7 +1392,7 @@ def bootstrap_argv(folder: str) -> List[str]:
 
 
 def first_poll(lab: Lab) -> Found:
-    folder, count = bootstrap_folder(lab), 3 if lab.quick else 7
+    folder, count = bootstrap_folder(lab, "scf"), 3 if lab.quick else 7
     argv = bootstrap_argv(folder)
     bare = [*PYTHON, "-c", "import socket, json"]
     lab.load("first_poll", argv=argv, folder=folder)    # index.py gets compiled
@@ -1405,7 +1405,7 @@ def first_poll(lab: Lab) -> Found:
 
 
 def loop(lab: Lab) -> Found:
-    mine, raw = bootstrap_folder(lab), lab.function("pull", PULL_LOOP)
+    mine, raw = bootstrap_folder(lab, "scf"), lab.function("pull", PULL_LOOP)
     sides: Dict[str, Callable[[], Sample]] = {}
 
     def feed(port: int) -> Callable[[], Sample]:
@@ -1423,7 +1423,7 @@ def loop(lab: Lab) -> Found:
 
 
 def server(lab: Lab) -> Found:
-    folder, port = bootstrap_folder(lab), free_port()
+    folder, port = bootstrap_folder(lab, "fc"), free_port()
     lab.servers.append(Server(bootstrap_argv(folder), folder, {
         "FC_SERVER_PORT": str(port), "FC_CUSTOM_LISTEN_PORT": str(port),
         "FC_FUNCTION_HANDLER": "index.main_handler", "FC_FUNCTION_NAME": "benchmark",
@@ -1437,7 +1437,7 @@ def server(lab: Lab) -> Found:
     taken = interleave(lab.rounds, {
         "measured": turn(port, PUSH_HOST), "stock": turn(stock.port, "127.0.0.1")})
     if sum(each["errors"] for each in taken["measured"]):
-        raise Unmeasured("wrong answers from bootstrap.py")
+        raise Unmeasured("wrong answers from fc_bootstrap.py")
     describe(lab, taken, "rate", "/s")
     return {"stock": over(taken, "stock", "rate")}
 
