@@ -16,9 +16,9 @@ Result: bytes go out as they are, str as UTF-8, None as nothing, all else as JSO
 An exception fails the invocation; SystemExit and KeyboardInterrupt end the process.
 
 Each connection has a thread, so handlers run concurrently. HTTP invocations go to the
-handler if its parameters are named `environ, start_response` (so do events, as requests
-for POST /invoke), else to the WSGI application that its module calls `application`. Its
-functions `initialize(context)`, `pre_freeze(context)`, `pre_stop(context)` are the hooks.
+handler if its parameters are named `environ, start_response` (as do events, POST /invoke
+requests then), else to the WSGI application that its module calls `application`. Hooks
+are its functions `initialize(context)`, `pre_freeze(context)`, `pre_stop(context)`.
 
 It does not: limit time or memory, install packages, speak TLS.
 """
@@ -49,7 +49,6 @@ __version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Context", "main"]
 
 LINE_MAX_BYTES = 65536  # of a head, which has 8 KB in the cloud
-BODY_MAX_BYTES = 64 * 1024 * 1024  # twice the largest event
 PAUSE_S = 0.05  # when no connection can be accepted, since files or threads ran out
 DECODER = json.JSONDecoder(parse_constant=int)  # int() refuses NaN, as RFC 8259 does
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -61,8 +60,8 @@ ENV = dict(os.environ)
 PORT = ENV.get("FC_SERVER_PORT") or ENV.get("FC_CUSTOM_LISTEN_PORT") or "9000"
 HANDLER = ENV.get("FC_FUNCTION_HANDLER") or "index.main_handler"
 CODE_FOLDER = ENV.get("FC_FUNC_CODE_PATH") or "."
-HOOKS = {"/initialize": "initialize", "/pre-freeze": "pre_freeze",
-         "/pre-stop": "pre_stop"}
+CREDENTIALS = "ALIBABA_CLOUD_"
+CALLS = ("POST /invoke", "POST /initialize", "GET /pre-freeze", "GET /pre-stop")
 # The vendor's pages differ in which of the two counts, so both say the same.
 # [fc.invoke.status] [fc.invoke.success-field]
 ANSWERS = {
@@ -86,33 +85,27 @@ class Context:
         self.headers = headers  # by lower-case name
         self.event_bytes = event  # [any.event.opaque]
         self.received_s = monotonic()
+        self.request_id = headers.get("x-fc-request-id", "")
+        self.function_name = self.find("x-fc-function-name", "FC_FUNCTION_NAME")
+        self.function_version = self.find("x-fc-version-id", "FC_FUNCTION_VERSION")
+        self.region = self.find("x-fc-region", "FC_REGION")
+        self.account_id = self.find("x-fc-account-id", "FC_ACCOUNT_ID")
+        memory_mb = self.find("x-fc-function-memory", "FC_FUNCTION_MEMORY_SIZE")
+        time_limit_s = to_number(self.find("x-fc-function-timeout", "FC_TIMEOUT"))
+        self.memory_mb = to_number(memory_mb)
+        self.time_limit_ms = time_limit_s and time_limit_s * 1000
+        self.credentials = Members(
+            access_key_id=self.find("x-fc-access-key-id", CREDENTIALS + "ACCESS_KEY_ID"),
+            access_key_secret=self.find(
+                "x-fc-access-key-secret", CREDENTIALS + "ACCESS_KEY_SECRET"),
+            security_token=self.find(
+                "x-fc-security-token", CREDENTIALS + "SECURITY_TOKEN"))
+        self.function = Members(name=self.function_name, handler=HANDLER,
+                                memory=self.memory_mb, timeout=time_limit_s)
 
-    def find(self, field: str, *variables: str) -> "Optional[str]":
-        """Return the first value that is not empty. [fc.headers.tolerant]"""
-        values = [self.headers.get(field)] + [ENV.get(name) for name in variables]
-        return next(filter(None, values), None)
-
-    # Looked up when they are asked for: most handlers never do.
-    request_id = property(lambda self: self.headers.get("x-fc-request-id", ""))
-    memory_mb = property(lambda self: to_number(
-        self.find("x-fc-function-memory", "FC_FUNCTION_MEMORY_SIZE")))
-    time_limit_ms = property(lambda self: to_number(
-        (self.find("x-fc-function-timeout", "FC_TIMEOUT") or "-") + "000"))
-    function_name = property(lambda self: self.find(
-        "x-fc-function-name", "FC_FUNCTION_NAME"))
-    function_version = property(lambda self: self.find(
-        "x-fc-version-id", "FC_FUNCTION_VERSION", "FC_VER_ID"))
-    region = property(lambda self: self.find("x-fc-region", "FC_REGION"))
-    account_id = property(lambda self: self.find("x-fc-account-id", "FC_ACCOUNT_ID"))
-    credentials = property(lambda self: Members(
-        access_key_id=self.find("x-fc-access-key-id", "ALIBABA_CLOUD_ACCESS_KEY_ID"),
-        access_key_secret=self.find(
-            "x-fc-access-key-secret", "ALIBABA_CLOUD_ACCESS_KEY_SECRET"),
-        security_token=self.find(
-            "x-fc-security-token", "ALIBABA_CLOUD_SECURITY_TOKEN")))
-    function = property(lambda self: Members(
-        name=self.function_name, handler=HANDLER, memory=self.memory_mb,
-        timeout=self.time_limit_ms and self.time_limit_ms // 1000))
+    def find(self, field: str, variable: str) -> "Optional[str]":
+        # FC sends what it does not know as an empty field. [fc.headers.tolerant]
+        return self.headers.get(field) or ENV.get(variable) or None
 
     def remaining_ms(self) -> "Optional[int]":
         """Return the most that can be left of the time limit."""
@@ -120,8 +113,8 @@ class Context:
         return self.time_limit_ms and max(0, self.time_limit_ms - used_ms)
 
 
-def to_number(text: str) -> "Optional[int]":
-    return int(text) if text.isdecimal() else None
+def to_number(text: "Optional[str]") -> "Optional[int]":
+    return int(text) if text and text.isdecimal() else None
 
 
 # ---- event, result, error ----
@@ -172,17 +165,6 @@ def log(text: str = "") -> None:
         pass  # nobody reads the log, which is no reason to fail an invocation
 
 
-def accept_values(loads: "Callable[..., Any]") -> "Callable[..., Any]":
-    """Return json.loads as handlers of FC's own runtime need it.
-
-    That hands out bytes, so they begin with json.loads(event); ours is parsed already.
-    """
-    def load(text: "Any", *args: "Any", **kwargs: "Any") -> "Any":
-        is_value = isinstance(text, (dict, list))
-        return text if is_value else loads(text, *args, **kwargs)
-    return load
-
-
 # ---- the handler ----
 
 class Handler:
@@ -194,7 +176,9 @@ class Handler:
         name, _, function = HANDLER.replace("/", ".").rpartition(".")
         folders = [os.path.abspath(folder) for folder in (CODE_FOLDER, ".", HERE)]
         sys.path[:0] = folders
-        json.loads = accept_values(json.loads)
+        loads = json.loads  # of the event, which FC's own runtime hands out as bytes
+        json.loads = lambda text, **options: (
+            text if isinstance(text, (dict, list)) else loads(text, **options))
         try:
             __import__(name)
             self.module = sys.modules[name]
@@ -225,7 +209,8 @@ class Handler:
         with self.lock:
             if self.event_loop is None:  # one for all, as clients stay with theirs
                 self.event_loop = asyncio.new_event_loop()
-                threading.Thread(target=self.event_loop.run_forever, daemon=True).start()
+                run_forever = self.event_loop.run_forever
+                threading.Thread(target=run_forever, daemon=True).start()
         return asyncio.run_coroutine_threadsafe(coroutine, self.event_loop).result()
 
 
@@ -253,7 +238,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.pipe, self.wake_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
         super().__init__(("0.0.0.0", port), Request)  # [fc.start.port]
-        # Signals are noticed in `run`, and none that comes just before select() is lost.
+        # The interpreter writes, so that a signal just before select() is noticed, too.
         signal.set_wakeup_fd(self.wake_fd)
         for number in (signal.SIGTERM, signal.SIGINT):  # [any.stop.bootstrap]
             signal.signal(number, self.on_signal)
@@ -267,7 +252,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def run(self) -> None:
         """Serve until a signal comes and what has arrived is answered."""
         while not self.is_stopping and self.fatal is None:
-            if self.socket in select.select([self.pipe, self.socket], [], [])[0]:
+            ready = select.select([self.pipe, self.fileno()], [], [])[0]
+            if self.fileno() in ready:
                 self.handle_request()
             else:
                 os.read(self.pipe, 4096)
@@ -295,21 +281,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.threads[request] = thread
         thread.start()
 
-    def process_request_thread(self, request: "Any", client_address: "Any") -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        except BaseException as error:
-            self.fatal = error
-            os.write(self.wake_fd, b"\0")
-
     def handle_error(self, request: "Any", client_address: "Any") -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):  # else the peer has gone, or said nothing
-            log(f"bootstrap: a connection ends: {error!r}\n")
-
-    def shutdown_request(self, request: "Any") -> None:
         self.threads.pop(request, None)
-        super().shutdown_request(request)
+        log(f"bootstrap: a connection ends: {sys.exc_info()[1]}\n")
 
 
 class Request(BaseHTTPRequestHandler):
@@ -320,24 +294,32 @@ class Request(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server = None  # type: Any
 
-    def handle_one_request(self) -> None:
-        # No time limit while idle. [fc.connection.keep-alive]
-        first = self.rfile.readline(LINE_MAX_BYTES)
-        self.close_connection = True
-        if not first:
-            return  # gone, or a probe that sent nothing [fc.start.silent-connection]
+    def handle(self) -> None:
         try:
-            self.read_request(first)
+            super().handle()
+        except OSError:
+            pass  # gone, maybe a probe that sent nothing [fc.start.silent-connection]
+        except BaseException as error:  # exit() in a handler must end the process
+            self.server.fatal = error
+            os.write(self.server.wake_fd, b"\0")
+        finally:
+            self.server.threads.pop(self.request, None)
+
+    def handle_one_request(self) -> None:
+        self.close_connection = True
+        try:
+            # No time limit while idle. [fc.connection.keep-alive]
+            self.read_request()
         except ValueError as error:
             self.command = ""
             self.answer("400 Bad Request", "", f"{error}\n".encode())
         else:
             self.dispatch()
-            log()
+            log()  # half lines, too
 
-    def read_request(self, first: bytes) -> None:
-        """Read the rest of a request. Raises ValueError if it is none."""
-        words = first.decode("latin-1").strip().split(" ")
+    def read_request(self) -> None:
+        """Raises ValueError if it is none, OSError if the connection ends."""
+        words = self.read_line().split(" ")
         if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
             raise ValueError("not an HTTP/1 request line")
         self.command, target, self.request_version = words
@@ -364,24 +346,19 @@ class Request(BaseHTTPRequestHandler):
             raise ConnectionError("the request broke off")
         return line.decode("latin-1").rstrip("\r\n")
 
-    def read_exactly(self, size: int) -> bytes:
-        if not 0 <= size <= BODY_MAX_BYTES:
-            raise ValueError("the body is too large")
-        data = self.rfile.read(size)
-        if len(data) < size:
-            raise ConnectionError("the request broke off")
-        return data
-
     def read_body(self, headers: "Dict[str, str]") -> bytes:
         length, coding = headers.get("content-length"), headers.get("transfer-encoding")
         if coding is None:
-            return self.read_exactly(int(length or 0))
+            body = self.rfile.read(int(length or 0))
+            if len(body) < int(length or 0):
+                raise ConnectionError("the request broke off")
+            return body
         if length is not None or coding.lower() != "chunked":
             raise ValueError("the length of the body is ambiguous")
         parts, size = [], 1
         while size:
             size = int(self.read_line().partition(";")[0], 16)
-            parts.append(self.read_exactly(size))
+            parts.append(self.rfile.read(size))
             while self.read_line():  # the end of the chunk, or the trailer
                 pass
         return b"".join(parts)
@@ -396,9 +373,11 @@ class Request(BaseHTTPRequestHandler):
     def dispatch(self) -> None:
         handler = self.server.handler  # type: Handler
         context = Context(self.fields, self.body)
-        kind = self.kind()
-        if kind in HOOKS:  # [fc.hook.answer]
-            hook = getattr(handler.module, HOOKS[kind], None)
+        call = f"{self.command} {self.path}"
+        kind = self.fields.get("x-fc-control-path") or (  # [fc.invoke.kind]
+            self.path if call in CALLS else "/http-invoke")
+        if kind in ("/initialize", "/pre-freeze", "/pre-stop"):  # [fc.hook.answer]
+            hook = getattr(handler.module, kind[1:].replace("-", "_"), None)
             ok, body = handler.run(hook, context) if hook else (True, b"")
             self.answer(ANSWERS[ok][0], "", body)
         elif kind == "/invoke" and not handler.is_wsgi:
@@ -412,61 +391,45 @@ class Request(BaseHTTPRequestHandler):
                 "errorType": "NotAnHttpHandler",
                 "errorMessage": "no WSGI application: the handler takes events only"}))
 
-    def kind(self) -> str:
-        """Return the control path; for a caller who sends none, what the path means."""
-        control = self.fields.get("x-fc-control-path")  # [fc.invoke.kind]
-        if control:
-            return control
-        if self.path in HOOKS and self.command in ("GET", "POST"):
-            return self.path
-        is_event = self.path == "/invoke" and self.command == "POST"
-        return "/invoke" if is_event else "/http-invoke"
-
 
 # ---- HTTP invocations: WSGI ----
-
-OWN_FIELDS = ("connection", "keep-alive", "transfer-encoding", "upgrade")
-
-
-def new_environ(request: Request) -> "Dict[str, Any]":
-    fields = request.fields
-    host, _, port = fields.get("host", "").rpartition(":")
-    environ = {
-        "REQUEST_METHOD": request.command,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": unquote_to_bytes(request.path).decode("latin-1"),
-        "QUERY_STRING": request.query,
-        "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port or "9000",
-        "SERVER_PROTOCOL": request.request_version,
-        "REMOTE_ADDR": fields.get("x-fc-client-ip") or request.client_address[0],
-        "CONTENT_TYPE": fields.get("content-type", ""),
-        "CONTENT_LENGTH": str(len(request.body)),
-        "wsgi.input_terminated": True,  # chunks have been decoded
-    }
-    for name, value in fields.items():
-        # A caller's field with underscores could pass for one of the platform's.
-        if "_" not in name and name not in ("content-type", "content-length",
-                                            "transfer-encoding"):
-            environ["HTTP_" + name.upper().replace("-", "_")] = value
-    return environ
-
 
 class WsgiCall(SimpleHandler):
     """One call of a WSGI application (PEP 3333), answered while it produces."""
     os_environ = {}  # type: Dict[str, str]
+    status = headers = result = bytes_sent = None  # type: Any
 
     def __init__(self, request: Request) -> None:
-        super().__init__(io.BytesIO(request.body), request.wfile, sys.stderr,
-                         new_environ(request))
+        super().__init__(io.BytesIO(request.body), io.BytesIO(), sys.stderr, {})
         self.request = request
-        self.head = b""
         self.has_begun = self.is_lost = self.is_chunked = False
-        self.due = None  # type: Optional[int]  # bytes of an announced body
+
+    def add_cgi_vars(self) -> None:
+        request, fields = self.request, self.request.fields
+        host, _, port = fields.get("host", "").rpartition(":")
+        self.environ.update({
+            "REQUEST_METHOD": request.command,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote_to_bytes(request.path).decode("latin-1"),
+            "QUERY_STRING": request.query,
+            "SERVER_NAME": host or "localhost",
+            "SERVER_PORT": port or PORT,
+            "SERVER_PROTOCOL": request.request_version,
+            "REMOTE_ADDR": fields.get("x-fc-client-ip") or request.client_address[0],
+            "CONTENT_TYPE": fields.get("content-type", ""),
+            "CONTENT_LENGTH": str(len(request.body)),
+            "wsgi.input_terminated": True})
+        for name, value in fields.items():
+            # Chunks have been decoded. And with an underscore, which becomes the same,
+            # a caller's field could pass for one of the platform's.
+            if "_" not in name and name not in (
+                    "content-type", "content-length", "transfer-encoding"):
+                self.environ["HTTP_" + name.upper().replace("-", "_")] = value
 
     def start_response(self, status: str, headers: "Any", exc_info: "Any" = None
                        ) -> "Any":
-        own = [field for field in headers if field[0].lower() not in OWN_FIELDS]
+        own = [field for field in headers if field[0].lower() not in (
+            "connection", "keep-alive", "transfer-encoding", "upgrade")]
         if not any(name.lower() == "x-fc-status" for name, _ in own):
             own.append(("x-fc-status", "200"))
         text = status + "".join(name + value for name, value in own)
@@ -482,37 +445,25 @@ class WsgiCall(SimpleHandler):
 
     def send_headers(self) -> None:
         """Leave the head for the first write, so that both go out in one piece."""
-        is_http_11 = self.request.request_version == "HTTP/1.1"
         may_have_body = self.status[:3] not in ("204", "304")
         self.has_body = may_have_body and self.request.command != "HEAD"
         if may_have_body and "Content-Length" not in self.headers:
-            self.set_content_length()
-        if "Content-Length" in self.headers:
-            self.due = int(self.headers["Content-Length"])
-        elif self.has_body and is_http_11:
+            self.set_content_length()  # if there is only one block
+        if self.has_body and "Content-Length" not in self.headers:
+            self.is_chunked = self.request.request_version == "HTTP/1.1"
+            self.request.close_connection |= not self.is_chunked
+        if self.is_chunked:
             self.headers["Transfer-Encoding"] = "chunked"
-            self.is_chunked = True
-        elif self.has_body:
-            self.request.close_connection = True  # which ends the body
         if self.request.close_connection:
             self.headers["Connection"] = "close"
         self.head = f"HTTP/1.1 {self.status}\r\n{self.headers}".encode("latin-1")
         self.headers_sent = True
 
     def _write(self, data: bytes) -> None:
-        if self.due is not None:
-            data = data[:self.due]
-            self.due -= len(data)
         if not self.has_body:
             data = b""
         elif self.is_chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        self.send(data)
-
-    def _flush(self) -> None:
-        pass  # nothing is kept back
-
-    def send(self, data: bytes) -> None:
         data, self.head, self.has_begun = self.head + data, b"", True
         try:
             self.request.wfile.write(data)
@@ -523,9 +474,12 @@ class WsgiCall(SimpleHandler):
 
     def finish_content(self) -> None:
         super().finish_content()
-        self.send(b"0\r\n\r\n" if self.is_chunked else b"")
-        if self.due and self.has_body:
-            raise RuntimeError("the body is shorter than its Content-Length")
+        self._write(b"")  # the head, if the application gave nothing
+        if self.is_chunked:
+            self.request.wfile.write(b"0\r\n\r\n")
+        length = self.headers["Content-Length"]
+        if self.has_body and length and int(length) != self.bytes_sent:
+            raise RuntimeError("the body is not as long as its Content-Length")
 
     def handle_error(self) -> None:
         error = sys.exc_info()[1]

@@ -105,7 +105,7 @@ GOALS = [
          "ms", "<=", 1.5),
     Goal("readiness", "late", "listen() to found, server up after 200 ms",
          "ms", "<=", 6),
-    Goal("first-poll", "bare", "scf_bootstrap.py to first poll, over import socket, json",
+    Goal("first-poll", "bare", "scf_bootstrap.py: first poll, over import socket, json",
          "ratio", "<=", 1.3, 1.15),
     Goal("loop", "raw", "pull loop of scf_bootstrap.py: throughput, over a raw loop",
          "ratio", ">=", 0.9),

@@ -4,7 +4,7 @@
 
     python3 spec_tests/benchmark_gateway.py [--quick] [--json]
 
-The worker is bootstrap.py with the test handler. Warm, twice: what dispatching costs, over
+The worker is fc_bootstrap.py with the test handler. Warm, twice: what dispatching costs, over
 a proxy that calls one worker directly through the gateway's own HTTP code; and what the
 gateway costs behind emulator.py fc, over the emulator calling the worker itself. Medians
 of the rounds' ratios, of the duration and of the processor time of all processes on a
@@ -32,7 +32,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 HERE = pathlib.Path(__file__).resolve().parent
 REFERENCE = HERE.parent / "reference"
 HANDLERS = HERE / "handlers" / "python"
-WORKER_ARGV = [sys.executable, "-I", "-S", str(REFERENCE / "bootstrap.py")]
+WORKER_ARGV = [sys.executable, "-I", "-S", str(REFERENCE / "fc_bootstrap.py")]
 HANDLER = "test_handler.handle"
 EVENT = b"x" * 64
 PATIENCE_S = 10.0

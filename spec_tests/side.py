@@ -25,7 +25,7 @@ __all__ = ["Reporter", "Sides"]
 # are busy until the last second. What is not named here runs in the main process: no file
 # that starts what it has just written (a fork of another thread holds that open).
 LOTS = (
-    ("test_faults_push.py", "test_gateway_workers.py", "test_bootstrap_unit.py",
+    ("test_faults_push.py", "test_gateway_workers.py", "test_bootstrap_files.py",
      "test_emulator_package.py"),
     ("test_lifecycle_process.py", "test_emulator_outcomes.py"),
     ("test_emulator_cli.py", "test_lifecycle_hooks.py", "test_lifecycle_http.py"),

@@ -19,7 +19,8 @@ from implementations import Version, interpreters
 from stage import within
 
 REFERENCE = pathlib.Path(__file__).resolve().parent.parent / "reference"
-FLOORS = {"bootstrap.py": (3, 6)}  # of the others: 3.8
+FLOORS = {protocol + "_bootstrap.py": (3, 6) for protocol in ("scf", "fg", "fc")}
+# of the others: 3.8
 OTHERS_FLOOR = (3, 8)
 HANDLER = "def handler(event, context):\n    return {'got': event}\n"
 
@@ -93,11 +94,11 @@ def test_fcc_end_nothing__floor(name: str, version: Version,
         assert container.ask("PUT", "/-/profiles", b"[]").status == 200
 
 
-@pytest.mark.parametrize("name,version", cases("bootstrap.py"))
-@pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
-def test_round_trip_of_a_bootstrap_copy(name: str, version: Version, protocol: str,
+@pytest.mark.parametrize("name,version", cases(*FLOORS))
+def test_round_trip_of_a_bootstrap_copy(name: str, version: Version,
                                         tmp_path: pathlib.Path) -> None:
-    """A copy of the bootstrap beside a handler serves each platform."""
+    """A copy of a bootstrap beside a handler serves its platform."""
+    protocol = name.partition("_")[0]
     copy(name, tmp_path, "bootstrap", version)
     (tmp_path / "mine.py").write_text(HANDLER)
     settings: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}

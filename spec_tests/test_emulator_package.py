@@ -339,7 +339,8 @@ def test_fc_start_failed__exit(tmp_path: pathlib.Path) -> None:
 def test_handler_that_does_not_exist(protocol: str, handler: str,
                                      tmp_path: pathlib.Path) -> None:
     """The reference bootstrap says what is missing, and the start fails at once."""
-    source = pathlib.Path(emulator.__file__).with_name("bootstrap.py").read_text()
+    source = pathlib.Path(emulator.__file__).with_name(
+        protocol + "_bootstrap.py").read_text()
     (tmp_path / "bootstrap").write_text("#!%s\n%s" % (sys.executable, source))
     (tmp_path / "bootstrap").chmod(0o755)
     (tmp_path / "index.py").write_text("def handler(event, context):\n    pass\n")

@@ -84,7 +84,7 @@ def worker_profile(options: Dict[str, object]) -> Dict[str, object]:
     root = gateways.GATEWAY.parent
     return {"name": "hello", "runtime": "custom", "signature": "1",
             "url": (gateways.HERE / "handlers" / "python").as_uri(),
-            "command": [sys.executable, str(root / "bootstrap.py")],
+            "command": [sys.executable, str(root / "fc_bootstrap.py")],
             "handler": "test_handler.handle", **options}
 
 
