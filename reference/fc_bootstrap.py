@@ -16,9 +16,9 @@ Result: bytes go out as they are, str as UTF-8, None as nothing, all else as JSO
 An exception fails the invocation; SystemExit and KeyboardInterrupt end the process.
 
 Each connection has a thread, so handlers run concurrently. HTTP invocations go to the
-handler if its parameters are named `environ, start_response` (as do events, POST /invoke
-requests then), else to the WSGI application that its module calls `application`. Hooks
-are its functions `initialize(context)`, `pre_freeze(context)`, `pre_stop(context)`.
+handler if its parameters are named `environ, start_response` (and so do events, then),
+else to the WSGI application that its module calls `application`. The module's functions
+`initialize(context)`, `pre_freeze(context)` and `pre_stop(context)` are the hooks.
 
 It does not: limit time or memory, install packages, speak TLS.
 """
@@ -60,14 +60,11 @@ ENV = dict(os.environ)
 PORT = ENV.get("FC_SERVER_PORT") or ENV.get("FC_CUSTOM_LISTEN_PORT") or "9000"
 HANDLER = ENV.get("FC_FUNCTION_HANDLER") or "index.main_handler"
 CODE_FOLDER = ENV.get("FC_FUNC_CODE_PATH") or "."
-CREDENTIALS = "ALIBABA_CLOUD_"
 CALLS = ("POST /invoke", "POST /initialize", "GET /pre-freeze", "GET /pre-stop")
 # The vendor's pages differ in which of the two counts, so both say the same.
 # [fc.invoke.status] [fc.invoke.success-field]
-ANSWERS = {
-    True: ("200 OK", "x-fc-status: 200\r\n"),
-    False: ("404 Not Found", "Content-Type: application/json\r\nx-fc-status: 404\r\n"),
-}
+ANSWERS = {True: ("200 OK", "x-fc-status: 200\r\n"), False: (
+    "404 Not Found", "Content-Type: application/json\r\nx-fc-status: 404\r\n")}
 
 
 class Members(dict):  # type: ignore[type-arg]
@@ -86,26 +83,23 @@ class Context:
         self.event_bytes = event  # [any.event.opaque]
         self.received_s = monotonic()
         self.request_id = headers.get("x-fc-request-id", "")
-        self.function_name = self.find("x-fc-function-name", "FC_FUNCTION_NAME")
-        self.function_version = self.find("x-fc-version-id", "FC_FUNCTION_VERSION")
-        self.region = self.find("x-fc-region", "FC_REGION")
-        self.account_id = self.find("x-fc-account-id", "FC_ACCOUNT_ID")
-        memory_mb = self.find("x-fc-function-memory", "FC_FUNCTION_MEMORY_SIZE")
-        time_limit_s = to_number(self.find("x-fc-function-timeout", "FC_TIMEOUT"))
+        self.function_name = self.find("function-name", "FC_FUNCTION_NAME")
+        self.function_version = self.find("version-id", "FC_FUNCTION_VERSION")
+        self.region = self.find("region", "FC_REGION")
+        self.account_id = self.find("account-id", "FC_ACCOUNT_ID")
+        memory_mb = self.find("function-memory", "FC_FUNCTION_MEMORY_SIZE")
+        time_limit_s = to_number(self.find("function-timeout", "FC_TIMEOUT"))
         self.memory_mb = to_number(memory_mb)
         self.time_limit_ms = time_limit_s and time_limit_s * 1000
-        self.credentials = Members(
-            access_key_id=self.find("x-fc-access-key-id", CREDENTIALS + "ACCESS_KEY_ID"),
-            access_key_secret=self.find(
-                "x-fc-access-key-secret", CREDENTIALS + "ACCESS_KEY_SECRET"),
-            security_token=self.find(
-                "x-fc-security-token", CREDENTIALS + "SECURITY_TOKEN"))
+        self.credentials = Members({
+            name: self.find(name.replace("_", "-"), "ALIBABA_CLOUD_" + name.upper())
+            for name in ("access_key_id", "access_key_secret", "security_token")})
         self.function = Members(name=self.function_name, handler=HANDLER,
                                 memory=self.memory_mb, timeout=time_limit_s)
 
     def find(self, field: str, variable: str) -> "Optional[str]":
         # FC sends what it does not know as an empty field. [fc.headers.tolerant]
-        return self.headers.get(field) or ENV.get(variable) or None
+        return self.headers.get("x-fc-" + field) or ENV.get(variable) or None
 
     def remaining_ms(self) -> "Optional[int]":
         """Return the most that can be left of the time limit."""
@@ -172,7 +166,6 @@ class Handler:
 
     def __init__(self) -> None:
         self.event_loop = None  # type: Any  # if functions are async
-        self.lock = threading.Lock()  # of the event loop
         name, _, function = HANDLER.replace("/", ".").rpartition(".")
         folders = [os.path.abspath(folder) for folder in (CODE_FOLDER, ".", HERE)]
         sys.path[:0] = folders
@@ -189,9 +182,9 @@ class Handler:
             describe_error(error)
             sys.exit(f"bootstrap: no handler '{HANDLER}' (file.function) in"
                      f" {' or '.join(folders)}: {error!r}")
-        self.is_wsgi = takes_environ(self.function)
-        self.application = (self.function if self.is_wsgi
-                            else getattr(self.module, "application", None))
+        self.application = self.function
+        if not takes_environ(self.function):
+            self.application = getattr(self.module, "application", None)
 
     def run(self, function: "Callable[..., Any]", *arguments: "Any"
             ) -> "Tuple[bool, bytes]":
@@ -206,12 +199,11 @@ class Handler:
 
     def wait_for(self, coroutine: "Any") -> "Any":
         import asyncio  # 40 ms, which the first event of an async function pays
-        with self.lock:
-            if self.event_loop is None:  # one for all, as clients stay with theirs
-                self.event_loop = asyncio.new_event_loop()
-                run_forever = self.event_loop.run_forever
-                threading.Thread(target=run_forever, daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self.event_loop).result()
+        loop = self.event_loop
+        if loop is None:  # for all, as clients stay with theirs; two are no harm
+            loop = self.event_loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
 def takes_environ(function: "Callable[..., Any]") -> bool:
@@ -252,8 +244,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def run(self) -> None:
         """Serve until a signal comes and what has arrived is answered."""
         while not self.is_stopping and self.fatal is None:
-            ready = select.select([self.pipe, self.fileno()], [], [])[0]
-            if self.fileno() in ready:
+            if self.fileno() in select.select([self.pipe, self.fileno()], [], [])[0]:
                 self.handle_request()
             else:
                 os.read(self.pipe, 4096)
@@ -282,43 +273,34 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         thread.start()
 
     def handle_error(self, request: "Any", client_address: "Any") -> None:
-        self.threads.pop(request, None)
         log(f"bootstrap: a connection ends: {sys.exc_info()[1]}\n")
+
+    def shutdown_request(self, request: "Any") -> None:
+        self.threads.pop(request, None)
+        super().shutdown_request(request)
 
 
 class Request(BaseHTTPRequestHandler):
-    """Reads one request after another from a connection, and answers each.
-
-    The inherited parser is three times as slow, and its answers are written in pieces.
-    """
+    """One request of a connection after another. The inherited parser is slower."""
     disable_nagle_algorithm = True
     server = None  # type: Any
 
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except OSError:
-            pass  # gone, maybe a probe that sent nothing [fc.start.silent-connection]
-        except BaseException as error:  # exit() in a handler must end the process
-            self.server.fatal = error
-            os.write(self.server.wake_fd, b"\0")
-        finally:
-            self.server.threads.pop(self.request, None)
-
     def handle_one_request(self) -> None:
-        self.close_connection = True
+        self.command, self.close_connection = "", True
         try:
-            # No time limit while idle. [fc.connection.keep-alive]
             self.read_request()
-        except ValueError as error:
-            self.command = ""
-            self.answer("400 Bad Request", "", f"{error}\n".encode())
-        else:
             self.dispatch()
             log()  # half lines, too
+        except ValueError as error:
+            self.answer("400 Bad Request", "", f"{error}\n".encode())
+        except OSError:  # gone, or a probe that sent nothing
+            self.close_connection = True  # [fc.start.silent-connection]
+        except BaseException as error:  # exit() in a handler must end the process
+            self.server.fatal, self.close_connection = error, True
+            os.write(self.server.wake_fd, b"\0")
 
     def read_request(self) -> None:
-        """Raises ValueError if it is none, OSError if the connection ends."""
+        """Raises ValueError if it is none; no time limit. [fc.connection.keep-alive]"""
         words = self.read_line().split(" ")
         if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
             raise ValueError("not an HTTP/1 request line")
@@ -367,22 +349,21 @@ class Request(BaseHTTPRequestHandler):
         if self.close_connection:
             fields += "Connection: close\r\n"
         head = f"HTTP/1.1 {status}\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
-        is_head = self.command == "HEAD"
-        self.wfile.write(head.encode("latin-1") + (b"" if is_head else body))
+        content = b"" if self.command == "HEAD" else body
+        self.wfile.write(head.encode("latin-1") + content)
 
     def dispatch(self) -> None:
         handler = self.server.handler  # type: Handler
         context = Context(self.fields, self.body)
-        call = f"{self.command} {self.path}"
-        kind = self.fields.get("x-fc-control-path") or (  # [fc.invoke.kind]
-            self.path if call in CALLS else "/http-invoke")
+        kind = self.fields.get("x-fc-control-path")  # [fc.invoke.kind]
+        if not kind and f"{self.command} {self.path}" in CALLS:
+            kind = self.path
         if kind in ("/initialize", "/pre-freeze", "/pre-stop"):  # [fc.hook.answer]
             hook = getattr(handler.module, kind[1:].replace("-", "_"), None)
             ok, body = handler.run(hook, context) if hook else (True, b"")
             self.answer(ANSWERS[ok][0], "", body)
-        elif kind == "/invoke" and not handler.is_wsgi:
-            event = decode_event(self.body)
-            ok, body = handler.run(handler.function, event, context)
+        elif kind == "/invoke" and handler.application is not handler.function:
+            ok, body = handler.run(handler.function, decode_event(self.body), context)
             self.answer(*ANSWERS[ok], body)
         elif handler.application is not None:  # [fc.http.bootstrap]
             WsgiCall(self).run(handler.application)
@@ -397,7 +378,7 @@ class Request(BaseHTTPRequestHandler):
 class WsgiCall(SimpleHandler):
     """One call of a WSGI application (PEP 3333), answered while it produces."""
     os_environ = {}  # type: Dict[str, str]
-    status = headers = result = bytes_sent = None  # type: Any
+    environ = status = headers = result = bytes_sent = None  # type: Any
 
     def __init__(self, request: Request) -> None:
         super().__init__(io.BytesIO(request.body), io.BytesIO(), sys.stderr, {})
@@ -420,8 +401,7 @@ class WsgiCall(SimpleHandler):
             "CONTENT_LENGTH": str(len(request.body)),
             "wsgi.input_terminated": True})
         for name, value in fields.items():
-            # Chunks have been decoded. And with an underscore, which becomes the same,
-            # a caller's field could pass for one of the platform's.
+            # A caller's field with underscores could pass for one of the platform's.
             if "_" not in name and name not in (
                     "content-type", "content-length", "transfer-encoding"):
                 self.environ["HTTP_" + name.upper().replace("-", "_")] = value
@@ -454,8 +434,6 @@ class WsgiCall(SimpleHandler):
             self.request.close_connection |= not self.is_chunked
         if self.is_chunked:
             self.headers["Transfer-Encoding"] = "chunked"
-        if self.request.close_connection:
-            self.headers["Connection"] = "close"
         self.head = f"HTTP/1.1 {self.status}\r\n{self.headers}".encode("latin-1")
         self.headers_sent = True
 
@@ -501,12 +479,10 @@ def main() -> int:
     # Each printed line is in the log at once, before a kill, and any text fits there.
     sys.stdout = sys.stdout and open(1, "w", 1, "utf-8", "replace", None, False)
     sys.stderr = sys.stderr and open(2, "w", 1, "utf-8", "replace", None, False)
-    if not PORT.isdecimal() or not 0 < int(PORT) < 65536:
-        sys.exit(f"bootstrap: FC_SERVER_PORT '{PORT}' is not a port")
     try:
         server = Server(int(PORT), Handler())
-    except OSError as error:
-        sys.exit(f"bootstrap: cannot listen on port {PORT}: {error}")
+    except (OSError, OverflowError, ValueError) as error:
+        sys.exit(f"bootstrap: cannot listen on port '{PORT}': {error}")
     server.run()
     return 0
 
