@@ -176,12 +176,10 @@ class Handler:
             __import__(name)
             self.module = sys.modules[name]
             self.function = getattr(self.module, function)
-            if not callable(self.function):
-                raise TypeError("it is not callable")
+            assert callable(self.function), "it is not callable"
         except Exception as error:  # [any.instance.init-failed]
             describe_error(error)
-            sys.exit(f"bootstrap: no handler '{HANDLER}' (file.function) in"
-                     f" {' or '.join(folders)}: {error!r}")
+            sys.exit(f"bootstrap: no handler '{HANDLER}' in {folders}: {error!r}")
         self.application = self.function
         if not takes_environ(self.function):
             self.application = getattr(self.module, "application", None)
@@ -290,7 +288,6 @@ class Request(BaseHTTPRequestHandler):
         try:
             self.read_request()
             self.dispatch()
-            log()  # half lines, too
         except ValueError as error:
             self.answer("400 Bad Request", "", f"{error}\n".encode())
         except OSError:  # gone, or a probe that sent nothing
@@ -346,6 +343,7 @@ class Request(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def answer(self, status: str, fields: str, body: bytes) -> None:
+        log()  # what was printed is out before the result
         if self.close_connection:
             fields += "Connection: close\r\n"
         head = f"HTTP/1.1 {status}\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
@@ -451,6 +449,7 @@ class WsgiCall(SimpleHandler):
             raise
 
     def finish_content(self) -> None:
+        log()
         super().finish_content()
         self._write(b"")  # the head, if the application gave nothing
         if self.is_chunked:
@@ -474,8 +473,8 @@ class WsgiCall(SimpleHandler):
 
 # ---- start ----
 
-def main() -> int:
-    """Serve until a signal comes; return the exit status."""
+def main() -> None:
+    """Serve until a signal comes."""
     # Each printed line is in the log at once, before a kill, and any text fits there.
     sys.stdout = sys.stdout and open(1, "w", 1, "utf-8", "replace", None, False)
     sys.stderr = sys.stderr and open(2, "w", 1, "utf-8", "replace", None, False)
@@ -484,8 +483,7 @@ def main() -> int:
     except (OSError, OverflowError, ValueError) as error:
         sys.exit(f"bootstrap: cannot listen on port '{PORT}': {error}")
     server.run()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,7 +14,6 @@ folder or the folder of this file. Event: UTF-8 that is JSON (no NaN) arrives as
 value, other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched.
 Result: bytes go out as they are, str as UTF-8, None as nothing, all else as JSON.
 An exception fails the invocation; SystemExit and KeyboardInterrupt end the process.
-
 It does not: run two events at once, limit time or memory, install packages, speak TLS.
 """
 import os
@@ -34,8 +33,6 @@ TYPE_CHECKING = False  # a typing import would cost a third of the cold start
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional, Tuple
 
-    Answer = Tuple[Dict[str, str], bytes]
-
 __version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Context", "main"]
 
@@ -52,14 +49,13 @@ ERROR = "/v1/runtime/invocation/error/"
 HOST, _, PORT = os.environ.get("RUNTIME_API_ADDR", "").rpartition(":")
 HANDLER = os.environ.get("RUNTIME_HANDLER") or "index.main_handler"
 CODE_FOLDER = os.environ.get("RUNTIME_CODE_ROOT") or "."  # [fg.start.cwd]
-FUNCTION = {"function_name": os.environ.get("RUNTIME_FUNC_NAME") or None,
-            "function_version": os.environ.get("RUNTIME_FUNC_VERSION") or None}
 
 
 class Context:
     """What FunctionGraph says of an invocation; the getters are its own runtime's."""
     protocol = "fg"
-    function_name, function_version = FUNCTION.values()
+    function_name = os.environ.get("RUNTIME_FUNC_NAME") or None
+    function_version = os.environ.get("RUNTIME_FUNC_VERSION") or None
 
     def __init__(self, headers: "Dict[str, str]", event: bytes) -> None:
         self.headers = headers  # by lower-case name
@@ -70,25 +66,24 @@ class Context:
         self.memory_mb = to_number(os.environ.get("RUNTIME_MEMORY", ""))
         self.time_limit_ms = to_number(os.environ.get("RUNTIME_TIMEOUT", "-") + "000")
         self.credentials = {
-            name: headers.get("x-cff-security-" + field) or headers.get("x-cff-" + field)
-            for name, field in (("access_key_id", "access-key"),
-                                ("access_key_secret", "secret-key"),
-                                ("security_token", "token"))}
+            name: headers.get("x-cff-security-" + end) or headers.get("x-cff-" + end)
+            for name, end in (("access_key_id", "access-key"),
+                              ("access_key_secret", "secret-key"),
+                              ("security_token", "token"))}
 
     getRequestID = lambda self: self.request_id
     getFunctionName = lambda self: self.function_name
     getVersion = lambda self: self.function_version
     getMemorySize = lambda self: self.memory_mb
     getRemainingTimeInMilliSeconds = lambda self: self.remaining_ms()
-    getRunningTimeInSeconds = lambda self: self.time_limit_ms // 1000
     getAccessKey = getSecurityAccessKey = lambda self: self.credentials["access_key_id"]
-    getSecretKey = getSecuritySecretKey = lambda self: self.credentials["access_key_secret"]
+    getSecretKey = lambda self: self.credentials["access_key_secret"]
+    getSecuritySecretKey = getSecretKey
     getSecurityToken = lambda self: self.credentials["security_token"]
     getToken = lambda self: self.headers.get("x-cff-auth-token")
-    getProjectID = lambda self: os.environ.get("RUNTIME_PROJECT_ID")
-    getPackage = lambda self: os.environ.get("RUNTIME_PACKAGE")
-    getCPUNumber = lambda self: to_number(os.environ.get("RUNTIME_CPU", ""))
     getUserData = lambda self, key, default=None: os.environ.get(key, default)
+    getLogger = lambda self: self  # which logs:
+    debug = info = warn = warning = error = lambda self, text: log(f"{text}\n")
 
     def remaining_ms(self) -> "Optional[int]":
         """Return the most that can be left of the time limit."""
@@ -158,12 +153,10 @@ class Handler:
         try:
             __import__(module)  # importlib would cost a millisecond
             self.function = getattr(sys.modules[module], name)
-            if not callable(self.function):
-                raise TypeError("it is not callable")
+            assert callable(self.function), "it is not callable"
         except Exception as error:  # [any.instance.init-failed]
             describe_error(error)
-            sys.exit(f"bootstrap: no handler '{HANDLER}' (file.function) in"
-                     f" {' or '.join(folders)}: {error!r}")
+            sys.exit(f"bootstrap: no handler '{HANDLER}' in {folders}: {error!r}")
 
     def invoke(self, context: Context) -> "Tuple[bool, bytes]":
         """Return (whether it succeeded, result or error document)."""
@@ -184,8 +177,7 @@ class Platform:
     """The other side: its signals, and its server, on one connection that is kept."""
     def __init__(self) -> None:
         self.reader = None  # type: Any  # of the connection, which ends with it
-        self.is_stopping = False
-        self.process_id = os.getpid()
+        self.is_stopping, self.process_id = False, os.getpid()
         self.pipe, end = os.pipe()
         os.set_blocking(end, False)
         # Signals are noticed in `wait`: raised elsewhere they could lose an event.
@@ -206,16 +198,16 @@ class Platform:
             if self.is_stopping:
                 sys.exit(0)
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> "Optional[Answer]":
+    def ask(self, method: str, path: str, body: bytes = b"") -> "Any":
         """Return what `exchange` does, or None: the log has the reason."""
         try:
             return self.exchange(method, path, body)
         except (OSError, ValueError) as error:
             log(f"bootstrap: {method} {path} failed: {error}\n")
             self.reader = None
-            return None
 
-    def exchange(self, method: str, path: str, body: bytes) -> "Answer":
+    def exchange(self, method: str, path: str, body: bytes
+                 ) -> "Tuple[Dict[str, str], bytes]":
         """Return (headers by lower-case name, body) of a good answer, however late."""
         if self.reader and select.select([self.reader], [], [], 0)[0]:
             self.reader = None  # closed meanwhile: better a new one than a result lost
@@ -228,7 +220,7 @@ class Platform:
         head = (f"{method} {path} HTTP/1.1\r\nHost: {HOST}:{PORT}\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n")
         self.sock.sendall(head.encode("latin-1") + body)
-        if method == "GET":  # no time limit, but a signal ends it [fg.request.no-timeout]
+        if method == "GET":  # no limit, but a signal ends it [fg.request.no-timeout]
             self.wait(self.reader)
         status = 100
         while status < 200:  # the real answer follows [any.http.interim]
@@ -239,7 +231,6 @@ class Platform:
                 headers[name.lower()] = value.strip()  # [any.http.header-case]
         if status != 200 and (method == "GET" or status > 299):
             raise ValueError(f"answered with status {status}")
-        # Without a length all that comes is the event; a result is told nothing.
         content = self.read_body(headers, -1 if method == "GET" else 0)
         if version != "HTTP/1.1" or "close" in headers.get("connection", "").lower():
             self.reader = None
@@ -269,8 +260,8 @@ class Platform:
 
 # ---- the protocol: SPEC.md 3.3, pull ----
 
-def main() -> int:
-    """Handle one event after another until a signal comes; return the exit status."""
+def main() -> None:
+    """Handle one event after another until a signal comes."""
     # Each printed line is in the log at once, before a kill, and any text fits there.
     sys.stdout = sys.stdout and open(1, "w", 1, "utf-8", "replace", None, False)
     sys.stderr = sys.stderr and open(2, "w", 1, "utf-8", "replace", None, False)
@@ -282,10 +273,9 @@ def main() -> int:
         asked_s = monotonic()
         answer = platform.ask("GET", NEXT)
         if not answer or not answer[0].get("x-cff-request-id"):
-            # [any.poll.retry] [any.poll.pause]
             if monotonic() - asked_s > PAUSE_MAX_S:
                 pause_s = PAUSE_MIN_S  # a long poll came to its end
-            platform.wait(limit_s=pause_s)
+            platform.wait(limit_s=pause_s)  # [any.poll.retry] [any.poll.pause]
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
             continue
         pause_s = PAUSE_MIN_S
@@ -294,8 +284,7 @@ def main() -> int:
         log()
         # [any.result.once] [fg.response.id]
         platform.ask("POST", (RESPONSE if ok else ERROR) + context.request_id, body)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

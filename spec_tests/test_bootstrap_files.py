@@ -1,0 +1,381 @@
+# test_bootstrap_files.py: what the bootstraps of reference/ promise beyond SPEC.md (MIT).
+"""Start scf_bootstrap.py, fg_bootstrap.py and fc_bootstrap.py in a package of their own,
+and look from outside: how an event becomes a value and a value a result, what the context
+knows, how a handler is found, what is logged, what WSGI applications are told.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import pytest
+import wire
+from implementations import interpreters
+
+REFERENCE = pathlib.Path(__file__).resolve().parents[1] / "reference"
+if not REFERENCE.exists():  # this file may lie one folder deeper
+    REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
+LIMIT_S = 20.0
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+PYTHONS = [path for version, path in interpreters().items() if version >= (3, 6)]
+
+HANDLERS = '''
+import os, signal, sys, time
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+RESULTS = {"bytes": b"\\xff", "bytearray": bytearray(b"a"), "text": "z\\xfcrich",
+           "none": None, "zero": 0, "object": {"\\xe4": [1, None]}, "surrogate": ["\\udc80"],
+           "nan": float("nan"), "set": {1}, "half": "\\udc80"}
+
+def show(event, context):
+    return "%s %r" % (type(event).__name__, str(event)[:20])
+
+def give(event, context):
+    return RESULTS[event]
+
+def fail(event, context):
+    raise (Mute if event == "mute" else KeyError)("no")
+
+def leave(event, context):
+    raise SystemExit(7)
+
+async def wait(event, context):
+    return event
+
+def say(event, context):
+    sys.stdout.write("\\u540d\\n")
+    sys.stderr.write("half")
+    return "said"
+
+def die(event, context):
+    print("out")
+    print("err", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def fork(event, context):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    time.sleep(0.05)
+    os.kill(child, signal.SIGTERM)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+def know(event, context):
+    return [context.request_id, context.function_name, context.memory_mb,
+            context.time_limit_ms, context.credentials["access_key_id"], context.protocol,
+            context.invoke_type, 0 < context.remaining_ms() <= 3000]
+
+def scf(event, context):
+    return [context["request_id"], context["memory_limit_in_mb"], context["function_name"]]
+
+def fg(event, context):
+    return [context.getRequestID(), context.getFunctionName(), context.getMemorySize(),
+            context.getAccessKey(), context.getUserData("MINE", "")]
+
+def fc(event, context):
+    import json
+    return [json.loads(event), context.credentials.access_key_id, context.function.name,
+            json.loads("[1]")]
+
+value = 1
+'''
+ENVS: Dict[str, Dict[str, str]] = {
+    "scf": {"SCF_FUNCTIONNAME": "f", "TENCENTCLOUD_SECRETID": "ak"},
+    "fg": {"RUNTIME_FUNC_NAME": "f", "RUNTIME_MEMORY": "128", "RUNTIME_TIMEOUT": "3",
+           "MINE": "u"},
+    "fc": {},
+}
+FIELDS = {
+    "scf": "Request_Id: i\r\nMemory_Limit_In_Mb: 128\r\nTime_Limit_In_Ms: 3000\r\n",
+    "fg": "X-CFF-Request-Id: i\r\nX-Cff-Access-Key: old\r\nX-CFF-Invoke-Type: async\r\n"
+          "X-Cff-Security-Access-Key: ak\r\n",
+    "fc": "X-Fc-Request-Id: i\r\nX-Fc-Function-Memory: 128\r\nX-Fc-Function-Name: f\r\n"
+          "X-Fc-Function-Timeout: 3\r\nX-Fc-Access-Key-Id: ak\r\n",
+}
+VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER", "fc": "FC_FUNCTION_HANDLER"}
+
+
+class Function:
+    """A bootstrap beside a handler, whose platform is the test."""
+
+    def __init__(self, protocol: str, handler: str, folder: pathlib.Path,
+                 python: str = sys.executable, **env: str) -> None:
+        self.protocol = protocol
+        (folder / "bootstrap").write_bytes(
+            (REFERENCE / f"{protocol}_bootstrap.py").read_bytes())
+        (folder / "mine.py").write_text(HANDLERS, encoding="utf-8")
+        self.listener = socket.socket()
+        self.listener.settimeout(LIMIT_S)
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(16)
+        port = str(self.listener.getsockname()[1])
+        self.port = wire.free_port()
+        self.env = {
+            "scf": {"SCF_RUNTIME_API": "127.0.0.1", "SCF_RUNTIME_API_PORT": port},
+            "fg": {"RUNTIME_API_ADDR": "127.0.0.1:" + port},
+            "fc": {"FC_SERVER_PORT": str(self.port)}}[protocol]
+        self.process = subprocess.Popen(
+            [python, str(folder / "bootstrap")], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, cwd=folder,
+            env={"PATH": os.environ["PATH"], VARIABLE[protocol]: handler,
+                 **ENVS[protocol], **self.env, **env})
+        self.sock: Optional[socket.socket] = None
+
+    def connect(self) -> socket.socket:
+        """Return the connection between the two."""
+        while self.sock is None and self.protocol == "fc":
+            with contextlib.suppress(ConnectionRefusedError):
+                self.sock = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+            assert self.process.poll() is None
+        if self.sock is None:
+            self.sock = self.listener.accept()[0]
+            self.sock.settimeout(LIMIT_S)
+        return self.sock
+
+    def message(self) -> Tuple[str, bytes]:
+        """Return (start line, body) of what comes next from the bootstrap."""
+        data = b""
+        while not is_whole(data):
+            more = self.connect().recv(65536)
+            assert more, data
+            data += more
+        head, _, body = data.partition(b"\r\n\r\n")
+        return head.split(b"\r\n")[0].decode(), body
+
+    def until_poll(self) -> None:
+        """Read up to a poll."""
+        while self.protocol != "fc" and not self.message()[0].startswith("GET "):
+            self.connect().sendall(OK)
+
+    def send(self, event: bytes) -> None:
+        """Send an event."""
+        self.until_poll()
+        start = "POST /invoke HTTP/1.1" if self.protocol == "fc" else "HTTP/1.1 200 OK"
+        head = f"{start}\r\n{FIELDS[self.protocol]}Content-Length: {len(event)}\r\n\r\n"
+        self.connect().sendall(head.encode() + event)
+
+    def invoke(self, event: bytes) -> Tuple[bool, bytes]:
+        """Return (whether the handler succeeded, body)."""
+        self.send(event)
+        start, body = self.message()
+        if self.protocol != "fc":
+            self.connect().sendall(OK)
+        return "/error" not in start and " 404 " not in start, body
+
+    def close(self) -> Tuple[bytes, bytes]:
+        """Kill the bootstrap; return what it has printed."""
+        self.process.kill()
+        printed = self.process.communicate()
+        for sock in (self.sock, self.listener):
+            if sock is not None:
+                sock.close()
+        return printed
+
+
+def is_whole(data: bytes) -> bool:
+    head, end, body = data.partition(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
+    return bool(end) and len(body) >= int(length or b"0")
+
+
+@contextlib.contextmanager
+def running(protocol: str, handler: str, folder: pathlib.Path, **how: str
+            ) -> Iterator[Function]:
+    function = Function(protocol, handler, folder, **how)
+    try:
+        yield function
+    finally:
+        function.close()
+
+
+protocols = pytest.mark.parametrize("protocol", ["scf", "fg", "fc"])
+
+# ---- event, result, error ----
+
+EVENTS: Dict[str, Tuple[bytes, str]] = {
+    "object": (b'{"a": [1, null]}', "dict \"{'a': [1, None]}\""),
+    "string": (b'"text"', "str 'text'"),
+    "surrounded": (b" \n7\n", "int '7'"),
+    "empty": (b"", "str ''"),
+    "half-json": (b'{"a":', "str '{\"a\":'"),
+    "nan": (b"NaN", "str 'NaN'"),
+    "infinity": (b"[-Infinity]", "str '[-Infinity]'"),
+    "deep": (b"[" * 100000, "str %r" % ("[" * 20)),
+    "binary": (b"\xff\x00", "bytes \"b'\\\\xff\\\\x00'\""),
+}
+
+
+@protocols
+def test_event(protocol: str, tmp_path: pathlib.Path) -> None:
+    """An event is the JSON value, else the text, else the bytes."""
+    with running(protocol, "mine.show", tmp_path) as function:
+        seen = {name: function.invoke(event)[1].decode()
+                for name, (event, _) in EVENTS.items()}
+    assert seen == {name: shown for name, (_, shown) in EVENTS.items()}
+
+
+RESULTS = {"bytes": b"\xff", "bytearray": b"a", "text": "zürich".encode(), "none": b"",
+           "zero": b"0", "object": '{"ä":[1,null]}'.encode(), "surrogate": b'["\\udc80"]'}
+REFUSED = {"nan": "ValueError", "set": "TypeError", "half": "UnicodeEncodeError"}
+
+
+@protocols
+def test_result(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A result is bytes as they are, UTF-8, nothing or JSON; all else fails."""
+    with running(protocol, "mine.give", tmp_path) as function:
+        given = {name: function.invoke(name.encode()) for name in {**RESULTS, **REFUSED}}
+    assert {name: given[name] for name in RESULTS} == {
+        name: (True, body) for name, body in RESULTS.items()}
+    assert {name: json.loads(given[name][1])["errorType"] for name in REFUSED} == REFUSED
+
+
+@protocols
+@pytest.mark.parametrize("name", ["token", "linecache", "traceback", "select", "socket"])
+def test_any_error_survive__shadow(protocol: str, name: str,
+                                   tmp_path: pathlib.Path) -> None:
+    """A module of the package that has a name of Python's does no harm."""
+    (tmp_path / f"{name}.py").write_text("SECRET = 's'\n")
+    with running(protocol, "mine.fail", tmp_path) as function:
+        failed = [function.invoke(event) for event in (b"", b"mute", b"")]
+    documents = [json.loads(body) for _, body in failed]
+    assert [one["errorType"] for one in documents] == ["KeyError", "Mute", "KeyError"]
+    assert documents[0]["errorMessage"] == "'no'" and not failed[0][0]
+    assert "in fail" in documents[0]["stackTrace"][0]
+
+
+@protocols
+@pytest.mark.parametrize("python", PYTHONS)
+def test_async_handler(python: str, protocol: str, tmp_path: pathlib.Path) -> None:
+    """A handler may be a coroutine function, on every interpreter."""
+    with running(protocol, "mine.wait", tmp_path, python=python) as function:
+        assert [function.invoke(b"1"), function.invoke(b"2")] == [(True, b"1"), (True, b"2")]
+
+
+@protocols
+def test_exit(protocol: str, tmp_path: pathlib.Path) -> None:
+    """SystemExit of a handler ends the process with its status."""
+    with running(protocol, "mine.leave", tmp_path) as function:
+        function.send(b"")
+        assert function.process.wait(LIMIT_S) == 7
+
+
+# ---- context ----
+
+@protocols
+def test_context(protocol: str, tmp_path: pathlib.Path) -> None:
+    """The context says the same on each platform, wherever that puts it."""
+    with running(protocol, "mine.know", tmp_path) as function:
+        known = json.loads(function.invoke(b"")[1])
+    kind = "async" if protocol == "fg" else None
+    assert known == ["i", "f", 128, 3000, "ak", protocol, kind, True]
+
+
+VENDORS = {"scf": ["i", 128, "f"], "fg": ["i", "f", 128, "ak", "u"],
+           "fc": [{"a": 1}, "ak", "f", [1]]}
+
+
+@protocols
+def test_context_of_the_vendor(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A handler of the vendor's own Python runtime finds what it asks for."""
+    with running(protocol, "mine." + protocol, tmp_path) as function:
+        assert json.loads(function.invoke(b'{"a": 1}')[1]) == VENDORS[protocol]
+
+
+# ---- loading and stopping ----
+
+@protocols
+@pytest.mark.parametrize("handler", ["mine.nothing", "mine.value", "nowhere.show", "mine",
+                                     "../mine.show", "json.nothing"])
+def test_any_instance_init_failed(protocol: str, handler: str,
+                                  tmp_path: pathlib.Path) -> None:
+    """A handler that cannot be loaded is told, and ends the process."""
+    with running(protocol, handler, tmp_path) as function:
+        assert function.process.wait(LIMIT_S) == 1
+        said = function.close()[1].decode()
+    assert said.splitlines()[-1].startswith(f"bootstrap: no handler '{handler}' ")
+
+
+@protocols
+@pytest.mark.parametrize("handler", ["deep/er/mine.show", "deep.er.mine.show"])
+def test_handler_in_a_folder(protocol: str, handler: str, tmp_path: pathlib.Path) -> None:
+    """A handler is found by `file.function`, with folders after `/` or `.`."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "mine.py").write_text(HANDLERS, encoding="utf-8")
+    with running(protocol, handler, tmp_path) as function:
+        assert function.invoke(b"x") == (True, b"str 'x'")
+
+
+@protocols
+def test_no_platform(protocol: str) -> None:
+    """Without a platform the process says so in one line."""
+    done = subprocess.run(
+        [sys.executable, str(REFERENCE / f"{protocol}_bootstrap.py")], timeout=LIMIT_S,
+        env={"FC_SERVER_PORT": "x", VARIABLE[protocol]: "json.dumps"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("protocol", ["scf", "fg"])
+def test_signal_after_event(protocol: str, tmp_path: pathlib.Path) -> None:
+    """An event that arrives together with SIGTERM is still answered."""
+    with running(protocol, "mine.show", tmp_path) as function:
+        function.until_poll()
+        function.process.send_signal(signal.SIGSTOP)
+        head = f"HTTP/1.1 200 OK\r\n{FIELDS[protocol]}Content-Length: 2\r\n\r\nhi"
+        function.connect().sendall(head.encode())
+        function.process.send_signal(signal.SIGTERM)
+        function.process.send_signal(signal.SIGCONT)
+        assert function.message()[1] == b"str 'hi'"
+        function.connect().sendall(OK)
+        assert function.process.wait(LIMIT_S) == 0
+
+
+@protocols
+def test_forked_process_dies(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A process that the handler forked dies of SIGTERM; the bootstrap goes on."""
+    with running(protocol, "mine.fork", tmp_path) as function:
+        assert [function.invoke(b"")[1] for _ in range(2)] == [b"15", b"15"]
+
+
+# ---- the log ----
+
+@protocols
+@pytest.mark.parametrize("python", PYTHONS)
+def test_log(python: str, protocol: str, tmp_path: pathlib.Path) -> None:
+    """Any text may be printed in any locale, and half lines are out after the event."""
+    with running(protocol, "mine.say", tmp_path, python=python, LC_ALL="C",
+                 PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii") as function:
+        assert function.invoke(b"") == (True, b"said")
+        function.invoke(b"")
+        assert function.close() == (b"\xe5\x90\x8d\n" * 2, b"halfhalf")
+
+
+@protocols
+@pytest.mark.parametrize("python", PYTHONS)
+def test_log_before_a_kill(python: str, protocol: str, tmp_path: pathlib.Path) -> None:
+    """What was printed before the process was killed is in the log."""
+    with running(protocol, "mine.die", tmp_path, python=python) as function:
+        function.send(b"")
+        function.process.wait(LIMIT_S)
+        assert function.close() == (b"out\n", b"err\n")
+
+
+@protocols
+def test_log_without_reader(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A failure is reported even when nobody reads the log."""
+    with running(protocol, "mine.fail", tmp_path) as function:
+        assert function.process.stderr is not None
+        function.process.stderr.close()
+        function.process.stderr = None
+        assert [function.invoke(b"")[0] for _ in range(2)] == [False, False]
