@@ -4,8 +4,8 @@ and look from outside: how an event becomes a value and a value a result, what t
 knows, how a handler is found, what is logged, what WSGI applications are told.
 """
 
+import ast
 import contextlib
-import http.client
 import json
 import os
 import pathlib
@@ -13,83 +13,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 import pytest
 import wire
 from implementations import interpreters
 
-REFERENCE = pathlib.Path(__file__).resolve().parents[1] / "reference"
-if not REFERENCE.exists():  # this file may lie one folder deeper
-    REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
+ROOT = next(folder for folder in pathlib.Path(__file__).resolve().parents
+            if (folder / "SPEC.md").exists())
+REFERENCE = ROOT / "reference"
+HANDLERS = ROOT / "spec_tests" / "handlers" / "python" / "own_handlers.py"
 LIMIT_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PYTHONS = [path for version, path in interpreters().items() if version >= (3, 6)]
 
-HANDLERS = '''
-import os, signal, sys, time
-
-class Mute(Exception):
-    def __str__(self):
-        raise ValueError("no text")
-
-RESULTS = {"bytes": b"\\xff", "bytearray": bytearray(b"a"), "text": "z\\xfcrich",
-           "none": None, "zero": 0, "object": {"\\xe4": [1, None]}, "surrogate": ["\\udc80"],
-           "nan": float("nan"), "set": {1}, "half": "\\udc80"}
-
-def show(event, context):
-    return "%s %r" % (type(event).__name__, str(event)[:20])
-
-def give(event, context):
-    return RESULTS[event]
-
-def fail(event, context):
-    raise (Mute if event == "mute" else KeyError)("no")
-
-def leave(event, context):
-    raise SystemExit(7)
-
-async def wait(event, context):
-    return event
-
-def say(event, context):
-    sys.stdout.write("\\u540d\\n")
-    sys.stderr.write("half")
-    return "said"
-
-def die(event, context):
-    print("out")
-    print("err", file=sys.stderr)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def fork(event, context):
-    child = os.fork()
-    if child == 0:
-        time.sleep(60)
-    time.sleep(0.05)
-    os.kill(child, signal.SIGTERM)
-    return os.WTERMSIG(os.waitpid(child, 0)[1])
-
-def know(event, context):
-    return [context.request_id, context.function_name, context.memory_mb,
-            context.time_limit_ms, context.credentials["access_key_id"], context.protocol,
-            context.invoke_type, 0 < context.remaining_ms() <= 3000]
-
-def scf(event, context):
-    return [context["request_id"], context["memory_limit_in_mb"], context["function_name"]]
-
-def fg(event, context):
-    return [context.getRequestID(), context.getFunctionName(), context.getMemorySize(),
-            context.getAccessKey(), context.getUserData("MINE", "")]
-
-def fc(event, context):
-    import json
-    return [json.loads(event), context.credentials.access_key_id, context.function.name,
-            json.loads("[1]")]
-
-value = 1
-'''
 ENVS: Dict[str, Dict[str, str]] = {
     "scf": {"SCF_FUNCTIONNAME": "f", "TENCENTCLOUD_SECRETID": "ak"},
     "fg": {"RUNTIME_FUNC_NAME": "f", "RUNTIME_MEMORY": "128", "RUNTIME_TIMEOUT": "3",
@@ -114,7 +51,7 @@ class Function:
         self.protocol = protocol
         (folder / "bootstrap").write_bytes(
             (REFERENCE / f"{protocol}_bootstrap.py").read_bytes())
-        (folder / "mine.py").write_text(HANDLERS, encoding="utf-8")
+        (folder / "mine.py").write_bytes(HANDLERS.read_bytes())
         self.listener = socket.socket()
         self.listener.settimeout(LIMIT_S)
         self.listener.bind(("127.0.0.1", 0))
@@ -311,7 +248,7 @@ def test_any_instance_init_failed(protocol: str, handler: str,
 def test_handler_in_a_folder(protocol: str, handler: str, tmp_path: pathlib.Path) -> None:
     """A handler is found by `file.function`, with folders after `/` or `.`."""
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    (tmp_path / "deep" / "er" / "mine.py").write_text(HANDLERS, encoding="utf-8")
+    (tmp_path / "deep" / "er" / "mine.py").write_bytes(HANDLERS.read_bytes())
     with running(protocol, handler, tmp_path) as function:
         assert function.invoke(b"x") == (True, b"str 'x'")
 
@@ -379,3 +316,92 @@ def test_log_without_reader(protocol: str, tmp_path: pathlib.Path) -> None:
         function.process.stderr.close()
         function.process.stderr = None
         assert [function.invoke(b"")[0] for _ in range(2)] == [False, False]
+
+
+# ---- fc: hooks and WSGI ----
+
+@pytest.fixture
+def web(tmp_path: pathlib.Path) -> Iterator[Function]:
+    with running("fc", "mine.know", tmp_path) as function:
+        function.connect()
+        yield function
+
+
+def ask(web: Function, request: str, *fields: str, body: bytes = b"") -> wire.Message:
+    """Return the answer to a request."""
+    method, path = request.split(" ")
+    pairs = [(name, value) for name, _, value in (one.partition(": ") for one in fields)]
+    data = wire.request_bytes(method, path, pairs, body)
+    assert web.sock is not None
+    channel = wire.Channel(web.sock, lambda who, data: None, "test")
+    channel.send(data)
+    return channel.read(LIMIT_S, method)
+
+
+@pytest.mark.parametrize("request_line, control, status, body", [
+    ("GET /a?b=1", "", 201, b"/a"), ("PUT /invoke", "", 201, b"/invoke"),
+    ("POST /invoke", "/http-invoke", 201, b"/invoke"), ("GET /%C3%A9", "", 201, b"/\xc3\xa9"),
+    ("GET /stream", "", 201, b"onetwo"), ("HEAD /stream", "", 201, b""),
+    ("HEAD /a", "", 201, b""), ("POST /initialize", "", 200, b""),
+    ("GET /pre-freeze", "", 200, b""), ("GET /x", "/pre-freeze", 200, b"")])
+def test_routes(request_line: str, control: str, status: int, body: bytes,
+                web: Function) -> None:
+    """The control path tells the kinds apart, else method and path; and again."""
+    for _ in range(2):
+        answer = ask(web, request_line, "X-Fc-Control-Path: " + control)
+        assert (answer.status, answer.body) == (status, body)
+
+
+@pytest.mark.parametrize("path, error", [
+    ("/error", "FileNotFoundError"), ("/name", "UnicodeEncodeError"),
+    ("/split", "ValueError")])
+def test_failed_application(path: str, error: str, web: Function) -> None:
+    """A failed application is 500 and says so to the platform; the server goes on."""
+    answer = ask(web, "GET " + path)
+    assert (answer.status, answer.header("x-fc-status")) == (500, "404")
+    assert json.loads(answer.body)["errorType"] == error
+    assert ask(web, "GET /pre-stop").status == 404
+    assert ask(web, "GET /a").status == 201
+
+
+@pytest.mark.parametrize("path", ["/late", "/short"])
+def test_cut_answer(path: str, web: Function) -> None:
+    """An answer that cannot be completed is cut."""
+    with pytest.raises(wire.WireError):
+        ask(web, "GET " + path)
+
+
+def test_caller_gone(web: Function) -> None:
+    """A caller who leaves a stream is no fault of the application: one line says so."""
+    web.connect().sendall(b"GET /endless HTTP/1.1\r\n\r\n")
+    assert web.connect().recv(100)
+    web.connect().close()
+    web.sock = None
+    assert web.process.stderr is not None
+    assert web.process.stderr.readline() == b"bootstrap: the caller of /endless has gone\n"
+    web.connect()
+    assert ask(web, "GET /a").status == 201
+
+
+def test_environ(web: Function) -> None:
+    """An application finds a chunked body decoded, its length, the cookies, the peer."""
+    web.connect().sendall(
+        b"POST /environ?a=b HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX_A: c\r\n"
+        b"Cookie: a=1\r\nCookie: b=2\r\nHost: h:80\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+    body = web.message()[1].decode()
+    assert body.endswith("]hi") and dict(ast.literal_eval(body[:-2])) == {
+        "CONTENT_LENGTH": "2", "HTTP_COOKIE": "a=1; b=2", "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.input_terminated": True, "QUERY_STRING": "a=b", "SERVER_PORT": "80"}
+
+
+def test_exit__application(web: Function) -> None:
+    """SystemExit of an application ends the process with its status."""
+    web.connect().sendall(b"GET /exit HTTP/1.1\r\n\r\n")
+    assert web.process.wait(LIMIT_S) == 7
+
+
+def test_wsgi_handler(tmp_path: pathlib.Path) -> None:
+    """A handler that is a WSGI application gets events as requests, too."""
+    with running("fc", "mine.only", tmp_path) as function:
+        assert function.invoke(b"event") == (True, b"only /invoke")
+        assert ask(function, "POST /initialize").status == 200
