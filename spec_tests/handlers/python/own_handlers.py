@@ -44,15 +44,12 @@ async def wait(event: "Any", context: "Any") -> "Any":
 
 
 def say(event: "Any", context: "Any") -> str:
-    sys.stdout.write("\u540d\n")
+    print("\u540d")
     sys.stderr.write("half")
+    if event == "die":
+        print(file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGKILL)
     return "said"
-
-
-def die(event: "Any", context: "Any") -> None:
-    print("out")
-    print("err", file=sys.stderr)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fork(event: "Any", context: "Any") -> int:
@@ -105,8 +102,6 @@ def application(environ: "Any", start_response: "Any") -> "Iterable[Any]":
     path = environ["PATH_INFO"]
     if path == "/error":
         raise FileNotFoundError("no")
-    if path == "/exit":
-        raise SystemExit(7)
     if path == "/name":
         start_response("200 OK", [("X-Name", "\u540d")])
         return []
@@ -138,6 +133,8 @@ class Application:
 
     def __call__(self, environ: "Any", start_response: "Any") -> "Iterable[bytes]":
         start_response("200 OK", [])
+        if environ["PATH_INFO"] == "/exit":
+            raise SystemExit(7)
         return [b"only ", environ["PATH_INFO"].encode("latin-1")]
 
 
