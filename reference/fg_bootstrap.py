@@ -209,7 +209,7 @@ class Platform:
     def exchange(self, method: str, path: str, body: bytes
                  ) -> "Tuple[Dict[str, str], bytes]":
         """Return (headers by lower-case name, body) of a good answer, however late."""
-        if self.reader and select.select([self.reader], [], [], 0)[0]:
+        if self.reader and select.select([self.sock], [], [], 0)[0]:
             self.reader = None  # closed meanwhile: better a new one than a result lost
         if not self.reader:
             # Not create_connection(): its idna codec would cost 5 ms of a cold start.
@@ -221,13 +221,13 @@ class Platform:
                 f"Content-Length: {len(body)}\r\n\r\n")
         self.sock.sendall(head.encode("latin-1") + body)
         if method == "GET":  # no limit, but a signal ends it [fg.request.no-timeout]
-            self.wait(self.reader)
+            self.wait(self.sock)
         status = 100
         while status < 200:  # the real answer follows [any.http.interim]
             version, code = self.read_line().split(" ")[:2]
             status, headers = int(code), {}
-            for line in iter(self.read_line, ""):
-                name, _, value = line.partition(":")
+            for line in iter(self.reader.readline, b"\r\n"):  # ValueError at its end
+                name, value = line.decode("latin-1").split(":", 1)
                 headers[name.lower()] = value.strip()  # [any.http.header-case]
         if status != 200 and (method == "GET" or status > 299):
             raise ValueError(f"answered with status {status}")
