@@ -164,7 +164,8 @@ class Handler:
 class Platform:
     """The other side: its signals, and its server, on one connection that is kept."""
     def __init__(self) -> None:
-        self.reader = None  # type: Any  # of the connection, which ends with it
+        self.sock = None  # type: Any
+        self.data = bytearray()  # received and not yet read
         self.is_stopping, self.process_id = False, os.getpid()
         self.pipe, end = os.pipe()
         os.set_blocking(end, False)
@@ -192,19 +193,18 @@ class Platform:
             return self.exchange(method, path, body)
         except (OSError, ValueError) as error:
             log(f"bootstrap: {method} {path} failed: {error}\n")
-            self.reader = None
+            self.sock = None
 
     def exchange(self, method: str, path: str, body: bytes
                  ) -> "Tuple[Dict[str, str], bytes]":
         """Return (headers by lower-case name, body) of a good answer, however late."""
-        if self.reader and select.select([self.sock], [], [], 0)[0]:
-            self.reader = None  # closed meanwhile: better a new one than a result lost
-        if not self.reader:
+        if method == "POST" and self.sock and select.select([self.sock], [], [], 0)[0]:
+            self.sock = None  # closed meanwhile: better a new one than a result lost
+        if not self.sock:
             # Not create_connection(): its idna codec would cost 5 ms of a cold start.
-            self.sock = socket.socket()
+            self.sock, self.data = socket.socket(), bytearray()
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.sock.connect((HOST, int(PORT)))
-            self.reader = self.sock.makefile("rb")
         head = (f"{method} {path} HTTP/1.1\r\nHost: {HOST}:{PORT}\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n")
         self.sock.sendall(head.encode("latin-1") + body)
@@ -212,38 +212,40 @@ class Platform:
             self.wait(self.sock)
         status = 100
         while status < 200:  # the real answer follows [any.http.interim]
-            version, code = self.read_line().split(" ")[:2]
-            status, headers = int(code), {}
-            for line in iter(self.reader.readline, b"\r\n"):  # ValueError at its end
-                name, value = line.decode("latin-1").split(":", 1)
-                headers[name.lower()] = value.strip()  # [any.http.header-case]
+            start, *lines = self.read(b"\r\n\r\n").decode("latin-1").split("\r\n")
+            version, code = start.split(" ")[:2]
+            status, pairs = int(code), [line.partition(":") for line in lines]
+            # [any.http.header-case]
+            headers = {name.lower(): value.strip() for name, _, value in pairs}
         if status != 200 and (method == "GET" or status > 299):
             raise ValueError(f"answered with status {status}")
-        content = self.read_body(headers, -1 if method == "GET" else 0)
+        content = self.read_body(headers, "no" if method == "GET" else "0")
         if version != "HTTP/1.1" or "close" in headers.get("connection", "").lower():
-            self.reader = None
+            self.sock = None
         return headers, content
 
-    def read_line(self) -> str:
-        line = self.reader.readline()  # type: bytes
-        if line[-1:] != b"\n":
-            raise ConnectionError("the answer broke off")
-        return line.decode("latin-1").strip()
+    def read(self, mark: bytes, start: int = 0) -> bytes:
+        """Return what comes before the mark, which is not looked for before `start`."""
+        while self.data.find(mark, start) < 0:
+            data = self.sock.recv(65536)
+            if not data:
+                raise ConnectionError("the answer broke off")
+            self.data += data
+        end = self.data.find(mark, start)
+        part = bytes(self.data[:end])
+        del self.data[:end + len(mark)]
+        return part
 
-    def read_body(self, headers: "Dict[str, str]", usual_bytes: int) -> bytes:
-        if "chunked" in headers.get("transfer-encoding", "").lower():
-            parts, size = [], 1
-            while size:
-                size = int(self.read_line().partition(";")[0], 16)
-                parts.append(self.reader.read(size))
-                while self.read_line():  # the end of the chunk, or the trailer
-                    pass
-            return b"".join(parts)
-        size = int(headers.get("content-length", usual_bytes))
-        body = self.reader.read(size)  # type: bytes
-        if len(body) < size:
-            raise ConnectionError("the answer broke off")
-        return body
+    def read_body(self, headers: "Dict[str, str]", default: str) -> bytes:
+        if "chunked" not in headers.get("transfer-encoding", "").lower():
+            return self.read(b"", int(headers.get("content-length", default)))
+        parts, size = [], int(self.read(b"\r\n").partition(b";")[0], 16)
+        while size:
+            parts.append(self.read(b"\r\n", size))
+            size = int(self.read(b"\r\n").partition(b";")[0], 16)
+        while self.read(b"\r\n"):
+            pass  # the trailer
+        return b"".join(parts)
 
 
 # ---- the protocol: SPEC.md 3.3, pull ----
