@@ -9,9 +9,9 @@ say `index.py` with `def main_handler(event, context)`:
     python3 emulator.py fc ./package --event '{"key": "value"}'
     FC_SERVER_PORT=9000 FC_FUNCTION_HANDLER=index.main_handler ./package/bootstrap
 
-Handler: `file.function` or `folder/file.function` in the code folder, the working
-folder or the folder of this file. Event: UTF-8 that is JSON (no NaN) arrives as the
-value, other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched.
+Handler: `file.function` or `folder/file.function`, also `async`, in the code folder, the
+working one or that of this file. Event: UTF-8 that is JSON (no NaN) arrives as value,
+other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched.
 Result: bytes go out as they are, str as UTF-8, None as nothing, all else as JSON.
 An exception fails the invocation; SystemExit and KeyboardInterrupt end the process.
 
@@ -340,7 +340,7 @@ class Request(BaseHTTPRequestHandler):
             parts.append(self.rfile.read(size))
             while self.read_line():  # the end of the chunk, or the trailer
                 pass
-        return b"".join(parts)
+        return b"".join(parts)  # [any.http.chunked-event]
 
     def answer(self, status: str, fields: str, body: bytes) -> None:
         log()  # what was printed is out before the result
@@ -423,6 +423,7 @@ class WsgiCall(SimpleHandler):
 
     def send_headers(self) -> None:
         """Leave the head for the first write, so that both go out in one piece."""
+        log()  # what was printed is out before the result
         may_have_body = self.status[:3] not in ("204", "304")
         self.has_body = may_have_body and self.request.command != "HEAD"
         if may_have_body and "Content-Length" not in self.headers:
@@ -449,7 +450,6 @@ class WsgiCall(SimpleHandler):
             raise
 
     def finish_content(self) -> None:
-        log()
         super().finish_content()
         self._write(b"")  # the head, if the application gave nothing
         if self.is_chunked:

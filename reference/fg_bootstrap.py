@@ -9,9 +9,9 @@ say `index.py` with `def main_handler(event, context)`:
     python3 emulator.py fg ./package --event '{"key": "value"}'
     RUNTIME_API_ADDR=127.0.0.1:9001 ./package/bootstrap
 
-Handler: `file.function` or `folder/file.function` in the code folder, the working
-folder or the folder of this file. Event: UTF-8 that is JSON (no NaN) arrives as the
-value, other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched.
+Handler: `file.function` or `folder/file.function`, also `async`, in the code folder, the
+working one or that of this file. Event: UTF-8 that is JSON (no NaN) arrives as value,
+other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched.
 Result: bytes go out as they are, str as UTF-8, None as nothing, all else as JSON.
 An exception fails the invocation; SystemExit and KeyboardInterrupt end the process.
 It does not: run two events at once, limit time or memory, install packages, speak TLS.
@@ -208,7 +208,7 @@ class Platform:
     def exchange(self, method: str, path: str, body: bytes
                  ) -> "Tuple[Dict[str, str], bytes]":
         """Return (headers by lower-case name, body) of a good answer, however late."""
-        if method == "POST" and self.sock and select.select([self.sock], [], [], 0)[0]:
+        if self.sock and select.select([self.sock], [], [], 0)[0]:
             self.sock = None  # closed meanwhile: better a new one than a result lost
         if not self.sock:
             # Not create_connection(): its idna codec would cost 5 ms of a cold start.
@@ -229,7 +229,7 @@ class Platform:
             headers = {name.lower(): value.strip() for name, _, value in pairs}
         if status != 200 and (method == "GET" or status > 299):
             raise ValueError(f"answered with status {status}")
-        content = self.read_body(headers, "no" if method == "GET" else "0")
+        content = self.read_body(headers, "no length" if method == "GET" else "0")
         if version != "HTTP/1.1" or "close" in headers.get("connection", "").lower():
             self.sock = None
         return headers, content
@@ -255,7 +255,7 @@ class Platform:
             size = int(self.read(b"\r\n").partition(b";")[0], 16)
         while self.read(b"\r\n"):
             pass  # the trailer
-        return b"".join(parts)
+        return b"".join(parts)  # [any.http.chunked-event]
 
 
 # ---- the protocol: SPEC.md 3.3, pull ----
@@ -267,7 +267,7 @@ def main() -> None:
     sys.stderr = sys.stderr and open(2, "w", 1, "utf-8", "replace", None, False)
     if not HOST or not PORT.isdecimal():
         sys.exit("bootstrap: no platform started this; try emulator.py")
-    handler, platform = Handler(), Platform()
+    handler, platform = Handler(), Platform()  # [any.instance.init-once]
     pause_s = PAUSE_MIN_S
     while not platform.is_stopping:
         asked_s = monotonic()
