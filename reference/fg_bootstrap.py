@@ -9,7 +9,7 @@ say `index.py` with `def main_handler(event, context)`:
     python3 emulator.py fg ./package --event '{"key": "value"}'
     RUNTIME_API_ADDR=127.0.0.1:9001 ./package/bootstrap
 
-Handler: `file.function` or `folder/file.function`, also `async`, in the code folder, the
+Handler: `file.function` or `folder/file.function`, also async, in the code folder, the
 working one or that of this file. Event: UTF-8 that is JSON (no NaN) arrives as value,
 other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched.
 Result: bytes go out as they are, str as UTF-8, None as nothing, all else as JSON.
