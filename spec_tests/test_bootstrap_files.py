@@ -28,18 +28,15 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PYTHONS = [path for version, path in interpreters().items() if version >= (3, 6)]
 
 ENVS: Dict[str, Dict[str, str]] = {
-    "scf": {"SCF_FUNCTIONNAME": "f", "TENCENTCLOUD_SECRETID": "ak"},
+    "scf": {"SCF_FUNCTIONNAME": "f", "TENCENTCLOUD_SECRETID": "ak"}, "fc": {},
     "fg": {"RUNTIME_FUNC_NAME": "f", "RUNTIME_MEMORY": "128", "RUNTIME_TIMEOUT": "3",
-           "MINE": "u"},
-    "fc": {},
-}
+           "MINE": "u"}}
 FIELDS = {
     "scf": "Request_Id: i\r\nMemory_Limit_In_Mb: 128\r\nTime_Limit_In_Ms: 3000\r\n",
     "fg": "X-CFF-Request-Id: i\r\nX-Cff-Access-Key: old\r\nX-CFF-Invoke-Type: async\r\n"
           "X-Cff-Security-Access-Key: ak\r\n",
     "fc": "X-Fc-Request-Id: i\r\nX-Fc-Function-Memory: 128\r\nX-Fc-Function-Name: f\r\n"
-          "X-Fc-Function-Timeout: 3\r\nX-Fc-Access-Key-Id: ak\r\n",
-}
+          "X-Fc-Function-Timeout: 3\r\nX-Fc-Access-Key-Id: ak\r\n"}
 VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER", "fc": "FC_FUNCTION_HANDLER"}
 
 
@@ -67,76 +64,66 @@ class Function:
             stderr=subprocess.PIPE, cwd=folder,
             env={"PATH": os.environ["PATH"], VARIABLE[protocol]: handler,
                  **ENVS[protocol], **self.env, **env})
-        self.sock: Optional[socket.socket] = None
+        self.channel: Optional[wire.Channel] = None
 
-    def connect(self) -> socket.socket:
+    def __enter__(self) -> "Function":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.printed()
+
+    def connect(self) -> wire.Channel:
         """Return the connection between the two."""
-        while self.sock is None and self.protocol == "fc":
+        for _ in wire.looks(LIMIT_S) if self.channel is None else ():
             with contextlib.suppress(ConnectionRefusedError):
-                self.sock = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
-            assert self.process.poll() is None
-        if self.sock is None:
-            self.sock = self.listener.accept()[0]
-            self.sock.settimeout(LIMIT_S)
-        return self.sock
-
-    def message(self) -> Tuple[str, bytes]:
-        """Return (start line, body) of what comes next from the bootstrap."""
-        data = b""
-        while not is_whole(data):
-            more = self.connect().recv(65536)
-            assert more, data
-            data += more
-        head, _, body = data.partition(b"\r\n\r\n")
-        return head.split(b"\r\n")[0].decode(), body
-
-    def until_poll(self) -> None:
-        """Read up to a poll."""
-        while self.protocol != "fc" and not self.message()[0].startswith("GET "):
-            self.connect().sendall(OK)
+                sock = (socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+                        if self.protocol == "fc" else self.listener.accept()[0])
+                self.channel = wire.Channel(sock, lambda who, data: None, "test")
+                break
+        assert self.channel is not None
+        return self.channel
 
     def send(self, event: bytes) -> None:
-        """Send an event."""
-        self.until_poll()
+        """Send an event, which a pull bootstrap has to ask for."""
+        while self.protocol != "fc" and self.read().start.startswith("POST"):
+            self.connect().send(OK)
         start = "POST /invoke HTTP/1.1" if self.protocol == "fc" else "HTTP/1.1 200 OK"
         head = f"{start}\r\n{FIELDS[self.protocol]}Content-Length: {len(event)}\r\n\r\n"
-        self.connect().sendall(head.encode() + event)
+        self.connect().send(head.encode() + event)
+
+    def read(self, to: str = "POST") -> wire.Message:
+        """Return what comes next from the bootstrap."""
+        return self.connect().read(LIMIT_S, to if self.protocol == "fc" else "")
 
     def invoke(self, event: bytes) -> Tuple[bool, bytes]:
         """Return (whether the handler succeeded, body)."""
         self.send(event)
-        start, body = self.message()
+        message = self.read()
         if self.protocol != "fc":
-            self.connect().sendall(OK)
-        return "/error" not in start and " 404 " not in start, body
+            self.connect().send(OK)
+        return "/error" not in message.start and " 404 " not in message.start, message.body
 
-    def close(self) -> Tuple[bytes, bytes]:
+    def ask(self, request: str, *fields: Tuple[str, str]) -> wire.Message:
+        """Return the answer of fc to a request."""
+        method, path = request.split(" ")
+        self.connect().send(wire.request_bytes(method, path, fields, b""))
+        return self.read(method)
+
+    def printed(self) -> Tuple[bytes, bytes]:
         """Kill the bootstrap; return what it has printed."""
         self.process.kill()
         printed = self.process.communicate()
-        for sock in (self.sock, self.listener):
-            if sock is not None:
-                sock.close()
+        self.listener.close()
+        if self.channel is not None:
+            self.channel.close()
         return printed
 
 
-def is_whole(data: bytes) -> bool:
-    head, end, body = data.partition(b"\r\n\r\n")
-    length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
-    return bool(end) and len(body) >= int(length or b"0")
+@pytest.fixture(params=["scf", "fg", "fc"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    """Each protocol in turn."""
+    return str(request.param)
 
-
-@contextlib.contextmanager
-def running(protocol: str, handler: str, folder: pathlib.Path, **how: str
-            ) -> Iterator[Function]:
-    function = Function(protocol, handler, folder, **how)
-    try:
-        yield function
-    finally:
-        function.close()
-
-
-protocols = pytest.mark.parametrize("protocol", ["scf", "fg", "fc"])
 
 # ---- event, result, error ----
 
@@ -147,10 +134,9 @@ EVENTS: Dict[bytes, str] = {
     b"\xff\x00": "bytes \"b'\\\\xff\\\\x00'\""}
 
 
-@protocols
 def test_event(protocol: str, tmp_path: pathlib.Path) -> None:
     """An event is the JSON value, else the text, else the bytes."""
-    with running(protocol, "mine.show", tmp_path) as function:
+    with Function(protocol, "mine.show", tmp_path) as function:
         assert {event: function.invoke(event)[1].decode() for event in EVENTS} == EVENTS
 
 
@@ -159,23 +145,21 @@ RESULTS = {"bytes": b"\xff", "bytearray": b"a", "text": "zürich".encode(), "non
 REFUSED = {"nan": "ValueError", "set": "TypeError", "half": "UnicodeEncodeError"}
 
 
-@protocols
 def test_result(protocol: str, tmp_path: pathlib.Path) -> None:
     """A result is bytes as they are, UTF-8, nothing or JSON; all else fails."""
-    with running(protocol, "mine.give", tmp_path) as function:
+    with Function(protocol, "mine.give", tmp_path) as function:
         given = {name: function.invoke(name.encode()) for name in {**RESULTS, **REFUSED}}
     assert {name: given[name] for name in RESULTS} == {
         name: (True, body) for name, body in RESULTS.items()}
     assert {name: json.loads(given[name][1])["errorType"] for name in REFUSED} == REFUSED
 
 
-@protocols
 @pytest.mark.parametrize("name", ["token", "linecache", "traceback", "select", "socket"])
 def test_any_error_survive__shadow(protocol: str, name: str,
                                    tmp_path: pathlib.Path) -> None:
     """A module of the package that has a name of Python's does no harm."""
     (tmp_path / f"{name}.py").write_text("SECRET = 's'\n")
-    with running(protocol, "mine.fail", tmp_path) as function:
+    with Function(protocol, "mine.fail", tmp_path) as function:
         failed = [function.invoke(event) for event in (b"", b"mute", b"")]
     documents = [json.loads(body) for _, body in failed]
     assert [one["errorType"] for one in documents] == ["KeyError", "Mute", "KeyError"]
@@ -183,28 +167,25 @@ def test_any_error_survive__shadow(protocol: str, name: str,
     assert "in fail" in documents[0]["stackTrace"][0]
 
 
-@protocols
 @pytest.mark.parametrize("python", PYTHONS)
 def test_async_handler(python: str, protocol: str, tmp_path: pathlib.Path) -> None:
     """A handler may be a coroutine function, on every interpreter."""
-    with running(protocol, "mine.wait", tmp_path, python=python) as function:
+    with Function(protocol, "mine.wait", tmp_path, python=python) as function:
         assert [function.invoke(b"1"), function.invoke(b"2")] == [(True, b"1"), (True, b"2")]
 
 
-@protocols
 def test_exit(protocol: str, tmp_path: pathlib.Path) -> None:
     """SystemExit of a handler ends the process with its status."""
-    with running(protocol, "mine.leave", tmp_path) as function:
+    with Function(protocol, "mine.leave", tmp_path) as function:
         function.send(b"")
         assert function.process.wait(LIMIT_S) == 7
 
 
 # ---- context ----
 
-@protocols
 def test_context(protocol: str, tmp_path: pathlib.Path) -> None:
     """The context says the same on each platform, wherever that puts it."""
-    with running(protocol, "mine.know", tmp_path) as function:
+    with Function(protocol, "mine.know", tmp_path) as function:
         known = json.loads(function.invoke(b"")[1])
     kind = "async" if protocol == "fg" else None
     assert known == ["i", "f", 128, 3000, "ak", protocol, kind, True]
@@ -214,87 +195,80 @@ VENDORS = {"scf": ["i", 128, "f"], "fg": ["i", "f", 128, "ak", "u"],
            "fc": [{"a": 1}, "ak", "f", [1]]}
 
 
-@protocols
 def test_context_of_the_vendor(protocol: str, tmp_path: pathlib.Path) -> None:
     """A handler of the vendor's own Python runtime finds what it asks for."""
-    with running(protocol, "mine." + protocol, tmp_path) as function:
+    with Function(protocol, "mine." + protocol, tmp_path) as function:
         assert json.loads(function.invoke(b'{"a": 1}')[1]) == VENDORS[protocol]
 
 
 # ---- loading and stopping ----
 
-@protocols
 @pytest.mark.parametrize("handler", ["mine.nothing", "mine.value", "nowhere.show", "mine",
                                      "../mine.show", "json.nothing"])
 def test_any_instance_init_failed(protocol: str, handler: str,
                                   tmp_path: pathlib.Path) -> None:
     """A handler that cannot be loaded is told, and ends the process."""
-    with running(protocol, handler, tmp_path) as function:
+    with Function(protocol, handler, tmp_path) as function:
         assert function.process.wait(LIMIT_S) == 1
-        said = function.close()[1].decode()
+        said = function.printed()[1].decode()
     assert said.splitlines()[-1].startswith(f"bootstrap: no handler '{handler}' ")
 
 
-@protocols
 @pytest.mark.parametrize("handler", ["deep/mine.show", "deep.mine.show"])
 def test_handler_in_a_folder(protocol: str, handler: str, tmp_path: pathlib.Path) -> None:
     """A handler is found by `file.function`, with folders after `/` or `.`."""
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "mine.py").write_bytes(HANDLERS.read_bytes())
-    with running(protocol, handler, tmp_path) as function:
+    with Function(protocol, handler, tmp_path) as function:
         assert function.invoke(b"x") == (True, b"str 'x'")
 
 
-@protocols
 def test_no_platform(protocol: str) -> None:
     """Without a platform the process says so in one line."""
-    done = subprocess.run(
-        [sys.executable, str(REFERENCE / f"{protocol}_bootstrap.py")], timeout=LIMIT_S,
-        env={"FC_SERVER_PORT": "x", VARIABLE[protocol]: "json.dumps"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, str(REFERENCE / f"{protocol}_bootstrap.py")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=LIMIT_S, env={
+        "FC_SERVER_PORT": "x", VARIABLE[protocol]: "json.dumps"})
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("protocol", ["scf", "fg"])
 def test_signal_after_event(protocol: str, tmp_path: pathlib.Path) -> None:
     """An event that arrives together with SIGTERM is still answered."""
-    with running(protocol, "mine.show", tmp_path) as function:
-        function.until_poll()
+    with Function(protocol, "mine.show", tmp_path) as function:
+        function.invoke(b"")
+        assert function.read().start.startswith("GET ")
         function.process.send_signal(signal.SIGSTOP)
         head = f"HTTP/1.1 200 OK\r\n{FIELDS[protocol]}Content-Length: 2\r\n\r\nhi"
-        function.connect().sendall(head.encode())
+        function.connect().send(head.encode())
         function.process.send_signal(signal.SIGTERM)
         function.process.send_signal(signal.SIGCONT)
-        assert function.message()[1] == b"str 'hi'"
-        function.connect().sendall(OK)
+        assert function.read().body == b"str 'hi'"
+        function.connect().send(OK)
         assert function.process.wait(LIMIT_S) == 0
 
 
-@protocols
 def test_forked_process_dies(protocol: str, tmp_path: pathlib.Path) -> None:
     """A process that the handler forked dies of SIGTERM; the bootstrap goes on."""
-    with running(protocol, "mine.fork", tmp_path) as function:
+    with Function(protocol, "mine.fork", tmp_path) as function:
         assert [function.invoke(b"")[1] for _ in range(2)] == [b"15", b"15"]
 
 
 # ---- the log ----
 
-@protocols
 @pytest.mark.parametrize("python", PYTHONS)
 def test_log(python: str, protocol: str, tmp_path: pathlib.Path) -> None:
     """Any text may be printed in any locale, and all of it is out before a kill."""
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
-    with running(protocol, "mine.say", tmp_path, python=python, **ascii_only) as function:
+    with Function(protocol, "mine.say", tmp_path, python=python, **ascii_only) as function:
         assert function.invoke(b"") == (True, b"said")
         function.send(b"die")
         function.process.wait(LIMIT_S)
-        assert function.close() == ("\u540d\n".encode() * 2, b"halfhalf\n")
+        assert function.printed() == ("\u540d\n".encode() * 2, b"halfhalf\n")
 
 
-@protocols
 def test_log_without_reader(protocol: str, tmp_path: pathlib.Path) -> None:
     """A failure is reported even when nobody reads the log."""
-    with running(protocol, "mine.fail", tmp_path) as function:
+    with Function(protocol, "mine.fail", tmp_path) as function:
         assert function.process.stderr is not None
         function.process.stderr.close()
         function.process.stderr = None
@@ -305,20 +279,9 @@ def test_log_without_reader(protocol: str, tmp_path: pathlib.Path) -> None:
 
 @pytest.fixture
 def web(tmp_path: pathlib.Path) -> Iterator[Function]:
-    with running("fc", "mine.know", tmp_path) as function:
+    with Function("fc", "mine.know", tmp_path) as function:
         function.connect()
         yield function
-
-
-def ask(web: Function, request: str, *fields: str, body: bytes = b"") -> wire.Message:
-    """Return the answer to a request."""
-    method, path = request.split(" ")
-    pairs = [(name, value) for name, _, value in (one.partition(": ") for one in fields)]
-    data = wire.request_bytes(method, path, pairs, body)
-    assert web.sock is not None
-    channel = wire.Channel(web.sock, lambda who, data: None, "test")
-    channel.send(data)
-    return channel.read(LIMIT_S, method)
 
 
 @pytest.mark.parametrize("request_line, control, status, body", [
@@ -331,7 +294,7 @@ def test_routes(request_line: str, control: str, status: int, body: bytes,
                 web: Function) -> None:
     """The control path tells the kinds apart, else method and path; and again."""
     for _ in range(2):
-        answer = ask(web, request_line, "X-Fc-Control-Path: " + control)
+        answer = web.ask(request_line, ("X-Fc-Control-Path", control))
         assert (answer.status, answer.body) == (status, body)
 
 
@@ -340,38 +303,37 @@ def test_routes(request_line: str, control: str, status: int, body: bytes,
     ("/split", "ValueError")])
 def test_failed_application(path: str, error: str, web: Function) -> None:
     """A failed application is 500 and says so to the platform; the server goes on."""
-    answer = ask(web, "GET " + path)
+    answer = web.ask("GET " + path)
     assert (answer.status, answer.header("x-fc-status")) == (500, "404")
     assert json.loads(answer.body)["errorType"] == error
-    assert ask(web, "GET /pre-stop").status == 404
-    assert ask(web, "GET /a").status == 201
+    assert web.ask("GET /pre-stop").status == 404
+    assert web.ask("GET /a").status == 201
 
 
 @pytest.mark.parametrize("path", ["/late", "/short"])
 def test_cut_answer(path: str, web: Function) -> None:
     """An answer that cannot be completed is cut."""
     with pytest.raises(wire.WireError):
-        ask(web, "GET " + path)
+        web.ask("GET " + path)
 
 
 def test_caller_gone(web: Function) -> None:
     """A caller who leaves a stream is no fault of the application: one line says so."""
-    web.connect().sendall(b"GET /endless HTTP/1.1\r\n\r\n")
-    assert web.connect().recv(100)
+    web.connect().send(b"GET /endless HTTP/1.1\r\n\r\n")
+    assert web.connect().sock.recv(100)
     web.connect().close()
-    web.sock = None
+    web.channel = None
     assert web.process.stderr is not None
     assert web.process.stderr.readline() == b"bootstrap: the caller of /endless has gone\n"
-    web.connect()
-    assert ask(web, "GET /a").status == 201
+    assert web.ask("GET /a").status == 201
 
 
 def test_environ(web: Function) -> None:
     """An application finds a chunked body decoded, its length, the cookies, the peer."""
-    web.connect().sendall(
+    web.connect().send(
         b"POST /environ?a=b HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX_A: c\r\n"
         b"Cookie: a=1\r\nCookie: b=2\r\nHost: h:80\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
-    body = web.message()[1].decode()
+    body = web.read().body.decode()
     assert body.endswith("]hi") and dict(ast.literal_eval(body[:-2])) == {
         "CONTENT_LENGTH": "2", "HTTP_COOKIE": "a=1; b=2", "REMOTE_ADDR": "127.0.0.1",
         "wsgi.input_terminated": True, "QUERY_STRING": "a=b", "SERVER_PORT": "80"}
@@ -379,8 +341,8 @@ def test_environ(web: Function) -> None:
 
 def test_wsgi_handler(tmp_path: pathlib.Path) -> None:
     """A handler that is a WSGI application gets events as requests, too, and may exit."""
-    with running("fc", "mine.only", tmp_path) as function:
+    with Function("fc", "mine.only", tmp_path) as function:
         assert function.invoke(b"event") == (True, b"only /invoke")
-        assert ask(function, "POST /initialize").status == 200
-        function.connect().sendall(b"GET /exit HTTP/1.1\r\n\r\n")
+        assert function.ask("POST /initialize").status == 200
+        function.connect().send(b"GET /exit HTTP/1.1\r\n\r\n")
         assert function.process.wait(LIMIT_S) == 7
