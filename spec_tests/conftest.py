@@ -4,7 +4,7 @@
 A check is an ordinary test function whose name is a rule id with underscores and whose
 argument `bootstrap`, `puller` or `platform` is the thing under test. All selected
 checks start in a small pool of threads when collection ends; pytest then walks through
-them in order and waits for each one. Whole files of plain tests run in side.py's
+them in order and waits for each one. Whole files of plain tests run in parallel.py's
 processes meanwhile.
 """
 
@@ -18,10 +18,12 @@ from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "reference")]
+sys.path.insert(0, str(HERE))
 # A script that says `env python3` gets the interpreter that runs the tests.
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable),
                                       os.environ.get("PATH", os.defpath)))
+
+import rooms  # noqa: E402, F401
 
 import bytecode  # noqa: E402
 
@@ -30,9 +32,9 @@ bytecode.divert(HERE.parent)
 import checks  # noqa: E402
 import implementations  # noqa: E402
 import kit  # noqa: E402
+import parallel  # noqa: E402
+import platform_run  # noqa: E402
 import report  # noqa: E402
-import rig  # noqa: E402
-import side  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
@@ -74,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     descriptor = config.getoption("--side-descriptor")
     if descriptor is not None:
-        config.pluginmanager.register(side.Reporter(config, descriptor))
+        config.pluginmanager.register(parallel.Reporter(config, descriptor))
 
 
 def known(what: str, names: List[str], allowed: List[str]) -> None:
@@ -166,9 +168,7 @@ RUN: "pytest.StashKey[Session]" = pytest.StashKey()
 def pytest_ignore_collect(collection_path: pathlib.Path,
                           config: pytest.Config) -> Optional[bool]:
     """Leave our own tests alone when a stranger's work is judged."""
-    name = collection_path.name
-    ours = name.startswith("test_") and not name.startswith(
-        ("test_bootstrap_", "test_platform_", "test_transcripts"))
+    ours = collection_path.name.startswith("test_") and collection_path not in checks.FILES
     return True if ours and config.stash[RUN].stranger else None
 
 
@@ -229,7 +229,8 @@ def is_whole(config: pytest.Config) -> bool:
 def pytest_collection(session: pytest.Session) -> None:
     """Start the side processes: they collect their files while this one does."""
     if is_whole(session.config):
-        session.config.pluginmanager.register(side.Sides(session.config), "sides")
+        session.config.pluginmanager.register(
+            parallel.PytestProcesses(session.config), "parallel")
 
 
 def asked_for(session: Session, item: pytest.Function) -> bool:
@@ -340,7 +341,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for pool in (run.pool, run.slow_pool):
         pool.shutdown(wait=True, cancel_futures=True)
     kit.stop_idle_runs()
-    rig.stop_idle_rigs()
+    platform_run.stop_idle_runs()
     bytecode.forget_temporary()
     gc.freeze()  # nor when pytest collects garbage ten times over before it leaves
     folder = session.config.getoption("--report")
@@ -390,9 +391,9 @@ def the_spec(request: pytest.FixtureRequest) -> Iterator[spec.Spec]:
 @pytest.fixture(scope="session")
 def collected(request: pytest.FixtureRequest) -> Iterator[List[str]]:
     """The names of all tests that were found; skips unless every file was looked at."""
-    sides = request.config.pluginmanager.get_plugin("sides")
-    names = request.config.stash[RUN].collected + (sides.names() if sides else [])
+    others = request.config.pluginmanager.get_plugin("parallel")
+    names = request.config.stash[RUN].collected + (others.names() if others else [])
     files = {name.split("::")[0].rpartition("/")[2] for name in names}
-    if files != {path.name for path in HERE.glob("test_*.py")}:
+    if files != {path.name for path in HERE.glob("*/test_*.py")}:
         pytest.skip("only a part of the tests was collected")
     yield names

@@ -15,7 +15,8 @@ import sys
 import threading
 from typing import Any, Dict, Optional, Tuple, Type
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "kit")]
 
 import wire  # noqa: E402
 from broken.base_bootstrap import Base, Failure, Fc, Fg, Scf  # noqa: E402

@@ -1,0 +1,132 @@
+# test_gateway_spec.py: SPEC.md chapter 9 and reference/gateway.py say the same (MIT).
+"""Compare tables with the code, and replay the transcripts of chapter 9."""
+
+import json
+import pathlib
+import re
+import shlex
+import sys
+from typing import Dict, List, Set, Tuple
+
+import gateways
+import pytest
+import spec
+from gateways import Answer, Container
+
+import gateway
+
+SPEC = spec.load()
+FCC = [rule for rule in SPEC.rules if rule.id.startswith("fcc.")]
+TRANSCRIPTS = [one for one in SPEC.transcripts if one.protocol == "fcc"]
+pytestmark = pytest.mark.skipif(len(FCC) < 30, reason="chapter 9 is not there")
+
+
+def rows(*header: str) -> List[Dict[str, str]]:
+    """Return the table of chapter 9 with these columns."""
+    return SPEC.table("fcc", *header).records()
+
+
+def test_gateway_states() -> None:
+    """The states table is the table in the code."""
+    found = {(row["state"], row["call"]): (row["action"], row["next state"])
+             for row in rows("state", "call", "action", "next state")}
+    assert found == gateway.STATES
+
+
+def test_gateway_endpoints() -> None:
+    """What method and path alone tell is what the code tells by them."""
+    found = {row["path"]: tuple(row["method"].split(", "))
+             for row in rows("method", "path", "call")
+             if re.fullmatch(r"/[a-z-]{2,}", row["path"])}
+    assert found == gateway.ENDPOINTS
+
+
+def test_gateway_limits() -> None:
+    """Names, defaults, ranges and options of the limits agree."""
+    found = {row["limit"]: (float(row["default"]), "a " + row["range"], row["option"])
+             for row in rows("limit", "default", "range", "option")}
+    assert found == {name: (limit.default, limit.kind, limit.option)
+                     for name, limit in gateway.LIMITS.items()}
+
+
+def test_gateway_failures() -> None:
+    """The names of failures and their statuses agree."""
+    found = {row["failure"]: row["status for HTTP"]
+             for row in rows("failure", "when", "status for HTTP")}
+    assert found.pop("HandlerFailed").startswith("that of")
+    assert found == {name: str(status) if status else "-"
+                     for name, status in gateway.FAILURES.items()}
+
+
+def test_gateway_profile_fields() -> None:
+    """The fields of a profile agree."""
+    found = {row["profile field"] for row in rows("profile field", "value", "default")}
+    assert found == {field.path for field in gateway.PROFILE_FIELDS
+                     if field.kind != "an object"}
+
+
+def cited(*paths: pathlib.Path) -> Set[str]:
+    """Return the rules of chapter 9 that these files name."""
+    text = "".join(path.read_text() for path in paths)
+    return set(re.findall(r"\[(fcc\.[a-z.-]+)\]", text))
+
+
+def test_gateway_citations() -> None:
+    """Every rule that the code cites exists."""
+    assert cited(gateways.GATEWAY) <= {rule.id for rule in FCC}
+
+
+# ---- transcripts ----
+
+
+def worker_profile(options: Dict[str, object]) -> Dict[str, object]:
+    """Return the bootstrap with the test handler as a worker called hello."""
+    root = gateways.GATEWAY.parent
+    return {"name": "hello", "runtime": "custom", "signature": "1",
+            "url": (gateways.TESTS / "handlers" / "python").as_uri(),
+            "command": [sys.executable, str(root / "fc_bootstrap.py")],
+            "handler": "test_handler.handle", **options}
+
+
+def exchanges(transcript: spec.Transcript) -> List[Tuple[spec.Step, spec.Step]]:
+    """Return requests and answers, two by two."""
+    return list(zip(transcript.steps[::2], transcript.steps[1::2]))
+
+
+def ask(container: Container, step: spec.Step) -> Answer:
+    """Send the request of a step."""
+    method, path = shlex.split(step.line)[:2]
+    return container.ask(method, path, step.body.replace("{id}", "1-x").encode(), {
+        name: value.replace("{id}", "1-x") for name, value in step.headers})
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Tell whether a text is as shown; `*` stands for anything."""
+    parts = [re.escape(part) for part in pattern.split("*")]
+    return re.fullmatch(".*".join(parts), text, re.DOTALL) is not None
+
+
+def compare_body(wanted: str, found: bytes) -> None:
+    """Compare a body; members of a JSON object may be more than are shown."""
+    if not wanted.startswith("{"):
+        assert matches(wanted, found.decode())
+        return
+    document = json.loads(found)
+    for name, value in json.loads(wanted).items():
+        assert matches(str(value), str(document[name])), document
+
+
+@pytest.mark.parametrize("transcript", TRANSCRIPTS,
+                         ids=[f"{one.outcome}-{one.line}" for one in TRANSCRIPTS])
+def test_gateway_transcripts(transcript: spec.Transcript) -> None:
+    """The gateway plays its part of each dialogue."""
+    options = json.loads(transcript.options) if transcript.options[:1] == "{" else {}
+    with Container([worker_profile(options)], "--default-function",
+                   "hello", "--grace", "0.1") as container:
+        container.invoke(b"", "hello")  # a start may take longer than a limit
+        for request, wanted in exchanges(transcript):
+            found = ask(container, request)
+            assert str(found.status) == wanted.line
+            for name, value in wanted.headers:
+                assert matches(value, found.headers.get(name.lower(), ""))
+            compare_body(wanted.body, found.body)

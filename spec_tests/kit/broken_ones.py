@@ -1,0 +1,61 @@
+# broken_ones.py: the table of what breaks which rule (MIT).
+"""Name every broken bootstrap and platform, its rule, and the checks for it."""
+
+import pathlib
+import sys
+from typing import Dict, List, NamedTuple, Sequence
+
+import checks
+import kit
+from broken import bootstraps, platforms
+from implementations import module_words
+
+__all__ = ["Broken", "concerned", "correct", "every"]
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+PATIENCE_S = 2.0  # what waits longer for a broken one has caught it
+
+
+class Broken(NamedTuple):
+    """One broken implementation and the rule that it breaks."""
+
+    name: str
+    role: str
+    rule: str
+    implementation: kit.Implementation
+
+
+def start(name: str, role: str, protocol: str) -> kit.Implementation:
+    """Return how the broken one, or the correct one, of that name is started."""
+    program = TESTS / "broken" / f"{role}s.py"
+    command = (sys.executable, *module_words(program), name)
+    return kit.Implementation(name, protocol, command, str(program.parent), (), (),
+                              PATIENCE_S)
+
+
+def correct(protocol: str) -> kit.Implementation:
+    """Return the correct bootstrap that the broken ones are made of."""
+    return start(protocol.capitalize(), "bootstrap", protocol)
+
+
+def every() -> List[Broken]:
+    """Return all of them, in the order of the tables."""
+    roles = [("bootstrap", {name: entry[:2] for name, entry in
+                            bootstraps.BROKEN.items()}),
+             ("platform", {name: entry[:2] for name, entry in
+                           platforms.BROKEN.items()})]
+    return [Broken(name, role, rule, start(name, role, protocol))
+            for role, table in roles for name, (protocol, rule) in table.items()]
+
+
+def concerned(case: Broken, by_rule: Dict[str, List[checks.Check]],
+              ) -> Sequence[checks.Check]:
+    """Return the checks of its rule that are for its role and protocol.
+
+    Generated checks stand next to those that are most like them; every thirteenth comes
+    first, so that what catches it is found soon.
+    """
+    found = [check for check in by_rule.get(case.rule, ())
+             if checks.FIXTURES[check.fixture][0] == case.role
+             and case.implementation.protocol in check.protocols]
+    return [check for first in range(13) for check in found[first::13]]

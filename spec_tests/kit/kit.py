@@ -1,0 +1,728 @@
+# kit.py: what every check of the conformance kit stands on (MIT).
+"""Start the bootstrap under test, play its platform, and name what was wrong.
+
+A check gets a `Bootstrap` (one implementation and one log), starts instances with it
+and raises `Mismatch` when the answer is not what the rule wants. README.md has the
+contract between the kit and the thing under test; wire.py has the bytes.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import queue
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple, Type, Union)
+
+import reaper
+import wire
+
+__all__ = ["Bootstrap", "FEATURES", "Implementation", "Mismatch", "PROTOCOLS",
+           "PullRun", "PushRun", "Result", "Unsupported", "instruction"]
+
+# ---- model ----
+
+PROTOCOLS = ("fc", "scf", "fg")
+LONG_NAMES = {"functiongraph": "fg"}
+
+# The features of SPEC.md 3.2, and the words of the test handler that may be missing.
+FEATURES: Dict[str, str] = {
+    "large": "bootstrap: events and results over 128 KiB",
+    "binary": "bootstrap: events with NUL bytes or bytes that are no UTF-8",
+    "keep-alive": "fc bootstrap: one connection for several calls",
+    "concurrency": "fc bootstrap: several requests at a time",
+    "http": "fc bootstrap: HTTP invocations beside events",
+    "hooks": "fc bootstrap: /initialize, /pre-freeze and /pre-stop",
+    "context": "test handler: the instruction `context`",
+    "count": "test handler: the instruction `count`",
+    "env": "test handler: the instruction `env`",
+    "sleep": "test handler: the instruction `sleep`",
+    "freeze": "platform: stopping the processes of an idle instance",
+    "memory": "platform: measuring and limiting memory",
+    "upgrade": "platform: WebSocket",
+    "health-check": "platform: configured health checks",
+    "limits": "platform: the options --max-event and --max-result",
+}
+
+
+class Mismatch(AssertionError):
+    """The implementation broke the rule: what was expected, what was seen."""
+
+    def __init__(self, expected: str, seen: str) -> None:
+        super().__init__(f"expected {expected}; seen {seen}")
+        self.expected, self.seen = expected, seen
+
+
+class NotUsable(Mismatch):
+    """It could not even be tried; every check says the same."""
+
+
+class Unsupported(Exception):
+    """The implementation was declared to lack this feature."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """A bootstrap or platform under test and how to start it."""
+
+    name: str
+    protocol: str
+    command: Tuple[str, ...]
+    folder: str
+    without: Tuple[str, ...] = ()
+    env: Tuple[Tuple[str, str], ...] = ()
+    patience_s: float = 10.0  # longest wait for anything the peer has to do
+    hold_s: float = 0.4  # how long a poll, or an idle connection, is held
+
+
+class Result(NamedTuple):
+    """What a bootstrap made of an event."""
+
+    kind: str  # response or error
+    body: bytes
+    message: wire.Message
+
+
+def instruction(word: str, **arguments: object) -> bytes:
+    """Return the event that tells the test handler what to do (README.md)."""
+    return json.dumps({"do": word, **arguments}, separators=(",", ":")).encode()
+
+
+def same(expected: object, seen: object, what: str = "") -> None:
+    """Raise Mismatch unless both are equal."""
+    if expected != seen:
+        head = f"{what} " if what else ""
+        raise Mismatch(head + describe(expected), describe(seen))
+
+
+def busy_at_last(attempt: Callable[[float], None]) -> None:
+    """Try it with more and more time until something under test is busy; the last
+    Mismatch counts. Where nothing tells, a loaded machine needs longer to begin."""
+    for pause_s in (0.1, 0.4):
+        try:
+            return attempt(pause_s)
+        except (Mismatch, wire.WireError):
+            pass
+    attempt(1.6)
+
+
+def document(data: Union[bytes, str]) -> Any:
+    """Return the JSON value that the peer has sent. Raises Mismatch if it is none."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise Mismatch("JSON", describe(data)) from None
+
+
+def describe(value: object) -> str:
+    """Return a value for people; long bytes shortened."""
+    if isinstance(value, bytes) and len(value) > 200:
+        return f"{len(value)} bytes {value[:80]!r}…{value[-40:]!r}"
+    return repr(value)
+
+
+# ---- the three dialects ----
+
+
+class Dialect(NamedTuple):
+    """Where a pull protocol has its calls, and what it calls the fields."""
+
+    ready: str
+    poll: str
+    response: str
+    error: str
+    id_header: str
+    handler: str
+
+
+DIALECTS: Dict[str, Dialect] = {
+    "scf": Dialect("/runtime/init/ready", "/runtime/invocation/next",
+                   "/runtime/invocation/response", "/runtime/invocation/error",
+                   "Request_Id", "index.main_handler"),
+    "fg": Dialect("", "/v1/runtime/invocation/request",
+                  "/v1/runtime/invocation/response/{id}",
+                  "/v1/runtime/invocation/error/{id}",
+                  "X-Cff-Request-Id", "index.handler"),
+}
+# no generator, as threads share it
+REQUEST_IDS = map("{:08x}-0000-4000-8000-00000000c0de".format, itertools.count(1))
+
+
+def event_headers(protocol: str, request_id: str) -> List[Tuple[str, str]]:
+    """Return the fields that come with an event."""
+    if protocol == "scf":
+        return [("Request_Id", request_id), ("Memory_Limit_In_Mb", "128"),
+                ("Time_Limit_In_Ms", "3000"), ("Content-Type", "application/json")]
+    return [("X-Cff-Request-Id", request_id), ("X-CFF-Invoke-Type", "sync"),
+            ("X-CFF-Access-Key", "ak"), ("X-CFF-Secret-Key", "sk"),
+            ("X-CFF-Security-Token", "token"), ("X-CFF-Auth-Token", "auth"),
+            ("Content-Type", "application/json")]
+
+
+# What a bootstrap that is killed leaves there goes when the kit ends.
+SCRATCH = tempfile.mkdtemp(prefix="kit-scratch-")
+
+
+@atexit.register
+def remove_scratch() -> None:
+    """Remove the folder, although somebody who dies right now may add to it."""
+    deadline = time.monotonic() + 2.0
+    while os.path.exists(SCRATCH) and time.monotonic() < deadline:
+        shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+def environment(protocol: str, folder: str, host: str, port: int) -> Dict[str, str]:
+    """Return the variables that the platform gives to a bootstrap."""
+    own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG")
+           if name in os.environ}
+    own["TMPDIR"] = SCRATCH
+    if protocol == "scf":
+        own.update(SCF_RUNTIME_API=host, SCF_RUNTIME_API_PORT=str(port),
+                   _HANDLER="index.main_handler", SCF_FUNCTIONNAME="kit",
+                   SCF_FUNCTIONVERSION="$LATEST", SCF_NAMESPACE="default",
+                   TENCENTCLOUD_RUNENV="SCF", USER_CODE_ROOT=folder + "/")
+    elif protocol == "fg":
+        own.update(RUNTIME_API_ADDR=f"{host}:{port}", RUNTIME_PROJECT_ID="0" * 32,
+                   RUNTIME_FUNC_NAME="kit", RUNTIME_FUNC_VERSION="latest",
+                   RUNTIME_PACKAGE="default", RUNTIME_HANDLER="index.handler",
+                   RUNTIME_TIMEOUT="3", RUNTIME_USERDATA="{}", RUNTIME_CPU="300",
+                   RUNTIME_MEMORY="128", RUNTIME_CODE_ROOT=folder,
+                   RUNTIME_MAX_RESP_BODY_SIZE="6291456")
+    else:
+        own.update(FC_SERVER_PORT=str(port), FC_CUSTOM_LISTEN_PORT=str(port),
+                   FC_FUNCTION_NAME="kit", FC_FUNCTION_HANDLER="index.handler",
+                   FC_FUNCTION_MEMORY_SIZE="128", FC_FUNC_CODE_PATH=folder,
+                   FC_REGION="local", FC_ACCOUNT_ID="0", FC_INSTANCE_ID="c-kit")
+    return own
+
+
+# ---- the process under test ----
+
+RUNNING: "weakref.WeakSet[Process]" = weakref.WeakSet()
+FILE_LIMIT_BYTES = 256 * 1024 * 1024
+
+
+class Process:
+    """The bootstrap's process, in a session of its own; its output in a file."""
+
+    def __init__(self, command: Sequence[str], folder: str,
+                 env: Dict[str, str]) -> None:
+        self.output = tempfile.TemporaryFile()
+        try:
+            self.popen = subprocess.Popen(
+                command, cwd=folder, env=env, stdin=subprocess.DEVNULL,
+                stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError as error:
+            self.output.close()
+            raise Mismatch("a command that starts [any.start.executable]",
+                           f"{shlex.join(command)}: {error.strerror}") from None
+        RUNNING.add(self)
+        reaper.watch(self.popen.pid)
+        cap_files(self.popen.pid)
+
+    def tail(self) -> str:
+        """Return the end of what it printed, as a part of a sentence."""
+        size = self.output.seek(0, os.SEEK_END)
+        self.output.seek(max(0, size - 1500))
+        return f"it printed: {wire.show(self.output.read())}" if size else \
+            "it printed nothing"
+
+    def ended(self) -> str:
+        """Say with which status it ended, and what it printed last."""
+        return f"the process ended with status {self.popen.returncode}; {self.tail()}"
+
+    def printed(self) -> bytes:
+        """Return all that it printed."""
+        self.output.seek(0)
+        return self.output.read()
+
+    def wait(self, limit_s: float) -> int:
+        """Return the exit status, negative for a signal. Raises Mismatch."""
+        try:
+            return self.popen.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise Mismatch(f"the process to end within {limit_s} s",
+                           "it still runs") from None
+
+    def kill(self) -> None:
+        """Kill the whole group and forget it."""
+        RUNNING.discard(self)
+        reaper.forget(self.popen.pid)
+        with contextlib.suppress(OSError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(5)
+        self.output.close()
+
+
+def cap_files(process_id: int) -> None:
+    """Keep a process that prints without end from filling the disk."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import resource
+        resource.prlimit(process_id, resource.RLIMIT_FSIZE,
+                         (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
+
+
+class Setting(NamedTuple):
+    """How a start differs from the ordinary one: folder, and variables left out or
+    changed."""
+
+    folder: str = ""
+    only: Sequence[str] = ()
+    but: Sequence[str] = ()
+    changed: Sequence[Tuple[str, str]] = ()
+
+
+USUAL = Setting()
+
+
+class Run:
+    """One instance under test; the log belongs to the check that has it now."""
+
+    def __init__(self, bootstrap: "Bootstrap") -> None:
+        self.kind = bootstrap.implementation
+        self.frames = bootstrap.frames
+        self.patience_s = self.kind.patience_s
+
+    def note(self, who: str, data: bytes) -> None:
+        """Write down what was sent."""
+        self.frames.append(wire.Frame(who, wire.show(data)))
+
+    def launch(self, host: str, port: int, setting: Setting) -> Process:
+        """Start the process in its environment, or in what the check leaves of it."""
+        env = {**environment(self.kind.protocol, self.kind.folder, host, port),
+               **dict(self.kind.env), **dict(setting.changed)}
+        env = {name: value for name, value in env.items()
+               if name not in setting.but and name in (setting.only or env)}
+        return Process(self.kind.command, setting.folder or self.kind.folder, env)
+
+
+# ---- pull: the kit is the runtime API ----
+
+
+class PullRun(Run):
+    """A polling bootstrap and the runtime API that it polls."""
+
+    def __init__(self, bootstrap: "Bootstrap", setting: Setting = USUAL) -> None:
+        super().__init__(bootstrap)
+        self.dialect = DIALECTS[self.kind.protocol]
+        self.api = wire.Listener(lambda who, data: self.note(who, data), "bootstrap")
+        self.ready_calls: List[wire.Message] = []
+        self.last_id = ""
+        try:
+            self.process = self.launch(self.api.host, self.api.port, setting)
+        except BaseException:
+            self.api.close()
+            raise
+
+    def stop(self) -> None:
+        """Kill the process and close the runtime API."""
+        self.process.kill()
+        self.api.close()
+
+    def request(self, wanted: str) -> wire.Exchange:
+        """Return the next request whatever it is. Raises Mismatch if none comes."""
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return self.api.arrived.get(timeout=0.02)
+            except queue.Empty:
+                pass
+            if self.api.bad:
+                error = self.api.bad[0]
+                raise Mismatch(wanted, error.told())
+            if self.process.popen.poll() is not None and self.api.arrived.empty():
+                raise Mismatch(wanted, self.process.ended())
+            if time.monotonic() > deadline:
+                raise Mismatch(wanted, f"no request in {self.patience_s} s; "
+                               + self.process.tail())
+
+    def call(self, method: str, path: str) -> wire.Exchange:
+        """Return the next request, which must be this one."""
+        exchange = self.request(f"{method} {path}")
+        same(f"{method} {path}", exchange.request.start.rpartition(" ")[0])
+        return exchange
+
+    def poll(self) -> wire.Exchange:
+        """Return the bootstrap's next poll; a call of ready before it is answered."""
+        exchange = self.request(f"GET {self.dialect.poll}")
+        while self.dialect.ready and exchange.request.path == self.dialect.ready:
+            self.ready_calls.append(exchange.request)
+            exchange.reply()
+            exchange = self.request(f"GET {self.dialect.poll}")
+        same(f"GET {self.dialect.poll}", exchange.request.start.rpartition(" ")[0])
+        return exchange
+
+    def headers(self) -> List[Tuple[str, str]]:
+        """Return the fields of a new event, under a new request id."""
+        self.last_id = next(REQUEST_IDS)
+        return event_headers(self.kind.protocol, self.last_id)
+
+    def result(self) -> Tuple[Result, wire.Exchange]:
+        """Return the next request, which must be the result of the last event."""
+        paths = {self.dialect.response.format(id=self.last_id): "response",
+                 self.dialect.error.format(id=self.last_id): "error"}
+        exchange = self.request("the result of the event")
+        if exchange.request.method != "POST" or exchange.request.path not in paths:
+            raise Mismatch("POST " + " or ".join(paths), exchange.request.start)
+        return Result(paths[exchange.request.path], exchange.request.body,
+                      exchange.request), exchange
+
+    def answer(self, *pieces: bytes, pause_s: float = 0.0) -> Result:
+        """Answer the next poll with raw bytes; return the result, acknowledged."""
+        try:
+            self.poll().send(*pieces, pause_s=pause_s)
+        except wire.WireError as error:
+            raise Mismatch("the event to be read", error.what) from None
+        result, exchange = self.result()
+        exchange.reply()
+        return result
+
+    def hand(self, poll: wire.Exchange, event: bytes) -> Result:
+        """Answer this poll with the event; return the result, acknowledged."""
+        poll.reply(200, self.headers(), event)
+        result, exchange = self.result()
+        exchange.reply()
+        return result
+
+    def invoke(self, event: bytes) -> Result:
+        """Answer the next poll with the event; return the result, acknowledged."""
+        return self.answer(wire.response(200, self.headers(), event))
+
+    def alive(self) -> None:
+        """Raise Mismatch unless an ordinary event is still handled."""
+        same(b"still here", self.invoke(b"still here").body, "an echo afterwards")
+
+
+# ---- push: the kit is the caller's side of the platform ----
+
+
+class PushRun(Run):
+    """A bootstrap that is an HTTP server, and the platform that calls it."""
+
+    def __init__(self, bootstrap: "Bootstrap", setting: Setting = USUAL) -> None:
+        super().__init__(bootstrap)
+        self.port = wire.free_port()
+        self.host = "127.0.0.2" if reachable_127_0_0_2() else "127.0.0.1"
+        self.channels: List[wire.Channel] = []
+        self.channel: Optional[wire.Channel] = None
+        self.process = self.launch(self.host, self.port, setting)
+        try:
+            self.probe()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Kill the process and close the connections."""
+        for channel in self.channels:
+            channel.close()
+        self.process.kill()
+
+    def probe(self) -> None:
+        """Connect without data until it works, as the platform does at start."""
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                self.dial().close()
+                return
+            except OSError as error:
+                last = error.strerror
+            wanted = f"a server on {self.host}:{self.port} [fc.start.port]"
+            if self.process.popen.poll() is not None:
+                raise Mismatch(wanted, self.process.ended())
+            if time.monotonic() > deadline:
+                raise Mismatch(wanted + "; one that listens on 127.0.0.1 only is not "
+                               "reached",
+                               f"{last}; {self.process.tail()}")
+            time.sleep(0.005)
+
+    def dial(self) -> wire.Channel:
+        """Return a new connection. Raises OSError."""
+        channel = wire.connect(self.host, self.port, self.note, "bootstrap")
+        self.channels.append(channel)
+        return channel
+
+    def connect(self) -> wire.Channel:
+        """Return a new connection. Raises Mismatch."""
+        try:
+            return self.dial()
+        except OSError as error:
+            raise Mismatch("a server that still takes connections",
+                           f"{error.strerror}; {self.process.tail()}") from None
+
+    def ask(self, data: bytes, method: str, channel: Optional[wire.Channel] = None,
+            ) -> wire.Message:
+        """Send raw bytes, return the answer. Raises Mismatch."""
+        own = channel or self.connect()
+        try:
+            own.send(data)
+            return own.read(self.patience_s, to=method)
+        except wire.WireError as error:
+            raise Mismatch("an answer",
+                           f"{error.told()}; {self.process.tail()}") from None
+        finally:
+            if channel is None:
+                own.close()
+
+    def headers(self, path: str = "/invoke") -> List[Tuple[str, str]]:
+        """Return the common fields of a request of the platform."""
+        return [("Host", f"{self.host}:{self.port}"),
+                ("X-Fc-Request-Id", next(REQUEST_IDS)), ("X-Fc-Control-Path", path),
+                ("X-Fc-Function-Name", "kit"),
+                ("X-Fc-Function-Handler", "index.handler"),
+                ("X-Fc-Function-Memory", "128"), ("X-Fc-Function-Timeout", "3"),
+                ("X-Fc-Region", "local"), ("X-Fc-Account-Id", "0"),
+                ("X-Fc-Qualifier", "LATEST"), ("X-Fc-Version-Id", ""),
+                ("X-Fc-Access-Key-Id", ""), ("X-Fc-Access-Key-Secret", ""),
+                ("X-Fc-Security-Token", "")]
+
+    def invocation(self, event: bytes) -> bytes:
+        """Return the bytes of POST /invoke."""
+        return wire.request_bytes(
+            "POST", "/invoke",
+            [*self.headers(), ("Content-Type", "application/octet-stream")], event)
+
+    def hook(self, method: str, path: str) -> wire.Message:
+        """Call a hook; return the answer."""
+        body = b"" if method == "POST" else None
+        data = wire.request_bytes(method, path, self.headers(path), body)
+        return self.ask(data, method)
+
+    def invoke(self, event: bytes, channel: Optional[wire.Channel] = None) -> Result:
+        """Invoke with the event; return the result as its status says."""
+        return self.read_result(self.ask(self.invocation(event), "POST", channel))
+
+    def read_result(self, answer: wire.Message) -> Result:
+        """Return what an answer means. Raises Mismatch if it means nothing."""
+        kinds = {(200, None): "response", (200, "200"): "response",
+                 (404, None): "error", (404, "404"): "error"}
+        key = (answer.status, answer.header("x-fc-status"))
+        if key not in kinds:
+            raise Mismatch("status 200 and X-Fc-Status 200, or both 404",
+                           "status %s and X-Fc-Status %s; %s" % (*key, self.process.tail()))
+        return Result(kinds[key], answer.body, answer)
+
+    def alive(self) -> None:
+        """Raise Mismatch unless an ordinary event is still handled."""
+        same(b"still here", self.invoke(b"still here").body, "an echo afterwards")
+
+
+def reachable_127_0_0_2() -> bool:
+    """Tell whether this host has the address at which fc's platform calls."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.2", 0))
+        except OSError:
+            return False
+        return True
+
+
+# ---- what a check gets ----
+
+
+class Build:
+    """What has to be built before it can be tested; built once, when it is needed."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self.make = make
+        self.lock = threading.Lock()
+        self.trouble: Optional[str] = None
+
+    def result(self) -> str:
+        """Build it, or wait for it; return what went wrong, or nothing."""
+        with self.lock:
+            if self.trouble is None:
+                self.trouble = self.make()
+            return self.trouble
+
+
+
+BUILDS: Dict[str, "Build"] = {}  # by program
+IDLE_RUNS: Dict[Implementation, List[Run]] = {}
+PROBES: Dict[Implementation, str] = {}
+PROBE_LOCKS: Dict[Implementation, threading.Lock] = {}
+LOCK = threading.Lock()
+
+
+class Bootstrap:
+    """One implementation under test, with the log of one check."""
+
+    def __init__(self, implementation: Implementation) -> None:
+        self.implementation = implementation
+        self.frames: List[wire.Frame] = []
+        self.runs: List[Run] = []
+
+    def needs(self, *features: str) -> None:
+        """Raise Unsupported if one of these was declared missing."""
+        for feature in features:
+            if feature not in FEATURES:
+                raise KeyError(feature)
+            if feature in self.implementation.without:
+                raise Unsupported(feature)
+
+    def pull(self, folder: str = "", only: Sequence[str] = ()) -> PullRun:
+        """Start an instance of scf or fg; it dies with the check."""
+        run = PullRun(self, Setting(folder, only))
+        self.runs.append(run)
+        return run
+
+    def push(self, but: Sequence[str] = (),
+             changed: Sequence[Tuple[str, str]] = ()) -> PushRun:
+        """Start an instance of fc, up and probed; it dies with the check."""
+        run = PushRun(self, Setting(but=but, changed=changed))
+        self.runs.append(run)
+        return run
+
+    @contextlib.contextmanager
+    def used_pull(self) -> Iterator[PullRun]:
+        """Lend an instance that other checks left in order, or a new one."""
+        run = self.borrow(PullRun)
+        assert isinstance(run, PullRun)
+        yield run
+        self.give_back(run)
+
+    @contextlib.contextmanager
+    def used_push(self) -> Iterator[PushRun]:
+        """Lend an instance that other checks left in order, or a new one."""
+        run = self.borrow(PushRun)
+        assert isinstance(run, PushRun)
+        yield run
+        self.give_back(run)
+
+    def borrow(self, kind: Union[Type[PullRun], Type[PushRun]]) -> Run:
+        """Take an idle instance, or start one."""
+        with LOCK:
+            idle = IDLE_RUNS.get(self.implementation)
+            run = idle.pop() if idle else None
+        if run is None:
+            run = kind(self)
+        run.frames = self.frames
+        self.runs.append(run)
+        return run
+
+    def give_back(self, run: Run) -> None:
+        """Keep an instance for the next check; one that failed is not kept."""
+        self.runs.remove(run)
+        with LOCK:
+            IDLE_RUNS.setdefault(self.implementation, []).append(run)
+
+    def close(self) -> None:
+        """Kill whatever this check has started."""
+        for run in self.runs:
+            assert isinstance(run, (PullRun, PushRun))
+            run.stop()
+        self.runs.clear()
+
+    def probe(self) -> None:
+        """Ask once for a made-up word. Raises Mismatch, always the same one."""
+        with LOCK:
+            lock = PROBE_LOCKS.setdefault(self.implementation, threading.Lock())
+        with lock:
+            if self.implementation not in PROBES:
+                PROBES[self.implementation] = self.probed()
+        if PROBES[self.implementation]:
+            raise NotUsable("a first exchange by the rules: it starts, and its test handler"
+                            " fails at a made-up word (spec_tests/README.md)",
+                            PROBES[self.implementation])
+
+    def probed(self) -> str:
+        """Return what is wrong with the test handler, or nothing."""
+        build = BUILDS.get(self.implementation.command[0])
+        trouble = build.result() if build is not None else ""
+        if trouble:
+            return trouble
+        probe = Bootstrap(self.implementation)
+        try:
+            made_up_word(probe)
+            return ""
+        except Mismatch as error:
+            return str(error)
+        finally:
+            probe.close()
+
+
+def made_up_word(bootstrap: Bootstrap) -> None:
+    """Raise Mismatch if an instruction that nobody knows does not fail as such."""
+    pull = bootstrap.implementation.protocol != "fc"
+    with bootstrap.used_pull() if pull else bootstrap.used_push() as run:
+        result = run.invoke(instruction("flumqat"))
+        if result.kind != "error":
+            raise Mismatch("the made-up word `flumqat` to fail",
+                           f"the result {describe(result.body)}")
+        same("Unsupported", error_of(result)[0], "errorType")
+        same(b"flumqat", run.invoke(b"flumqat").body, "the echo of an ordinary event")
+
+
+def error_of(result: Result) -> Tuple[str, str]:
+    """Return type and message of an error report. Raises Mismatch."""
+    try:
+        report = json.loads(result.body)
+        return str(report["errorType"]), str(report["errorMessage"])
+    except (ValueError, KeyError, TypeError):
+        raise Mismatch("a JSON object with errorType and errorMessage",
+                       describe(result.body)) from None
+
+
+def stop_idle_runs(only: Optional[Implementation] = None) -> None:
+    """Kill the instances, of one implementation or all, that wait for another check."""
+    with LOCK:
+        wanted = [key for key in IDLE_RUNS if only is None or key == only]
+        runs = [run for key in wanted for run in IDLE_RUNS.pop(key)]
+    for run in runs:
+        assert isinstance(run, (PullRun, PushRun))
+        run.stop()
+
+
+def stop_everything() -> None:
+    """Kill every bootstrap that is still there when the interpreter ends."""
+    for process in list(RUNNING):
+        process.kill()
+
+
+atexit.register(stop_everything)
+
+# ---- how a command is started ----
+
+
+def command_of(text: str, folder: Optional[str] = None) -> Tuple[Tuple[str, ...], str]:
+    """Return words and working folder of a command line. Raises ValueError.
+
+    Words that name an existing file become absolute; the folder is that of the last
+    such word unless another one is given.
+    """
+    words = shlex.split(text)
+    if not words:
+        raise ValueError("the command is empty")
+    if folder is not None and not pathlib.Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    found: Optional[pathlib.Path] = None
+    for number, word in enumerate(words):
+        path = pathlib.Path(word)
+        if path.is_file() and (number or "/" in word):
+            found = path.absolute()
+            words[number] = str(found)
+    if folder is None and found is None:
+        whole = shutil.which(words[0])
+        found = pathlib.Path(whole) if whole else None
+    place = pathlib.Path(folder).absolute() if folder else \
+        found.parent if found else pathlib.Path.cwd()
+    return tuple(words), str(place)
+
+
+def python() -> str:
+    """Return the interpreter that runs the kit."""
+    return sys.executable

@@ -1,0 +1,755 @@
+# platform_run.py: a platform under test, and the bootstraps that it starts (MIT).
+"""Start `COMMAND P CODE --jsonl …`, feed it events, and be the bootstrap it starts.
+
+A check gets a `PlatformUnderTest`, borrows a `PlatformRun` from it (one running
+platform), and drives both ends: events and outcomes as JSON lines, and the process that
+the platform has started (`Instance`), which is played_bootstrap.py.
+"""
+
+import atexit
+import base64
+import contextlib
+import json
+import marshal
+import os
+import pathlib
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import weakref
+import zipfile
+from typing import (Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple, Union)
+
+import kit
+import light_http
+import reaper
+import wire
+from kit import Mismatch
+
+__all__ = ["CLOCKED", "Instance", "LIMITED", "Outcome", "PAIR", "PlatformRun",
+           "PlatformUnderTest", "Reply", "stop_idle_runs"]
+
+# Options that several checks have in common, so that they can share a platform.
+LIMITED = ("--timeout", "1", "--grace", "60")
+CLOCKED = ("--parallel", "4", "--timeout", "2.5")
+PAIR = ("--parallel", "2", "--max-instances", "2")
+
+PLAYED = str(pathlib.Path(__file__).resolve().with_name("played_bootstrap.py"))
+RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
+EVENT_BYTES = 2000
+IDLE_MOST = 24  # platforms that wait for another check
+GARBAGE_LINES = 5  # of a platform's stdout that are kept for people
+QUIET_S = 0.1  # a wrong answer to a call that has to wait would come at once
+SETTLE_S = 0.06  # for steps of the platform that cannot be seen from outside
+
+Parts = Sequence[Union[bytes, int]]
+
+
+class Outcome(NamedTuple):
+    """One line of the platform's stdout."""
+
+    kind: str
+    body: bytes
+    request_id: str
+    violations: Tuple[str, ...]
+    line: Dict[str, Any]
+
+
+class Reply(NamedTuple):
+    """What an instance read from a connection."""
+
+    end: str  # whole, silence or closed
+    start: str
+    headers: Tuple[Tuple[str, str], ...]
+    body: bytes
+    body_bytes: int
+
+    @property
+    def status(self) -> int:
+        """Return the status of an answer; 0 if there is none."""
+        parts = self.start.split(" ")
+        return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0
+
+    def header(self, name: str) -> Optional[str]:
+        """Return the first value of that field, in any case of letters."""
+        for key, value in self.headers:
+            if key.lower() == name.lower():
+                return value
+        return None
+
+    def values(self, name: str) -> List[str]:
+        """Return every value of that field."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+
+class Environment(Dict[str, str]):
+    """The variables of a process; one that is missed is a mismatch."""
+
+    def __missing__(self, name: str) -> str:
+        raise Mismatch(f"the variable {name}", "it is not set")
+
+
+class Instance:
+    """One process that the platform started, at the end of a control connection."""
+
+    def __init__(self, run: "PlatformRun", sock: socket.socket) -> None:
+        self.run = run
+        self.sock = sock
+        self.lines = sock.makefile("rb")
+        sock.settimeout(run.patience_s)
+        hello = marshal.load(self.lines)
+        self.pid: int = hello["pid"]
+        self.environ = Environment(hello["environ"])
+        self.cwd: str = hello["cwd"]
+        self.argv: List[str] = hello["argv"]
+        self.last_number = 0
+        self.request_id = ""
+        self.asked = 0
+        self.unread = 0  # answers to orders that nobody waited for
+        self.got = Reply("", "", (), b"", 0)
+
+    def order(self, word: str, **arguments: object) -> Dict[str, Any]:
+        """Give an order, return the answer. Raises Mismatch if the instance is gone."""
+        try:
+            self.sock.sendall(marshal.dumps({"do": word, **arguments}))
+            while self.unread:
+                marshal.load(self.lines)
+                self.unread -= 1
+            answer: Dict[str, Any] = marshal.load(self.lines)
+            return answer
+        except (OSError, EOFError):
+            raise Mismatch(f"the bootstrap to live on (it was told to {word})",
+                           "its process is gone") from None
+
+    def end(self, word: str, **arguments: object) -> None:
+        """Give an order that ends the process; nothing is answered."""
+        self.run.note("bootstrap", f"! {word} {arguments or ''}".encode())
+        with contextlib.suppress(OSError):
+            self.sock.sendall(marshal.dumps({"do": word, **arguments}))
+
+    def gone(self, limit_s: float) -> bool:
+        """Wait until the process is gone; tell whether it is."""
+        self.sock.settimeout(limit_s)
+        try:
+            while True:
+                marshal.load(self.lines)
+        except (OSError, EOFError) as error:
+            return not isinstance(error, socket.timeout)
+
+    def reaped(self, limit_s: float) -> None:
+        """Wait until the platform has taken note of the end. Raises Mismatch."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            try:
+                os.kill(self.pid, 0)
+            except OSError:
+                return
+            time.sleep(0.002)
+        raise Mismatch("the end of a process to be noticed", "it is a zombie, or there")
+
+    def frozen(self, limit_s: float) -> None:
+        """Wait until the process stands still. Raises Mismatch."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
+                if file.read().rpartition(")")[2].split()[0] == "T":
+                    return
+            time.sleep(0.005)
+        raise Mismatch("a process that is stopped", "it runs")
+
+    # -- as a client of the runtime API --
+
+    def address(self) -> Tuple[str, int]:
+        """Return host and port of the runtime API, from the environment."""
+        if self.run.protocol == "scf":
+            return (self.environ["SCF_RUNTIME_API"],
+                    int(self.environ["SCF_RUNTIME_API_PORT"]))
+        host, _, port = self.environ["RUNTIME_API_ADDR"].partition(":")
+        return host, int(port)
+
+    def open(self) -> int:
+        """Open a connection to the runtime API; return its number."""
+        self.last_number += 1
+        host, port = self.address()
+        answer = self.order("open", n=self.last_number, host=host, port=port)
+        if "failed" in answer:
+            raise Mismatch("a runtime API that can be reached", answer["failed"])
+        return self.last_number
+
+    def send(self, number: int, *parts: Union[bytes, int]) -> bool:
+        """Send bytes, or that many `x`; tell whether the peer took them."""
+        self.run.note("bootstrap", b"".join(
+            part if isinstance(part, bytes) else b"(%d x)" % part for part in parts))
+        return "failed" not in self.order("send", n=number, parts=parts)
+
+    def read(self, number: int, limit_s: Optional[float] = None,
+             bodiless: bool = False) -> Reply:
+        """Return what arrives on that connection within the limit."""
+        return self.reply_of(self.order(
+            "read", n=number, bodiless=bodiless,
+            limit_s=self.run.patience_s if limit_s is None else limit_s))
+
+    def reply_of(self, answer: Dict[str, Any]) -> Reply:
+        """Return and write down what the instance has read."""
+        head, body = answer["head"], answer["body"]
+        self.run.note("platform", head + b"\r\n\r\n" + body if head else
+                      b"(%s)" % answer["end"].encode())
+        try:
+            start, headers = wire.parse_head(head) if head else ("", ())
+        except wire.Garbage as bad:
+            raise Mismatch("an HTTP head", bad.what) from None
+        return Reply(answer["end"], start, headers, body, answer["body_bytes"])
+
+    def close(self, number: int, reset: bool = False) -> None:
+        """Close that connection."""
+        self.run.note("bootstrap", b"! reset" if reset else b"! close")
+        self.order("close", n=number, reset=reset)
+
+    # -- as the server of fc --
+
+    def listen(self, host: str = "0.0.0.0") -> None:
+        """Listen on the port that the environment names."""
+        port = int(self.environ["FC_SERVER_PORT"])
+        answer = self.order("listen", n=0, host=host, port=port)
+        if "failed" in answer:
+            raise Mismatch("a port that is free", answer["failed"])
+
+    def request(self, path: str = "", limit_s: Optional[float] = None) -> Reply:
+        """Return the next request of the platform, which must have that path."""
+        answer = self.order("request", n=0, limit_s=self.run.patience_s
+                            if limit_s is None else limit_s)
+        self.asked = answer["n"]
+        reply = self.reply_of(answer)
+        if path and reply.start.split(" ")[1:2] != [path]:
+            raise Mismatch(f"a request for {path}", reply.start or reply.end)
+        return reply
+
+    def answer(self, status: int = 200, headers: wire.Headers = (),
+               body: bytes = b"") -> None:
+        """Answer the request that came last."""
+        self.answer_bytes(wire.response(status, headers, body))
+
+    def answer_bytes(self, data: bytes) -> None:
+        """Answer with these bytes; the instance may be frozen or killed right after."""
+        self.run.note("bootstrap", data)
+        self.end("send", n=self.asked, parts=[data])
+        self.unread += 1
+
+    def ask(self, *parts: Union[bytes, int]) -> Reply:
+        """Send on a connection of its own; return the whole answer."""
+        number = self.open()
+        self.send(number, *parts)
+        reply = self.read(number)
+        self.close(number)
+        if reply.end != "whole":
+            raise Mismatch("a whole answer", f"{reply.end} after {reply.start!r}")
+        return reply
+
+    def ready(self, body: bytes = b" ") -> Reply:
+        """Call POST /runtime/init/ready (scf)."""
+        return self.ask(wire.request_bytes("POST", "/runtime/init/ready", (), body))
+
+    def poll_bytes(self) -> bytes:
+        """Return the bytes of a poll."""
+        return wire.request_bytes("GET", kit.DIALECTS[self.run.protocol].poll)
+
+    def park(self) -> int:
+        """Send a poll, read nothing; return the connection's number."""
+        number = self.open()
+        self.send(number, self.poll_bytes())
+        return number
+
+    def fetch(self, number: Optional[int] = None) -> Reply:
+        """Return the event that a poll brings; a new poll unless one is given."""
+        own = self.park() if number is None else number
+        reply = self.read(own)
+        self.close(own)
+        if reply.end != "whole" or reply.status != 200:
+            raise Mismatch("an event", f"{reply.end}, {reply.start!r}")
+        self.request_id = reply.header(kit.DIALECTS[self.run.protocol].id_header) or ""
+        return reply
+
+    def result_path(self, kind: str = "response",
+                    request_id: Optional[str] = None) -> str:
+        """Return the path for a result of that kind."""
+        dialect = kit.DIALECTS[self.run.protocol]
+        form = dialect.response if kind == "response" else dialect.error
+        return form.format(id=self.request_id if request_id is None else request_id)
+
+    def result(self, body: bytes, kind: str = "response") -> Reply:
+        """Post a result for the event fetched last; return the answer."""
+        return self.ask(wire.request_bytes("POST", self.result_path(kind), (), body))
+
+
+# ---- the platform ----
+
+
+class Package(NamedTuple):
+    """How the code is handed over, and the platform's own environment."""
+
+    zipped: bool = False
+    extra: str = ""  # an entry of the ZIP that does not belong there
+    env: Dict[str, str] = {}
+
+
+USUAL = Package()
+
+
+def write_code(folder: pathlib.Path, port: int) -> None:
+    """Write played_bootstrap.py as the code package."""
+    (folder / "script").write_text(str(port))
+    light_http.place(folder, PLAYED)
+
+
+def zip_of(folder: pathlib.Path, extra: str) -> pathlib.Path:
+    """Return the folder as a ZIP file within itself."""
+    target = folder / "code.zip"
+    with zipfile.ZipFile(target, "w") as package:
+        for name in ("bootstrap", "script"):
+            package.write(folder / name, name)
+        if extra:
+            package.writestr(extra, "evil")
+    return target
+
+
+class PlatformRun:
+    """One running platform: its stdin and stdout, and the instances that called in."""
+
+    def __init__(self, subject: "PlatformUnderTest", options: Sequence[str],
+                 package: "Package") -> None:
+        self.implementation = subject.implementation
+        self.protocol = self.implementation.protocol
+        self.patience_s = self.implementation.patience_s
+        self.options = tuple(options)
+        self.frames = subject.frames
+        self.arrived: "queue.Queue[Instance]" = queue.Queue()
+        self.outcomes: "queue.Queue[Dict[str, Any]]" = queue.Queue()
+        self.idle: Optional[Instance] = None
+        self.stopped: Optional[Instance] = None
+        self.processes: List[int] = []
+        self.result_bytes = subject.result_bytes()
+        self.garbage: List[bytes] = []
+        self.issued = 0
+        self.last_id = ""  # of the invocation whose outcome came last
+        self.control = socket.socket()
+        self.control.bind(("127.0.0.1", 0))
+        self.control.listen(64)
+        self.code = pathlib.Path(tempfile.mkdtemp(prefix="kit-code-"))
+        self.errors = tempfile.TemporaryFile()
+        write_code(self.code, self.control.getsockname()[1])
+        self.package = package
+        threading.Thread(target=self.accept, daemon=True).start()
+        self.popen = self.launch()
+        RUNNING.add(self)
+        reaper.watch(self.popen.pid)
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Start the platform. Raises Mismatch."""
+        code = self.code
+        if self.package.zipped:
+            code = zip_of(code, self.package.extra)
+        command = [*self.implementation.command, self.protocol, str(code), "--jsonl",
+                   *self.options]
+        try:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=self.errors, cwd=self.implementation.folder,
+                env={**os.environ, **self.package.env}, start_new_session=True)
+        except OSError as error:
+            self.control.close()
+            shutil.rmtree(self.code, ignore_errors=True)
+            raise Mismatch("a command that starts",
+                           f"{command[0]}: {error.strerror}") from None
+
+    def accept(self) -> None:
+        """Take in each instance that the platform starts."""
+        while True:
+            try:
+                sock, _ = self.control.accept()
+                instance = Instance(self, sock)
+                self.processes.append(instance.pid)
+                reaper.watch(instance.pid)
+                self.arrived.put(instance)
+            except (OSError, EOFError, ValueError, KeyError, TypeError):
+                if self.control.fileno() < 0:
+                    return
+
+    def listen(self) -> None:
+        """Read the outcomes as they come."""
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            try:
+                outcome = json.loads(line)
+                outcome["kind"] + ""
+                self.outcomes.put(outcome)
+            except (ValueError, KeyError, TypeError):
+                if len(self.garbage) < GARBAGE_LINES:
+                    self.garbage.append(line[:200])
+
+    def note(self, who: str, data: bytes) -> None:
+        """Write down what was sent."""
+        self.frames.append(wire.Frame(who, wire.show(data)))
+
+    def tail(self) -> str:
+        """Return the end of what the platform said on stderr, and any garbage."""
+        size = self.errors.seek(0, os.SEEK_END)
+        self.errors.seek(max(0, size - 800))
+        said = wire.show(self.errors.read())
+        return said + wire.show(b"".join(self.garbage)[:300])
+
+    def issue(self, event: bytes, **fields: object) -> None:
+        """Hand an event to the platform; for fc also method, path and headers."""
+        self.issued += 1
+        line: Dict[str, object] = {"id": self.issued, **fields}
+        try:
+            line["event"] = event.decode()
+        except UnicodeDecodeError:
+            line["event_base64"] = base64.b64encode(event).decode()
+        self.note("caller", event)
+        assert self.popen.stdin is not None
+        try:
+            self.popen.stdin.write(json.dumps(line).encode() + b"\n")
+            self.popen.stdin.flush()
+        except OSError:
+            raise Mismatch("a platform that takes events", "its stdin is closed; "
+                           + self.tail()) from None
+
+    def wait_for(self, source: "queue.Queue[Any]", what: str, limit_s: float) -> Any:
+        """Return the next thing from a queue. Raises Mismatch if nothing comes."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                return source.get(timeout=0.05)
+            except queue.Empty:
+                pass
+            if self.popen.poll() is not None:
+                self.listener.join(1.0)  # what it said last; or a child holds the pipe
+                if source.empty():
+                    raise Mismatch(what, "the platform ended with status "
+                                   f"{self.popen.returncode}; {self.tail()}")
+            if time.monotonic() > deadline:
+                raise Mismatch(what, f"nothing in {limit_s} s; {self.tail()}")
+
+    def outcome(self, kind: str = "") -> Outcome:
+        """Return the next outcome, which must be of that kind if one is given."""
+        line = self.wait_for(self.outcomes, f"an outcome {kind}", self.patience_s)
+        body = (base64.b64decode(line["body_base64"]) if "body_base64" in line
+                else str(line.get("body", "")).encode())
+        found = Outcome(line["kind"], body, str(line.get("request_id", "")),
+                        tuple(str(one["rule"]) for one in line.get("violations", ())),
+                        line)
+        self.last_id = found.request_id
+        self.note("outcome", json.dumps(line)[:1500].encode())
+        if kind and found.kind not in kind.split(" or "):
+            raise Mismatch(f"the outcome {kind}", f"{found.kind}: "
+                           f"{wire.show(found.body)} {line.get('message', '')}")
+        return found
+
+    def no_outcome(self) -> None:
+        """Raise Mismatch if there is an outcome already."""
+        if not self.outcomes.empty():
+            raise Mismatch("no outcome yet", str(self.outcomes.get()))
+
+    def settle(self) -> None:
+        """Let the platform do what it does by itself; there is nothing to wait for."""
+        time.sleep(SETTLE_S)
+
+    def end_input(self) -> None:
+        """Tell the platform that no more events come."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
+
+    def instance(self) -> Instance:
+        """Return the next process that the platform starts."""
+        wanted = "the bootstrap to be started"
+        try:
+            found: Instance = self.wait_for(self.arrived, wanted, self.patience_s)
+        except Mismatch:
+            if self.outcomes.empty():
+                raise
+            raise Mismatch(wanted, f"the outcome {self.outcomes.get()}") from None
+        return found
+
+    def stop(self) -> None:
+        """Kill the platform and what it started."""
+        RUNNING.discard(self)
+        reaper.forget(self.popen.pid)
+        for process_id in self.processes:
+            kill_if(process_id, str(self.code))
+            reaper.forget(process_id)
+        with contextlib.suppress(OSError):
+            os.killpg(self.popen.pid, signal.SIGTERM)
+        try:
+            self.popen.wait(1.0)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait(5)
+        self.listener.join(1.0)  # it has come to the end, unless a child holds the pipe
+        for stream in (self.popen.stdin, self.popen.stdout):
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)  # or accept() waits for ever
+        self.control.close()
+        self.errors.close()
+        shutil.rmtree(self.code, ignore_errors=True)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass that a clock of the platform must not count."""
+        time.sleep(seconds)
+
+    def discard(self, instance: Instance) -> None:
+        """End a bootstrap that is not to be used again, frozen or not."""
+        kill_if(instance.pid, str(self.code))
+        instance.reaped(self.patience_s)
+        self.settle()
+
+    def abandon(self, *instances: Instance) -> None:
+        """End bootstraps in each of which one event runs; their outcomes are nothing."""
+        for instance in instances:
+            self.discard(instance)
+            self.outcome()
+
+    def discard_idle(self) -> None:
+        """End the idle bootstrap, if there is one, so that the next one is new."""
+        if self.idle is not None:
+            instance, self.idle = self.idle, None
+            self.discard(instance)
+
+    @contextlib.contextmanager
+    def changed_bootstrap(self) -> Iterator[pathlib.Path]:
+        """Lend a copy of the file `bootstrap`, in its place; put that back afterwards.
+        What this process writes cannot be executed as long as one that another thread
+        starts at that moment has it open, so what is put back was never written to."""
+        program = self.code / "bootstrap"
+        whole = program.rename(self.code / "whole")
+        shutil.copy(whole, program)
+        yield program
+        whole.replace(program)
+
+    def refused(self) -> None:
+        """Raise Mismatch unless the platform refuses to start, with a message."""
+        try:
+            status = self.popen.wait(self.patience_s)
+        except subprocess.TimeoutExpired:
+            raise Mismatch("a platform that refuses its options", "it runs") from None
+        if status == 0 or not self.tail():
+            raise Mismatch("a status that is not 0, and a message", f"status {status}")
+
+    # -- push: a server --
+
+    def served(self, event: bytes = b"hello", **fields: object) -> Instance:
+        """Return a bootstrap that has the invocation before it, unanswered."""
+        self.issue(event, **fields)
+        if self.idle is None:
+            instance = self.instance()
+            instance.listen()
+        else:
+            instance, self.idle = self.idle, None
+        instance.got = instance.request()
+        return instance
+
+    def settled(self, instance: Instance, body: bytes = b"done") -> Outcome:
+        """Answer the invocation with a result; return its outcome, which is ok."""
+        instance.answer(200, [("x-fc-status", "200")], body)
+        found = self.outcome("ok")
+        kit.same(body, found.body, "the body of the outcome")
+        self.idle = instance
+        return found
+
+    # -- pull: the bootstrap in a given state --
+
+    def starting(self, event: bytes) -> Instance:
+        """Return a new bootstrap before its first call; the event waits for it."""
+        self.discard_idle()
+        self.issue(event)
+        return self.instance()
+
+    def fetched(self, event: bytes) -> Instance:
+        """Return a bootstrap that has just fetched the event."""
+        if self.idle is None:
+            instance = self.starting(event)
+            if self.protocol == "scf":
+                instance.ready()
+        else:
+            instance, self.idle = self.idle, None
+            self.issue(event)
+        reply = instance.fetch()
+        kit.same(event, reply.body, "the event as the body")
+        return instance
+
+    def finish(self, instance: Instance, body: bytes = b"done") -> Outcome:
+        """Post the result of the event fetched last; return its outcome, an ok."""
+        kit.same(200, instance.result(body).status, "status of the answer to a result")
+        found = self.outcome("ok")
+        kit.same(body, found.body, "the body of the outcome")
+        self.idle = instance
+        return found
+
+
+def kill_if(process_id: int, word: str) -> None:
+    """Kill a process, frozen or not, if it is still the one with that command line."""
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{process_id}/cmdline", "rb") as file:
+            if word.encode() in file.read():
+                os.kill(process_id, signal.SIGKILL)
+
+
+# ---- what a check gets ----
+
+IDLE_RUNS: Dict[Tuple[kit.Implementation, Tuple[str, ...]], List[PlatformRun]] = {}
+PROBES: Dict[kit.Implementation, str] = {}
+LOCKS: Dict[kit.Implementation, threading.Lock] = {}
+LOCK = threading.Lock()
+
+
+class PlatformUnderTest:
+    """One platform under test, with the log of one check."""
+
+    def __init__(self, implementation: kit.Implementation) -> None:
+        self.implementation = implementation
+        self.frames: List[wire.Frame] = []
+        self.runs: List[PlatformRun] = []
+
+    def needs(self, *features: str) -> None:
+        """Raise Unsupported if one of these was declared missing."""
+        for feature in features:
+            if feature in self.implementation.without:
+                raise kit.Unsupported(feature)
+
+    def options(self, more: Sequence[str]) -> Tuple[str, ...]:
+        """Return the options of a platform: one instance, limits scaled down, these."""
+        usual = ["--max-instances", "1"]
+        if self.implementation.protocol == "fc":
+            usual += ["--port", "0", *([] if "--freeze" in more else ["--no-freeze"])]
+        elif "limits" not in self.implementation.without:
+            usual += ["--max-result", str(RESULT_BYTES),
+                      "--max-event", str(EVENT_BYTES)]
+        if self.implementation.protocol == "fg" and "--init-timeout" not in more:
+            usual += ["--init-timeout", "60"]  # it is --timeout else, which may be short
+        return (*usual, *more)
+
+    def result_bytes(self) -> int:
+        """Return the limit for results that is in force."""
+        return 6 * 1024 * 1024 if "limits" in self.implementation.without \
+            else RESULT_BYTES
+
+    def run(self, *options: str, zipped: bool = False, extra: str = "",
+            env: Optional[Dict[str, str]] = None) -> PlatformRun:
+        """Start a platform with these options; it dies with the check."""
+        package = Package(zipped, extra, env or {})
+        run = PlatformRun(self, self.options(options), package)
+        self.runs.append(run)
+        return run
+
+    def used_run(self, *options: str) -> ContextManager[PlatformRun]:
+        """Lend a platform that other checks left in order, or a new one."""
+        return self._lend(self.options(options))
+
+    def bare_run(self, *options: str) -> ContextManager[PlatformRun]:
+        """Lend a platform with these options and its own limits; no bootstrap of it
+        must be left afterwards."""
+        port = ("--port", "0") if self.implementation.protocol == "fc" else ()
+        return self._lend((*port, *options))
+
+    @contextlib.contextmanager
+    def _lend(self, wanted: Tuple[str, ...]) -> Iterator[PlatformRun]:
+        key = (self.implementation, wanted)
+        with LOCK:
+            idle = IDLE_RUNS.get(key)
+            run = idle.pop() if idle else None
+        run = run or PlatformRun(self, wanted, USUAL)
+        run.frames = self.frames
+        run.patience_s = self.implementation.patience_s  # the last check may have less
+        self.runs.append(run)
+        yield run
+        run.no_outcome()
+        self.runs.remove(run)
+        keep(key, run)
+
+    def close(self) -> None:
+        """Kill whatever this check has started."""
+        for run in self.runs:
+            run.stop()
+        self.runs.clear()
+
+    def probe(self) -> None:
+        """Try one round trip, once for each platform. Raises Mismatch."""
+        with LOCK:
+            lock = LOCKS.setdefault(self.implementation, threading.Lock())
+        with lock:
+            if self.implementation not in PROBES:
+                PROBES[self.implementation] = self.probed()
+        if PROBES[self.implementation]:
+            raise kit.NotUsable("a platform that does as in spec_tests/README.md",
+                                PROBES[self.implementation])
+
+    def probed(self) -> str:
+        """Return what is wrong with a simple round trip, or nothing."""
+        probe = PlatformUnderTest(self.implementation)
+        try:
+            round_trip(probe)
+            return ""
+        except Mismatch as error:
+            return str(error)
+        finally:
+            probe.close()
+
+
+def keep(key: Tuple[kit.Implementation, Tuple[str, ...]], run: PlatformRun) -> None:
+    """Keep a platform for another check; stop the one that has waited longest."""
+    with LOCK:
+        IDLE_RUNS.setdefault(key, []).append(run)
+        count = sum(len(idle) for idle in IDLE_RUNS.values())
+        oldest = next(idle for idle in IDLE_RUNS.values() if idle)
+        surplus = oldest.pop(0) if count > IDLE_MOST else None
+        IDLE_RUNS[key] = IDLE_RUNS.pop(key)  # used last, so the last one to go
+    if surplus is not None:
+        surplus.stop()
+
+
+def round_trip(platform: PlatformUnderTest) -> None:
+    """Raise Mismatch unless one result and one error come through as such."""
+    if platform.implementation.protocol == "fc":
+        with platform.used_run() as run:
+            run.settled(run.served(b"flumqat"), b"taquml")
+            instance = run.served(b"flumqat")
+            instance.answer(404, [("x-fc-status", "404")], b"{}")
+            run.outcome("function-error")
+            run.idle = instance
+        return
+    with platform.used_run() as run:
+        run.finish(run.fetched(b"flumqat"), b"taquml")
+        instance = run.fetched(b"flumqat")
+        instance.result(b"{}", "error")
+        run.outcome("function-error")
+        run.idle = instance
+
+
+def stop_idle_runs(only: Optional[kit.Implementation] = None) -> None:
+    """Stop the platforms, of one implementation or all, that wait for another check."""
+    with LOCK:
+        wanted = [key for key in IDLE_RUNS if only is None or key[0] == only]
+        runs = [run for key in wanted for run in IDLE_RUNS.pop(key)]
+    for run in runs:
+        run.stop()
+
+
+def stop_everything() -> None:
+    """Kill every platform that is still there when the interpreter ends."""
+    for run in list(RUNNING):
+        run.stop()
+
+
+RUNNING: "weakref.WeakSet[PlatformRun]" = weakref.WeakSet()
+atexit.register(stop_everything)

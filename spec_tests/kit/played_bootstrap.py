@@ -1,0 +1,155 @@
+# played_bootstrap.py: a bootstrap that does what the kit tells it, however wrong (MIT).
+"""Be the process that a platform under test starts; obey the kit.
+
+The kit writes a code folder whose `bootstrap` runs this, with a file `script` beside it
+that holds the kit's own address. There it reports its environment, then gets one order
+after the other (a dict in Python's marshal format: same interpreter, quick to load) and
+answers each. It speaks no protocol: it opens, listens, sends bytes, reads bytes, closes,
+and ends itself in every way there is.
+"""
+
+import marshal
+import posix
+import sys
+import time
+
+import light_http
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional
+
+SHOWN_BYTES = 65536  # of a body that is sent to the kit; of the rest only the size
+
+sockets = {}  # type: Dict[int, light_http.Socket]
+eaten = []  # type: List[bytearray]
+
+
+def read_message(sock: light_http.Socket, limit_s: float, bodiless: bool,
+                 ) -> "Dict[str, Any]":
+    """Return what arrived: `end` is whole, silence or closed."""
+    deadline = time.monotonic() + limit_s
+    data = bytearray()
+    end = "whole"
+    while not is_whole(data, bodiless):
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            piece = sock.recv(1 << 18)
+        except light_http.Timeout:
+            end = "silence"
+            break
+        except OSError:
+            piece = b""
+        if not piece:
+            end = "closed"
+            break
+        data += piece
+    head, _, body = bytes(data).partition(b"\r\n\r\n")
+    return {"end": end, "head": head, "body": body[:SHOWN_BYTES],
+            "body_bytes": len(body)}
+
+
+def is_whole(data: bytearray, bodiless: bool) -> bool:
+    """Tell whether a whole HTTP message has arrived."""
+    place = data.find(b"\r\n\r\n")
+    if place < 0:
+        return False
+    head = bytes(data[:place]).lower()
+    if bodiless:
+        return True
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name == b"content-length":
+            return len(data) >= place + 4 + int(value)
+        if name == b"transfer-encoding":
+            return data.endswith(b"0\r\n\r\n")
+    return not head.startswith(b"http/") or head[9:12] in (b"204", b"304", b"100")
+
+
+def next_request(server: light_http.Socket, limit_s: float) -> "Dict[str, Any]":
+    """Return the next request on any connection of this server, old or new."""
+    import select  # most never do this, and there are many
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        accepted = {sock: number for number, sock in sockets.items() if number >= 1000}
+        left = max(0.0, deadline - time.monotonic())
+        for sock in select.select([server, *accepted], [], [], left)[0]:
+            if sock is server:
+                sockets[max([999, *accepted.values()]) + 1] = server.accept()[0]
+                break
+            message = read_message(sock, limit_s, False)
+            if message["head"]:
+                return dict(message, n=accepted[sock])
+            sockets.pop(accepted[sock]).close()
+            break
+    return {"end": "silence", "head": b"", "body": b"", "body_bytes": 0, "n": 0}
+
+
+def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
+    """Do one order; return the answer to it."""
+    word, number = order["do"], order.get("n", 0)
+    if word == "open":
+        sockets[number] = light_http.connect(order["host"], order["port"], 5)
+    elif word == "listen":
+        sockets[number] = light_http.listen(order["host"], order["port"])
+    elif word == "send":
+        sockets[number].settimeout(10)
+        for part in order["parts"]:
+            sockets[number].sendall(b"x" * part if isinstance(part, int) else part)
+    elif word == "read":
+        return read_message(sockets[number], order["limit_s"], order["bodiless"])
+    elif word == "request":
+        return next_request(sockets[number], order["limit_s"])
+    elif word == "close":
+        sock = sockets.pop(number)
+        if order.get("reset"):
+            light_http.reset(sock)
+        sock.close()
+    elif word == "fork":
+        child = posix.fork()
+        if child == 0:
+            time.sleep(30)
+            posix._exit(0)
+        return {"child": child}
+    else:
+        end(word, order)
+    return {}
+
+
+def end(word: str, order: "Dict[str, Any]") -> None:
+    """End or stop this process, or print, or take memory."""
+    if word == "exit":
+        posix._exit(order["status"])
+    elif word == "kill":
+        import resource
+        import signal
+        if order["signal"] not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(order["signal"], signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        posix.kill(posix.getpid(), order["signal"])
+    elif word == "ignore":
+        import signal
+        signal.signal(order["signal"], signal.SIG_IGN)
+    elif word == "print":
+        posix.write(order["to"], order["text"])
+    elif word == "eat":
+        eaten.append(bytearray(b"x") * order["bytes"])
+
+
+def main() -> None:
+    """Report to the kit and obey until it hangs up."""
+    with open(light_http.FOLDER + "/script", encoding="utf-8") as file:
+        port = int(file.read())
+    control = light_http.connect("127.0.0.1", port)
+    orders = open(control.fileno(), "rb", closefd=False)
+    hello = {"pid": posix.getpid(), "environ": light_http.ENVIRON,
+             "cwd": posix.getcwd(), "argv": sys.argv}  # type: Dict[str, Any]
+    control.sendall(marshal.dumps(hello))
+    while True:
+        try:
+            answer = obey(marshal.load(orders))
+        except EOFError:
+            return
+        except OSError as error:
+            answer = {"failed": str(error)}
+        control.sendall(marshal.dumps(answer))

@@ -1,0 +1,260 @@
+# scripted_bootstrap.py: a bootstrap that obeys a script in its event (MIT).
+"""Be a real process behind a platform, and do what the event says, step by step.
+
+`place(folder, plan)` makes this the bootstrap of a code folder. An event that is a JSON
+list is a script, whose steps are those of STEPS; its result is what the last step
+returned. Any other event is echoed. For fc a GET of `/do/HEX` is a script too. `plan`
+maps `start` and paths of hooks to scripts; it holds for the first process only, unless
+its member `always` is true.
+"""
+
+import posix
+import sys
+import time
+from _socket import IPPROTO_TCP, SHUT_WR, TCP_CORK
+
+import light_http
+from light_http import to_json
+
+TYPE_CHECKING = False  # it is started some hundred times: no import without need
+if TYPE_CHECKING:
+    import pathlib
+    from typing import Any, Dict, List, Optional, Tuple
+
+kept = []  # type: List[bytearray]
+served = [0]
+
+
+# ---- for tests ----
+
+
+def place(folder: "pathlib.Path", plan: "Optional[Dict[str, Any]]" = None) -> str:
+    """Write the bootstrap and its plan into a folder; return the folder."""
+    light_http.place(folder, __file__)
+    if plan:
+        (folder / "plan").write_text(to_json(plan))
+    return str(folder)
+
+
+def path_of(script: "List[Any]") -> str:
+    """Return the path that makes an fc function run a script."""
+    return "/do/" + to_json(script).encode().hex()
+
+
+# ---- steps: each gets the peer (fc) and its arguments, and may return a result ----
+
+
+def note(word: str) -> None:
+    """Append a line to the file `notes` of the code folder."""
+    with open(light_http.FOLDER + "/notes", "a") as file:
+        file.write(word + "\n")
+
+
+def kill(number: int) -> None:
+    """End or stop this process by a signal, without a core file."""
+    import resource
+    import signal
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    posix.kill(posix.getpid(), number)
+    time.sleep(0.1 if number == signal.SIGSTOP else 3600)  # until it takes effect
+
+
+def fork(own_session: bool = False) -> str:
+    """Leave a child behind; return its process id."""
+    child = posix.fork()
+    if child == 0:
+        if own_session:
+            posix.setsid()
+        while True:
+            time.sleep(3600)
+    return str(child)
+
+
+def alloc(megabytes: int) -> None:
+    """Take memory, and keep it."""
+    kept.append(bytearray(b"x") * (megabytes << 20))
+
+
+def fork_alloc(megabytes: int) -> None:
+    """Let a child take memory."""
+    if posix.fork() == 0:
+        alloc(megabytes)
+        time.sleep(3600)
+
+
+def flood(total: int, unit: str) -> str:
+    """Print so many bytes of a repeated unit (hexadecimal)."""
+    piece = bytes.fromhex(unit) * (65536 // (len(unit) // 2))
+    while total > 0:
+        total -= posix.write(1, piece[:total])
+    return "flooded"
+
+
+def tell(path: str) -> None:
+    """Open a FIFO for writing and close it: whoever reads it goes on."""
+    with open(path, "w"):
+        pass
+
+
+def wait(path: str) -> None:
+    """Wait until somebody opens the FIFO for writing and closes it."""
+    with open(path) as file:
+        file.read()
+
+
+def later(path: str, script: "List[Any]") -> None:
+    """Go on; run the script in a thread when the FIFO opens."""
+    light_http.aside(run, [["wait", path], *script], None)
+
+
+def on_term(word: str) -> None:
+    """Note each SIGTERM from now on; end then, unless the word is `ignore`. Call it
+    before there are other threads."""
+    import signal
+    # a handler may be missed by a main thread that is just about to accept()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def watch() -> None:
+        while True:
+            signal.sigwait([signal.SIGTERM])
+            note("SIGTERM")
+            if word != "ignore":
+                posix._exit(0)
+
+    light_http.aside(watch)
+
+
+STEPS = {
+    "out": lambda fd, text: posix.write(fd, text.encode()) and None,
+    "exit": lambda status: posix._exit(status), "kill": kill, "fork": fork,
+    "alloc": alloc, "fork-alloc": fork_alloc, "flood": flood, "tell": tell,
+    "wait": wait, "later": later,
+    "note": note, "on-term": on_term, "hang": lambda: time.sleep(3600),
+    "sleep": time.sleep, "say": lambda text: text, "pid": lambda: str(posix.getpid()),
+    "count": lambda: str(served[0]), "env": lambda: to_json(light_http.ENVIRON),
+    "argv": lambda: to_json(sys.argv),
+}  # type: Dict[str, Any]
+
+
+def run(script: "List[Any]", peer: "Optional[light_http.Socket]") -> "Optional[bytes]":
+    """Run a script; return its result, or None when it has answered by itself."""
+    result = b""  # type: Optional[bytes]
+    for word, *arguments in script:
+        if peer is not None and word in RAW:
+            RAW[word](peer, *arguments)
+            result = None
+        else:
+            found = STEPS[word](*arguments)
+            result = result if found is None else found.encode()
+    return result
+
+
+def send(peer: light_http.Socket, text: str, count: int = 1) -> None:
+    """Send a text, latin-1, as it is."""
+    peer.sendall(text.encode("latin-1") * count)
+
+
+def cork(peer: light_http.Socket) -> None:
+    """Hold back what is sent until the connection is closed."""
+    peer.setsockopt(IPPROTO_TCP, TCP_CORK, 1)
+
+
+RAW = {"send": send, "cork": cork, "reset": light_http.reset,
+       "close": lambda peer: peer.close(),
+       "shut": lambda peer: peer.shutdown(SHUT_WR)}  # type: Dict[str, Any]
+
+
+def take_plan() -> "Dict[str, Any]":
+    """Return the plan for this process."""
+    path = light_http.FOLDER + "/plan"
+    try:
+        with open(path) as file:
+            plan = light_http.literal(file.read())  # type: Dict[str, Any]
+        if not plan.get("always"):
+            posix.unlink(path)
+        return plan
+    except OSError:
+        return {}
+
+
+def script_of(event: bytes) -> "Optional[List[Any]]":
+    """Return the script in an event, or None."""
+    try:
+        found = light_http.literal(event) if event[:2] == b"[[" else None
+        return found if isinstance(found, list) else None
+    except (SyntaxError, NameError, ValueError):
+        return None
+
+
+# ---- pull ----
+
+
+def pull() -> None:
+    """Be a bootstrap of scf or fg."""
+    plan = take_plan()
+    run(plan.get("start", []), None)
+    is_scf = "SCF_RUNTIME_API" in light_http.ENVIRON
+    port = light_http.ENVIRON["SCF_RUNTIME_API_PORT"] if is_scf else \
+        light_http.ENVIRON["RUNTIME_API_ADDR"].rpartition(":")[2]
+    base = "/runtime/invocation/" if is_scf else "/v1/runtime/invocation/"
+    peer = light_http.connect("127.0.0.1", int(port))
+    if is_scf:
+        ask(peer, "POST", "/runtime/init/ready", b"")
+    while True:
+        fields, event = ask(peer, "GET", base + ("next" if is_scf else "request"), b"")
+        served[0] += 1
+        script = script_of(event)
+        result = event if script is None else run(script, None)
+        own = "" if is_scf else "/" + fields["x-cff-request-id"]
+        ask(peer, "POST", base + "response" + own, result or b"")
+        run(plan.get("after", []), None)
+
+
+def ask(peer: light_http.Socket, method: str, path: str,
+        body: bytes) -> "Tuple[Dict[str, str], bytes]":
+    """Make a call on the one connection; return fields and body of the answer."""
+    peer.sendall(b"%s %s HTTP/1.1\r\nHost: api\r\nContent-Length: %d\r\n\r\n" % (
+        method.encode(), path.encode(), len(body)) + body)
+    _, fields, answer, _ = light_http.read_message(peer)
+    return fields, answer
+
+
+# ---- push ----
+
+
+def push() -> None:
+    """Be a bootstrap of fc."""
+    plan = take_plan()
+    run(plan.get("start", []), None)
+    server = light_http.listen(plan.get("host", "0.0.0.0"),
+                               int(light_http.ENVIRON["FC_SERVER_PORT"]),
+                               plan.get("backlog", 256))
+    run(plan.get("listening", []), None)
+    while True:
+        peer, _ = server.accept()
+        light_http.aside(serve, peer, plan)
+
+
+def serve(peer: light_http.Socket, plan: "Dict[str, Any]") -> None:
+    """Answer on one connection until it ends, or until a script ends it."""
+    rest = b""
+    while True:
+        try:
+            start, _, body, rest = light_http.read_message(peer, rest)
+            target = start.split(" ")[1]
+            script = script_of(body) or plan.get(target)
+            if target.startswith("/do/"):
+                script = light_http.literal(bytes.fromhex(target[4:]))
+            served[0] += target == "/invoke"
+            result = body if script is None else run(script, peer)
+            if result is not None:
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+                             % len(result) + result)
+        except OSError:
+            peer.close()
+            return
+
+
+def main() -> None:
+    """Be a bootstrap of the protocol that the environment shows."""
+    (push if "FC_SERVER_PORT" in light_http.ENVIRON else pull)()

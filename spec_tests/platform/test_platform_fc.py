@@ -1,0 +1,700 @@
+# test_platform_fc.py: what SPEC.md chapter 6 asks of a platform (MIT).
+"""One rule each. The kit is the caller, and the server that the platform started."""
+
+import json
+import re
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from kit import Mismatch, document, same
+from platform_run import LIMITED, PlatformUnderTest, PlatformRun
+
+ANSWERS = {  # status, x-fc-status -> outcome of an event invocation
+    "200": (200, None, "ok"), "200-200": (200, "200", "ok"), "201": (201, None, "ok"),
+    "404": (404, None, "function-error"), "404-404": (404, "404", "function-error"),
+    "404-200": (404, "200", "ok"), "200-404": (200, "404", "function-error"),
+    "400": (400, None, "ok"), "500": (500, None, "ok"), "302": (302, None, "ok"),
+}
+ANSWER_RULES = {
+    "200": "fc.invoke.answer", "200-200": "fc.invoke.answer",
+    "201": "fc.answer.outcome",
+    "404": "fc.answer.outcome", "404-404": "fc.answer.outcome",
+    "404-200": "fc.answer.outcome", "200-404": "fc.answer.outcome",
+    "400": "fc.answer.outcome", "500": "fc.answer.outcome", "302": "fc.answer.outcome",
+}
+
+
+@pytest.mark.parametrize("name,rule", sorted(ANSWER_RULES.items()))
+def test_fc_answers(platform: PlatformUnderTest, name: str, rule: str) -> None:
+    """Status and X-Fc-Status decide what an answer to an event means."""
+    status, field, outcome = ANSWERS[name]
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        instance.answer(status, [("X-Fc-Status", field)] if field else [], b"the body")
+        same(b"the body", run.outcome(outcome).body, "the body for the caller")
+        run.idle = instance
+
+
+def test_fc_answer_lost(platform: PlatformUnderTest) -> None:
+    """The caller of an event does not see status and fields of the answer."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        instance.answer(418, [("X-Mine", "secret")], b"the body")
+        line = run.outcome("ok").line
+        same((200, False), (line.get("status", 200), "secret" in json.dumps(line)))
+        run.idle = instance
+
+
+@pytest.mark.parametrize("event", [b"hello", b"", b"\0\xff\r\n", b"x" * 100_000])
+def test_fc_invoke_event(platform: PlatformUnderTest, event: bytes) -> None:
+    """An event is POST /invoke with its bytes, their length and octet-stream."""
+    with platform.used_run() as run:
+        instance = run.served(event)
+        got = instance.got
+        same("POST /invoke HTTP/1.1", got.start)
+        same(("application/octet-stream", str(len(event))),
+             (got.header("content-type"), got.header("content-length")))
+        same(event[:65536], got.body)
+        run.settled(instance, event[:1000])
+
+
+def test_fc_invoke_send(platform: PlatformUnderTest) -> None:
+    """An invocation is one request."""
+    with platform.used_run() as run:
+        run.settled(run.served(b"one"))
+        instance = run.served(b"two")
+        same(b"two", instance.got.body)
+        run.settled(instance)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_fc_invoke_http(platform: PlatformUnderTest, method: str) -> None:
+    """An HTTP invocation keeps method, path, query, fields and body."""
+    with platform.used_run() as run:
+        instance = run.served(b"body", method=method, path="/a/b%20c?d=1&d=2",
+                              headers=[["X-Mine", "yes"], ["Cookie", "a=b"]])
+        got = instance.got
+        same(f"{method} /a/b%20c?d=1&d=2 HTTP/1.1", got.start)
+        same(("yes", "a=b", b"body"),
+             (got.header("x-mine"), got.header("cookie"), got.body))
+        run.settled(instance)
+
+
+def test_fc_invoke_control_path(platform: PlatformUnderTest) -> None:
+    """X-Fc-Control-Path tells events from HTTP invocations."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        same(["/invoke"], instance.got.values("x-fc-control-path"))
+        run.settled(instance)
+        instance = run.served(b"", method="GET", path="/invoke")
+        same(["/http-invoke"], instance.got.values("x-fc-control-path"))
+        run.settled(instance)
+
+
+def test_fc_answer_outcome__http(platform: PlatformUnderTest) -> None:
+    """A 404 is an ordinary answer of an HTTP invocation."""
+    with platform.used_run() as run:
+        instance = run.served(b"", method="GET", path="/nothing/here")
+        instance.answer(404, [], b"not here")
+        line = run.outcome("ok").line
+        same((404, "not here"), (line.get("status"), line.get("body")))
+        run.idle = instance
+
+
+def test_fc_http_pass(platform: PlatformUnderTest) -> None:
+    """Status, fields and body of an HTTP invocation's answer reach the caller."""
+    with platform.used_run() as run:
+        instance = run.served(b"", method="GET", path="/page")
+        instance.answer(207, [("X-Mine", "a"), ("Set-Cookie", "b=1"),
+                              ("Set-Cookie", "c=2")], b"<p>")
+        line = run.outcome("ok").line
+        pairs = [(name.lower(), value) for name, value in line["headers"]]
+        same((207, "<p>"), (line["status"], line["body"]))
+        same([("x-mine", "a"), ("set-cookie", "b=1"), ("set-cookie", "c=2")],
+             [pair for pair in pairs if pair[0] in ("x-mine", "set-cookie")])
+        run.idle = instance
+
+
+@pytest.mark.parametrize("name", ["X-Fc-Request-Id", "X-Fc-Mine", "Connection",
+                                  "Keep-Alive"])
+def test_fc_headers_reserved_request(platform: PlatformUnderTest, name: str) -> None:
+    """A reserved field of the caller does not reach the bootstrap."""
+    with platform.used_run() as run:
+        instance = run.served(b"", method="GET", path="/", headers=[[name, "evil"]])
+        same(False, "evil" in instance.got.values(name), f"{name} of the caller")
+        run.settled(instance)
+
+
+@pytest.mark.parametrize("name", ["X-Fc-Mine", "Keep-Alive", "Date", "Server",
+                                  "Upgrade"])
+def test_fc_headers_reserved_response(platform: PlatformUnderTest, name: str) -> None:
+    """A reserved field of the answer does not reach the caller."""
+    with platform.used_run() as run:
+        instance = run.served(b"", method="GET", path="/")
+        instance.answer(200, [(name, "evil")], b"x")
+        same(False, "evil" in json.dumps(run.outcome("ok").line), name)
+        run.idle = instance
+
+
+COMMON = ("Request-Id", "Control-Path", "Function-Name", "Function-Handler",
+          "Function-Memory", "Region", "Account-Id", "Qualifier")
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_fc_headers_common(platform: PlatformUnderTest, name: str) -> None:
+    """The common fields are there, once each."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        same(1, len(instance.got.values("X-Fc-" + name)), f"fields X-Fc-{name}")
+        run.settled(instance)
+
+
+@pytest.mark.parametrize("name", ["Access-Key-Id", "Security-Token", "Version-Id",
+                                  "Service-Name"])
+def test_fc_headers_empty(platform: PlatformUnderTest, name: str) -> None:
+    """A field without a value is there and empty."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        same([""], instance.got.values("X-Fc-" + name), f"values of X-Fc-{name}")
+        run.settled(instance)
+
+
+def test_fc_headers_common__base_path(platform: PlatformUnderTest) -> None:
+    """X-Fc-Base-Path is the path of an HTTP invocation."""
+    with platform.used_run() as run:
+        instance = run.served(b"", method="GET", path="/a/b?c=d")
+        same("/a/b", instance.got.header("x-fc-base-path"))
+        run.settled(instance)
+
+
+def test_fc_headers_caller_id(platform: PlatformUnderTest) -> None:
+    """The caller is told the id that the bootstrap saw."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        request_id = instance.got.header("x-fc-request-id")
+        same(request_id, run.settled(instance).request_id)
+
+
+def test_fc_id_form(platform: PlatformUnderTest) -> None:
+    """An id has the form 1-8-8-12 in hexadecimal digits."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        request_id = instance.got.header("x-fc-request-id") or ""
+        run.settled(instance)
+    if not re.match(r"^1-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{12}$", request_id):
+        raise Mismatch("1-8-8-12 hexadecimal digits", request_id)
+
+
+def test_fc_connection_reuse(platform: PlatformUnderTest) -> None:
+    """The next request comes on the connection that was kept open."""
+    with platform.used_run() as run:
+        instance = run.served(b"one")
+        first = instance.asked
+        run.settled(instance)
+        instance = run.served(b"two")
+        same(first, instance.asked, "number of the connection")
+        run.settled(instance)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE"])
+def test_fc_connection_retry(platform: PlatformUnderTest, method: str) -> None:
+    """A request without effects is sent again when a reused connection breaks."""
+    with platform.used_run() as run:
+        run.settled(run.served(b"one"))
+        instance = run.served(b"", method=method, path="/again")
+        instance.close(instance.asked, reset=True)
+        instance.request("/again")
+        run.idle = instance
+        instance.answer(200)
+        run.outcome("ok")
+
+
+def test_fc_connection_retry__post(platform: PlatformUnderTest) -> None:
+    """A POST is not sent again when its connection breaks."""
+    with platform.used_run() as run:
+        run.settled(run.served(b"one"))
+        instance = run.served(b"two")
+        instance.close(instance.asked, reset=True)
+        run.outcome("bad-response")
+        same("silence", instance.request("", 0.05).end, "a second request")
+        run.discard(instance)
+
+
+BAD_ANSWERS = {
+    "no-http": b"this is no HTTP\r\n\r\n", "cut-head": b"HTTP/1.1 200 OK\r\nContent-L",
+    "short-body": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
+    "bad-length": b"HTTP/1.1 200 OK\r\nContent-Length: ten\r\n\r\n",
+    "cut-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n12345",
+    "bad-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n12345",
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_ANSWERS))
+def test_fc_outcome_bad_response(platform: PlatformUnderTest, name: str) -> None:
+    """An answer that is no HTTP, or that breaks off, is a bad response."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        instance.send(instance.asked, BAD_ANSWERS[name])
+        instance.close(instance.asked)
+        run.outcome("bad-response")
+        run.discard(instance)
+        run.settled(run.served(b"afterwards"))
+
+
+def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
+    """No answer in time is a timeout, and the next event gets another instance."""
+    with platform.used_run(*LIMITED) as run:
+        instance = run.served(b"hello")
+        run.outcome("timeout")
+        instance.reaped(run.patience_s)
+        run.settled(run.served(b"afterwards"))
+
+
+def test_any_limits_clock__fc_start(platform: PlatformUnderTest) -> None:
+    """Start and initialisation do not count towards the time limit."""
+    run = platform.run("--timeout", "1", "--initializer")
+    run.issue(b"hello")
+    instance = run.instance()
+    run.wait(1.1)
+    instance.listen()
+    instance.request("/initialize")
+    run.wait(1.1)
+    instance.answer()
+    instance.request("/invoke")
+    run.settled(instance)
+
+
+@pytest.mark.parametrize("status", [0, 1, 7])
+def test_fc_start_failed__exit(platform: PlatformUnderTest, status: int) -> None:
+    """A process that ends before the port is open is CAExited."""
+    with platform.used_run() as run:
+        run.discard_idle()
+        run.issue(b"hello")
+        run.instance().end("exit", status=status)
+        same("CAExited", document(run.outcome("start-error").body)["Code"])
+        run.settled(run.served(b"afterwards"))
+
+
+def test_fc_start_failed__deadline(platform: PlatformUnderTest) -> None:
+    """A port that is not open in time is FunctionNotStarted."""
+    with platform.used_run("--start-timeout", "1") as run:
+        run.issue(b"hello")
+        instance = run.instance()
+        same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+        run.discard(instance)
+
+
+def test_fc_start_probe__address(platform: PlatformUnderTest) -> None:
+    """A server that listens on 127.0.0.1 alone has not started."""
+    with platform.used_run("--start-timeout", "1") as run:
+        run.issue(b"hello")
+        instance = run.instance()
+        instance.listen("127.0.0.1")
+        same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
+        run.discard(instance)
+
+
+def test_fc_start_probe(platform: PlatformUnderTest) -> None:
+    """An instance gets its first request as soon as the port is open."""
+    with platform.used_run() as run:
+        run.discard_idle()
+        run.settled(run.served(b"hello"))
+
+
+def test_fc_start_failed__missing(platform: PlatformUnderTest) -> None:
+    """A start command that does not exist is CAFileNotFound."""
+    with platform.used_run() as run:
+        run.discard_idle()
+        with run.changed_bootstrap() as program:
+            program.unlink()
+            run.issue(b"hello")
+            same("CAFileNotFound", document(run.outcome("start-error").body)["Code"])
+
+
+def test_fc_start_failed__permission(platform: PlatformUnderTest) -> None:
+    """A start command that is not executable is CAFilePermission."""
+    with platform.used_run() as run:
+        run.discard_idle()
+        with run.changed_bootstrap() as program:
+            program.chmod(0o644)
+            run.issue(b"hello")
+            same("CAFilePermission", document(run.outcome("start-error").body)["Code"])
+
+
+def test_any_start_cwd__fc(platform: PlatformUnderTest) -> None:
+    """The working folder is the code folder."""
+    with platform.used_run() as run:
+        run.discard_idle()
+        instance = run.served(b"hello")
+        same(str(run.code.resolve()), instance.cwd)
+        run.settled(instance)
+
+
+def test_fc_start_command(platform: PlatformUnderTest) -> None:
+    """The words after -- are the start command."""
+    run = platform.run("--", "./bootstrap", "one")
+    instance = run.served(b"hello")
+    same(["one"], instance.argv[1:])
+
+
+def test_fc_start_command__words(platform: PlatformUnderTest) -> None:
+    """The words of the start command see no shell."""
+    words = ["a b", "$HOME", "*", ";", "'"]
+    run = platform.run("--", "./bootstrap", *words)
+    same(words, run.served(b"hello").argv[1:])
+
+
+def test_fc_env_port(platform: PlatformUnderTest) -> None:
+    """Both port variables name the same port."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        same(instance.environ["FC_SERVER_PORT"],
+             instance.environ["FC_CUSTOM_LISTEN_PORT"])
+        run.settled(instance)
+
+
+@pytest.mark.parametrize("name", [
+    "FC_FUNC_CODE_PATH", "FC_FUNCTION_NAME", "FC_FUNCTION_HANDLER", "FC_REGION",
+    "FC_FUNCTION_MEMORY_SIZE", "FC_INSTANCE_ID", "FC_ACCOUNT_ID"])
+def test_fc_env_table(platform: PlatformUnderTest, name: str) -> None:
+    """The variables that describe the function and the instance are set."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        same(True, bool(instance.environ.get(name)), f"{name} set")
+        run.settled(instance)
+
+
+def test_any_credentials_role__fc(platform: PlatformUnderTest) -> None:
+    """A function without a role has no credential variables."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        same([], [name for name in instance.environ
+                  if name.startswith("ALIBABA_CLOUD_")])
+        run.settled(instance)
+
+
+# ---- hooks, freeze, stop ----
+
+
+def test_fc_initialize_form__configured(platform: PlatformUnderTest) -> None:
+    """Without a configured Initializer the first request is the event."""
+    with platform.used_run() as run:
+        run.discard_idle()
+        instance = run.served(b"hello")
+        same("POST /invoke HTTP/1.1", instance.got.start)
+        run.settled(instance)
+
+
+def initialised(run: PlatformRun, status: int = 200, *answer: Any) -> None:
+    """Answer the Initializer so, and settle the event that follows it."""
+    instance = run.served(b"one")
+    instance.answer(status, *answer)
+    instance.request("/invoke")
+    run.settled(instance)
+
+
+def test_fc_initialize_form(platform: PlatformUnderTest) -> None:
+    """The Initializer is POST /initialize without a body, before the event."""
+    with platform.used_run("--initializer") as run:
+        run.discard_idle()
+        instance = run.served(b"hello")
+        same(("POST /initialize HTTP/1.1", 0),
+             (instance.got.start, instance.got.body_bytes))
+        same("/initialize", instance.got.header("x-fc-control-path"))
+        instance.answer()
+        instance.request("/invoke")
+        run.settled(instance)
+
+
+def test_fc_initialize_once(platform: PlatformUnderTest) -> None:
+    """The Initializer is called once for each instance."""
+    with platform.used_run("--initializer") as run:
+        run.discard_idle()
+        initialised(run)
+        instance = run.served(b"two")
+        same("POST /invoke HTTP/1.1", instance.got.start)
+        run.settled(instance)
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 302])
+def test_fc_initialize_failed(platform: PlatformUnderTest, status: int) -> None:
+    """An Initializer that fails ends the instance; the next event gets a new one."""
+    with platform.used_run("--initializer") as run:
+        run.discard_idle()
+        instance = run.served(b"one")
+        instance.answer(status)
+        run.outcome("init-error")
+        instance.reaped(run.patience_s)
+        initialised(run)
+
+
+def test_any_init_timeout__fc(platform: PlatformUnderTest) -> None:
+    """An Initializer that does not answer in time ends the instance."""
+    run = platform.run("--initializer", "--initializer-timeout", "0.8")
+    instance = run.served(b"one")
+    run.outcome("init-timeout")
+    instance.reaped(run.patience_s)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_fc_hook_success(platform: PlatformUnderTest, status: int) -> None:
+    """Any status from 200 to 299 is the success of a hook."""
+    with platform.used_run("--initializer") as run:
+        run.discard_idle()
+        initialised(run, status)
+
+
+def test_fc_hook_success__body(platform: PlatformUnderTest) -> None:
+    """The body of a hook's answer means nothing."""
+    with platform.used_run("--initializer") as run:
+        run.discard_idle()
+        initialised(run, 200, [("X-Fc-Status", "200")], b'{"errorMessage": "no"}')
+
+
+def test_fc_hook_broken(platform: PlatformUnderTest) -> None:
+    """A hook that answers 500 ends the instance."""
+    with platform.used_run("--freeze", "--pre-freeze") as run:
+        instance = run.served(b"one")
+        instance.answer(200, [], b"done")
+        run.outcome("ok")
+        instance.request("/pre-freeze")
+        instance.answer(500)
+        instance.reaped(run.patience_s)
+        run.settled(run.served(b"two"))
+        run.discard_idle()
+
+
+def test_fc_freeze_idle(platform: PlatformUnderTest) -> None:
+    """An instance in which nothing runs stands still."""
+    platform.needs("freeze")
+    with platform.used_run("--freeze") as run:
+        instance = run.served(b"one")
+        run.settled(instance)
+        instance.frozen(run.patience_s)
+
+
+def test_fc_freeze_thaw(platform: PlatformUnderTest) -> None:
+    """A frozen instance runs again for the next request."""
+    platform.needs("freeze")
+    with platform.used_run("--freeze") as run:
+        instance = run.served(b"one")
+        run.settled(instance)
+        instance.frozen(run.patience_s)
+        run.settled(run.served(b"two"))
+
+
+@pytest.mark.parametrize("status", [200, 400, 404])
+def test_fc_freeze_hook(platform: PlatformUnderTest, status: int) -> None:
+    """GET /pre-freeze comes before each freeze."""
+    platform.needs("freeze")
+    with platform.used_run("--freeze", "--pre-freeze") as run:
+        instance = run.served(b"one")
+        instance.answer(200, [], b"done")
+        run.outcome("ok")
+        same("GET /pre-freeze HTTP/1.1", instance.request("/pre-freeze").start)
+        instance.answer(status)
+        instance.frozen(run.patience_s)
+        run.discard(instance)
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_fc_freeze_hook__failed(platform: PlatformUnderTest, status: int) -> None:
+    """A pre-freeze hook that fails does not keep the instance from serving."""
+    platform.needs("freeze")
+    with platform.used_run("--freeze", "--pre-freeze") as run:
+        instance = run.served(b"one")
+        instance.answer(200, [], b"done")
+        run.outcome("ok")
+        instance.request("/pre-freeze")
+        instance.answer(status)
+        instance.frozen(run.patience_s)
+        run.idle = instance
+        same(b"two", run.served(b"two").got.body)
+        run.abandon(instance)
+
+
+def test_fc_stop_hook(platform: PlatformUnderTest) -> None:
+    """GET /pre-stop comes when the platform stops the instance, then SIGTERM."""
+    run = platform.run("--pre-stop")
+    instance = run.served(b"one")
+    run.settled(instance)
+    run.end_input()
+    same("GET /pre-stop HTTP/1.1", instance.request("/pre-stop").start)
+    instance.answer()
+    instance.reaped(run.patience_s)
+
+
+def test_fc_stop_hook__failed(platform: PlatformUnderTest) -> None:
+    """An instance is stopped although its pre-stop hook fails."""
+    run = platform.run("--pre-stop")
+    instance = run.served(b"one")
+    run.settled(instance)
+    run.end_input()
+    instance.request("/pre-stop")
+    instance.answer(404)
+    instance.reaped(run.patience_s)
+
+
+def test_fc_stop_order(platform: PlatformUnderTest) -> None:
+    """A frozen instance is thawed for its pre-stop hook, then SIGTERM ends it."""
+    run = platform.run("--freeze", "--pre-stop", "--grace", "30")
+    instance = run.served(b"one")
+    run.settled(instance)
+    instance.frozen(run.patience_s)
+    run.end_input()
+    instance.request("/pre-stop")
+    instance.answer()
+    instance.reaped(run.patience_s)
+
+
+def test_any_stop_drain__fc(platform: PlatformUnderTest) -> None:
+    """An invocation that runs comes to its end before the instance is stopped."""
+    run = platform.run("--pre-stop")
+    instance = run.served(b"one")
+    run.end_input()
+    same("silence", instance.request("", 0.1).end, "while the invocation runs")
+    instance.asked = 1000
+    run.settled(instance)
+    instance.request("/pre-stop")
+
+
+# ---- several at once ----
+
+
+def test_fc_concurrency_limit(platform: PlatformUnderTest) -> None:
+    """An instance never has more requests than its concurrency."""
+    run = platform.run("--concurrency", "2", "--parallel", "3")
+    for event in (b"one", b"two", b"three"):
+        run.issue(event)
+    instance = run.instance()
+    instance.listen()
+    first = (instance.request("/invoke").body, instance.asked)
+    same(2, len({first[0], instance.request("/invoke").body}), "events side by side")
+    same("silence", instance.request("", 0.1).end, "a third request")
+    instance.asked = first[1]
+    instance.answer(200, [], b"done")
+    instance.request("/invoke")
+
+
+def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
+    """A second request goes to the instance that has room."""
+    run = platform.run("--max-instances", "3", "--concurrency", "2", "--parallel", "2")
+    run.issue(b"one")
+    instance = run.instance()
+    instance.listen()
+    instance.request("/invoke")
+    run.issue(b"two")
+    same(b"two", instance.request("/invoke").body)
+    same(True, run.arrived.empty(), "no second instance")
+
+
+def test_fc_time_others(platform: PlatformUnderTest) -> None:
+    """After a timeout the other invocation may end; the next has another instance."""
+    run = platform.run("--concurrency", "2", "--parallel", "3", "--timeout", "2",
+                       "--max-instances", "2")
+    instance = run.served(b"times out")
+    run.wait(1.2)
+    run.issue(b"ends well")
+    instance.request("/invoke")
+    run.outcome("timeout")
+    run.issue(b"the next one")
+    instance.answer(200, [], b"done")
+    same(b"done", run.outcome("ok").body)
+    run.instance()
+
+
+def test_any_outcome_exit__fc_shared(platform: PlatformUnderTest) -> None:
+    """All invocations of a process that ends have the outcome exit."""
+    run = platform.run("--concurrency", "2", "--parallel", "2")
+    run.issue(b"one")
+    run.issue(b"two")
+    instance = run.instance()
+    instance.listen()
+    instance.request("/invoke")
+    instance.request("/invoke")
+    instance.end("exit", status=1)
+    same(["exit", "exit"], [run.outcome().kind, run.outcome().kind])
+
+
+@pytest.mark.parametrize("number", ["0", "201", "-1", "x"])
+def test_fc_concurrency_limit__range(platform: PlatformUnderTest, number: str) -> None:
+    """A concurrency that is not 1 to 200 is refused."""
+    run = platform.run("--concurrency", number)
+    run.refused()
+
+
+# ---- faults, limits ----
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("status", [0, 1])
+def test_any_outcome_exit__fc(platform: PlatformUnderTest, status: int,
+                              half: bool) -> None:
+    """A process that ends before its answer is there in full is the outcome exit."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        if half:
+            instance.send(instance.asked,
+                          b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n12")
+        instance.end("exit", status=status)
+        run.outcome("exit")
+        instance.reaped(run.patience_s)
+        run.settle()
+        run.settled(run.served(b"afterwards"))
+
+
+LIMITS: List[Tuple[str, Dict[str, Any]]] = [  # rule, the request that is too large
+    ("any.event.size", {"event": b"x" * 101}),
+    ("fc.limits.request", {"event": b"", "method": "GET", "path": "/",
+                           "headers": [["X-Long", "y" * 8200]]}),
+    ("fc.limits.request", {"event": b"", "method": "GET", "path": "/" + "p" * 4097}),
+]
+
+
+@pytest.mark.parametrize("rule,request_fields", LIMITS,
+                         ids=["any.event.size", "fc.limits.request:headers",
+                              "fc.limits.request:path"])
+def test_fc_limits(platform: PlatformUnderTest, rule: str,
+                   request_fields: Dict[str, Any]) -> None:
+    """What is over the limit never reaches an instance."""
+    platform.needs("limits")
+    fields = dict(request_fields)
+    event = fields.pop("event")
+    with platform.used_run("--max-event", "100") as run:
+        run.issue(event, **fields)
+        run.outcome("request-too-large")
+        run.settled(run.served(b"afterwards"))
+
+
+def test_fc_limits_response(platform: PlatformUnderTest) -> None:
+    """An answer whose head is over 8 KB is too large."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        instance.answer(200, [("X-Long", "y" * 8200)])
+        run.outcome("response-too-large")
+        run.discard(instance)
+
+
+def test_fc_outcome_document__function(platform: PlatformUnderTest) -> None:
+    """A function error has status 200 and X-Fc-Error-Type InvocationError."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        instance.answer(404, [("X-Fc-Status", "404")], b"{}")
+        line = run.outcome("function-error").line
+        fields = {name.lower(): value for name, value in line.get("headers", ())}
+        same((200, "InvocationError"), (line["status"], fields.get("x-fc-error-type")))
+        run.idle = instance
+
+
+def test_fc_outcome_document__platform(platform: PlatformUnderTest) -> None:
+    """A platform's failure has its status and the start document."""
+    with platform.used_run() as run:
+        run.discard_idle()
+        run.issue(b"hello")
+        run.instance().end("exit", status=1)
+        outcome = run.outcome("start-error")
+        seen = document(outcome.body)
+        same(412, outcome.line["status"])
+        same(["Code", "ErrorCode", "ErrorMessage", "Message", "RequestId"],
+             sorted(seen))

@@ -1,0 +1,366 @@
+# test_platform_pull.py: what SPEC.md chapters 7 and 8 ask of a platform (MIT).
+"""One rule each, beside the states tables, which test_platform_states.py covers."""
+
+import re
+from typing import Dict
+
+import pytest
+
+import wire
+from kit import Mismatch, document, same
+from platform_run import CLOCKED, LIMITED, PlatformUnderTest, Instance, PlatformRun
+
+
+def times_out_soon(run: PlatformRun, instance: Instance) -> None:
+    """Raise Mismatch unless the event of a CLOCKED platform is a timeout in 2.2 s: more
+    than what is left of its limit by now, less than the whole limit."""
+    run.patience_s = 2.2
+    run.outcome("timeout")
+    run.discard(instance)
+
+
+# ---- scf ----
+
+
+@pytest.mark.parametrize("name,wanted", [
+    ("SCF_RUNTIME_API", r"\d+\.\d+\.\d+\.\d+"), ("SCF_RUNTIME_API_PORT", r"\d+")])
+def test_scf_env_api(platform: PlatformUnderTest, name: str, wanted: str) -> None:
+    """The runtime API's address is an IP literal and a port."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        if not re.fullmatch(wanted, instance.environ.get(name, "")):
+            raise Mismatch(f"{name} like {wanted}", repr(instance.environ.get(name)))
+        run.finish(instance)
+
+
+def test_scf_env_handler(platform: PlatformUnderTest) -> None:
+    """_HANDLER is the function's handler."""
+    run = platform.run("--handler", "mine.handle")
+    run.issue(b"hello")
+    same("mine.handle", run.instance().environ.get("_HANDLER"))
+
+
+def test_scf_env_handler__default(platform: PlatformUnderTest) -> None:
+    """Without a configured handler it is index.main_handler."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        same("index.main_handler", instance.environ.get("_HANDLER"))
+        run.finish(instance)
+
+
+@pytest.mark.parametrize("name", ["SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION",
+                                  "TENCENTCLOUD_RUNENV", "USER_CODE_ROOT"])
+def test_scf_env_documented(platform: PlatformUnderTest, name: str) -> None:
+    """The variables that describe the function are set."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        same(True, bool(instance.environ.get(name)), f"{name} set")
+        run.finish(instance)
+
+
+def test_any_credentials_role__scf(platform: PlatformUnderTest) -> None:
+    """A function without a role has no credential variables."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        same([], [name for name in instance.environ
+                  if re.match("TENCENTCLOUD_(SECRET|SESSION)", name)])
+        run.finish(instance)
+
+
+def test_any_start_cwd__scf(platform: PlatformUnderTest) -> None:
+    """The working folder is the code folder."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        same(str(run.code.resolve()), instance.cwd)
+        run.finish(instance)
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b'{"msg": "ready"}', b"x" * 900])
+def test_scf_ready_first__any_body(platform: PlatformUnderTest, body: bytes) -> None:
+    """ready is accepted with any body."""
+    with platform.used_run() as run:
+        instance = run.starting(b"hello")
+        same(200, instance.ready(body).status)
+        instance.fetch()
+        run.finish(instance)
+
+
+def test_scf_next_headers(platform: PlatformUnderTest) -> None:
+    """The event comes with its id, the memory in MB and the time limit in ms."""
+    run = platform.run("--memory", "256", "--timeout", "5")
+    instance = run.starting(b"hello")
+    instance.ready()
+    reply = instance.fetch()
+    same(("256", "5000"), (reply.header("Memory_Limit_In_Mb"),
+                           reply.header("Time_Limit_In_Ms")))
+    same(reply.header("Request_Id"), run.finish(instance).request_id)
+
+
+@pytest.mark.parametrize("event", [b"{}", b"no json"])
+def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) -> None:
+    """The event is sent as application/json."""
+    with platform.used_run() as run:
+        instance = run.fetched(event)
+        same("application/json", instance.fetch().header("content-type"))
+        run.finish(instance)
+
+
+def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
+    """A second event waits until the instance is idle."""
+    with platform.used_run(*CLOCKED) as run:
+        instance = run.fetched(b"one")
+        run.issue(b"two")
+        run.settle()
+        same(b"one", instance.fetch().body, "the event while one runs")
+        run.finish(instance)
+        same(b"two", instance.fetch().body, "the event afterwards")
+        run.finish(instance)
+
+
+def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
+    """The clock runs from the issue, not from the fetch."""
+    with platform.used_run(*CLOCKED) as run:
+        instance = run.starting(b"hello")
+        instance.ready()
+        run.wait(1.5)
+        instance.fetch()
+        times_out_soon(run, instance)
+
+
+def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
+    """Fetching again does not start the clock again."""
+    with platform.used_run(*CLOCKED) as run:
+        instance = run.fetched(b"hello")
+        for _ in range(2):
+            run.wait(0.75)
+            instance.fetch()
+        times_out_soon(run, instance)
+
+
+def test_any_event_timeout__scf_not_fetched(platform: PlatformUnderTest) -> None:
+    """An event that is not fetched is not-fetched."""
+    with platform.used_run(*LIMITED) as run:
+        instance = run.starting(b"hello")
+        instance.ready()
+        run.outcome("not-fetched")
+        run.discard(instance)
+
+
+def test_any_result_size__scf(platform: PlatformUnderTest) -> None:
+    """A result over the limit is response-too-large, and the state is locked."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        head = wire.request_bytes("POST", instance.result_path(), [
+            ("Content-Length", str(run.result_bytes + 1))])
+        same(413, instance.ask(head, run.result_bytes + 1).status)
+        same(200, instance.result(b"short").status)
+        run.outcome("response-too-large")
+        run.idle = instance
+
+
+SCF_DOCUMENTS: Dict[str, Dict[str, object]] = {
+    "timeout": {"errorCode": -1, "statusCode": 433,
+                "errorMessage": "Invoking task timed out after 1 seconds"},
+    "init-error": {"errorCode": -1, "statusCode": 445,
+                   "errorMessage": "User process exit when initializing"},
+    "exit": {"errorCode": -1, "statusCode": 439,
+             "errorMessage": "User process exit when running"},
+    "function-error": {"errorCode": 1, "statusCode": 430, "stackTrace": "it failed",
+                       "errorMessage": "user code exception caught"},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(SCF_DOCUMENTS))
+def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
+    """The caller of a failure sees the error document with the values of the table."""
+    with platform.used_run("--timeout", "1") as run:
+        instance = run.starting(b"hello")
+        if kind != "init-error":
+            instance.ready()
+            instance.fetch()
+        if kind == "function-error":
+            instance.result(b"it failed", "error")
+        elif kind != "timeout":
+            instance.end("exit", status=0)
+        outcome = run.outcome(kind)
+        seen = document(outcome.body)
+        same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id}, seen)
+        run.discard(instance)
+
+
+# ---- fg ----
+
+
+def test_fg_env_api(platform: PlatformUnderTest) -> None:
+    """RUNTIME_API_ADDR is an IP address and a port, without a scheme."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        address = instance.environ.get("RUNTIME_API_ADDR", "")
+        if not re.fullmatch(r"\d+\.\d+\.\d+\.\d+:\d+", address):
+            raise Mismatch("IP:port", address)
+        run.finish(instance)
+
+
+@pytest.mark.parametrize("name", [
+    "RUNTIME_PROJECT_ID", "RUNTIME_FUNC_NAME", "RUNTIME_FUNC_VERSION",
+    "RUNTIME_PACKAGE", "RUNTIME_HANDLER", "RUNTIME_TIMEOUT", "RUNTIME_USERDATA",
+    "RUNTIME_CPU", "RUNTIME_MEMORY", "RUNTIME_CODE_ROOT"])
+def test_fg_env_table(platform: PlatformUnderTest, name: str) -> None:
+    """The variables that describe the function are set."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        same(True, bool(instance.environ.get(name)), f"{name} set")
+        run.finish(instance)
+
+
+@pytest.mark.parametrize("name,value", [("RUNTIME_TIMEOUT", "7"),
+                                        ("RUNTIME_CPU", "400")])
+def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
+                              value: str) -> None:
+    """Seconds, MB and millicores, as decimal numbers."""
+    with platform.used_run("--timeout", "7", "--memory", "256") as run:
+        instance = run.starting(b"hello")
+        same((value, "256"),
+             (instance.environ[name], instance.environ["RUNTIME_MEMORY"]))
+        run.abandon(instance)
+
+
+def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
+    """RUNTIME_USERDATA is a JSON object of the user's variables."""
+    run = platform.run("--env", "A=1", "--env", "B=two words")
+    run.issue(b"hello")
+    environ = run.instance().environ
+    same({"A": "1", "B": "two words"}, document(environ["RUNTIME_USERDATA"]))
+
+
+def test_fg_env_table__code_root(platform: PlatformUnderTest) -> None:
+    """RUNTIME_CODE_ROOT is the absolute path of the code folder."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        same(str(run.code.resolve()), instance.environ["RUNTIME_CODE_ROOT"])
+        run.finish(instance)
+
+
+def test_fg_start_path(platform: PlatformUnderTest) -> None:
+    """The bootstrap is started by its absolute path."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        same(str(run.code.resolve() / "bootstrap"), instance.argv[0])
+        run.finish(instance)
+
+
+@pytest.mark.parametrize("rule,name,wanted", [
+    ("fg.request.headers", "X-Cff-Request-Id", r"[A-Za-z0-9-]+"),
+    ("fg.request.headers", "X-CFF-Invoke-Type", "sync"),
+    ("any.event.content-type", "Content-Type", "application/json")])
+def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
+                           wanted: str) -> None:
+    """The event comes with exactly one such field."""
+    with platform.used_run() as run:
+        instance = run.starting(b"hello")
+        values = instance.fetch().values(name)
+        if len(values) != 1 or not re.fullmatch(wanted, values[0]):
+            raise Mismatch(f"one field {name}: {wanted}", repr(values))
+        run.finish(instance)
+
+
+def test_any_credentials_role__fg(platform: PlatformUnderTest) -> None:
+    """A function without an agency gets no credential fields."""
+    with platform.used_run() as run:
+        instance = run.starting(b"hello")
+        names = [name.lower() for name, _ in instance.fetch().headers]
+        same([], [name for name in names if re.search("key|token", name)])
+        run.finish(instance)
+
+
+def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
+    """A refused call is answered with error_code and error_msg, both strings."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        path = instance.result_path("response", "nobody")
+        reply = instance.ask(wire.request_bytes("POST", path, (), b"x"))
+        same({"error_code": str, "error_msg": str},
+             {name: type(value) for name, value in document(reply.body).items()})
+        run.finish(instance)
+
+
+def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
+    """One of several held polls gets the event."""
+    with platform.used_run() as run:
+        run.finish(run.fetched(b"before"))
+        instance, run.idle = run.idle, None
+        assert instance is not None
+        polls = [instance.park() for _ in range(3)]
+        run.settle()
+        run.issue(b"hello")
+        replies = [instance.read(number, 0.3) for number in polls]
+        served = [one for one in replies if one.status == 200]
+        same([b"hello"], [one.body for one in served])
+        instance.request_id = served[0].header("X-Cff-Request-Id") or ""
+        for number in polls:
+            instance.close(number)
+        run.finish(instance)
+
+
+def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
+    """A second event waits until the instance is idle."""
+    with platform.used_run(*CLOCKED) as run:
+        instance = run.fetched(b"one")
+        run.issue(b"two")
+        number = instance.park()
+        same("", instance.read(number, 0.05).start, "an answer while one runs")
+        run.finish(instance)
+        same(b"two", instance.fetch(number).body, "the event afterwards")
+        run.finish(instance)
+
+
+def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
+    """The clock runs from the issue, not from the fetch."""
+    with platform.used_run(*CLOCKED) as run:
+        run.finish(run.fetched(b"before"))
+        instance, run.idle = run.idle, None
+        assert instance is not None
+        run.issue(b"hello")
+        run.wait(1.5)
+        instance.fetch()
+        times_out_soon(run, instance)
+
+
+def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
+    """An event that is not fetched is not-fetched."""
+    with platform.used_run(*LIMITED) as run:
+        run.finish(run.fetched(b"before"))
+        run.issue(b"hello")
+        run.outcome("not-fetched")
+        run.discard_idle()
+
+
+def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
+    """The caller of a failed function sees the posted body."""
+    with platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        instance.result(b"\0 it failed \xff", "error")
+        same(b"\0 it failed \xff", run.outcome("function-error").body)
+        run.idle = instance
+
+
+FG_DOCUMENTS = {
+    "timeout": ("4010", "call invoke timeout 1s"),
+    "init-error": ("4201", "function initialization failed"),
+    "exit": ("4204", "runtime process is exited"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(FG_DOCUMENTS))
+def test_fg_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
+    """The caller of a failure sees code and text of the table."""
+    with platform.used_run("--timeout", "1") as run:
+        instance = run.starting(b"hello")
+        if kind != "init-error":
+            instance.fetch()
+        if kind != "timeout":
+            instance.end("exit", status=0)
+        code, text = FG_DOCUMENTS[kind]
+        seen = document(run.outcome(kind).body)
+        same({"error_code": f"FSS.{code}", "error_msg": text}, seen)
+        run.discard(instance)

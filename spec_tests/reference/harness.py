@@ -1,0 +1,287 @@
+# harness.py: a running platform whose both ends are in the hands of a test (MIT).
+"""Give a test both ends of a platform: its callers, and the function behind it.
+
+`Harness("fc")` is a platform with a front door whose function is the test itself
+(`attach`): the test accepts the platform's connections and writes the answers, byte by
+byte. `Harness("scf")` and `Harness("fg")` leave the test the runtime API. With `code`
+the function is a real process instead; scripted_bootstrap.py is made for that. Every
+wait has a limit.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import struct
+import threading
+import time
+from typing import (TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, TypeVar,
+                    Union)
+
+import emulator
+import wire
+from emulator import FrontDoor, Listener, Platform
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["Peer", "Harness", "held", "no_thread_once", "processes", "until", "within"]
+
+PATIENCE_S = 8.0  # for things that come at once; only a failing test waits so long
+RESET = struct.pack("ii", 1, 0)
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
+    """Wait until the condition holds, where nothing else tells; say whether it does."""
+    return any(condition() for _ in wire.looks(limit_s))
+
+
+def within(limit_s: float, function: Callable[[], T]) -> T:
+    """Return what the function returns. AssertionError when it does not in time."""
+    results: List[T] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    assert results, "no outcome within %g s" % limit_s
+    return results[0]
+
+
+class Peer(wire.Channel):
+    """One end of a connection, read as HTTP or as bytes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, lambda who, data: None, "peer")
+
+    def request(self) -> wire.Message:
+        """Return the next request."""
+        return self.read(PATIENCE_S)
+
+    def answer(self, to: str = "GET") -> wire.Message:
+        """Return the next answer; `to` is the method that it answers."""
+        return self.read(PATIENCE_S, to)
+
+    def head(self) -> List[str]:
+        """Return the lines of the next head."""
+        return self.line(b"\r\n\r\n", time.monotonic() + PATIENCE_S).decode(
+            "latin-1").split("\r\n")
+
+    def chunk(self) -> bytes:
+        """Return the next chunk of a chunked body; nothing for the last one."""
+        deadline = time.monotonic() + PATIENCE_S
+        data = self.take(int(self.line(b"\r\n", deadline), 16), deadline)
+        assert self.take(2, deadline) == b"\r\n"
+        return data
+
+    def exactly(self, count: int) -> bytes:
+        """Return exactly that many bytes."""
+        return self.take(count, time.monotonic() + PATIENCE_S)
+
+    def everything(self) -> bytes:
+        """Return what comes until the other side closes."""
+        return self.rest(time.monotonic() + PATIENCE_S)
+
+    def reply(self, body: bytes = b"", status: int = 200, *fields: str) -> None:
+        """Answer with a Content-Length."""
+        lines = ["HTTP/1.1 %d X" % status, *fields, "Content-Length: %d" % len(body)]
+        self.send(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
+
+    def reset(self) -> None:
+        """Break the connection off."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.sock.close()
+
+
+class Harness:
+    """A platform, its front door, and (without `code`) the function's server."""
+
+    def __init__(self, protocol: str, code: str = "", **settings: Any) -> None:
+        self.protocol = protocol
+        self.env: "queue.Queue[Dict[str, str]]" = queue.Queue()
+        self.notes: List[str] = []
+        self.crashes: List[str] = []
+        self._closed = False
+        self._hook = threading.excepthook
+        threading.excepthook = self._on_crash
+        self.server: Optional[socket.socket] = None
+        self.seen: List[str] = []   # what serve() was asked, in order
+        settings.setdefault("timeout_s", PATIENCE_S)
+        settings.setdefault("grace_s", 0.5)
+        if not code:
+            settings["attach"] = self.env.put
+            settings.setdefault("port", self._listen() if protocol == "fc" else 0)
+        elif protocol == "fc":
+            settings.setdefault("port", 0)
+        self.platform = Platform(protocol, code or ".", on_note=self.notes.append,
+                                 **settings)
+        self.door = Listener("127.0.0.1", 0, FrontDoor(self.platform),
+                             self.platform.loop)
+
+    def _on_crash(self, args: threading.ExceptHookArgs) -> None:
+        self.crashes.append("%s: %s" % (args.exc_type.__name__, args.exc_value))
+
+    def _listen(self) -> int:
+        self.server = socket.socket()
+        self.server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.server.bind(("0.0.0.0", 0))
+        self.server.listen(256)
+        self.server.settimeout(PATIENCE_S)
+        port: int = self.server.getsockname()[1]
+        return port
+
+    def __enter__(self) -> "Harness":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        assert not self.crashes, self.crashes
+
+    def close(self) -> None:
+        """Stop the platform and everything that belongs to it, once."""
+        if self._closed:
+            return
+        self._closed = True
+        self.door.close()
+        self.platform.close()
+        self.door.shut()
+        self.door.join(5)
+        if self.server is not None:
+            self.server.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+            self.server.close()
+        threading.excepthook = self._hook
+
+    # -- as a caller --
+
+    def caller(self, data: bytes = b"") -> Peer:
+        """Connect to the front door, and send that."""
+        peer = Peer(socket.create_connection((self.door.host, self.door.port), 5))
+        if data:
+            peer.send(data)
+        return peer
+
+    def call(self, method: str, path: str, body: Optional[bytes] = None,
+             *fields: Tuple[str, str]) -> Peer:
+        """Send a request to the front door; return the connection."""
+        return self.caller(wire.request_bytes(method, path, fields, body))
+
+    def event(self, event: Union[bytes, object] = b"") -> Peer:
+        """Post an event to /-/invoke; return the connection."""
+        data = event if isinstance(event, bytes) else json.dumps(event).encode()
+        return self.call("POST", "/-/invoke", data)
+
+    def outcome(self, event: Union[bytes, object] = b"") -> Tuple[str, bytes]:
+        """Invoke with an event; return kind and body of the outcome."""
+        return outcome_of(self.event(event))
+
+    def state(self) -> Dict[str, Any]:
+        """Return what GET /-/state says."""
+        peer = self.call("GET", "/-/state")
+        document: Dict[str, Any] = json.loads(peer.answer().body)
+        peer.close()
+        return document
+
+    def ends(self, kind: str, count: int = 1) -> bool:
+        """Wait until so many invocations had that outcome."""
+        return until(lambda: self.platform.counts[kind] >= count)
+
+    # -- as the function --
+
+    def accept(self) -> Peer:
+        """Take the next connection of the platform to the function's server."""
+        assert self.server is not None
+        return Peer(self.server.accept()[0])
+
+    def serve(self, answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+        """Be a server from now on: send what `answer` returns, and hang up if that is
+        no whole answer with a length; None = say nothing."""
+        def run() -> None:
+            while True:
+                try:
+                    peer = self.accept()
+                except OSError:
+                    return
+                threading.Thread(target=self._serve, args=(peer, answer),
+                                 daemon=True).start()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _serve(self, peer: Peer,
+               answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+        with contextlib.suppress(wire.WireError):
+            while True:
+                request = peer.read(3600)
+                self.seen.append(request.path)
+                reply = answer(request)
+                if reply is None:
+                    peer.everything()
+                    return
+                peer.send(reply)
+                if b"Content-Length" not in reply:
+                    break
+        peer.close()
+
+    def quiet(self) -> bool:
+        """Tell whether the platform has no further connection waiting for us."""
+        assert self.server is not None
+        self.server.settimeout(0)
+        try:
+            self.server.accept()[0].close()
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            self.server.settimeout(PATIENCE_S)
+
+    def api(self) -> Tuple[str, int]:
+        """Return the address of the runtime API of the next instance."""
+        env = self.env.get(timeout=PATIENCE_S)
+        host, _, port = (
+            "%s:%s" % (env["SCF_RUNTIME_API"], env["SCF_RUNTIME_API_PORT"])
+            if self.protocol == "scf" else env["RUNTIME_API_ADDR"]).partition(":")
+        return host, int(port)
+
+
+def outcome_of(caller: Peer) -> Tuple[str, bytes]:
+    """Read an answer of /-/invoke; return kind and body of the outcome."""
+    message = caller.answer("POST")
+    caller.close()
+    return message.header("x-outcome") or message.start, message.body
+
+
+# ---- what is missing ----
+
+
+def no_thread_once(name: str, monkeypatch: "pytest.MonkeyPatch") -> threading.Event:
+    """Let the next thread of that function not start; tell when it has not."""
+    aside, tried = emulator.aside, threading.Event()
+
+    def fail(call: Callable[..., object], *arguments: object) -> threading.Thread:
+        if call.__name__ == name and not tried.is_set():
+            tried.set()
+            raise RuntimeError("can't start new thread")
+        return aside(call, *arguments)
+
+    monkeypatch.setattr(emulator, "aside", fail)
+    return tried
+
+
+# ---- what is left ----
+
+
+def held() -> Tuple[int, int]:
+    """Count the open files and the threads of this process."""
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+def processes(mark: str) -> List[str]:
+    """Return the ids of the living processes whose command line holds `mark`."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if mark.encode() in file.read():
+                    found.append(name)
+        except OSError:
+            pass  # it has ended
+    return found

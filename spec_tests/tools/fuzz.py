@@ -1,0 +1,223 @@
+#!/usr/bin/env python3
+# fuzz.py: thousands of broken messages for every socket of emulator.py (MIT).
+"""Throw mutated messages at one side of the emulator and see that it stays well.
+
+    python3 spec_tests/tools/fuzz.py {scf|fg|door|answers} COUNT [SEED]
+
+`scf` and `fg` are runtime APIs, `door` is the front door of an fc function, `answers`
+are those of an fc function's server. Prints one JSON line: how many answers of each
+status (or outcomes of each kind) there were, and everything that was not as it must be:
+a crash, an answer that is no HTTP, something left behind. A message that hangs ends the
+program after a minute, with a traceback.
+"""
+
+import _socket
+import collections
+import contextlib
+import faulthandler
+import json
+import pathlib
+import random
+import re
+import socket
+import sys
+from typing import Any, Counter, Dict, List, Tuple
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TESTS))
+
+import rooms  # noqa: E402, F401
+
+from emulator import App, Connection, Outcome, Stream  # noqa: E402
+from harness import Peer, Harness, held, until  # noqa: E402
+
+POLLS = {"scf": b"GET /runtime/invocation/next HTTP/1.1\r\nHost: a\r\n\r\n",
+         "fg": b"GET /v1/runtime/invocation/request HTTP/1.1\r\nHost: a\r\n\r\n"}
+RESULT = (b" HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+          b"Content-Length: 4\r\n\r\nbody")
+CHUNKS = (b" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+          b"Expect: 100-continue\r\n\r\n"
+          b"3;x=y\r\nabc\r\n4\r\nbody\r\n0\r\nTrailer: x\r\n\r\n")
+VALID: Dict[str, List[bytes]] = {
+    "scf": [POLLS["scf"], b"POST /runtime/init/ready" + RESULT,
+            b"POST /runtime/invocation/response" + RESULT,
+            b"POST /runtime/invocation/error" + CHUNKS],
+    "fg": [POLLS["fg"], b"POST /v1/runtime/invocation/response/00-11" + RESULT,
+           b"POST /v1/runtime/invocation/error/" + CHUNKS],
+    "door": [b"POST /-/invoke" + RESULT, b"POST /-/invoke" + CHUNKS,
+             b"GET /-/state HTTP/1.1\r\nHost: a\r\n\r\n", b"POST /a/b?c=d" + CHUNKS,
+             b"GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n"
+             b"Connection: Upgrade\r\n\r\n"],
+    "answers": [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"4\r\nbody\r\n0\r\n\r\n",
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 X\r\nx-fc-status: 404\r\n"
+                b"Content-Length: 0\r\n\r\n", b"HTTP/1.0 204 No Content\r\n\r\n"]}
+WORDS = [b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b":", b";", b",", b"0",
+         b"-1",
+         b"ffffffff", b"99999999999999999999", b"chunked",
+         b"Transfer-Encoding: chunked\r\n",
+         b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b" folded\r\n",
+         b"\xff\xfe",
+         b"%0d%0a", b"../", b"HTTP/1.1", b"HTTP/9.9", b"HTTP/1.0",
+         b"Expect: 100-continue\r\n",
+         b"Connection: close\r\n", b"x" * 300, b"\x1b[2J", b"GET / HTTP/1.1\r\n\r\n"]
+ANSWER = re.compile(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*\r\n"
+                    rb"((?:[!-9;-~]+: [^\r\n\0]*\r\n)*)\r\n")
+
+
+def mutate(chance: random.Random, message: bytes) -> bytes:
+    """Return the message with one to four faults in it."""
+    def below(limit: int) -> int:  # costs a third of randrange()
+        return int(chance.random() * limit)
+
+    for _ in range(1 + below(4)):
+        place = below(len(message) + 1)
+        end = min(len(message), place + (1, 1, 2, 8, 40)[below(5)])
+        word = WORDS[below(len(WORDS))]
+        way = below(6)
+        if way == 0:    # insert
+            message = message[:place] + word + message[place:]
+        elif way == 1:  # remove
+            message = message[:place] + message[end:]
+        elif way == 2:  # replace
+            message = message[:place] + word + message[end:]
+        elif way == 3:  # another byte
+            message = message[:place] + bytes([below(256)]) + message[place + 1:]
+        elif way == 4:  # repeat
+            message = message[:end] + message[place:end] * (1 + below(3)) + message[end:]
+        else:           # cut
+            message = message[:place] if chance.random() < 0.3 else message
+    return message
+
+
+# ---- requests to servers of ours ----
+
+
+class Pipe(socket.socket):
+    """One end of a pair of sockets, which takes the options of TCP for done."""
+
+    def setsockopt(self, level: int, *rest: Any) -> None:
+        """Set the option unless it is one of TCP."""
+        if level != socket.IPPROTO_TCP:
+            super().setsockopt(level, *rest)
+
+
+def exchange(app: App, message: bytes) -> bytes:
+    """Let the app serve a connection on which the message comes; return the answers."""
+    client, accepted = _socket.socketpair()  # costs a fifth of a TCP connection
+    try:
+        client.sendall(message)
+        client.shutdown(socket.SHUT_WR)
+        Connection(Pipe(fileno=accepted.detach()), app).run()
+        return client.recv(1 << 20, socket.MSG_WAITALL)
+    except ConnectionError:
+        return b""  # closed with bytes unread
+    finally:
+        client.close()
+
+
+def check_answers(data: bytes, seen: Counter[str]) -> str:
+    """Count the answers; return what is no well-formed answer."""
+    if not data:
+        seen["closed"] += 1
+    while data:
+        head = ANSWER.match(data)
+        if not head:
+            return repr(data[:200])
+        seen[head[1].decode()] += 1
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)\r\n", data[:head.end()])
+        data = data[head.end() + (int(length[1]) if length else 0):]
+    return ""
+
+
+def fuzz_requests(kind: str, count: int, chance: random.Random) -> Dict[str, object]:
+    """Send mutated requests to a server of ours."""
+    seen: Counter[str] = collections.Counter()
+    wrong: List[str] = []
+    settings: Dict[str, Any] = (
+        {"max_instances": 0, "queue": 0} if kind == "door" else {})
+    with Harness("fc" if kind == "door" else kind, timeout_s=1000,
+                 **settings) as harness:
+        app: App = harness.door._app
+        address = (harness.door.host, harness.door.port)
+        if kind != "door":
+            caller = harness.event(b"the event")  # stays, so that polls are not held
+            address = harness.api()
+            app = harness.platform.instances[0]
+        for number in range(count):
+            message = mutate(chance, chance.choice(VALID[kind]))
+            bad = check_answers(exchange(app, message), seen)
+            if bad or harness.crashes:
+                wrong.append("%r: %s %s" % (message, bad, harness.crashes))
+                harness.crashes.clear()
+            if number % 200 == 0 and not alive(kind, address):
+                wrong.append("no answer after %r" % message)
+    return {"kind": kind, "count": count, "seen": seen, "wrong": wrong[:20]}
+
+
+def alive(kind: str, address: Tuple[str, int]) -> bool:
+    """Tell whether a valid request is answered over the real listener."""
+    peer = Peer(socket.create_connection(address, 10))
+    peer.send(b"GET /-/health HTTP/1.1\r\n\r\n")
+    status = peer.answer().status
+    peer.close()
+    return status == (200 if kind == "door" else 404)
+
+
+# ---- answers of a function's server ----
+
+
+LAST_ANSWER = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+
+
+def fuzz_answers(count: int, chance: random.Random) -> Dict[str, object]:
+    """Let a function's server answer events with mutated answers."""
+    seen: Counter[str] = collections.Counter()
+    wrong: List[str] = []
+    with Harness("fc", timeout_s=1000, freeze=False) as harness:
+        harness.serve(lambda request: LAST_ANSWER)
+        harness.platform.invoke(b"x")  # over a real connection; now there is an instance
+
+        def ask(message: bytes) -> Outcome:
+            with contextlib.ExitStack() as peers:
+                setattr(harness.platform.instances[0], "_dial",
+                        lambda timeout_s: dialled(message, peers))
+                return harness.platform.invoke(b"x")
+
+        for _ in range(count):
+            message = mutate(chance, chance.choice(VALID["answers"]))
+            kind = ask(message).kind
+            seen[kind] += 1
+            if harness.crashes or kind not in ("ok", "function-error", "bad-response",
+                                               "response-too-large"):
+                wrong.append("%r: %s %s" % (message, kind, harness.crashes))
+                harness.crashes.clear()
+        if ask(LAST_ANSWER).body != b"body":
+            wrong.append("no result at the end")
+    return {"kind": "answers", "count": count, "seen": seen, "wrong": wrong[:20]}
+
+
+def dialled(message: bytes, peers: contextlib.ExitStack) -> Stream:
+    """Return a connection on which that answer waits, and then its end."""
+    ours, server = _socket.socketpair()
+    peers.callback(server.close)
+    server.sendall(message)
+    server.shutdown(socket.SHUT_WR)
+    return Stream(Pipe(fileno=ours.detach()))
+
+
+def main(kind: str, count: int, seed: int) -> None:
+    """Fuzz, and print the result."""
+    faulthandler.dump_traceback_later(100, exit=True)
+    before = held()
+    chance = random.Random(seed)
+    result = (fuzz_answers(count, chance) if kind == "answers"
+              else fuzz_requests(kind, count, chance))
+    if not until(lambda: held() <= before, 5):
+        result["wrong"] = ["left behind: %s, then %s" % (before, held())]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int((sys.argv + ["1"])[3]))

@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+# tables.py: writes coverage.txt and kills.txt (MIT).
+"""Write the two generated tables of the kit.
+
+    python3 spec_tests/tools/tables.py            # coverage.txt, in seconds
+    python3 spec_tests/tools/tables.py --kills    # kills.txt, in some minutes
+
+coverage.txt says of each rule whether it has a test; it is made from the names of all
+tests. kills.txt says of each broken implementation which rules' checks fail on it.
+"""
+
+import concurrent.futures
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Dict, Iterable, List, Sequence, Set
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TESTS))
+
+import rooms  # noqa: E402, F401
+
+import broken_ones  # noqa: E402
+import checks  # noqa: E402
+import kit  # noqa: E402
+import platform_run  # noqa: E402
+import spec  # noqa: E402
+
+COVERAGE = TESTS / "coverage.txt"
+KILLS = TESTS / "kills.txt"
+SIDE_BY_SIDE = 5
+CASES_OF_A_CHECK = 1  # of those that differ in their parameters alone
+
+# ---- coverage ----
+
+
+def tested_rules(text: spec.Spec, names: Iterable[str]) -> Set[str]:
+    """Return the rules that test names name: the function, or an id in its brackets."""
+    by_name = checks.rule_names(text)
+    ids = sorted((rule.id for rule in text.rules), key=len, reverse=True)
+    anywhere = re.compile("|".join(re.escape(one) for one in ids))
+    found: Set[str] = set()
+    for name in names:
+        function, _, params = name.rpartition("::")[2].partition("[")
+        rule = checks.find_rule(by_name, function, {})
+        if rule is not None:
+            found.add(rule.id)
+        found.update(anywhere.findall(params))
+    return found
+
+
+def coverage(text: spec.Spec, names: Iterable[str]) -> str:
+    """Return coverage.txt: rule, level, role, and whether it is tested."""
+    tested = tested_rules(text, names)
+    lines = []
+    for rule in text.rules:
+        state = "tested" if rule.id in tested else \
+            "excluded" if rule.id in text.exclusions else \
+            "no test" if rule.role in ("handler", "caller") else "untested"
+        lines.append(f"{rule.id:32} {rule.level:10} {rule.role:9} {state}")
+    return "\n".join(lines) + "\n"
+
+
+def collect() -> List[str]:
+    """Return the names of all tests, from pytest itself."""
+    done = subprocess.run([sys.executable, "-m", "pytest", str(TESTS), "--collect-only",
+                           "-q", "-o", "addopts="], stdout=subprocess.PIPE, text=True,
+                          cwd=TESTS.parent)
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+# ---- kills ----
+
+
+def kill_line(case: broken_ones.Broken, caught_by: Sequence[str]) -> str:
+    """Return a line of kills.txt: its own rule first, then what else fails."""
+    others = [rule for rule in caught_by if rule != case.rule]
+    more = " ".join(others) if len(others) <= 8 else f"and {len(others)} other rules"
+    own = case.rule if case.rule in caught_by else f"NOT CAUGHT by {case.rule}"
+    return f"{case.role:9} {case.implementation.protocol:3} {case.name:28} {own}" \
+        + (f" | {more}" if more else "")
+
+
+def caught(case: broken_ones.Broken, every: Sequence[checks.Check],
+           few: Sequence[checks.Check]) -> List[str]:
+    """Return the rules whose checks fail on it, in order."""
+    concerned = [check for check in every
+                 if checks.FIXTURES[check.fixture][0] == case.role
+                 and case.implementation.protocol in check.protocols]
+    failed = set()
+    checks.trust(case.implementation)  # else the probe alone would catch many
+    for check in concerned:
+        is_own = check.rule == case.rule
+        if check.rule not in failed and (is_own or check in few) \
+                and checks.judge(check, case.implementation).verdict == "fail":
+            failed.add(check.rule)
+    checks.release(case.implementation)
+    return sorted(failed)
+
+
+def few_of_each(every: Sequence[checks.Check], most: int) -> List[checks.Check]:
+    """Return the checks, of each function and rule at most so many cases."""
+    seen: Dict[str, int] = {}
+    kept = []
+    for check in every:
+        key = f"{check.function.__name__} {check.rule}"
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= most:
+            kept.append(check)
+    return kept
+
+
+def kills() -> str:
+    """Return kills.txt."""
+    every = checks.all_checks(spec.load())
+    few = few_of_each(every, CASES_OF_A_CHECK)
+    with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        cases = broken_ones.every()
+        lines = list(pool.map(
+            lambda case: kill_line(case, caught(case, every, few)), cases))
+    return "\n".join(lines) + "\n"
+
+
+# ---- command line ----
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the tables; exit status 2 for an option that there is not."""
+    if any(word != "--kills" for word in argv):
+        print(__doc__, file=sys.stderr)
+        return 2
+    COVERAGE.write_text(coverage(spec.load(), collect()), encoding="utf-8")
+    if "--kills" in argv:
+        try:
+            KILLS.write_text(kills(), encoding="utf-8")
+        finally:
+            kit.stop_idle_runs()
+            platform_run.stop_idle_runs()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
