@@ -108,7 +108,8 @@ def test_any_log_frame(protocol: str, kind: str, steps: List[List[Any]],
 def test_any_log_tail(protocol: str, code: str) -> None:
     """Of much output the last 4096 bytes are kept, also of a process that ends."""
     with Logged(protocol, code) as logged:
-        outcome = logged.invoke(["flood", 9000, "61"], ["out", 2, "b" * 96], ["exit", 3])
+        outcome = logged.invoke(["flood", 9000, "61"], ["out", 2, "b" * 96],
+                                ["exit", 3])
     assert outcome.log == b"a" * 4000 + b"b" * 96
 
 

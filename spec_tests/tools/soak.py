@@ -44,7 +44,7 @@ def resident_mb() -> float:
 def figures(platform: Platform) -> Dict[str, float]:
     """Measure when the platform is at rest."""
     until(lambda: platform.invoke(b"rest").kind == "ok"
-          and len(platform.instances) == 1)
+          and str(platform.state()["instances"]).count("served") == 1)
     files, threads = held()
     return {"memory_mb": resident_mb(), "threads": threads, "files": files}
 
