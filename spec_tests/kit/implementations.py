@@ -86,8 +86,8 @@ def implementation(name: str, protocol: str, command: Sequence[str],
 
 
 def python_bootstrap(protocol: str) -> Optional[kit.Implementation]:
-    """Return reference/bootstrap.py with its handler."""
-    program = ROOT / "reference" / "bootstrap.py"
+    """Return the bootstrap of reference/ with its handler."""
+    program = ROOT / "reference" / f"{protocol}_bootstrap.py"
     if not program.exists():
         return None
     return implementation("python", protocol, (sys.executable, str(program)),

@@ -171,7 +171,7 @@ def push_session_in(state: str, concurrency: int = 2) -> fc_platform.Session:
 
 @pytest.mark.parametrize("state", PUSH_WAYS)
 @pytest.mark.parametrize("call", PUSH_CALLS)
-def test_fc_session_follows_the_states_table(state: str, call: str) -> None:
+def test_push_session_follows_the_states_table(state: str, call: str) -> None:
     """A call has the action and next state of SPEC.md; one not listed does nothing."""
     told = {(row["state"], row["call"]): (row["action"], row["next state"])
             for row in rows_of("fc")}
