@@ -58,9 +58,11 @@ if TYPE_CHECKING or not __package__:
     import fc_platform
     import fg_platform
     import scf_platform
+    from fc_platform import choose_host, start_thread
     from scf_platform import Limit, Violation
 else:  # installed
     from . import fc_platform, fg_platform, scf_platform
+    from .fc_platform import choose_host, start_thread
     from .scf_platform import Limit, Violation
 
 __version__ = "0.1.0"
@@ -379,7 +381,7 @@ def read_head(reader: "io.BufferedReader[Any]",
         more = reader.peek(1)
         if not more and not taken.strip():
             return None, 0
-        if time.monotonic() > deadline:
+        if taken and time.monotonic() > deadline:
             raise BadMessage("any.limits.slow", "a head takes too long", 408)
         if not more:
             raise BadMessage("any.http.no-effect", "end of stream after %r"
@@ -478,19 +480,10 @@ EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empt
 
 # ---- HTTP: servers ----
 
-def start_thread(call: Callable[..., object], *arguments: Any) -> threading.Thread:
-    """Call it in a thread of its own; return the thread."""
-    thread = threading.Thread(target=call, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
 def shut(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     """Wake whoever reads the connection, or writes to it; its owner closes it."""
-    try:
+    with contextlib.suppress(OSError):  # the peer was faster
         connection.shutdown(how)
-    except OSError:
-        pass  # the peer was faster
 
 
 def timeval(limit_s: float) -> bytes:
@@ -632,14 +625,11 @@ class Handler(BaseHTTPRequestHandler):
     def _linger(self) -> None:
         """Read on for a moment: closed over unread input, the answer would be lost."""
         deadline, left = time.monotonic() + LINGER_S, SKIP_BYTES
-        try:
+        with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
             self.limit_reads(LINGER_S)
             while left > 0 and time.monotonic() < deadline:
-                data = self.connection.recv(65536)
-                left -= len(data) or left
-        except OSError:
-            pass
+                left -= len(self.connection.recv(65536)) or left
 
     # -- answering --
 
@@ -651,11 +641,9 @@ class Handler(BaseHTTPRequestHandler):
         """Wait for the next request, or for the end. Whoever answers has done so when
         this returns. Raises ConnectionError when nobody will."""
         while self._answered.locked():
-            try:
+            with contextlib.suppress(OSError):
                 if self.rfile.peek(1):
                     break
-            except OSError:
-                pass
             if self.has_gone():  # else it was idle for long
                 if self._answered.locked() and self.withdraw():
                     raise ConnectionError(errno.EPIPE, "the peer is gone")
@@ -783,14 +771,12 @@ class Server(ThreadingHTTPServer):
         """Stop listening when all that connected earlier has its thread; connections
         go on. May be called twice."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        try:
+        with contextlib.suppress(OSError):  # it is closed already
             with socket.socket(self.address_family) as last:
                 last.bind((host, 0))
                 self._last = last.getsockname()
                 last.connect((host, self.port))
                 self._thread.join()
-        except OSError:
-            pass  # it is closed
 
     def join(self, timeout_s: float) -> None:
         """Wait until every connection has ended, at most so long."""
@@ -820,7 +806,8 @@ class Clock:
     thread of its own, so nothing that blocks there delays another limit."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._alarms: Set[Alarm] = set()    # those that are on
         self._looks_at = math.inf           # when the thread looks at them next
         self._open = True
@@ -837,7 +824,7 @@ class Clock:
     def set(self, alarm: Alarm, deadline: float) -> None:
         """Move an alarm's deadline. To move it back wakes nobody: the thread looks at
         it at the old time, and once more at the new one."""
-        with self._changed:
+        with self._lock:
             alarm.deadline = deadline
             if deadline == math.inf:
                 self._alarms.discard(alarm)
@@ -874,58 +861,48 @@ class Clock:
 
 def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     """Return (code folder, clean-up) for a folder or a ZIP. Raises ValueError."""
-    if os.path.isdir(path):
-        return os.path.abspath(path), lambda: None
-    if not os.path.exists(path):
-        raise ValueError("%s does not exist; CODE is a folder or a ZIP" % path)
-    import shutil  # these are a tenth of the memory at rest, and only ZIPs need them
-    import tempfile
-    import zipfile
-
-    if not zipfile.is_zipfile(path):
-        raise ValueError("%s is neither a folder nor a ZIP" % path)
-    folder = tempfile.mkdtemp(prefix="custom-runtime-")
+    folder = ""
     try:
-        unpack(path, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
+        if os.path.isdir(path):
+            return os.path.abspath(path), lambda: None
+        if not os.path.exists(path):
+            raise ValueError("does not exist; CODE is a folder or a ZIP")
+        import shutil  # these are a tenth of the memory at rest; only ZIPs need them
+        import tempfile
+        import zipfile
 
-
-def unpack(path: str, folder: str) -> None:
-    """Unpack a ZIP with its modes. Raises ValueError that names a hostile entry."""
-    import zipfile
-    import zlib
-
-    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("is neither a folder nor a ZIP")
+        folder = tempfile.mkdtemp(prefix="custom-runtime-")
         with zipfile.ZipFile(path) as archive:
             check_entries(archive.infolist())
             for entry in archive.infolist():
                 target = archive.extract(entry, folder)
                 if not entry.is_dir():  # [any.package.mode]
                     os.chmod(target, entry.external_attr >> 16 & 0o777 or 0o644)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError,
-            OSError, UnicodeError) as error:
-        raise ValueError("%s: %s" % (path, error))
+    except Exception as error:  # each way to compress has errors of its own
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError("%s %s" % (path, error))
+    return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_entries(entries: Sequence[Any]) -> None:
     """Raise ValueError for entries that leave the folder [any.package.zip]."""
     if len(entries) > ZIP_ENTRIES:
-        raise ValueError("the ZIP has %d entries; at most %d are unpacked"
+        raise ValueError("has %d entries; at most %d are unpacked"
                          % (len(entries), ZIP_ENTRIES))
     if sum(entry.file_size for entry in entries) > ZIP_BYTES:  # no more is ever read
-        raise ValueError("the ZIP unpacks to more than %d MiB" % (ZIP_BYTES // MIB))
+        raise ValueError("unpacks to more than %d MiB" % (ZIP_BYTES // MIB))
     for entry in entries:
         name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
         if not name:
-            raise ValueError("the ZIP has an entry without a name")
+            raise ValueError("has an entry without a name")
         if name.startswith(("/", "\\")) or ":" in name[:3] or ".." in re.split(
                 r"[/\\]", name):
-            raise ValueError("the ZIP's entry %r leaves the code folder" % name)
+            raise ValueError("has an entry %r that leaves the code folder" % name)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ValueError("the ZIP's entry %r is a link, device or socket" % name)
+            raise ValueError("has an entry %r that is a link, device or socket" % name)
 
 
 def check_program(words: Sequence[str], folder: str, package: str) -> None:
@@ -1027,10 +1004,8 @@ class Process:
         SPAWNED.set()
         self.pid = self._popen.pid
         if cores:  # the emulator itself is pinned to one core; its children are not
-            try:
+            with contextlib.suppress(OSError):  # it has ended
                 os.sched_setaffinity(self.pid, cores)
-            except OSError:
-                pass  # it has ended
         self._kill = os.killpg if leads else os.kill
         self._on_exit = on_exit
         self.peak_mb = 0.0      # of the group as sampled, of the leader at its end
@@ -1042,10 +1017,9 @@ class Process:
         self._thread = start_thread(self._watch)
 
     def _watch(self) -> None:
-        try:  # WNOWAIT: while the leader is a zombie its group id cannot be given away
+        # WNOWAIT: while the leader is a zombie its group id cannot be given away
+        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            pass  # who started us ignores SIGCHLD: nothing but the end can be told
         while self._grace_ends > time.monotonic() and has_others(self.pid):
             time.sleep(GROUP_TICK_S)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)
@@ -1068,10 +1042,8 @@ class Process:
         """Signal the whole group."""
         with self._lock:
             if not self.exited.is_set():
-                try:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     self._kill(self.pid, number)
-                except (ProcessLookupError, PermissionError):
-                    pass
 
     def has_ended(self) -> bool:
         """Tell whether the leader has ended, even if nobody has noticed yet."""
@@ -1117,11 +1089,10 @@ def is_dying(pid: int) -> bool:
 
 def group_members() -> Iterator[Tuple[int, int]]:
     """Yield each process and its group."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:  # to open a file there takes fifty times as long
-            yield int(name), os.getpgid(int(name))
-        except OSError:
-            pass  # it has ended
+    for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):  # it has ended
+            # to open a file there takes fifty times as long
+            yield number, os.getpgid(number)
 
 
 def has_others(group: int) -> bool:
@@ -1137,22 +1108,13 @@ def measure(processes: Iterable[Process]) -> None:
     sizes = dict.fromkeys(by_group, 0.0)
     for number, group in group_members():
         if group in sizes:
-            sizes[group] += memory_mb(number)
+            with contextlib.suppress(OSError):  # it has ended
+                with open("/proc/%d/smaps_rollup" % number, "rb") as file:
+                    sizes[group] += sum(int(line.split()[1]) / 1024 for line in file
+                                        if line.startswith(b"Pss:"))
     for group, process in by_group.items():
         process.peak_mb = max(process.peak_mb, sizes[group])
         process.measured = now
-
-
-def memory_mb(number: int) -> float:
-    """Return the proportional share of memory of a process; 0 when it has ended."""
-    try:
-        with open("/proc/%d/smaps_rollup" % number, "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return 0.0
 
 
 class Log:
@@ -1163,11 +1125,12 @@ class Log:
         self._lock = threading.Lock()
         self._tail = b""
         self._read_end = -1     # of the pipe, while it is open
+        self._poll = select.poll()
 
     def open(self) -> int:
         """Return the end of a pipe for the bootstrap; the caller closes it."""
         self._read_end, write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
+        self._poll.register(self._read_end, select.POLLIN)
         start_thread(self._pump, self._read_end)
         return write_end
 
@@ -1184,11 +1147,10 @@ class Log:
         """Take what is waiting, 1 MiB at most; so that a log holds what was printed
         before a result. Never blocks on the pipe."""
         with self._lock:
-            for _ in range(16 if self._read_end >= 0 else 0):
-                try:
-                    data = os.read(self._read_end, 65536)
-                except BlockingIOError:
+            for _ in range(16):
+                if self._read_end < 0 or not self._poll.poll(0):
                     return
+                data = os.read(self._read_end, 65536)
                 if not data:
                     self._read_end = -1
                     return
@@ -1249,9 +1211,94 @@ class Gate:
             return self._read_end.fileno() in dict(poll.poll())
 
 
+class Answer:
+    """Where the answer of an fc function goes: to its HTTP caller as it is produced,
+    or, where there is none, into the outcome."""
+
+    def __init__(self, caller: Optional[Handler] = None) -> None:
+        self.caller = caller
+        self.begun = False
+        self.is_lost = False    # its caller does not take it any more
+        self.status = 0
+        self.fields: List[Tuple[str, str]] = []
+        self.parts: List[bytes] = []
+        self._chunked = False
+
+    def begin(self, head: Head, fields: List[Tuple[str, str]], own: Pairs,
+              has_a_body: bool, whole: bytes = b"") -> None:
+        """Take the head; `own` are fields for the caller alone. A body whose size was
+        announced can go with it."""
+        self.status, self.fields, caller = int(head.words[1]), fields, self.caller
+        if caller is None:
+            return
+        out = [*fields, *own]
+        if head.length is not None and head.length >= 0:
+            out.append(("Content-Length", str(head.length)))
+        elif has_a_body and caller.request_version == "HTTP/1.1":
+            self._chunked = True  # [fc.answer.streamed]
+            out.append(("Transfer-Encoding", "chunked"))
+        elif has_a_body:
+            caller.closing = True
+        if caller.closing:
+            out.append(("Connection", "close"))
+        self.begun = not self.is_lost
+        self._send(format_head(status_line(self.status), out) + whole)
+
+    def write(self, data: bytes) -> None:
+        """Take a part of the body."""
+        if self.caller is None:
+            self.parts.append(data)
+        else:
+            self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            if self.caller is not None and not self.is_lost:
+                self.caller.connection.sendall(data)
+        except OSError:
+            self.is_lost = True  # the exchange notices
+
+    def tunnel(self, upstream: "Upstream") -> None:
+        """Pass what follows an upgrade through until either side ends it."""
+        if self.caller is None:
+            raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
+        self.caller.closing = True
+        self.caller.limit_reads(0)
+        upstream.watch(None, lambda: None)  # either side may end it, that is no fault
+        thread = start_thread(copy, self.caller.rfile, upstream.socket)
+        try:
+            copy(upstream.reader, self.caller.connection)
+        finally:
+            shut(self.caller.connection)
+            shut(upstream.socket)
+            thread.join()
+
+
+def copy(source: "io.BufferedReader[Any]", target: socket.socket) -> None:
+    """Copy bytes until the source ends, then end the target."""
+    with contextlib.suppress(OSError, ValueError):  # either side broke; both end
+        for data in read_parts(source, None):
+            target.sendall(data)
+    shut(target)
+
+
 class Invocation:
     """One event on its way; `outcome` is set exactly once, under the platform's lock.
     """
+
+    started = 0.0           # monotonic; 0 = not issued yet
+    deadline = math.inf     # of its wait in the queue, then of its run
+    issues = 0              # how often it was issued
+    outcome: Optional[Outcome] = None
+    instance: Optional["Instance"] = None
+    gate: Optional[Gate] = None     # where a thread waits for it
+    upstream: Optional["Upstream"] = None   # fc: the connection it runs on
+    answer = Answer()       # fc: where the answer goes
 
     def __init__(self, request_id: str, event: bytes,
                  http_request: Optional[HttpRequest] = None,
@@ -1264,15 +1311,7 @@ class Invocation:
         self.control = "/http-invoke" if http_request else "/invoke"  # fc
         self.on_done = on_done
         self.caller = caller
-        self.gate: Optional[Gate] = None    # without on_done: where a thread waits
-        self.started = 0.0          # monotonic; 0 = not issued yet
-        self.deadline = math.inf    # of its wait in the queue, then of its run
-        self.issues = 0             # how often it was issued
-        self.outcome: Optional[Outcome] = None
         self.violations: List[Violation] = []
-        self.instance: Optional["Instance"] = None
-        self.answer = Answer()      # fc: where the answer goes
-        self.upstream: Optional["Upstream"] = None  # fc: the connection it runs on
 
 
 # ---- instances ----
@@ -1793,84 +1832,6 @@ def wants_upgrade(request: Optional[HttpRequest]) -> bool:
                                        for name, _ in request.headers)
 
 
-class Answer:
-    """Where the answer of an fc function goes: to its HTTP caller as it is produced,
-    or, where there is none, into the outcome."""
-
-    def __init__(self, caller: Optional[Handler] = None) -> None:
-        self.caller = caller
-        self.begun = False
-        self.is_lost = False    # its caller does not take it any more
-        self.status = 0
-        self.fields: List[Tuple[str, str]] = []
-        self.parts: List[bytes] = []
-        self._chunked = False
-
-    def begin(self, head: Head, fields: List[Tuple[str, str]], own: Pairs,
-              has_a_body: bool, whole: bytes = b"") -> None:
-        """Take the head; `own` are fields for the caller alone. A body whose size was
-        announced can go with it."""
-        self.status, self.fields, caller = int(head.words[1]), fields, self.caller
-        if caller is None:
-            return
-        out = [*fields, *own]
-        if head.length is not None and head.length >= 0:
-            out.append(("Content-Length", str(head.length)))
-        elif has_a_body and caller.request_version == "HTTP/1.1":
-            self._chunked = True  # [fc.answer.streamed]
-            out.append(("Transfer-Encoding", "chunked"))
-        elif has_a_body:
-            caller.closing = True
-        if caller.closing:
-            out.append(("Connection", "close"))
-        self.begun = not self.is_lost
-        self._send(format_head(status_line(self.status), out) + whole)
-
-    def write(self, data: bytes) -> None:
-        """Take a part of the body."""
-        if self.caller is None:
-            self.parts.append(data)
-        else:
-            self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
-
-    def end(self) -> None:
-        """The answer is complete."""
-        if self._chunked:
-            self._send(b"0\r\n\r\n")
-
-    def _send(self, data: bytes) -> None:
-        try:
-            if self.caller is not None and not self.is_lost:
-                self.caller.connection.sendall(data)
-        except OSError:
-            self.is_lost = True  # the exchange notices
-
-    def tunnel(self, upstream: Upstream) -> None:
-        """Pass what follows an upgrade through until either side ends it."""
-        if self.caller is None:
-            raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
-        self.caller.closing = True
-        self.caller.limit_reads(0)
-        upstream.watch(None, lambda: None)  # either side may end it, that is no fault
-        thread = start_thread(copy, self.caller.rfile, upstream.socket)
-        try:
-            copy(upstream.reader, self.caller.connection)
-        finally:
-            shut(self.caller.connection)
-            shut(upstream.socket)
-            thread.join()
-
-
-def copy(source: "io.BufferedReader[Any]", target: socket.socket) -> None:
-    """Copy bytes until the source ends, then end the target."""
-    try:
-        for data in read_parts(source, None):
-            target.sendall(data)
-    except (OSError, ValueError):
-        pass  # either side broke; both end
-    shut(target)
-
-
 def free_port() -> int:
     """Return a port that nobody listens on, below those that the system hands out to
     clients: until the server binds it, it must not become somebody's own port."""
@@ -1899,6 +1860,7 @@ def accepts(host: str, port: int) -> bool:
 EVENT_REQUEST = HttpRequest("POST", "/invoke", (  # [fc.invoke.event]
     ("Content-Type", "application/octet-stream"),))
 HOOK_VERDICTS = {"timeout": "timeout", "exit": "broken", "out-of-memory": "broken"}
+format_again = functools.lru_cache(256)(format_head)
 
 
 class PushInstance(Instance):
@@ -1928,7 +1890,16 @@ class PushInstance(Instance):
     def launch(self) -> None:
         """Start the server, wait for its port, run the initializer."""
         platform, function = self.platform, self.function
-        self._choose_port()
+        if not self.port:
+            self.port = free_port()
+        elif not platform.attach:  # else the server may be there already
+            platform.await_leaving()  # our own last instance may still be ending
+            try:
+                try_port(self.port)
+            except OSError as error:
+                raise StartError("port", "port %d is taken by another program (%s). "
+                                 "Stop it, or use --port 0 with a server that reads "
+                                 "FC_SERVER_PORT" % (self.port, error.strerror))
         self.spawn(dict(platform.facts, instance_id=self.id, port=str(self.port)))
         self._await_port()
         with platform.lock:
@@ -1945,19 +1916,6 @@ class PushInstance(Instance):
                 kind, text = ("init-timeout", "timed out") if verdict == "timeout" \
                     else ("init-error", "failed")
                 self.end(list(self.work), kind, "the initializer %s: %s" % (text, seen))
-
-    def _choose_port(self) -> None:
-        """Find a free port, or raise StartError when the fixed one is taken."""
-        if not self.port:
-            self.port = free_port()
-        elif not self.platform.attach:  # else the server may be there already
-            self.platform.await_leaving()  # our own last instance may still be ending
-            try:
-                try_port(self.port)
-            except OSError as error:
-                raise StartError("port", "port %d is taken by another program (%s). "
-                                 "Stop it, or use --port 0 with a server that reads "
-                                 "FC_SERVER_PORT" % (self.port, error.strerror))
 
     def _await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises StartError."""
@@ -2008,6 +1966,8 @@ class PushInstance(Instance):
     def _try(self, invocation: Invocation) -> Tuple[str, str]:
         """Send a request and take the answer; return (kind, message). Blocks until the
         deadline at most."""
+        invocation.answer = Answer(invocation.caller if invocation.http_request
+                                   else None)
         try:
             return self._ask(invocation)
         except (LimitReached, socket.timeout):
@@ -2074,7 +2034,8 @@ class PushInstance(Instance):
                 for name, _ in request.headers):
             own += "Content-Length: %d\r\n" % len(invocation.event)
         start = "%s %s HTTP/1.1" % (request.method, request.target)
-        return format_head(start, fields)[:-2] + (own + "\r\n").encode("latin-1")
+        own += "\r\n"
+        return format_again(start, tuple(fields))[:-2] + own.encode("latin-1")
 
     def _send(self, invocation: Invocation, upstream: Upstream, head: bytes
               ) -> Tuple[bool, Head]:
@@ -2112,7 +2073,8 @@ class PushInstance(Instance):
             return "response-too-large", (
                 "the answer's header fields have %d bytes; the limit is %d"
                 % (size, self.function.response_header_bytes))
-        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE)
+        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE) if (
+            is_http) else []
         own: Pairs = (("X-Fc-Request-Id", invocation.request_id),)
         if answer.caller is not None:
             left = max(0.001, invocation.deadline - time.monotonic())
@@ -2324,7 +2286,7 @@ class Platform:
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
         self.fields: str = fields_template(self.rules, self.facts)
-        self.fc_host = reachable_host()
+        self.fc_host = choose_host()
         self.lock = DeferringLock()
         self.clock = Clock()
         self.instances: List[Instance] = []
@@ -2699,17 +2661,6 @@ class Platform:
                        dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
 
 
-def reachable_host() -> str:
-    """Return 127.0.0.2, from where a server bound to 127.0.0.1 cannot be reached
-    [fc.start.probe]; 127.0.0.1 on hosts that lack the address."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.2", 0))
-            return "127.0.0.2"
-        except OSError:
-            return "127.0.0.1"
-
-
 # ---- front door ----
 
 NATIVE_CALLS = {"/-/invoke": ("POST",), "/-/health": ("GET", "HEAD"),
@@ -2787,8 +2738,6 @@ class Caller(Handler):
         """Run an invocation of fc in this thread, and answer."""
         assert isinstance(self.server, FrontDoor)
         invocation.caller = self
-        if invocation.http_request is not None:
-            invocation.answer = Answer(self)
         self.server.app.submit(invocation)
         outcome = self.server.app.finish(invocation)
         self.server.on_outcome(outcome)
@@ -3267,7 +3216,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         talk.note("--trace %s is not whole: %s" % (options.trace,
                                                    trace.failure.strerror))
     if isinstance(found, signal.Signals):
-        worker.join(LAST_WORDS_S)
+        worker.join(LAST_WORDS_S if events else 0.1)  # it may wait for stdin
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
@@ -3276,6 +3225,11 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # a standard file that is closed is an empty one
+            os.open(os.devnull, os.O_RDWR)
     words, command = list(sys.argv[1:] if argv is None else argv), []
     if "--" in words:
         at = words.index("--")
