@@ -304,6 +304,7 @@ class Head(NamedTuple):
     `words` are method, target, version; or version, status, reason. `fields` keeps
     order, case and duplicates, `table` goes by lower-case name. `length` of the body:
     -1 = chunked, None = none announced. `keep_alive`: another message may follow.
+    `is_request`: its first line is that of a request.
     """
 
     words: Tuple[str, str, str]
@@ -311,6 +312,7 @@ class Head(NamedTuple):
     table: Dict[str, str]
     length: Optional[int]
     keep_alive: bool
+    is_request: bool = False
 
     def get(self, name: str) -> str:
         """Return the value of a field, named in lower case; "" when it is absent."""
@@ -347,7 +349,9 @@ def parse_any(data: bytes) -> Head:
     connection = table.get("connection", "").lower()
     return Head((words[0], words[1], words[2]), tuple(fields), table,
                 body_length(table), "keep-alive" in connection if "HTTP/1.0" in words
-                else "close" not in connection)
+                else "close" not in connection,
+                words[2] in ("HTTP/1.1", "HTTP/1.0") and bool(
+                    TOKEN.fullmatch(words[0]) and TARGET.fullmatch(words[1])))
 
 
 parse_short = functools.lru_cache(256)(parse_any)
@@ -480,6 +484,10 @@ EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empt
 
 # ---- HTTP: servers ----
 
+DONTWAIT = int(socket.MSG_DONTWAIT)     # as its name it costs microseconds
+PEEK = int(socket.MSG_PEEK) | DONTWAIT
+
+
 def shut(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     """Wake whoever reads the connection, or writes to it; its owner closes it."""
     with contextlib.suppress(OSError):  # the peer was faster
@@ -561,24 +569,18 @@ class Handler(BaseHTTPRequestHandler):
         head, self.ahead = read_head(self.rfile, self.limit_reads)
         if head is None:
             return False
-        if head is not self.head:  # else it came to the letter once more
-            self._take_head(head)
-        self.unread = bool(head.length)
-        self.respond()
-        if self._answered.locked():
-            self._await_answer()
-        return not self.closing and (not self.unread or self._skip_body())
-
-    def _take_head(self, head: Head) -> None:
+        self.head, self.unread = head, bool(head.length)
+        self.closing = not head.keep_alive
         self.command, self.path, self.request_version = head.words
-        if self.request_version not in ("HTTP/1.1", "HTTP/1.0") or not (
-                TOKEN.fullmatch(self.command) and TARGET.fullmatch(self.path)):
+        if not head.is_request:
             raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
         if len(head.fields) > HEAD_FIELDS:  # [any.limits.head]
             raise BadMessage("any.limits.head", "%d header fields" % len(head.fields),
                              431)
-        self.head = head
-        self.closing = not head.keep_alive
+        self.respond()
+        if self._answered.locked():
+            self._await_answer()
+        return not self.closing and (not self.unread or self._skip_body())
 
     def read_body(self, limit: int) -> bytes:
         """Return the request's body. Raises BodyTooLarge, BadMessage, OSError."""
@@ -641,9 +643,11 @@ class Handler(BaseHTTPRequestHandler):
         """Wait for the next request, or for the end. Whoever answers has done so when
         this returns. Raises ConnectionError when nobody will."""
         while self._answered.locked():
-            with contextlib.suppress(OSError):
+            try:
                 if self.rfile.peek(1):
                     break
+            except OSError:
+                pass
             if self.has_gone():  # else it was idle for long
                 if self._answered.locked() and self.withdraw():
                     raise ConnectionError(errno.EPIPE, "the peer is gone")
@@ -654,7 +658,7 @@ class Handler(BaseHTTPRequestHandler):
     def has_gone(self) -> bool:
         """Tell, without blocking, whether the peer of a deferred answer hung up."""
         try:
-            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self.connection.recv(1, PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -670,7 +674,7 @@ class Handler(BaseHTTPRequestHandler):
         so that a slow reader holds up nobody. False when the peer is gone."""
         head = self._announce_end(head)
         try:
-            sent = self.connection.sendmsg((head, body), (), socket.MSG_DONTWAIT)
+            sent = self.connection.sendmsg((head, body), (), DONTWAIT)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -1545,6 +1549,7 @@ class PullInstance(Instance):
         super().__init__(platform)
         self.session = self.rules.Session()
         self.api: Optional[Server] = None
+        self.is_over = False    # no poll is held any more
         self._head = "%s\r\n%sContent-Length: %%d\r\n\r\n" % (
             status_line(200), platform.fields)
 
@@ -1617,7 +1622,9 @@ class PullInstance(Instance):
                 invocation: Optional[Invocation]) -> None:
         """Answer a call as soon as the lock is released, before anything else."""
         later = self.platform.lock.later
-        if action == "hold":  # [scf.next.blocks] [fg.request.blocks]
+        if action == "hold" and self.is_over:
+            later(api.give_up)
+        elif action == "hold":  # [scf.next.blocks] [fg.request.blocks]
             api.defer()  # whoever has the event answers
         elif action == "deliver" and invocation is not None:
             api.defer()
@@ -1665,7 +1672,10 @@ class PullInstance(Instance):
                 describe_status(status), DURING.get(state, "")))
 
     def cleanup(self) -> None:
-        for poll in self.session.parked:
+        with self.platform.lock:
+            self.is_over = True
+            polls = list(self.session.parked)
+        for poll in polls:
             poll.give_up()  # its thread may wait, with a request behind it
         if self.api is not None:
             self.api.close()
@@ -1733,6 +1743,7 @@ class Upstream(io.RawIOBase):
         self.used = False           # it has carried a request before this one
         self.heard = False          # the server has said something since this one
         self._poll = select.poll()
+        self._events = 0            # of the server that it waits for
         self._caller = -1
         self._on_gone: Callable[[], None] = lambda: None
 
@@ -1749,7 +1760,9 @@ class Upstream(io.RawIOBase):
     def wait(self, events: int) -> int:
         """Block until the server has something, or takes something; return what."""
         number = self.socket.fileno()
-        self._poll.register(number, events)
+        if events != self._events:
+            self._poll.register(number, events)
+            self._events = events
         while True:
             left = self.deadline - time.monotonic()
             if left <= 0:
@@ -1778,7 +1791,7 @@ class Upstream(io.RawIOBase):
         view = memoryview(data)
         while view:
             try:
-                view = view[self.socket.send(view, socket.MSG_DONTWAIT):]
+                view = view[self.socket.send(view, DONTWAIT):]
             except BlockingIOError:
                 if self.wait(select.POLLIN | select.POLLOUT) & select.POLLIN:
                     return False
@@ -1798,8 +1811,8 @@ class Upstream(io.RawIOBase):
                 raise ConnectionError(errno.ECONNRESET, "it was closed without an "
                                       "answer")
             version, status, _ = head.words
-            if not version.startswith("HTTP/1.") or not re.fullmatch(r"[1-9]\d\d",
-                                                                     status):
+            if not version.startswith("HTTP/1.") or not (
+                    len(status) == 3 and status.isdecimal() and status[0] != "0"):
                 raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
             if status[0] != "1" or status == "101":
                 return head
@@ -1812,6 +1825,7 @@ class Upstream(io.RawIOBase):
             self.reader.peek(1)
         except LimitReached:
             self._poll.register(self.socket, select.POLLIN)
+            self._events = select.POLLIN
             return not self._poll.poll(0)
         return False
 
