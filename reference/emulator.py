@@ -1423,7 +1423,7 @@ class Instance:
                 self.log.take_tail()
         self.served += 1
         if not invocation.issues:
-            platform.log_line(0, invocation)  # before anybody gets its event
+            platform.log_line(0, invocation.request_id)  # before anybody gets its event
         invocation.started = time.monotonic()
         invocation.deadline = invocation.started + self.function.timeout_s
         invocation.issues += 1
@@ -1451,7 +1451,7 @@ class Instance:
             if self.alarm.deadline < math.inf:
                 return  # it was moved meanwhile
             if self.session.state in IDLE:
-                self.platform.reclaim(self)  # [any.instance.idle]
+                self.platform.discard(self, "stop")  # [any.instance.idle]
             else:
                 self.on_limit(self.session.state)
 
@@ -2144,8 +2144,7 @@ class PushInstance(Instance):
         method = "POST" if call == "initialize" else "GET"
         hook = Invocation(rules.new_id(), b"", HttpRequest(method, "/" + call))
         hook.control, hook.deadline = "", time.monotonic() + timeout_s
-        facts = {"call": rules.HOOK_NAMES[call], "request_id": hook.request_id}
-        platform.note_line(rules.LOG_LINES[0].format_map(facts))
+        platform.log_line(0, hook.request_id, rules.HOOK_NAMES[call])
         kind, seen = self._try(hook)
         verdict = HOOK_VERDICTS.get(kind, "failed")
         if kind in ("ok", "function-error"):
@@ -2155,9 +2154,8 @@ class PushInstance(Instance):
         elif kind == "timeout":
             seen = "no answer within %g s" % timeout_s
         self.log.drain()
-        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict,
-                                                                           seen)
-        platform.note_line(rules.LOG_LINES[1].format_map(facts))
+        platform.log_line(1, hook.request_id, rules.HOOK_NAMES[call], error="" if
+                          verdict == "done" else ", Error: %s, %s" % (verdict, seen))
         platform.trace("hook", instance=self.id, call=call, verdict=verdict, seen=seen)
         return verdict, seen
 
@@ -2192,7 +2190,7 @@ class PushInstance(Instance):
             self.end([])
         elif kind == "cancelled" and self.function.concurrency == 1 and (
                 not self.ending):
-            platform.reclaim(self)  # [fc.caller.replace]
+            platform.discard(self, "stop")  # [fc.caller.replace]
         elif self.ending == "kill" and not self.work:
             platform.lock.later(self.kill)
         self.has_room_again()
@@ -2261,14 +2259,6 @@ class PushInstance(Instance):
 
 # ---- the platform ----
 
-def fields_template(rules: Any, facts: Facts) -> str:
-    """Write the fields that accompany an event, with %s where they differ."""
-    mark = os.urandom(16).hex()  # no setting holds it
-    marked = dict(facts, request_id=mark, control_path=mark, base_path=mark)
-    text = format_head("", rules.fill_in(rules.HEADERS, marked))[2:-2].decode("latin-1")
-    return text.replace("%", "%%").replace(mark, "%s")
-
-
 class Platform:
     """Starts, reuses and stops instances of one function, and invokes it.
 
@@ -2299,7 +2289,7 @@ class Platform:
         self.cores = cores
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
-        self.fields: str = fields_template(self.rules, self.facts)
+        self.fields = self._fields_template()
         self.fc_host = choose_host()
         self.lock = DeferringLock()
         self.clock = Clock()
@@ -2406,8 +2396,6 @@ class Platform:
             for instance in list(self._leaving):
                 instance.end(list(instance.work), "cancelled", reason)
         try:
-            for thread in [start_thread(instance.stop) for instance in instances]:
-                thread.join()
             self.await_leaving()
         except BaseException:  # Ctrl-C: whoever it was has no patience
             for instance in instances:
@@ -2497,10 +2485,13 @@ class Platform:
             self.with_room.append(instance)
 
     def discard(self, instance: Instance, ending: str) -> None:
-        """Let an instance take no more work and end it so; others take what waits."""
+        """Let an instance take no more work; others take what waits. `ending`: "stop"
+        it in order now, or "kill" it when nothing runs in it any more."""
         if instance.ending:
             return
         instance.ending = ending
+        if ending == "stop":
+            self.lock.later(start_thread, instance.stop)
         self.instances.remove(instance)
         self._leaving.append(instance)
         if instance in self.with_room:
@@ -2508,11 +2499,6 @@ class Platform:
         instance.retire()
         while self.queue and len(self.instances) < self.function.max_instances:
             self._start_another()
-
-    def reclaim(self, instance: Instance) -> None:
-        """Stop an instance in order."""
-        self.discard(instance, "stop")
-        self.lock.later(start_thread, instance.stop)
 
     def settle(self, invocation: Invocation, kind: str, *, body: bytes = b"",
                message: str = "", size: int = 0, start_error: str = "") -> bool:
@@ -2545,9 +2531,9 @@ class Platform:
         if started and self._on_log is not None:
             peak = instance.peak_mb() if instance is not None else 0.0
             self.log_line(
-                1, invocation, duration=round(duration_ms), exact="%.3f" % duration_ms,
-                billed=math.ceil(duration_ms), peak_mb="%.3f" % peak,
-                memory_mb=self.function.memory_mb,
+                1, invocation.request_id, duration=round(duration_ms),
+                exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
+                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
                 error="" if kind == "ok" else ", Error: " + message)
         if invocation.on_done is not None:
             self.lock.later(invocation.on_done, invocation.outcome)
@@ -2613,6 +2599,14 @@ class Platform:
             if any(one.session.state not in IDLE for one in watched):
                 self.watch_memory()
 
+    def _fields_template(self) -> str:
+        """Write the fields that accompany an event, with %s where they differ."""
+        mark = os.urandom(16).hex()  # no setting holds it
+        fields = self.rules.fill_in(self.rules.HEADERS, dict(
+            self.facts, request_id=mark, control_path=mark, base_path=mark))
+        text = format_head("", fields)[2:-2].decode("latin-1")
+        return text.replace("%", "%%").replace(mark, "%s")
+
     def environment(self, facts: Facts) -> Dict[str, str]:
         """Return the bootstrap's whole environment [any.env.inherited]."""
         env = {name: os.environ.get(name, value)
@@ -2659,12 +2653,13 @@ class Platform:
         self.write_log((b"\n" if self._mid_line else b"")
                        + line.encode("utf-8", "backslashreplace"))
 
-    def log_line(self, number: int, invocation: Invocation, **facts: object) -> None:
+    def log_line(self, number: int, request_id: str, call: str = "Invoke",
+                 **facts: object) -> None:
         """Print a vendor's line: 0 before an invocation begins, 1 when it has ended."""
         if self._on_log is not None:
+            utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self.note_line(self.rules.LOG_LINES[number].format(
-                request_id=invocation.request_id, call="Invoke", utc=time.strftime(
-                    "%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                request_id=request_id, call=call, utc=utc,
                 version=self.facts["version"], **facts))
 
     def trace(self, what: str, **facts: object) -> None:
