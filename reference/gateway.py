@@ -18,8 +18,8 @@ It is a library too: within `with Agent(settings) as agent`, after
 and a stream.
 
 What stands in for Noslate's own parts, and what is not claimed, begins chapter 9 of
-SPEC.md: workers are plain processes that speak the fc protocol, so bootstrap.py and the
-samples are workers as they are; code packages are folders; nothing is isolated.
+SPEC.md: workers are plain processes that speak the fc protocol, so fc_bootstrap.py and
+the samples are workers as they are; code packages are folders; nothing is isolated.
 
 Chapter 9 has the rules, too, that comments such as [fcc.queue.order] cite. Standard
 library only, CPython 3.8 or later, Linux (elsewhere without memory figures).

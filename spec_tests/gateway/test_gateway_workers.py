@@ -421,7 +421,7 @@ def test_fcc_log_worker__kept() -> None:
 
 def test_fcc_fields_pass__initializer(tmp_path: pathlib.Path) -> None:
     """An initializer hears how long it may take."""
-    bootstrap = gateways.GATEWAY.parent / "bootstrap.py"
+    bootstrap = gateways.GATEWAY.parent / "fc_bootstrap.py"
     (tmp_path / "index.py").write_text(
         "def initialize(context):\n    global limit_ms\n"
         "    limit_ms = context.time_limit_ms\n"

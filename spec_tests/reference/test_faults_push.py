@@ -172,7 +172,7 @@ def said_cases() -> Iterator[Case]:
                              ["send", run[0]] for run in runs(text)]
         script += [[deed]] if deed else []
         if name.startswith("answer and"):  # its last bytes and its end come together:
-            script.insert(0, ["cork"])     # a later end may cost the next POST its answer
+            script.insert(0, ["cork"])  # a later end may cost the next POST its answer
         yield Case("%s-%s" % (name, call), "said", call, script, (kind,))
     for call, kind in SAID_404.items():
         yield Case("status 404-%s" % call, "said", call, [
@@ -362,10 +362,15 @@ def work(number: int, place: pathlib.Path) -> None:
 
 
 def at_rest(harness: Harness) -> Tuple[int, ...]:
-    """Serve an event; return the counts of files and threads when they stay the same."""
+    """Serve an event; return the counts of files and threads when they stay."""
     assert harness.outcome(b"warm") == ("ok", b"warm"), "not in order before"
     last = [(0, 0)] * 5
-    assert until(lambda: last.append(held()) or len(set(last[-5:])) == 1)
+
+    def same() -> bool:
+        last[:] = last[1:] + [held()]
+        return len(set(last)) == 1
+
+    assert until(same)
     return last[-1]
 
 

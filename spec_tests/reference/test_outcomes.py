@@ -14,11 +14,10 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import pytest
 import scripted_bootstrap
-from emulator import HttpRequest, Outcome, Platform
-from harness import (PROTOCOLS, PULL, background, code, event, fifo, processes, until,
-                     within)
+from emulator import Outcome, Platform
+from harness import PROTOCOLS, PULL, background, code, event, processes, until
 
-__all__ = ["code", "fifo"]
+__all__ = ["code"]
 
 LIMIT_S, AMPLE_S = 0.9, 30.0  # enough for the event that comes next, on a busy machine
 RESULT_BYTES, EVENT_BYTES = 1000, 3000
@@ -76,8 +75,8 @@ SCF = [
          start=[["exit", 3]]),
     Case("any.outcome.exit:never-served", "exit", '"User process exit when running"',
          start=[["ask", READY], ["exit", 3]]),
-    *[Case("any.outcome.exit:" + name, "exit", '"User process exit when running"', steps)
-      for name, steps in ENDS],
+    *[Case("any.outcome.exit:" + name, "exit", '"User process exit when running"',
+           steps) for name, steps in ENDS],
     Case("any.result.size", "response-too-large", '"statusCode":407',
          [["say", "x" * 1001]]),
     Case("any.event.size", "request-too-large", '"statusCode":406',
@@ -163,7 +162,7 @@ FC = [
          [["send", "HTTP/1.1 200 OK\r\nContent-Le"], ["close"]],
          broken=("any.http.no-effect",), status=502),
     Case("fc.outcome.bad-response:lengths", "bad-response", "Content-Length",
-         [["send", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"]],
+         [["send", "HTTP/1.1 200 X\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n"]],
          broken=("any.http.framing",), status=502),
     Case("fc.limits.result", "response-too-large", '"Code":"BadResponse"',
          [["say", "x" * 1001]], status=502),
@@ -171,14 +170,15 @@ FC = [
          [["say", "x" * 3000]], status=400),
     Case("fc.answer.outcome:status", "function-error", "", [["send", NOT_FOUND]])]
 
-CASES = ([("scf", case) for case in SCF + PULLED] + [("fg", case) for case in FG + PULLED]
-         + [("fc", case) for case in FC])
+CASES = [*(("scf", case) for case in SCF + PULLED),
+         *(("fg", case) for case in FG + PULLED), *(("fc", case) for case in FC)]
 
 
 def platform_for(protocol: str, folder: str, case: Case, **more: Any) -> Platform:
     """Return a platform with the settings of the case."""
     settings: Dict[str, Any] = {"timeout_s": AMPLE_S, "grace_s": 0.5, **case.settings,
-                                "result_bytes": RESULT_BYTES, "event_bytes": EVENT_BYTES}
+                                "result_bytes": RESULT_BYTES,
+                                "event_bytes": EVENT_BYTES}
     settings.setdefault(*(("port", 0) if protocol == "fc" else
                           ("init_timeout_s", AMPLE_S)))
     return Platform(protocol, folder, **{**settings, **more})
@@ -222,38 +222,6 @@ def test_outcome(protocol: str, rule: str, tried: Dict[
     tried[protocol, rule].result(60)
 
 
-HTTP_CASES: List[Tuple[str, Steps, int, str]] = [
-    ("fc.http.pass", [["send", "HTTP/1.1 418 X\r\nContent-Length: 0\r\n\r\n"]], 418, "ok"),
-    ("fc.answer.outcome:http", [["send", NOT_FOUND]], 404, "ok"),
-    ("fc.answer.outcome:field", [["send", FAILED]], 404, "function-error"),
-    ("any.outcome.exit", [["exit", 3]], 502, "exit"),
-    ("fc.outcome.bad-response", [["send", "\x16\r\n\r\n"]], 502, "bad-response"),
-    ("any.event.timeout", [["hang"]], 502, "timeout")]
-
-
-@pytest.mark.parametrize("rule,steps,status,kind", HTTP_CASES, ids=[
-    "%s-%s" % (case[0], case[3]) for case in HTTP_CASES])
-def test_fc_http_outcome(rule: str, steps: Steps, status: int, kind: str,
-                         code: str) -> None:
-    """An HTTP call sees the function's own status, and 502 for its failures."""
-    settings: Dict[str, Any] = {"timeout_s": 0.4 if kind == "timeout" else AMPLE_S}
-    with Platform("fc", code, port=0, **settings) as platform:
-        path = scripted_bootstrap.path_of(steps)
-        outcome = platform.invoke(b"", http=HttpRequest("GET", path))
-        assert (outcome.kind, outcome.status) == (kind, status)
-        again = platform.invoke(b"body", http=HttpRequest("POST", "/echo"))
-        assert (again.status, again.body) == (200, b"body")
-
-
-@PROTOCOLS
-def test_any_queue_limit__disabled(protocol: str, code: str) -> None:
-    """The event of a function that may have no instance is throttled at once."""
-    with Platform(protocol, code, max_instances=0) as platform:
-        outcome = within(5, lambda: platform.invoke(b"hello"))
-    assert outcome.kind == "throttled"
-    assert outcome.status == {"scf": 200, "fg": 429, "fc": 429}[protocol]
-
-
 @PULL
 @pytest.mark.parametrize("mode", (0o755, 0o644), ids=("missing", "not executable"))
 def test_any_start_executable__mended(protocol: str, mode: int, code: str) -> None:
@@ -282,7 +250,7 @@ def test_any_outcome_one__close_cancels(protocol: str, code: str) -> None:
 
 
 @PULL
-def test_any_outcome_exit__not_fetched(protocol: str, code: str) -> None:
+def test_any_event_requeue(protocol: str, code: str) -> None:
     """An event that an instance which served before did not fetch is not lost."""
     gate = pathlib.Path(code, "gate")
     os.mkfifo(gate)

@@ -37,7 +37,8 @@ def make_zip(path: pathlib.Path, *entries: Entry) -> str:
 
 def bootstrap_entry(code: str, mode: int = 0o755) -> Entry:
     """Return a working bootstrap as a ZIP entry."""
-    return "bootstrap", pathlib.Path(code, "bootstrap").read_bytes(), stat.S_IFREG | mode
+    content = pathlib.Path(code, "bootstrap").read_bytes()
+    return "bootstrap", content, stat.S_IFREG | mode
 
 
 def invoke(code: str, protocol: str = "scf", body: bytes = b"hello",
@@ -58,7 +59,8 @@ def test_any_package_mode__kept(protocol: str, code: str,
     """A ZIP keeps its execute bits, and the unpacked folder is gone afterwards."""
     path = make_zip(tmp_path / "code.zip", ("data/", b"", stat.S_IFDIR | 0o755),
                     bootstrap_entry(code), ("data/file", b"x", FILE))
-    with Platform(protocol, path, **({"port": 0} if protocol == "fc" else {})) as one:
+    settings: Any = {"port": 0} if protocol == "fc" else {}
+    with Platform(protocol, path, **settings) as one:
         outcome = within(20, lambda: one.invoke(event(["argv"])))
         program = pathlib.Path(json.loads(outcome.body)[0])
         assert program.stat().st_mode & 0o777 == 0o755
@@ -71,18 +73,19 @@ def test_any_package_mode__missing(code: str, tmp_path: pathlib.Path) -> None:
     path = make_zip(tmp_path / "code.zip", bootstrap_entry(code, 0o644))
     outcome = invoke(path)
     assert outcome.kind == "start-error"
-    assert "not executable" in outcome.message and "chmod 755 bootstrap" in outcome.message
+    assert "not executable" in outcome.message
+    assert "chmod 755 bootstrap" in outcome.message
 
 
 HOSTILE: List[Tuple[str, List[Entry]]] = [
-    ("parent", [("../out", b"x", FILE)]), ("inner-parent", [("a/../../out", b"x", FILE)]),
+    ("parent", [("../out", b"x", FILE)]), ("inner", [("a/../../out", b"x", FILE)]),
     ("absolute", [("/tmp/out", b"x", FILE)]), ("backslash", [("..\\out", b"x", FILE)]),
     ("share", [("\\\\host\\out", b"x", FILE)]), ("drive", [("C:\\out", b"x", FILE)]),
     ("drive-slash", [("c:/out", b"x", FILE)]), ("no-name", [("", b"x", FILE)]),
     ("device", [("null", b"", stat.S_IFCHR | 0o666)]),
     ("fifo", [("pipe", b"", stat.S_IFIFO | 0o666)]),
     ("socket", [("sock", b"", stat.S_IFSOCK | 0o666)]),
-    ("link-out", [("link", b"../out", LINK)]), ("link-absolute", [("link", b"/etc", LINK)]),
+    ("link-out", [("link", b"../out", LINK)]), ("link-root", [("link", b"/", LINK)]),
     ("link-inside", [("link", b"bootstrap", LINK)]),
     ("through-link", [("link", b"..", LINK), ("link/out", b"x", FILE)]),
     ("file-as-folder", [("a", b"x", FILE), ("a/b", b"x", FILE)])]
@@ -90,7 +93,8 @@ HOSTILE: List[Tuple[str, List[Entry]]] = [
 
 @pytest.mark.parametrize("entries", [case[1] for case in HOSTILE],
                          ids=[case[0] for case in HOSTILE])
-def test_any_package_zip__hostile(entries: List[Entry], code: str, tmp_path: pathlib.Path,
+def test_any_package_zip__hostile(entries: List[Entry], code: str,
+                                  tmp_path: pathlib.Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry that leads out of the folder, or is no file, refuses the package."""
     parent = tmp_path / "temporary"
@@ -106,7 +110,8 @@ def test_any_package_zip__hostile(entries: List[Entry], code: str, tmp_path: pat
 
 @pytest.mark.parametrize("limit,value,word", (("ZIP_BYTES", 100000, "unpacks to more"),
                                               ("ZIP_ENTRIES", 3, "entries")))
-def test_any_package_zip__bomb(limit: str, value: int, word: str, tmp_path: pathlib.Path,
+def test_any_package_zip__bomb(limit: str, value: int, word: str,
+                               tmp_path: pathlib.Path,
                                monkeypatch: pytest.MonkeyPatch) -> None:
     """What unpacks to too much is refused while it is being unpacked."""
     scale(monkeypatch, **{limit: value})
@@ -117,7 +122,8 @@ def test_any_package_zip__bomb(limit: str, value: int, word: str, tmp_path: path
 
 
 @pytest.mark.parametrize("method", (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA,
-                                    zipfile.ZIP_BZIP2), ids=("deflate", "lzma", "bzip2"))
+                                    zipfile.ZIP_BZIP2),
+                         ids=("deflate", "lzma", "bzip2"))
 def test_any_package_zip__garbled(method: int, tmp_path: pathlib.Path) -> None:
     """Compressed data that cannot be read refuses the package, whatever the method."""
     path = tmp_path / "code.zip"
@@ -146,8 +152,8 @@ def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
     if spoilt == "encrypted":
         data[central + 8] |= 1
         data[6] |= 1
-    path.write_bytes({"cut": data[20:], "empty": b"", "no zip": b"hello",
-                      "end alone": b"PK\5\6" + bytes(17)}.get(spoilt, data))
+    path.write_bytes({"cut": bytes(data[20:]), "empty": b"", "no zip": b"hello",
+                      "end alone": b"PK\5\6" + bytes(17)}.get(spoilt, bytes(data)))
     if spoilt == "missing":
         path.unlink()
     with pytest.raises(ValueError, match="code.zip"):
@@ -180,8 +186,8 @@ PROGRAMS: List[Tuple[str, bytes, int, str]] = [
 @pytest.mark.parametrize("protocol", ("scf", "fc"))
 @pytest.mark.parametrize("content,mode,words", [case[1:] for case in PROGRAMS],
                          ids=[case[0] for case in PROGRAMS])
-def test_any_start_executable__said(protocol: str, content: bytes, mode: int, words: str,
-                                    tmp_path: pathlib.Path) -> None:
+def test_any_start_executable__said(protocol: str, content: bytes, mode: int,
+                                    words: str, tmp_path: pathlib.Path) -> None:
     """A bootstrap that cannot run gives start-error; the message says what to do."""
     (tmp_path / "bootstrap").write_bytes(content)
     (tmp_path / "bootstrap").chmod(mode)
@@ -214,15 +220,6 @@ def test_any_start_bootstrap__exec(line: bytes, tmp_path: pathlib.Path) -> None:
     (tmp_path / "bootstrap").chmod(0o755)
     outcome = invoke(str(tmp_path))
     assert outcome.kind == "init-error" and "status 7" in outcome.message
-
-
-@pytest.mark.parametrize("command", ("no-such-command-anywhere", "./no-such-file",
-                                     "/no/such/file"))
-def test_fc_start_failed__no_command(command: str, tmp_path: pathlib.Path) -> None:
-    """A start command that does not exist: CAFileNotFound, named in the message."""
-    outcome = invoke(str(tmp_path), "fc", command=(command, "x"))
-    assert outcome.kind == "start-error" and b'"Code":"CAFileNotFound"' in outcome.body
-    assert command in outcome.message
 
 
 def test_fc_start_command__no_shell(code: str) -> None:

@@ -91,7 +91,8 @@ def outcome_rows(the_spec: spec.Spec, protocol: str) -> List[Dict[str, str]]:
 def answer(protocol: str, kind: str, **more: Any) -> Tuple[int, Dict[str, str], bytes]:
     """Return what the code shows the caller of a function that posted `posted`."""
     facts = {"start_error": "S", **FACTS}
-    status, headers, body = RULES[protocol].caller_answer(kind, b"posted", facts, **more)
+    status, headers, body = RULES[protocol].caller_answer(
+        kind, b"posted", facts, **more)
     return status, dict(headers), body
 
 
@@ -120,8 +121,8 @@ def test_scf_outcome_document(the_spec: spec.Spec) -> None:
                                        scf_platform.START_ERRORS.values()}
             message = "ReloadFail: S\\n"
         assert answer("scf", row["outcome"])[2].decode() == (
-            '{"errorCode":%s,"errorMessage":"%s","requestId":"ID",%s"statusCode":%s}' % (
-                code, message, '"stackTrace":"posted",' if trace else "", status))
+            '{"errorCode":%s,"errorMessage":"%s","requestId":"ID",%s"statusCode":%s}'
+            % (code, message, '"stackTrace":"posted",' if trace else "", status))
 
 
 def test_fg_outcome_document(the_spec: spec.Spec) -> None:
@@ -159,7 +160,8 @@ def test_fc_outcome_document(the_spec: spec.Spec) -> None:
 
 def check_start_document(document: Dict[str, str], codes: str) -> None:
     """AssertionError unless it has its five members and one of the codes."""
-    assert list(document) == ["RequestId", "Code", "Message", "ErrorCode", "ErrorMessage"]
+    assert list(document) == ["RequestId", "Code", "Message", "ErrorCode",
+                              "ErrorMessage"]
     assert document["ErrorCode"] == document["Code"]
     assert document["ErrorMessage"] == document["Message"]
     if document["Code"] == "S":

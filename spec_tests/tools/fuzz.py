@@ -31,21 +31,22 @@ import rooms  # noqa: E402, F401
 from harness import Harness, Peer, held, until  # noqa: E402
 from wire import WireError  # noqa: E402
 
-POLLS = {"scf": b"GET /runtime/invocation/next HTTP/1.1\r\nHost: a\r\n\r\n",
-         "fg": b"GET /v1/runtime/invocation/request HTTP/1.1\r\nHost: a\r\n\r\n"}
+EMPTY = b" HTTP/1.1\r\nHost: a\r\n\r\n"
 RESULT = (b" HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
           b"Content-Length: 4\r\n\r\nbody")
 CHUNKS = (b" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
           b"Expect: 100-continue\r\n\r\n"
           b"3;x=y\r\nabc\r\n4\r\nbody\r\n0\r\nTrailer: x\r\n\r\n")
 VALID: Dict[str, List[bytes]] = {
-    "scf": [POLLS["scf"], b"POST /runtime/init/ready" + RESULT,
+    "scf": [b"GET /runtime/invocation/next" + EMPTY,
+            b"POST /runtime/init/ready" + RESULT,
             b"POST /runtime/invocation/response" + RESULT,
             b"POST /runtime/invocation/error" + CHUNKS],
-    "fg": [POLLS["fg"], b"POST /v1/runtime/invocation/response/00-11" + RESULT,
+    "fg": [b"GET /v1/runtime/invocation/request" + EMPTY,
+           b"POST /v1/runtime/invocation/response/00-11" + RESULT,
            b"POST /v1/runtime/invocation/error/" + CHUNKS],
     "door": [b"POST /-/invoke" + RESULT, b"POST /-/invoke" + CHUNKS,
-             b"GET /-/state HTTP/1.1\r\nHost: a\r\n\r\n", b"POST /a/b?c=d" + CHUNKS,
+             b"GET /-/state" + EMPTY, b"POST /a/b?c=d" + CHUNKS,
              b"GET /chat HTTP/1.1\r\nUpgrade: websocket\r\n"
              b"Connection: Upgrade\r\n\r\n"],
     "answers": [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
@@ -53,15 +54,13 @@ VALID: Dict[str, List[bytes]] = {
                 b"4\r\nbody\r\n0\r\n\r\n",
                 b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 X\r\nx-fc-status: 404\r\n"
                 b"Content-Length: 0\r\n\r\n", b"HTTP/1.0 204 No Content\r\n\r\n"]}
-WORDS = [b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b":", b";", b",", b"0",
-         b"-1",
-         b"ffffffff", b"99999999999999999999", b"chunked",
-         b"Transfer-Encoding: chunked\r\n",
-         b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b" folded\r\n",
-         b"\xff\xfe",
-         b"%0d%0a", b"../", b"HTTP/1.1", b"HTTP/9.9", b"HTTP/1.0",
-         b"Expect: 100-continue\r\n",
-         b"Connection: close\r\n", b"x" * 300, b"\x1b[2J", b"GET / HTTP/1.1\r\n\r\n"]
+WORDS = [
+    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b":", b";", b",", b"0",
+    b"-1", b"ffffffff", b"99999999999999999999", b"%0d%0a", b"../", b" folded\r\n",
+    b"\xff\xfe", b"chunked", b"Transfer-Encoding: chunked\r\n", b"HTTP/9.9",
+    b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"HTTP/1.1", b"HTTP/1.0",
+    b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"x" * 300, b"\x1b[2J",
+    b"GET / HTTP/1.1\r\n\r\n"]
 ANSWER = re.compile(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*\r\n"
                     rb"((?:[!-9;-~]+: [^\r\n\0]*\r\n)*)\r\n")
 
@@ -85,7 +84,8 @@ def mutate(chance: random.Random, message: bytes) -> bytes:
         elif way == 3:  # another byte
             message = message[:place] + bytes([below(256)]) + message[place + 1:]
         elif way == 4:  # repeat
-            message = message[:end] + message[place:end] * (1 + below(3)) + message[end:]
+            again = message[place:end] * (1 + below(3))
+            message = message[:end] + again + message[end:]
         else:           # cut
             message = message[:place] if chance.random() < 0.3 else message
     return message
