@@ -58,11 +58,9 @@ if TYPE_CHECKING or not __package__:
     import fc_platform
     import fg_platform
     import scf_platform
-    from fc_platform import choose_host, start_thread
     from scf_platform import Limit, Violation
 else:  # installed
     from . import fc_platform, fg_platform, scf_platform
-    from .fc_platform import choose_host, start_thread
     from .scf_platform import Limit, Violation
 
 __version__ = "0.1.0"
@@ -483,6 +481,13 @@ EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empt
 
 
 # ---- HTTP: servers ----
+
+def start_thread(call: Callable[..., object], *arguments: Any) -> threading.Thread:
+    """Call it in a thread of its own; return the thread."""
+    thread = threading.Thread(target=call, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
 
 DONTWAIT = int(socket.MSG_DONTWAIT)     # as its name it costs microseconds
 PEEK = int(socket.MSG_PEEK) | DONTWAIT
@@ -2290,7 +2295,7 @@ class Platform:
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
         self.fields = self._fields_template()
-        self.fc_host = choose_host()
+        self.fc_host = fc_platform.HOST
         self.lock = DeferringLock()
         self.clock = Clock()
         self.instances: List[Instance] = []
