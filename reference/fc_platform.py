@@ -9,16 +9,15 @@
 This is the whole protocol, to be read, copied and ported: tables; Session, which knows
 what may be done in which state; the functions that judge an answer; Platform, which
 runs the server and is its client. A comment such as [fc.invoke.send] names the rule of
-SPEC.md that its line obeys. Standard library only, CPython 3.8 or later; where there is
-no 127.0.0.2, as on macOS, it does not notice a server that listens on 127.0.0.1 alone.
+SPEC.md that its line obeys. Standard library only, CPython 3.8 or later.
 
 It runs one instance and one invocation at a time. emulator.py has what it leaves out:
 more of both (any.instance.on-demand, fc.time.others), a queue (any.queue.limit), memory
 (any.memory.limit), packages (any.package.*), logs (any.log.*; output goes to stderr),
 WebSocket (fc.upgrade.pass), callers over HTTP, who see an answer while it is produced
 and may leave (fc.answer.streamed, any.caller.gone), answers that no HTTP server sends
-(any.http.malformed, any.http.framing), that fill the memory, or begin before a large
-request is read, and signals that await the invocation in work (any.stop.drain).
+(any.http.malformed, any.http.framing) or that begin before a large request is read, and
+signals that await the invocation in work (any.stop.drain).
 """
 from __future__ import annotations
 
@@ -145,7 +144,7 @@ HEADERS = (  # [fc.headers.common] [fc.headers.empty]
     Field("X-Fc-Client-Ip", ""),
     Field("X-Fc-Retry-Count", "0"))
 
-ENVIRONMENT = (  # [fc.env.table] [fc.env.port]
+ENVIRONMENT = (  # [fc.env.table] [fc.env.port] [any.credentials.role]
     Field("FC_SERVER_PORT", "{port}"),
     Field("FC_CUSTOM_LISTEN_PORT", "{port}"),
     Field("FC_FUNC_CODE_PATH", "{code_root}"),
@@ -156,7 +155,6 @@ ENVIRONMENT = (  # [fc.env.table] [fc.env.port]
     Field("FC_INSTANCE_ID", "{instance_id}"),
     Field("FC_REGION", "{region}"),
     Field("FC_ACCOUNT_ID", "{account_id}"),
-    # [any.credentials.role]
     Field("ALIBABA_CLOUD_ACCESS_KEY_ID", "{access_key_id}", True),
     Field("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "{access_key_secret}", True),
     Field("ALIBABA_CLOUD_SECURITY_TOKEN", "{security_token}", True))
@@ -232,8 +230,7 @@ LOG_LINES = ("FC {call} Start RequestId: {request_id}\n",
 
 class Session:
     """What may be asked of an instance in which state. It knows no socket, thread or
-    clock; the caller serialises the calls.
-    """
+    clock; the caller serialises the calls."""
 
     def __init__(self, concurrency: int) -> None:
         self.state = "starting"
@@ -258,9 +255,7 @@ def judge_answer(is_http: bool, status: int, fc_status: str) -> str:
     """Return the outcome of an invocation's answer: ok or function-error."""
     if fc_status:  # the field wins over the status line [fc.answer.outcome]
         return "function-error" if fc_status == "404" else "ok"
-    if status == 404 and not is_http:  # [fc.answer.outcome]
-        return "function-error"
-    return "ok"
+    return "function-error" if status == 404 and not is_http else "ok"
 
 
 def judge_hook(status: int) -> str:
@@ -300,8 +295,7 @@ def check_env(env: Dict[str, str]) -> None:
             raise ValueError("environment variable %r: a name is a letter, then "
                              "letters, digits and underscores" % name)
         if name.startswith(RESERVED_ENV):
-            raise ValueError("environment variable %s: the prefix is reserved for the "
-                             "platform" % name)
+            raise ValueError("environment variable %s: its prefix is reserved" % name)
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
@@ -346,8 +340,8 @@ def exit_text(status: int, words: Sequence[str]) -> str:
 
 def caller_answer(kind: str, body: bytes, facts: Facts,
                   is_http: bool = False) -> Tuple[int, Pairs, bytes]:
-    """Return (status, headers, body) that the cloud shows its caller. `facts` holds what
-    the texts above name. Of an HTTP function's answer he sees all [fc.http.pass]."""
+    """Return (status, headers, body) that the cloud shows its caller; `facts` are what
+    the texts name. An HTTP function's own answer is passed on [fc.http.pass]."""
     # [fc.headers.caller-id]
     headers: Pairs = (("X-Fc-Request-Id", facts["request_id"]),)
     if kind == "ok":
@@ -392,7 +386,7 @@ class Request(NamedTuple):
 class Answer(NamedTuple):
     """What the server answered."""
     status: int
-    headers: Sequence[Tuple[str, str]]
+    fields: Sequence[Tuple[str, str]]
     body: bytes
     fc_status: str
 
@@ -425,16 +419,16 @@ def put_head(connection: http.client.HTTPConnection, request: Request,
 def read_answer(response: http.client.HTTPResponse, request: Request,
                 function: Any) -> Answer:
     """Return an answer in full. Raises Failure, or what http.client does."""
-    headers = [(name, value.strip()) for name, value in response.getheaders()]
-    if fields_size(headers) > function.response_header_bytes:  # [fc.limits.response]
-        raise Failure("response-too-large", "the header fields of the answer have %d "
-                      "bytes" % fields_size(headers))
+    fields = [(name, value.strip()) for name, value in response.getheaders()]
+    if fields_size(fields) > function.response_header_bytes:  # [fc.limits.response]
+        raise Failure("response-too-large", "the answer's header fields have %d bytes"
+                      % fields_size(fields))
     if response.status < 200 or response.headers.defects:
         raise http.client.HTTPException("half a head, or status %d" % response.status)
     body = response.read()
     if len(body) > function.result_bytes and not request.is_http:  # [fc.limits.result]
         raise Failure("response-too-large", "the result has %d bytes" % len(body))
-    return Answer(response.status, headers, body,
+    return Answer(response.status, fields, body,
                   response.getheader("X-Fc-Status", "").strip())
 
 
@@ -445,9 +439,6 @@ def hang_up(connection: socket.socket) -> None:
 
 
 # ---- the platform ----
-
-EXIT_S = 0.5  # a process that ends closes its connections a moment earlier
-
 
 class Platform:
     """A function's server, one process at a time: start it, ask it, freeze it, stop it.
@@ -460,17 +451,15 @@ class Platform:
         self.function = function
         self.facts = describe(function, function.code)
         self.session = Session(function.concurrency)
-        self.process: Optional[subprocess.Popen[bytes]] = None
-        self.status = 0      # of the process that ended last
-        self.ended = threading.Event()  # the process, and all of its group
+        self.process: subprocess.Popen[bytes]  # the first invocation starts it
+        self.ended = threading.Event()         # the process, and all of its group
         self.ended.set()
-        self.grace_ends = 0.0           # on the monotonic clock
+        self.grace_ends = 0.0                  # on the monotonic clock
         self.kept: Optional[http.client.HTTPConnection] = None  # [fc.connection.reuse]
 
     def invoke(self, request: Request) -> Outcome:
-        """Return what became of an invocation [any.outcome.one]. Blocks for the limits of
-        start, Initializer and invocation. Call freeze() when the caller has the outcome.
-        """
+        """Return what became of an invocation [any.outcome.one]. Blocks for the limits,
+        also those of a start. Call freeze() when the caller has the outcome."""
         request_id, begin = new_id(), time.monotonic()
         answer, failure = Answer(200, (), b"", ""), Failure("", "")
         try:
@@ -493,10 +482,12 @@ class Platform:
             request.is_http)
         if request.is_http and kind in ("ok", "function-error"):
             status = answer.status  # [fc.http.pass] [fc.headers.reserved-response]
-            headers += tuple(pass_fields(answer.headers, {"upgrade", *DROPPED_RESPONSE}))
-        violations = (Violation("fc.outcome.bad-response", failure.message),)
-        return Outcome(kind, body, request_id, duration_ms, violations if kind ==
-                       "bad-response" else (), failure.message, status, headers)
+            headers += tuple(pass_fields(answer.fields, {"upgrade", *DROPPED_RESPONSE}))
+        violations: Tuple[Violation, ...] = ()
+        if kind == "bad-response":
+            violations = (Violation("fc.outcome.bad-response", failure.message),)
+        return Outcome(kind, body, request_id, duration_ms, violations, failure.message,
+                       status, headers)
 
     def check(self, request: Request) -> None:
         """Raise Failure when no instance gets the request [any.event.size]."""
@@ -508,34 +499,33 @@ class Platform:
         if problem:
             raise Failure("request-too-large", problem)
 
-    # -- start --
-
     def start(self) -> None:
         """Start the server, and initialise it. Raises Failure."""
         # [fc.start.command] [any.start.bootstrap]
         function = self.function
         words = function.command or [os.path.join(function.code, "bootstrap")]
-        program, reason = os.path.join(function.code, words[0]), "port"
+        program = os.path.join(function.code, words[0])
+        what, reason = "port %d" % function.port, "port"
         self.session, self.kept = Session(function.concurrency), None
         try:
             with socket.socket() as probe:  # for a port that is free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("0.0.0.0", function.port))
-                port = probe.getsockname()[1]
-            self.facts.update(port=str(port), instance_id="c-" + os.urandom(6).hex())
+                self.facts.update(port=str(probe.getsockname()[1]),
+                                  instance_id="c-" + os.urandom(6).hex())
             env = {name: os.environ.get(name, INHERITED[name]) for name in INHERITED}
             env.update(function.env)
             env.update(fill_in(ENVIRONMENT, self.facts))
-            reason = ("missing" if not os.path.exists(program) else
-                      "mode" if not os.access(program, os.X_OK) else "")
+            what, reason = words[0], ("missing" if not os.path.exists(program) else
+                                      "mode" if not os.access(program, os.X_OK) else "")
             self.process = subprocess.Popen(  # [any.start.cwd] [any.process.group]
                 words, cwd=function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable] [fc.start.failed]
             raise Failure("start-error", "%s: %s (%s)" % (
-                words[0], START_ERRORS[reason], error.strerror), reason)
+                what, START_ERRORS[reason], error.strerror), reason)
         self.ended.clear()
-        threading.Thread(target=self.watch, args=[self.process], daemon=True).start()
+        threading.Thread(target=self.watch, daemon=True).start()
         self.await_port()
         self.initialize()
 
@@ -552,10 +542,10 @@ class Platform:
                     raise Failure("start-error", "nothing listens on 0.0.0.0:%s in time"
                                   % self.facts["port"], "port")
         raise Failure("start-error", exit_text(
-            self.status, self.function.command or ["/code/bootstrap"]))
+            self.process.returncode, self.function.command or ["/code/bootstrap"]))
 
     def initialize(self) -> None:
-        """Call the Initializer, if there is one [fc.initialize.once]. Raises Failure."""
+        """Call the Initializer if there is one [fc.initialize.once]. Raises Failure."""
         if self.function.initializer:
             verdict = self.call_hook("initialize", self.function.initializer_timeout_s)
             if verdict != "done":  # [fc.initialize.failed] [any.init.timeout]
@@ -577,26 +567,28 @@ class Platform:
     def ask(self, request: Request, request_id: str, limit_s: float) -> Answer:
         """Send a request and return the answer. Raises Failure."""
         deadline = time.monotonic() + limit_s
-        facts = dict(self.facts, request_id=request_id)
         try:
             may_retry = self.kept and request.method in IDEMPOTENT
-            answer = self.exchange(request, facts, deadline)
+            answer = self.exchange(request, request_id, deadline)
             if not answer and may_retry:  # [fc.connection.retry]
-                answer = self.exchange(request, facts, deadline)
+                answer = self.exchange(request, request_id, deadline)
             if not answer or time.monotonic() >= deadline:
                 raise ConnectionError("the connection was closed")
             return answer
         except (OSError, http.client.HTTPException) as error:
+            self.kept = None
             is_late = time.monotonic() >= deadline
-            if self.ended.wait(0 if is_late else EXIT_S):  # [any.outcome.exit]
-                raise Failure("exit", "the bootstrap ended with status %d" % self.status)
+            # a process that ends closes its connections a moment earlier
+            if self.ended.wait(0 if is_late else 0.5):  # [any.outcome.exit]
+                raise Failure("exit", "the bootstrap ended with status %d"
+                              % self.process.returncode)
             if is_late:  # [any.event.timeout]
                 raise Failure("timeout", "no answer within %g s" % limit_s)
             too_large = isinstance(error, http.client.LineTooLong)
             raise Failure("response-too-large" if too_large else "bad-response",
                           "no valid answer: %s" % error)
 
-    def exchange(self, request: Request, facts: Facts,
+    def exchange(self, request: Request, request_id: str,
                  deadline: float) -> Optional[Answer]:
         """Send a request on the connection that was kept, or a new one. Return the
         answer, None if the connection ends before it."""
@@ -606,15 +598,14 @@ class Platform:
         timer.daemon = True
         timer.start()
         try:
-            put_head(connection, request, facts)
-            with contextlib.suppress(OSError):  # the answer tells whether it arrived
+            put_head(connection, request, dict(self.facts, request_id=request_id))
+            first_byte = b""
+            with contextlib.suppress(ConnectionError):
                 connection.endheaders(request.body)
                 if sys.platform == "linux":  # else an answer in two parts takes 40 ms
                     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            try:
-                if not peer.recv(1, socket.MSG_PEEK):
-                    return None
-            except ConnectionError:
+                first_byte = peer.recv(1, socket.MSG_PEEK)
+            if not first_byte:
                 return None
             answer = read_answer(connection.getresponse(), request, self.function)
             if connection.sock:  # the server keeps it open, too
@@ -636,16 +627,15 @@ class Platform:
     # -- freeze and end --
 
     def freeze(self) -> None:
-        """Freeze it, as nothing runs in it [fc.freeze.idle]."""
-        if self.function.freeze and self.session.state == "idle":
-            verdict = "done"
-            if self.function.pre_freeze:  # [fc.freeze.hook]
-                limit_s = self.function.pre_freeze_timeout_s
-                verdict = self.call_hook("pre-freeze", limit_s)
-            if verdict == "broken":  # [fc.hook.broken]
-                self.kill()
-            elif self.session.move("quiet"):
-                self.signal(signal.SIGSTOP)
+        """Freeze it if nothing runs in it [fc.freeze.idle]."""
+        function = self.function
+        if not function.freeze or self.session.state != "idle":
+            return
+        if function.pre_freeze and "broken" == self.call_hook(
+                "pre-freeze", function.pre_freeze_timeout_s):  # [fc.freeze.hook]
+            self.kill()  # [fc.hook.broken]
+        elif self.session.move("quiet"):
+            self.signal(signal.SIGSTOP)
 
     def stop(self) -> None:
         """Stop it: in order if nothing runs in it, else at once [fc.stop.order]."""
@@ -666,9 +656,9 @@ class Platform:
         self.signal(signal.SIGKILL)
         self.ended.wait()
 
-    def watch(self, process: "subprocess.Popen[bytes]") -> None:
+    def watch(self) -> None:
         """Wait for the end of the process, and let the other thread know."""
-        self.status = process.wait()
+        self.process.wait()
         while time.monotonic() < self.grace_ends and self.signal(0):
             time.sleep(0.01)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)  # [any.process.group]
@@ -677,7 +667,7 @@ class Platform:
     def signal(self, number: int) -> bool:
         """Signal the whole process group; tell whether there is one."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self.process and not self.ended.is_set():
+            if not self.ended.is_set():
                 os.killpg(self.process.pid, number)
                 return True
         return False
@@ -728,10 +718,8 @@ def check_function(function: argparse.Namespace) -> None:
         value = getattr(function, name)
         if not 0 <= value <= threading.TIMEOUT_MAX or value == 0 and not limit.zero:
             raise ValueError("%s is out of range" % limit.option)
-    if function.concurrency > MAX_CONCURRENCY:  # [fc.concurrency.limit]
-        raise ValueError("--concurrency is at most %d" % MAX_CONCURRENCY)
-    if not 0 <= function.port <= 65535:
-        raise ValueError("--port is out of range")
+    if function.concurrency > MAX_CONCURRENCY or not 0 <= function.port <= 65535:
+        raise ValueError("--concurrency or --port is out of range")
     if not os.path.isdir(function.code):
         raise ValueError("%s is not a folder" % function.code)
 
@@ -766,13 +754,6 @@ def print_line(identity: object, outcome: Outcome) -> None:
     print(json.dumps(document), flush=True)
 
 
-def print_answer(outcome: Outcome) -> None:
-    """Print what the caller sees, and on stderr what was wrong."""
-    sys.stdout.buffer.write(outcome.body + b"\n")
-    if outcome.kind != "ok":
-        print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run what the command line says; return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -787,7 +768,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 platform.freeze()
             return 0
         outcome = platform.invoke(Request(os.fsencode(function.event)))
-        print_answer(outcome)
+        sys.stdout.buffer.write(outcome.body + b"\n")
+        if outcome.kind != "ok":
+            print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
         return int(outcome.kind != "ok")
     finally:
         platform.stop()
