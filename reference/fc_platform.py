@@ -119,6 +119,7 @@ STATES = {
     ("initializing", "stop"): Row("discard", "stopping", "fc.stop.order"),
 }
 
+# state -> outcome when the limit is over, when the process ends; for emulator.py
 ON_TIME = {"starting": "init-timeout", "initializing": "init-timeout",
            "busy": "timeout"}
 ON_EXIT = {"starting": "start-error", "initializing": "init-error", "busy": "exit"}
@@ -408,7 +409,8 @@ def put_head(connection: http.client.HTTPConnection, request: Request,
     headers = pass_fields(request.headers, DROPPED_REQUEST)
     has_host = any(name.lower() == "host" for name, _ in headers)
     try:
-        connection.putrequest(request.method, request.target, has_host, True)
+        connection.putrequest(request.method, request.target, skip_host=has_host,
+                              skip_accept_encoding=True)
         for name, value in headers + fill_in(HEADERS, facts):
             connection.putheader(name, value)
         connection.putheader("Content-Length", str(len(request.body)))
@@ -443,12 +445,12 @@ def hang_up(connection: socket.socket) -> None:
 class Platform:
     """A function's server, one process at a time: start it, ask it, freeze it, stop it.
 
-    One thread does all this, and waits at the connection to the server; another one
-    waits for the end of the process. `function` is what `parse` returns.
+    One thread does all this, and waits at the connection to the server, where a timer
+    hangs up at the deadline; another thread waits for the end of the process.
     """
 
     def __init__(self, function: Any) -> None:
-        self.function = function
+        self.function = function  # as `parse` returns it
         self.facts = describe(function, function.code)
         self.session = Session(function.concurrency)
         self.process: subprocess.Popen[bytes]  # the first invocation starts it
@@ -501,8 +503,7 @@ class Platform:
 
     def start(self) -> None:
         """Start the server, and initialise it. Raises Failure."""
-        # [fc.start.command] [any.start.bootstrap]
-        function = self.function
+        function = self.function  # [fc.start.command] [any.start.bootstrap]
         words = function.command or [os.path.join(function.code, "bootstrap")]
         program = os.path.join(function.code, words[0])
         what, reason = "port %d" % function.port, "port"
@@ -516,8 +517,9 @@ class Platform:
             env = {name: os.environ.get(name, INHERITED[name]) for name in INHERITED}
             env.update(function.env)
             env.update(fill_in(ENVIRONMENT, self.facts))
-            what, reason = words[0], ("missing" if not os.path.exists(program) else
-                                      "mode" if not os.access(program, os.X_OK) else "")
+            what = words[0]
+            reason = ("missing" if not os.path.exists(program) else
+                      "mode" if not os.access(program, os.X_OK) else "")
             self.process = subprocess.Popen(  # [any.start.cwd] [any.process.group]
                 words, cwd=function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
@@ -553,8 +555,6 @@ class Platform:
                               "the Initializer: " + verdict)
         self.session.move("initialized")
 
-    # -- requests --
-
     def call_hook(self, call: str, limit_s: float) -> str:
         """Call a hook; return done, failed, broken or timeout [fc.hook.success]."""
         method, path = next(key for key, name in ENDPOINTS.items() if name == call)
@@ -575,7 +575,7 @@ class Platform:
             if not answer or time.monotonic() >= deadline:
                 raise ConnectionError("the connection was closed")
             return answer
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, MemoryError, OverflowError) as error:
             self.kept = None
             is_late = time.monotonic() >= deadline
             # a process that ends closes its connections a moment earlier
