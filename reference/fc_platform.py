@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import http.client
 import json
 import math
 import os
@@ -35,6 +34,8 @@ import subprocess
 import sys
 import threading
 import time
+from http.client import (HTTPConnection, HTTPException, HTTPResponse, InvalidURL,
+                         LineTooLong)
 from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
@@ -400,8 +401,7 @@ class Failure(Exception):
         self.kind, self.message, self.reason = kind, message, reason
 
 
-def put_head(connection: http.client.HTTPConnection, request: Request,
-             facts: Facts) -> None:
+def put_head(connection: HTTPConnection, request: Request, facts: Facts) -> None:
     """Prepare the head of a request [fc.headers.common]. Raises Failure."""
     path = request.target.partition("?")[0]
     facts = dict(facts, base_path=path,  # [fc.invoke.control-path]
@@ -414,19 +414,18 @@ def put_head(connection: http.client.HTTPConnection, request: Request,
         for name, value in headers + fill_in(HEADERS, facts):
             connection.putheader(name, value)
         connection.putheader("Content-Length", str(len(request.body)))
-    except (ValueError, http.client.InvalidURL) as error:  # [any.security.values]
+    except (ValueError, InvalidURL) as error:  # [any.security.values]
         raise Failure("request-too-large", "it cannot be sent: %s" % error)
 
 
-def read_answer(response: http.client.HTTPResponse, request: Request,
-                function: Any) -> Answer:
+def read_answer(response: HTTPResponse, request: Request, function: Any) -> Answer:
     """Return an answer in full. Raises Failure, or what http.client does."""
     fields = [(name, value.strip()) for name, value in response.getheaders()]
     if fields_size(fields) > function.response_header_bytes:  # [fc.limits.response]
         raise Failure("response-too-large", "the answer's header fields have %d bytes"
                       % fields_size(fields))
     if response.status < 200 or response.headers.defects:
-        raise http.client.HTTPException("half a head, or status %d" % response.status)
+        raise HTTPException("half a head, or status %d" % response.status)
     body = response.read()
     if len(body) > function.result_bytes and not request.is_http:  # [fc.limits.result]
         raise Failure("response-too-large", "the result has %d bytes" % len(body))
@@ -457,7 +456,7 @@ class Platform:
         self.ended = threading.Event()         # the process, and all of its group
         self.ended.set()
         self.grace_ends = 0.0                  # on the monotonic clock
-        self.kept: Optional[http.client.HTTPConnection] = None  # [fc.connection.reuse]
+        self.kept: Optional[HTTPConnection] = None  # [fc.connection.reuse]
 
     def invoke(self, request: Request) -> Outcome:
         """Return what became of an invocation [any.outcome.one]. Blocks for the limits,
@@ -575,7 +574,7 @@ class Platform:
             if not answer or time.monotonic() >= deadline:
                 raise ConnectionError("the connection was closed")
             return answer
-        except (OSError, http.client.HTTPException, MemoryError, OverflowError) as error:
+        except (OSError, HTTPException, MemoryError, OverflowError) as error:
             self.kept = None
             is_late = time.monotonic() >= deadline
             # a process that ends closes its connections a moment earlier
@@ -584,7 +583,7 @@ class Platform:
                               % self.process.returncode)
             if is_late:  # [any.event.timeout]
                 raise Failure("timeout", "no answer within %g s" % limit_s)
-            too_large = isinstance(error, http.client.LineTooLong)
+            too_large = isinstance(error, LineTooLong)
             raise Failure("response-too-large" if too_large else "bad-response",
                           "no valid answer: %s" % error)
 
@@ -616,9 +615,9 @@ class Platform:
             if not self.kept:
                 connection.close()
 
-    def dial(self, deadline: float) -> http.client.HTTPConnection:
+    def dial(self, deadline: float) -> HTTPConnection:
         """Open a connection."""
-        connection = http.client.HTTPConnection(
+        connection = HTTPConnection(
             HOST, int(self.facts["port"]), max(0.001, deadline - time.monotonic()))
         connection.connect()
         connection.sock.settimeout(None)
