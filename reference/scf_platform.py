@@ -8,14 +8,14 @@
 
 This is the whole protocol, to be read, copied and ported: tables; Session, which knows
 what a call means in which state; RuntimeApi, which the bootstrap calls; Instance, its
-process. A comment such as [scf.next.blocks] names the rule of SPEC.md that its line
-obeys. Standard library only, CPython 3.8 or later, Linux.
+process. [scf.next.blocks] and the like name the rules of SPEC.md that a line obeys.
+Standard library only, CPython 3.8 or later, Linux.
 
-It runs one instance and one event at a time. emulator.py has what it leaves out: more
-instances, a queue (any.instance.on-demand, any.queue.limit), memory (any.memory.limit),
-packages (any.package.*), logs (any.log.*; output goes to stderr), callers who leave
-(any.caller.gone), what no HTTP client sends (any.http.malformed, any.http.framing,
-any.limits.*), and signals that await the event in work (any.stop.drain).
+It runs one event at a time. emulator.py has what is left out: any.instance.on-demand,
+any.instance.idle, any.queue.limit, any.memory.limit, any.package.*, any.log.first,
+any.log.tail and any.log.frame (output goes to stderr), any.caller.gone, any.stop.drain
+on a signal, and to refuse what no client sends: any.http.malformed, any.http.framing,
+any.limits.head, any.limits.slow.
 """
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import argparse
 import base64
 import contextlib
 import errno
+import http.client
 import json
 import os
 import re
@@ -35,7 +36,6 @@ import sys
 import threading
 import time
 import uuid
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
@@ -89,7 +89,7 @@ class Limit(NamedTuple):
     zero: bool = False
 
 
-# ---- tables: the wire ----
+# ---- tables ----
 
 PROTOCOL = "scf"
 
@@ -118,7 +118,7 @@ STATES = {
     ("stopping", "ready"): Row("accept", "stopping", "scf.ready.repeat"),
     ("stopping", "next"): Row("hold", "stopping", "any.stop.drain"),
 }
-for _state in ("starting", "idle", "issued", "stopping"):  # a result that none waits for
+for _state in ("starting", "idle", "issued", "stopping"):  # nobody waits for a result
     for _call in ("response", "error", "oversize"):
         STATES[_state, _call] = Row("ignore", _state, "scf.result.locked")
 
@@ -146,21 +146,20 @@ ENVIRONMENT = (  # [scf.env.api] [scf.env.handler] [scf.env.documented]
     Field("SCF_NAMESPACE", "default"),
     Field("TENCENTCLOUD_RUNENV", "SCF"),
     Field("TENCENTCLOUD_REGION", "{region}"),
-    Field("TENCENTCLOUD_APPID", "{account_id}"),
-    Field("TENCENTCLOUD_UIN", "{account_id}"),
+    Field("TENCENTCLOUD_APPID", "100000000000"),
+    Field("TENCENTCLOUD_UIN", "100000000000"),
     Field("TENCENTCLOUD_TZ", "UTC"),
     Field("TENCENTCLOUD_SECRETID", "{access_key_id}", True),  # [any.credentials.role]
     Field("TENCENTCLOUD_SECRETKEY", "{access_key_secret}", True),
     Field("TENCENTCLOUD_SESSIONTOKEN", "{security_token}", True))
 
-# The only variables that a bootstrap inherits [any.env.inherited], and their values
-# where the platform's own environment has none.
+# All that is inherited, and what it is where the platform has none [any.env.inherited]
 INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 RESERVED_ENV = ("SCF_", "QCLOUD_", "TENCENTCLOUD_", "_HANDLER")  # [any.env.names]
 MAX_ENV_BYTES = 4096  # [any.env.size]
 DEFAULT_HANDLER, DEFAULT_VERSION = "index.main_handler", "$LATEST"
 
-MIB = 1048576  # [any.event.size]
+MIB = 1048576
 LIMITS = {
     "timeout_s": Limit(3, "--timeout"),
     "init_timeout_s": Limit(65, "--init-timeout"),
@@ -169,9 +168,7 @@ LIMITS = {
     "result_bytes": Limit(6 * MIB, "--max-result"),
     "grace_s": Limit(2, "--grace", True),
 }
-
-
-# ---- tables: what callers see ----
+FAREWELL_S = 1.0  # how long what a bootstrap sent before its end is read
 
 # kind -> (errorCode, errorMessage, statusCode) [scf.outcome.document]
 ERRORS: Dict[str, Tuple[int, str, int]] = {
@@ -204,9 +201,9 @@ LOG_LINES = ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
 # ---- rules without I/O ----
 
 class Session:
-    """What a bootstrap may ask in which state. It knows no socket, thread or clock; the
-    caller serialises the calls. A poll is any token, kept while its answer must wait.
-    """
+    """What a bootstrap may ask in which state, without socket, thread or clock; whoever
+    uses it serialises the calls. A poll is any token that emulator.py parks here while
+    its answer waits; in this file the thread of a poll waits, and asks again."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -272,7 +269,7 @@ class Session:
         self.request_id = ""
 
     def is_owed(self, call: str) -> bool:
-        """Tell, once, if it is the result of what ran at the stop [any.stop.bootstrap]."""
+        """Tell, once, if it is the result of what ran at stop [any.stop.bootstrap]."""
         was_owed = self._owes and call in ("response", "error")
         self._owes = self._owes and not was_owed
         return was_owed
@@ -294,12 +291,11 @@ def refusal(status: int, message: str) -> Dict[str, str]:
 def check_env(env: Dict[str, str]) -> None:
     """Raise ValueError that names the variable which the cloud would refuse."""
     for name in env:  # [any.env.names]
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        if (not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
+                or name.startswith(RESERVED_ENV)):
             raise ValueError("environment variable %r: a name is a letter, then "
-                             "letters, digits and underscores" % name)
-        if name.startswith(RESERVED_ENV):
-            raise ValueError("environment variable %s: the prefix is reserved for the "
-                             "platform" % name)
+                             "letters, digits and underscores; %s are reserved"
+                             % (name, ", ".join(RESERVED_ENV)))
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
@@ -308,15 +304,14 @@ def check_env(env: Dict[str, str]) -> None:
 
 def describe(function: Any, code_root: str) -> Facts:
     """Return what the templates name of a function, any object with its settings."""
-    facts = {"access_key_id": "", "access_key_secret": "", "security_token": ""}
-    facts.update(
-        function.credentials, handler=function.handler or DEFAULT_HANDLER,
-        name=function.name, version=function.version or DEFAULT_VERSION,
-        region=function.region, code_root=code_root, account_id="100000000000",
-        memory_mb=str(function.memory_mb),
+    return dict(
+        {"access_key_id": "", "access_key_secret": "", "security_token": "",
+         **function.credentials},
+        handler=function.handler or DEFAULT_HANDLER, name=function.name,
+        version=function.version or DEFAULT_VERSION, region=function.region,
+        code_root=code_root, memory_mb=str(function.memory_mb),
         timeout_ms=str(round(function.timeout_s * 1000)),
         timeout="%g" % function.timeout_s, init_timeout="%g" % function.init_timeout_s)
-    return facts
 
 
 def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
@@ -433,7 +428,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
                fields: Sequence[Tuple[str, str]] = ()) -> None:
         """Send an answer in one write. Raises OSError when nobody takes it."""
         head = "HTTP/1.1 %d %s\r\n%sContent-Length: %d\r\nConnection: %s\r\n\r\n" % (
-            status, HTTPStatus(status).phrase,
+            status, http.client.responses[status],
             "".join("%s: %s\r\n" % field for field in fields),
             len(body), "close" if self.close_connection else "keep-alive")
         self.wfile.write(head.encode() + (b"" if self.command == "HEAD" else body))
@@ -452,47 +447,42 @@ class RuntimeApi(BaseHTTPRequestHandler):
 
 # ---- one running bootstrap ----
 
-FAREWELL_S = 1.0  # how long what a bootstrap sent before its end is read
-
-
 class Instance(ThreadingHTTPServer):
     """A bootstrap's process, its runtime API [any.security.instance], and its event.
-
-    Three kinds of threads meet at `changed`: the connections report what the bootstrap
-    calls, one waits for the end of its process, and who invokes waits for the outcome,
-    with the limit as the timeout. `function` is what `parse` returns.
-    """
+    `function` is what `parse` returns. Threads meet at `changed`: a connection reports
+    what the bootstrap calls, `serve` and `watch` that it has ended, and `invoke` waits
+    for that, with the limit as its timeout."""
 
     request_queue_size = 128
+    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's asks for a name
 
     def __init__(self, function: Any) -> None:
         super().__init__(("127.0.0.1", 0), RuntimeApi)  # [any.security.loopback]
         self.function = function
         self.facts = describe(function, function.code)
         self.process: Optional[subprocess.Popen[bytes]] = None
-        self.watcher = threading.Thread(target=self.watch, daemon=True)
+        self.serving = threading.Thread(target=self.serve, daemon=True)
         self.connections: List[threading.Thread] = []
         self.started = self.issued = self.grace_ends = 0.0  # on the monotonic clock
         self.changed = threading.Condition()  # guards what follows
         self.session = Session()              # `stopping`: it gets no more events
-        self.request_id, self.event = "", b""  # until there is an outcome
+        self.request_id, self.event = "", b""  # no id: no event, or it has its outcome
         self.outcome: Optional[Outcome] = None
         self.violations: List[Violation] = []
         self.has_served = False
         self.has_ended = False                # the process, so that no poll is held
 
     def start(self) -> bool:
-        """Start the file `bootstrap`, with its output on stderr [any.start.bootstrap];
-        tell whether it came up."""
+        """Start the file `bootstrap` [any.start.bootstrap]; tell whether it came up."""
         program = os.path.join(self.function.code, "bootstrap")
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
         env.update(self.function.env)
         env.update(fill_in(ENVIRONMENT, dict(
             self.facts, api_host="127.0.0.1", api_port=str(self.server_address[1]))))
-        reason = "missing"
+        reason = ("missing" if not os.path.isfile(program) else
+                  "" if os.access(program, os.X_OK) else "mode")
         try:
-            if os.path.isfile(program):
-                reason = "" if os.access(program, os.X_OK) else "mode"
+            if not reason:
                 with open(program, "rb") as file:
                     if re.match(rb"#![^\n]*\r\n", file.read(4096)):
                         raise OSError(errno.ENOEXEC, "its lines end with CR LF")
@@ -501,15 +491,17 @@ class Instance(ThreadingHTTPServer):
                 [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable]
+            self.facts["start_error"] = START_ERRORS[reason]
             self.settle("start-error", "%s: %s (%s)" % (
-                program, START_ERRORS[reason], error.strerror), reason=reason)
+                program, START_ERRORS[reason], error.strerror))
             return False
-        self.watcher.start()
+        threading.Thread(target=self.watch, daemon=True).start()
+        self.serving.start()
         return True
 
     def invoke(self, event: bytes) -> Optional[Outcome]:
-        """Return what became of an event; None if another instance may have it, as this
-        one has served and ended before it fetched it. Blocks for the limits."""
+        """Return what became of an event; None if this instance has ended, and another
+        one may have it. Blocks for the limits."""
         function, session = self.function, self.session
         with self.changed:
             self.request_id, self.event = new_id(), event
@@ -534,30 +526,25 @@ class Instance(ThreadingHTTPServer):
                     self.settle(ON_TIME[state], NO_ANSWER[state] + " in time")
             return self.outcome
 
-    def settle(self, kind: str, message: str, body: bytes = b"",
-               reason: str = "") -> None:
+    def settle(self, kind: str, message: str, body: bytes = b"") -> None:
         """Give the event its one outcome [any.outcome.one]."""
         duration_ms = (time.monotonic() - self.issued) * 1000 if self.issued else 0.0
-        status, headers, shown = caller_answer(kind, body, dict(
-            self.facts, request_id=self.request_id, start_error=START_ERRORS[reason]))
+        facts = dict(self.facts, request_id=self.request_id)
+        status, headers, shown = caller_answer(kind, body, facts)
         self.outcome = Outcome(kind, shown, self.request_id, duration_ms,
                                tuple(self.violations), message, status, headers)
         self.request_id, self.violations, self.has_served = "", [], True
 
-    # -- called by the connections --
-
-    def server_bind(self) -> None:
-        """Bind, and do not ask the name service, as HTTPServer would."""
-        socketserver.TCPServer.server_bind(self)
-
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread that can be waited for."""
+        """Give a connection a thread, one that can be waited for."""
         thread = threading.Thread(target=self.process_request_thread, daemon=True,
                                   args=(request, client_address))
         thread.start()
-        self.connections = [one for one in self.connections if one.is_alive()] + [thread]
+        alive = [one for one in self.connections if one.is_alive()]
+        self.connections = [*alive, thread]
 
-    def receive(self, call: str, request_id: str, body: bytes) -> Tuple[str, str, bytes]:
+    def receive(self, call: str, request_id: str,
+                body: bytes) -> Tuple[str, str, bytes]:
         """Take a call; return the action of the states table, and id and event for a
         poll, which blocks until there is an event or the instance has ended."""
         session, limit = self.session, self.function.result_bytes
@@ -568,13 +555,13 @@ class Instance(ThreadingHTTPServer):
             if row.action == "hold" and row.state == "starting":
                 self.violate("scf.ready.before-next", "next before ready")
             while row.action == "hold" and not self.has_ended:
-                session.parked.clear()  # a thread waits for each poll, and asks again
+                session.parked.clear()
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
                 row = session.receive(call)
             if row.action in RESULTS:
-                self.settle(RESULTS[row.action], "the bootstrap posted %d bytes as its %s"
-                            % (len(body), call), body)
+                self.settle(RESULTS[row.action], "its %s has %d bytes"
+                            % (call, len(body)), body)
             elif row.action in ("ignore", "refuse") and not session.is_owed(call):
                 self.violate(row.rule, "%s in state %s" % (call, before))
             return row.action, self.request_id, self.event
@@ -584,38 +571,34 @@ class Instance(ThreadingHTTPServer):
         with self.changed:
             self.violations = [*self.violations, Violation(rule, seen)][:100]
 
-    # -- the end --
-
     def watch(self) -> None:
-        """Serve the runtime API, wait for the end of the process, clean up after it."""
-        server = threading.Thread(target=self.serve, daemon=True)
-        server.start()
+        """Wait for the end of the process, and leave nothing of it."""
         assert self.process is not None
-        status = self.process.wait()
+        self.process.wait()
         while time.monotonic() < self.grace_ends and self.signal(0):
             time.sleep(0.01)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)  # [any.process.group]
         with self.changed:
             self.has_ended = True
             self.changed.notify_all()
-        socket.create_connection(self.server_address[:2]).close()  # wakes `serve`
-        server.join()
+        socket.create_connection(("127.0.0.1", self.server_address[1])).close()
+
+    def serve(self) -> None:
+        """Serve until the process has ended, and all that it sent is read: it may be in
+        a connection that waits to be accepted [any.result.first]."""
+        while not self.has_ended or select.select([self], [], [], 0)[0]:
+            self.handle_request()  # the last one is made by `watch`
+        for thread in self.connections:
+            thread.join(FAREWELL_S)
         with self.changed:
             state = self.session.state
             self.session.stop()
             # [any.event.requeue] what it did not fetch is for the next instance
             if self.request_id and (state == "running" or not self.has_served):
-                self.settle(ON_EXIT.get(state, "exit"),
-                            "the bootstrap ended with status %d" % status)
+                assert self.process is not None
+                self.settle(ON_EXIT.get(state, "exit"), "the bootstrap ended with "
+                            "status %d" % self.process.returncode)
             self.changed.notify_all()
-
-    def serve(self) -> None:
-        """Serve until the process has ended and all that it sent is read: it may be in a
-        connection that nobody has accepted yet [any.result.first]."""
-        while not self.has_ended or select.select([self], [], [], 0)[0]:
-            self.handle_request()
-        for thread in self.connections:
-            thread.join(FAREWELL_S)
 
     def signal(self, number: int) -> bool:
         """Signal the whole process group; tell whether there is one."""
@@ -633,10 +616,10 @@ class Instance(ThreadingHTTPServer):
             self.grace_ends = time.monotonic() + self.function.grace_s
             try:
                 self.signal(signal.SIGTERM)
-                self.watcher.join(self.function.grace_s)
+                self.serving.join(self.function.grace_s)
             finally:
                 self.signal(signal.SIGKILL)
-                self.watcher.join(2 * FAREWELL_S)
+                self.serving.join(2 * FAREWELL_S)
         self.server_close()
 
 
@@ -644,22 +627,19 @@ class Instance(ThreadingHTTPServer):
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the function, and what is to be done. Exits with 2 if it cannot be."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description="FOLDER (--event TEXT | --jsonl) OPTIONS")
-    add = parser.add_argument
-    add("code", metavar="FOLDER", help="the folder with the file bootstrap")
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
+    parser.add_argument("code", metavar="FOLDER", help="with the file bootstrap")
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--event", metavar="TEXT", help="invoke once, print the answer")
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable")
-    add("--handler", default=DEFAULT_HANDLER, help="handler string (%(default)s)")
-    add("--name", default="function", help="name of the function (%(default)s)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--handler", default=DEFAULT_HANDLER)
     for name, limit in LIMITS.items():
-        add(limit.option, dest=name, metavar="N", default=limit.default,
-            type=float if name.endswith("_s") else int, help=name + " (%(default)s)")
-    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
-        add("--" + option, help="without effect; the conformance kit gives it")
-    parser.set_defaults(version="", region="local", credentials={})
+        parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
+                            type=float if name.endswith("_s") else int)
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
+    parser.set_defaults(name="function", version="", region="local", credentials={})
     options = parser.parse_args(words)
     options.env = dict(pair.partition("=")[::2] for pair in options.env)
     try:
@@ -691,14 +671,13 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
 
 def print_line(identity: object, outcome: Outcome) -> None:
     """Print an outcome as a line for the conformance kit."""
-    document: Dict[str, object] = dict(outcome._asdict(), id=identity, violations=[
-        one._asdict() for one in outcome.violations])
-    try:
-        document["body"] = outcome.body.decode()
-    except UnicodeDecodeError:
-        del document["body"]
-        document["body_base64"] = base64.b64encode(outcome.body).decode()
-    print(json.dumps(document), flush=True)
+    line = dict(outcome._asdict(), id=identity,
+                body=outcome.body.decode("utf-8", "replace"),
+                violations=[one._asdict() for one in outcome.violations])
+    if line["body"].encode() != outcome.body:
+        del line["body"]
+        line["body_base64"] = base64.b64encode(outcome.body).decode()
+    print(json.dumps(line), flush=True)
 
 
 def print_answer(outcome: Outcome) -> None:
@@ -710,21 +689,21 @@ def print_answer(outcome: Outcome) -> None:
         print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:]
     options = parse(words[1:] if words[:1] == [PROTOCOL] else words)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    events = (read_events(sys.stdin.buffer) if options.jsonl
+              else [(None, os.fsencode(options.event))])
     status, instance = 0, Instance(options)
     try:
-        for identity, event in (read_events(sys.stdin.buffer) if options.jsonl
-                                else [(None, os.fsencode(options.event))]):
-            outcome = None
-            while outcome is None:
-                if instance.session.state == "stopping":
-                    instance.stop()
-                    instance = Instance(options)
+        for identity, event in events:
+            outcome = instance.invoke(event)
+            while outcome is None:  # the instance has ended
+                instance.stop()
+                instance = Instance(options)
                 outcome = instance.invoke(event)
             if options.jsonl:
                 print_line(identity, outcome)
