@@ -678,26 +678,24 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the function, and what is to be done. Exits with 2 if it cannot be."""
     at = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        description="FOLDER (--event TEXT | --jsonl) OPTIONS -- COMMAND ARG ...")
-    add = parser.add_argument
-    add("code", metavar="FOLDER", help="the folder with the file bootstrap")
+        usage=argparse.SUPPRESS, description="FOLDER OPTIONS -- COMMAND ARG ...")
+    parser.add_argument("code", metavar="FOLDER", help="with the file bootstrap")
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--event", metavar="TEXT", help="invoke once, print the answer")
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable")
-    add("--handler", default=DEFAULT_HANDLER, help="handler string (%(default)s)")
-    add("--name", default="function", help="name of the function (%(default)s)")
-    add("--port", type=int, default=DEFAULT_PORT, help="0: a free one (%(default)s)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--handler", default=DEFAULT_HANDLER)
+    parser.add_argument("--name", default="function")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0: a free one")
     for hook in ("--initializer", "--pre-freeze", "--pre-stop"):
-        add(hook, action="store_true", help="the function has this hook")
-    add("--freeze", action="store_true", default=True, help="when idle, as by default")
-    add("--no-freeze", action="store_false", dest="freeze", help="never")
+        parser.add_argument(hook, action="store_true", help="there is this hook")
+    parser.add_argument("--freeze", action="store_true", default=True)
+    parser.add_argument("--no-freeze", action="store_false", dest="freeze")
     for name, limit in LIMITS.items():
-        add(limit.option, dest=name, metavar="N", default=limit.default,
-            type=float if name.endswith("_s") else int, help=name + " (%(default)s)")
-    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
-        add("--" + option, help="without effect; the conformance kit gives it")
+        parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
+                            type=float if name.endswith("_s") else int)
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
     parser.set_defaults(version="", region="local", credentials={})
     function = parser.parse_args(words[:at])
     function.command = words[at + 1:]
@@ -743,36 +741,35 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
 
 def print_line(identity: object, outcome: Outcome) -> None:
     """Print an outcome as a line for the conformance kit."""
-    document: Dict[str, object] = dict(outcome._asdict(), id=identity, violations=[
-        one._asdict() for one in outcome.violations])
-    try:
-        document["body"] = outcome.body.decode()
-    except UnicodeDecodeError:
-        del document["body"]
-        document["body_base64"] = base64.b64encode(outcome.body).decode()
-    print(json.dumps(document), flush=True)
+    line = dict(outcome._asdict(), id=identity,
+                body=outcome.body.decode("utf-8", "replace"),
+                violations=[one._asdict() for one in outcome.violations])
+    if line["body"].encode() != outcome.body:
+        del line["body"]
+        line["body_base64"] = base64.b64encode(outcome.body).decode()
+    print(json.dumps(line), flush=True)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    function = parse(words[1:] if words[:1] == [PROTOCOL] else words)
+    function = parse(sys.argv[2 if sys.argv[1:2] == [PROTOCOL] else 1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    platform = Platform(function)
+    status, platform = 0, Platform(function)
     try:
         if function.jsonl:
             for identity, request in read_events(sys.stdin.buffer):
                 print_line(identity, platform.invoke(request))
                 platform.freeze()
-            return 0
-        outcome = platform.invoke(Request(os.fsencode(function.event)))
-        sys.stdout.buffer.write(outcome.body + b"\n")
-        if outcome.kind != "ok":
-            print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
-        return int(outcome.kind != "ok")
+        else:
+            outcome = platform.invoke(Request(os.fsencode(function.event)))
+            sys.stdout.buffer.write(outcome.body + b"\n")
+            if outcome.kind != "ok":
+                print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
+                status = 1
     finally:
         platform.stop()
+    return status
 
 
 if __name__ == "__main__":
