@@ -12,12 +12,13 @@ runs the server and is its client. A comment such as [fc.invoke.send] names the 
 SPEC.md that its line obeys. Standard library only, CPython 3.8 or later.
 
 It runs one instance and one invocation at a time. emulator.py has what it leaves out:
-more of both (any.instance.on-demand, fc.time.others), a queue (any.queue.limit), memory
-(any.memory.limit), packages (any.package.*), logs (any.log.*; output goes to stderr),
-WebSocket (fc.upgrade.pass), callers over HTTP, who see an answer while it is produced
-and may leave (fc.answer.streamed, any.caller.gone), answers that no HTTP server sends
-(any.http.malformed, any.http.framing) or that begin before a large request is read, and
-signals that await the invocation in work (any.stop.drain).
+more of both (any.instance.on-demand, any.instance.idle, fc.time.others), a queue
+(any.queue.limit), memory (any.memory.limit), packages (any.package.*), logs
+(any.log.first, any.log.tail, any.log.frame; output goes to stderr), WebSocket
+(fc.upgrade.pass), callers over HTTP, who see an answer while it is produced and may
+leave (fc.answer.streamed, any.caller.gone, fc.caller.replace), signals that await the
+invocation in work (any.stop.drain), and answers that no HTTP server sends
+(any.http.malformed, any.http.framing) or that begin before a large request is read.
 """
 from __future__ import annotations
 
@@ -99,6 +100,7 @@ ENDPOINTS: Dict[Tuple[str, str], str] = {
     ("GET", "/pre-freeze"): "pre-freeze",
     ("GET", "/pre-stop"): "pre-stop",
 }
+# names of hooks in LOG_LINES
 HOOK_NAMES = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
               "pre-stop": "PreStop"}
 IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "TRACE")  # [fc.connection.retry]
@@ -424,7 +426,7 @@ def read_answer(response: HTTPResponse, request: Request, function: Any) -> Answ
     if fields_size(fields) > function.response_header_bytes:  # [fc.limits.response]
         raise Failure("response-too-large", "the answer's header fields have %d bytes"
                       % fields_size(fields))
-    if response.status < 200 or response.headers.defects:
+    if response.status < 200 or response.headers.defects:  # 101, lines without a colon
         raise HTTPException("half a head, or status %d" % response.status)
     body = response.read()
     if len(body) > function.result_bytes and not request.is_http:  # [fc.limits.result]
@@ -603,8 +605,8 @@ class Platform:
                 connection.endheaders(request.body)
                 if sys.platform == "linux":  # else an answer in two parts takes 40 ms
                     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-                first_byte = peer.recv(1, socket.MSG_PEEK)
-            if not first_byte:
+                first_byte = peer.recv(1, socket.MSG_PEEK)  # waits
+            if not first_byte:  # only then may it be sent again
                 return None
             answer = read_answer(connection.getresponse(), request, self.function)
             if connection.sock:  # the server keeps it open, too
