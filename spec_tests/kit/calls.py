@@ -12,7 +12,8 @@ import platform_run
 import spec
 import wire
 from kit import Mismatch, document, same
-from platform_run import Instance, Reply, PlatformRun
+from platform_run import Instance, PlatformRun
+from wire import Message
 
 __all__ = ["Case", "attempt", "cases"]
 
@@ -100,7 +101,7 @@ def attempt(platform: platform_run.PlatformUnderTest, case: Case) -> None:
 
 def reach(run: PlatformRun, state: str) -> Tuple[Instance, str]:
     """Return a bootstrap in that state, and the id of a finished invocation."""
-    run.finish(run.fetched(b"earlier"))
+    run.serve(b"earlier")
     assert run.idle is not None
     previous_id = run.idle.request_id
     if state == "starting":
@@ -117,10 +118,8 @@ def reach(run: PlatformRun, state: str) -> Tuple[Instance, str]:
 def attempt_stopping(run: PlatformRun, case: Case) -> None:
     """Make the call to an instance that was told to end and does not."""
     if run.stopped is None:
-        instance = run.fetched(b"earlier")
-        instance.order("ignore", signal=15)
-        run.finish(instance)
-        run.idle, run.stopped = None, instance
+        run.stopped = run.stubborn()
+        run.idle = None
         run.end_input()
         run.settle()
     instance = run.stopped
@@ -150,7 +149,7 @@ def body_of(case: Case, limit: int) -> Optional[Union[bytes, int]]:
     return bodies.get(case.body, b"the result")
 
 
-def make_call(instance: Instance, case: Case, previous_id: str) -> Reply:
+def make_call(instance: Instance, case: Case, previous_id: str) -> Message:
     """Send the call on a connection of its own; return the answer."""
     path = path_of(instance, case, previous_id)
     body = body_of(case, instance.run.result_bytes)
@@ -176,7 +175,7 @@ def send_half(instance: Instance, case: Case, previous_id: str) -> None:
     instance.close(number)
 
 
-def compare(case: Case, reply: Reply) -> None:
+def compare(case: Case, reply: Message) -> None:
     """Raise Mismatch unless the answer is what the action says."""
     status = {"refuse": 404, "overflow": 413}.get(case.action, 200)
     same(status, reply.status, f"{case.action}: status")

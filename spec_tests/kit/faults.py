@@ -76,7 +76,7 @@ def attempt(platform: platform_run.PlatformUnderTest, case: Fault) -> None:
             run.outcome(case.outcome)
         if case.point == "after-result" and case.fault == "sigstop":
             os.kill(instance.pid, signal.SIGKILL)
-            instance.reaped(run.patience_s)
+            instance.reaped()
             run.settle()
         run.idle = None
         if child:
@@ -86,7 +86,7 @@ def attempt(platform: platform_run.PlatformUnderTest, case: Fault) -> None:
 
 def succeed(run: PlatformRun) -> None:
     """Raise Mismatch unless the next event gets a new instance and a result."""
-    run.finish(run.fetched(b"the next event"), b"its result")
+    run.serve(b"the next event", b"its result")
 
 
 def reach(run: PlatformRun, point: str) -> Instance:
@@ -99,12 +99,10 @@ def reach(run: PlatformRun, point: str) -> Instance:
         run.idle = None
     elif point == "half-sent":
         number = instance.open()
-        instance.send(number, wire.request_bytes(
-            "POST", instance.result_path(), [("Content-Length", "10")]) + b"12345")
+        instance.send(number, instance.post_bytes(
+            None, [("Content-Length", "10")]) + b"12345")
     elif point == "after-result":
-        number = instance.open()
-        path = instance.result_path()
-        instance.send(number, wire.request_bytes("POST", path, (), b"done"))
+        instance.send(instance.open(), instance.post_bytes(b"done"))
     return instance
 
 
@@ -117,7 +115,7 @@ def fail(instance: Instance, fault: str) -> int:
         word, arguments = "exit", {"status": 0}
     instance.end(word, **arguments)
     if fault != "sigstop":
-        instance.reaped(instance.run.patience_s)
+        instance.reaped()
     return child
 
 

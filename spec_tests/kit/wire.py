@@ -86,12 +86,15 @@ class Message(NamedTuple):
     start: str
     headers: Tuple[Tuple[str, str], ...]
     body: bytes
-    raw_head: bytes
+    raw_head: bytes = b""
+    end: str = "whole"  # or silence or closed: what came instead of the rest
+    body_bytes: int = 0  # where the body was cut short for the kit
 
     @property
     def status(self) -> int:
-        """Return the status of a response."""
-        return int(self.start.split(" ")[1])
+        """Return the status of a response; 0 if there is none."""
+        found = re.match(r"\S+ (\d+)( |$)", self.start)
+        return int(found[1]) if found else 0
 
     @property
     def method(self) -> str:
@@ -105,10 +108,11 @@ class Message(NamedTuple):
 
     def header(self, name: str) -> Optional[str]:
         """Return the first value of that field, in any case of letters."""
-        for key, value in self.headers:
-            if key.lower() == name.lower():
-                return value
-        return None
+        return next(iter(self.values(name)), None)
+
+    def values(self, name: str) -> List[str]:
+        """Return every value of that field."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
 
 
 NOT_PLAIN = re.compile(r"[^\r\n\t -~]")  # every frame goes through it, so it is quick

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import subprocess
-from typing import Dict, List, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import pytest
 
@@ -14,75 +14,46 @@ import faults
 import kit
 import wire
 from kit import Mismatch, same
-from platform_run import CLOCKED, LIMITED, PAIR, PlatformUnderTest, PlatformRun
+from platform_run import CLOCKED, LIMITED, PAIR, PlatformUnderTest
 
 # ---- start and environment ----
 
 
-def handled(run: PlatformRun, event: bytes = b"hello", result: bytes = b"done") -> None:
-    """Raise Mismatch unless this event has this result, in any protocol."""
-    if run.protocol == "fc":
-        run.settled(run.served(event), result)
-    else:
-        run.finish(run.fetched(event), result)
-
-
 def test_any_start_bootstrap(platform: PlatformUnderTest) -> None:
     """The file `bootstrap` at the top of the package is started."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        handled(run)
+    with platform.new_run() as run:
+        run.serve()
 
 
 def test_any_start_bootstrap__exec(platform: PlatformUnderTest) -> None:
     """A blank after #! does no harm."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        with run.changed_bootstrap() as program:
-            # in a process of its own: see changed_bootstrap()
-            subprocess.run(["sed", "-i", "1s/#!/#! /", str(program)], check=True)
-            handled(run)
+    with platform.new_run() as run, run.changed_bootstrap() as program:
+        # in a process of its own: see changed_bootstrap()
+        subprocess.run(["sed", "-i", "1s/#!/#! /", str(program)], check=True)
+        run.serve()
 
 
-def missing(path: pathlib.Path) -> None:
-    """Take the file away."""
-    path.unlink()
+SPOIL: Dict[str, Callable[[pathlib.Path], object]] = {
+    "missing": lambda program: program.unlink(),
+    "not_executable": lambda program: program.chmod(0o644),
+    "windows_lines": lambda program: program.write_bytes(b"#!/bin/sh\r\nexit 0\r\n"),
+    "no_program": lambda program: program.write_bytes(b"\x7fELF this is no program")}
 
 
-def not_executable(path: pathlib.Path) -> None:
-    """Take its execute bits."""
-    path.chmod(0o644)
-
-
-def windows_lines(path: pathlib.Path) -> None:
-    """Make it a script whose line ends no kernel reads."""
-    path.write_bytes(b"#!/bin/sh\r\nexit 0\r\n")
-
-
-def no_program(path: pathlib.Path) -> None:
-    """Make it something that cannot be executed."""
-    path.write_bytes(b"\x7fELF this is no program")
-
-
-@pytest.mark.parametrize("spoil", [missing, not_executable, windows_lines, no_program],
-                         ids=lambda one: one.__name__)
-def test_any_start_executable(platform: PlatformUnderTest, spoil: object) -> None:
+@pytest.mark.parametrize("how", sorted(SPOIL))
+def test_any_start_executable(platform: PlatformUnderTest, how: str) -> None:
     """A bootstrap that cannot be executed is a start-error, for every event."""
-    assert callable(spoil)
-    with platform.used_run() as run:
-        run.discard_idle()
-        with run.changed_bootstrap() as program:
-            spoil(program)
-            for _ in range(2):
-                run.issue(b"hello")
-                run.outcome("start-error")
+    with platform.new_run() as run, run.changed_bootstrap() as program:
+        SPOIL[how](program)
+        for _ in range(2):
+            run.issue(b"hello")
+            run.outcome("start-error")
 
 
 def test_any_package_mode(platform: PlatformUnderTest) -> None:
     """A ZIP package keeps the execute bit of its bootstrap."""
     platform.needs("packages")
-    run = platform.run(zipped=True)
-    handled(run)
+    platform.run(zipped=True).serve()
 
 
 EVIL = {"parent": "../evil", "absolute": "/tmp/kit-evil", "inner": "a/../../evil"}
@@ -92,22 +63,19 @@ EVIL = {"parent": "../evil", "absolute": "/tmp/kit-evil", "inner": "a/../../evil
 def test_any_package_zip(push_platform: PlatformUnderTest, name: str) -> None:
     """A ZIP package with an entry that leads out is refused."""
     push_platform.needs("packages")
-    run = push_platform.run(zipped=True, extra=EVIL[name])
-    run.refused()
+    push_platform.run(zipped=True, extra=EVIL[name]).refused()
 
 
 def test_any_env_user(platform: PlatformUnderTest) -> None:
     """A variable of the user is there under its own name."""
     run = platform.run("--env", "MY_SETTING=a b=c")
-    run.issue(b"hello")
-    same("a b=c", run.instance().environ.get("MY_SETTING"))
+    same("a b=c", run.starting().environ.get("MY_SETTING"))
 
 
 def test_any_env_inherited(platform: PlatformUnderTest) -> None:
     """Of the platform's own environment four variables are there and no other."""
     run = platform.run(env={"KIT_SECRET": "x", "http_proxy": "http://127.0.0.1:1"})
-    run.issue(b"hello")
-    environ = run.instance().environ
+    environ = run.starting().environ
     same([], [name for name in ("KIT_SECRET", "http_proxy") if name in environ])
     needed = ("PATH", "HOME", "TMPDIR", "LANG")
     same([], [name for name in needed if name not in environ])
@@ -183,11 +151,9 @@ def test_any_http_bad(pull_platform: PlatformUnderTest, name: str, rule: str) ->
 
 def test_any_http_no_effect(pull_platform: PlatformUnderTest) -> None:
     """What follows a request that is no HTTP on its connection is not obeyed."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        smuggled = wire.request_bytes("POST", instance.result_path(), (), b"smuggled")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
-        instance.send(number, b"NONSENSE\r\n\r\n" + smuggled)
+        instance.send(number, b"NONSENSE\r\n\r\n" + instance.post_bytes(b"smuggled"))
         same(400, instance.read(number).status, "status")
         instance.close(number)
         run.finish(instance, b"honest")
@@ -195,12 +161,10 @@ def test_any_http_no_effect(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest) -> None:
     """A result that ends before its announced length is none."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
         fields = [("Content-Length", "10")]
-        instance.send(number, wire.request_bytes("POST", instance.result_path(), fields)
-                      + b"12345")
+        instance.send(number, instance.post_bytes(None, fields) + b"12345")
         instance.close(number)
         run.settle()
         run.finish(instance, b"the whole result")
@@ -208,8 +172,7 @@ def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_http_length(pull_platform: PlatformUnderTest) -> None:
     """Every answer has a Content-Length."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         reply = instance.result(b"done")
         same("0", reply.header("content-length"))
         run.outcome("ok", instance)
@@ -217,8 +180,7 @@ def test_any_http_length(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_http_empty(pull_platform: PlatformUnderTest) -> None:
     """An accepted result is answered with 200 and nothing."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         reply = instance.result(b"done")
         same((200, b""), (reply.status, reply.body))
         run.outcome("ok", instance)
@@ -226,22 +188,18 @@ def test_any_http_empty(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_http_body(pull_platform: PlatformUnderTest) -> None:
     """A result in chunks is the same as one with a length."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         fields = [("Transfer-Encoding", "chunked")]
-        instance.ask(wire.request_bytes("POST", instance.result_path(), fields)
-                     + wire.chunked(b"in several chunks"))
+        instance.ask(instance.post_bytes(None, fields) + wire.chunked(b"in several chunks"))
         same(b"in several chunks", run.outcome("ok", instance).body)
 
 
 def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
     """Expect: 100-continue is answered before the body comes."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
         fields = [("Expect", "100-continue"), ("Content-Length", "4")]
-        instance.send(number, wire.request_bytes(
-            "POST", instance.result_path(), fields))
+        instance.send(number, instance.post_bytes(None, fields))
         same(100, instance.read(number).status, "interim status")
         instance.send(number, b"done")
         same(200, instance.read(number).status, "final status")
@@ -253,21 +211,17 @@ def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
 def test_any_result_bytes__content_type(pull_platform: PlatformUnderTest,
                                         kind: str) -> None:
     """The Content-Type of a result means nothing."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         fields = [("Content-Type", kind)]
-        instance.ask(wire.request_bytes(
-            "POST", instance.result_path(), fields, b"a=b&c"))
+        instance.ask(instance.post_bytes(b"a=b&c", fields))
         same(b"a=b&c", run.outcome("ok", instance).body)
 
 
 def test_any_http_reuse(pull_platform: PlatformUnderTest) -> None:
     """One connection carries poll, result and the next poll."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
-        path = instance.result_path()
-        instance.send(number, wire.request_bytes("POST", path, (), b"done"))
+        instance.send(number, instance.post_bytes(b"done"))
         same("whole", instance.read(number).end)
         run.outcome("ok")
         run.issue(b"next")
@@ -311,13 +265,12 @@ def test_any_event_bytes(pull_platform: PlatformUnderTest, body: bytes) -> None:
 def test_any_result_bytes(platform: PlatformUnderTest, body: bytes) -> None:
     """The result reaches the caller byte for byte."""
     with platform.used_run() as run:
-        handled(run, b"hello", body)  # compares
+        run.serve(b"hello", body)  # compares
 
 
 def test_any_result_at_once(pull_platform: PlatformUnderTest) -> None:
     """The outcome is there without another poll."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         instance.result(b"done")
         run.outcome("ok", instance)
 
@@ -328,15 +281,14 @@ def test_any_event_size(pull_platform: PlatformUnderTest) -> None:
     with pull_platform.used_run("--max-event", "100") as run:
         run.issue(b"x" * 101)
         run.outcome("request-too-large")
-        run.finish(run.fetched(b"x" * 100))
+        run.serve(b"x" * 100)
 
 
 def test_any_event_size__unit(pull_platform: PlatformUnderTest) -> None:
     """The limit of 6 MB is 6,291,456 bytes."""
     run = pull_platform.run("--max-event", "6291456", "--max-result", "6291456")
     instance = run.fetched(b"hello")
-    head = wire.request_bytes("POST", instance.result_path(),
-                              [("Content-Length", str(6 << 20))])
+    head = instance.post_bytes(None, [("Content-Length", str(6 << 20))])
     same(200, instance.ask(head, 6 << 20).status)
     same(6 << 20, len(run.outcome("ok").body))
 
@@ -346,7 +298,7 @@ def test_any_id_form(platform: PlatformUnderTest) -> None:
     seen = set()
     with platform.used_run() as run:
         for _ in range(3):
-            handled(run)
+            run.serve()
             seen.add(run.last_id)
     same(3, len(seen), "different ids")
     same([], [one for one in seen if not re.fullmatch("[A-Za-z0-9-]+", one)])
@@ -355,9 +307,7 @@ def test_any_id_form(platform: PlatformUnderTest) -> None:
 def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
     """An event is not lost to a poll whose connection is gone."""
     with pull_platform.used_run() as run:
-        handled(run)
-        instance = run.idle
-        assert instance is not None
+        instance = run.idle_one()
         instance.close(instance.park())
         run.settle()
         run.issue(b"precious")
@@ -372,17 +322,14 @@ def test_any_instance_on_demand(platform: PlatformUnderTest) -> None:
     """Two events at once are given to two instances."""
     platform.needs("instances")
     with platform.used_run(*PAIR) as run:
-        instances = [run.starting(b"one")]
-        run.issue(b"two")
-        instances.append(run.instance())
-        run.abandon(*instances)
+        run.abandon(*run.pair())
 
 
 def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
     """An idle instance is used again, although another one may be started."""
     with platform.used_run(*PAIR) as run:
         for _ in range(3):
-            handled(run)
+            run.serve()
         same(True, run.arrived.empty(), "no second instance")
 
 
@@ -390,25 +337,20 @@ def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
     """Each of two events is delivered to one instance."""
     pull_platform.needs("instances")
     with pull_platform.used_run(*PAIR) as run:
-        events = [b"one", b"two"]
-        run.discard_idle()
-        for event in events:
-            run.issue(event)
-        instances = [run.instance(), run.instance()]
-        for instance in instances:
-            if run.protocol == "scf":
+        instances = run.pair()
+        if run.protocol == "scf":
+            for instance in instances:
                 instance.ready()
-        same(sorted(events), sorted(instance.fetch().body for instance in instances))
+        same([b"one", b"two"], sorted(instance.fetch().body for instance in instances))
         run.abandon(*instances)
 
 
 def test_any_time_kill(pull_platform: PlatformUnderTest) -> None:
     """A process that ignores SIGTERM is dead right after its timeout."""
-    with pull_platform.used_run(*LIMITED) as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running(*LIMITED) as (run, instance):
         instance.order("ignore", signal=15)
         run.outcome("timeout")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         run.settle()
 
 
@@ -416,17 +358,13 @@ def test_any_queue_order(pull_platform: PlatformUnderTest) -> None:
     """Events that wait are served in the order of their arrival."""
     with pull_platform.used_run(*CLOCKED) as run:
         events = [b"one", b"two", b"three", b"four"]
-        instance = run.starting(events[0])
+        instance = run.ready(events[0])
         for event in events[1:]:
             run.issue(event)
             run.wait(0.1)
-        if run.protocol == "scf":
-            instance.ready()
-        seen = []
-        for _ in events:
-            seen.append(instance.fetch().body)
+        for event in events:
+            same(event, instance.fetch().body)
             run.finish(instance)
-        same(events, seen)
 
 
 def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
@@ -453,8 +391,7 @@ def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
     """The wait in the queue does not count towards the time limit."""
-    with pull_platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"runs")
+    with pull_platform.running(*CLOCKED, event=b"runs") as (run, instance):
         run.issue(b"waits")
         run.wait(1.4)
         run.finish(instance)
@@ -480,8 +417,7 @@ def test_any_outcome_one(pull_platform: PlatformUnderTest, kind: str) -> None:
 
 def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
     """A second result changes nothing, in whatever form it comes."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         instance.result(b"first")
         instance.result(b"second", "error")
         same(b"first", run.outcome("ok", instance).body)
@@ -489,8 +425,7 @@ def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
     """The outcome of an event that nobody answers is there in bounded time."""
-    with pull_platform.used_run(*LIMITED) as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running(*LIMITED) as (run, instance):
         run.patience_s = 1.0 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
         run.outcome("timeout")
         run.discard(instance)
@@ -499,9 +434,7 @@ def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
 def test_any_stop_drain__poll(pull_platform: PlatformUnderTest) -> None:
     """An instance that is being stopped gets no event."""
     run = pull_platform.run("--grace", "30")
-    instance = run.fetched(b"hello")
-    instance.order("ignore", signal=15)
-    run.finish(instance)
+    instance = run.stubborn()
     number = instance.park()
     run.end_input()
     same("", instance.read(number, 0.1).start, "an answer to the poll")
@@ -514,7 +447,7 @@ def test_any_memory_limit(pull_platform: PlatformUnderTest) -> None:
     instance = run.fetched(b"hello")
     instance.end("eat", bytes=100 << 20)
     run.outcome("out-of-memory")
-    instance.reaped(run.patience_s)
+    instance.reaped()
 
 
 # ---- stop, logs, security ----
@@ -527,19 +460,16 @@ def test_any_stop_drain(pull_platform: PlatformUnderTest) -> None:
     instance.order("ignore", signal=15)
     run.end_input()
     run.settle()
-    instance.send(instance.open(), wire.request_bytes(
-        "POST", instance.result_path(), (), b"done"))
+    instance.send(instance.open(), instance.post_bytes(b"done"))
     same(b"done", run.outcome("ok").body)
 
 
 def test_any_stop_order(pull_platform: PlatformUnderTest) -> None:
     """A bootstrap that ignores SIGTERM is killed when the grace is over."""
     run = pull_platform.run("--grace", "0.2")
-    instance = run.fetched(b"hello")
-    instance.order("ignore", signal=15)
-    run.finish(instance)
+    instance = run.stubborn()
     run.end_input()
-    instance.reaped(run.patience_s)
+    instance.reaped()
 
 
 def test_any_process_group__leftovers(pull_platform: PlatformUnderTest) -> None:
@@ -560,12 +490,12 @@ def test_any_log_streams(platform: PlatformUnderTest) -> None:
     """What a bootstrap prints is in the log before its result, and in order."""
     platform.needs("logs")
     with platform.used_run() as run:
-        instance = run.served() if run.protocol == "fc" else run.fetched(b"hello")
+        instance = run.fetched() if run.protocol == "fc" else run.fetched(b"hello")
         mark = os.urandom(8).hex().encode()
         for number, to in enumerate((1, 2, 1)):
             text = b"<%s %d>\n" % (mark, number)
             instance.order("print", to=to, text=text)
-        (run.settled if run.protocol == "fc" else run.finish)(instance)
+        run.finish(instance)
         printed = re.findall(b"<%s (.)>" % mark, run.said())
         same([b"0", b"1", b"2"], printed, "lines of the log")
 
@@ -581,7 +511,7 @@ def test_any_log_streams__drained(pull_platform: PlatformUnderTest, to: int) -> 
 def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
     """The runtime API is at a loopback address."""
     with pull_platform.used_run() as run:
-        handled(run)
+        run.serve()
         assert run.idle is not None
         same("127.", run.idle.address()[0][:4], "the address")
 
@@ -589,8 +519,7 @@ def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
 def test_any_security_instance(pull_platform: PlatformUnderTest) -> None:
     """A second instance has an API of its own."""
     pull_platform.needs("instances")
-    with pull_platform.used_run(*PAIR) as run:
-        run.discard_idle()
+    with pull_platform.new_run(*PAIR) as run:
         run.issue(b"one")
         run.issue(b"two")
         instances = [run.instance(), run.instance()]
@@ -605,7 +534,7 @@ def test_any_security_values(push_platform: PlatformUnderTest) -> None:
     run = push_platform.run("--name", "a\r\nX-Evil: 1")
     run.patience_s = 2.0
     try:
-        instance = run.served(b"hello")
+        instance = run.fetched(b"hello")
     except Mismatch:
         return  # refused, or never sent: as good
     same(None, instance.got.header("x-evil"), "the field X-Evil")

@@ -34,8 +34,7 @@ def test_scf_env_api(platform: PlatformUnderTest, name: str, wanted: str) -> Non
 def test_scf_env_handler(platform: PlatformUnderTest) -> None:
     """_HANDLER is the function's handler."""
     run = platform.run("--handler", "mine.handle")
-    run.issue(b"hello")
-    same("mine.handle", run.instance().environ.get("_HANDLER"))
+    same("mine.handle", run.starting().environ.get("_HANDLER"))
 
 
 def test_scf_env_handler__default(platform: PlatformUnderTest) -> None:
@@ -68,8 +67,7 @@ def test_any_start_cwd__scf(platform: PlatformUnderTest) -> None:
 def test_scf_next_headers(platform: PlatformUnderTest) -> None:
     """The event comes with its id, the memory in MB and the time limit in ms."""
     run = platform.run("--memory", "256", "--timeout", "5")
-    instance = run.starting(b"hello")
-    instance.ready()
+    instance = run.ready()
     reply = instance.fetch()
     same(("256", "5000"), (reply.header("Memory_Limit_In_Mb"),
                            reply.header("Time_Limit_In_Ms")))
@@ -85,8 +83,7 @@ def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) 
 
 def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
-    with platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"one")
+    with platform.running(*CLOCKED, event=b"one") as (run, instance):
         run.issue(b"two")
         run.settle()
         same(b"one", instance.fetch().body, "the event while one runs")
@@ -98,8 +95,7 @@ def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     with platform.used_run(*CLOCKED) as run:
-        instance = run.starting(b"hello")
-        instance.ready()
+        instance = run.ready()
         run.wait(1.5)
         instance.fetch()
         times_out_soon(run, instance)
@@ -107,8 +103,7 @@ def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     """Fetching again does not start the clock again."""
-    with platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"hello")
+    with platform.running(*CLOCKED) as (run, instance):
         for _ in range(2):
             run.wait(0.75)
             instance.fetch()
@@ -181,8 +176,7 @@ def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
 def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
     """RUNTIME_USERDATA is a JSON object of the user's variables."""
     run = platform.run("--env", "A=1", "--env", "B=two words")
-    run.issue(b"hello")
-    environ = run.instance().environ
+    environ = run.starting().environ
     same({"A": "1", "B": "two words"}, document(environ["RUNTIME_USERDATA"]))
 
 
@@ -234,9 +228,7 @@ def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
 def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
     """One of several held polls gets the event."""
     with platform.used_run() as run:
-        run.finish(run.fetched(b"before"))
-        instance, run.idle = run.idle, None
-        assert instance is not None
+        instance = run.idle_one()
         polls = [instance.park() for _ in range(3)]
         run.settle()
         run.issue(b"hello")
@@ -251,8 +243,7 @@ def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
 
 def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
     """A second event waits until the instance is idle."""
-    with platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"one")
+    with platform.running(*CLOCKED, event=b"one") as (run, instance):
         run.issue(b"two")
         number = instance.park()
         same("", instance.read(number, 0.05).start, "an answer while one runs")
@@ -264,9 +255,7 @@ def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
 def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     with platform.used_run(*CLOCKED) as run:
-        run.finish(run.fetched(b"before"))
-        instance, run.idle = run.idle, None
-        assert instance is not None
+        instance = run.idle_one()
         run.issue(b"hello")
         run.wait(1.5)
         instance.fetch()
@@ -275,8 +264,7 @@ def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
 
 def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
     """The caller of a failed function sees the posted body."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.running() as (run, instance):
         instance.result(b"\0 it failed \xff", "error")
         same(b"\0 it failed \xff", run.outcome("function-error", instance).body)
 
