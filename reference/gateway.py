@@ -14,10 +14,6 @@ stopped in here. The list of functions is a list of *profiles*:
     caller -> FC -> Server -> Agent -> Broker (one per function) -> Worker (process)
                                |  control loop: launch, scale, drain, stop
 
-It is a library too: within `with Agent(settings) as agent`, after
-`agent.set_profiles(...)`, `agent.invoke(name, body, metadata)` gives status, header
-fields and the body as it comes.
-
 HTTP, processes and the clock are those of emulator.py, which lies beside this file. What
 stands in for Noslate's own parts, and what is not claimed, begins chapter 9 of SPEC.md:
 workers are plain processes that speak the fc protocol, so fc_bootstrap.py and the
@@ -30,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import errno
 import json
 import math
 import os
@@ -55,9 +50,9 @@ else:  # installed
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
-__all__ = ["Agent", "Call", "Failure", "Metadata", "Profile", "Server"]
+__all__ = ["Agent", "Server", "main"]
 
-Pairs = Sequence[Tuple[str, str]]
+Pair = Tuple[str, str]
 quote = json.encoder.encode_basestring_ascii  # a JSON string, at the speed of C
 
 
@@ -70,16 +65,6 @@ class Failure(Exception):
         super().__init__("%s: %s" % (name, message))
         self.name = name
         self.message = message
-
-
-class Metadata(NamedTuple):
-    """What goes to a worker beside the body, with Noslate's defaults."""
-
-    method: str = "GET"
-    url: str = "/"               # path and query
-    headers: Pairs = ()          # order, case and duplicates are kept
-    timeout_s: float = 10.0      # until the head of the answer; its body has 1 s more
-    request_id: str = "unknown"
 
 
 # ---- tables ----
@@ -202,8 +187,6 @@ FREEZE_S = 0.2               # sleeping that much too long means: we were frozen
 TAIL_BYTES = 500             # of what a worker said that could not start
 LOGS_KEPT = 100              # log folders of workers that have stopped
 DEMANDED, RESERVED = 1, 2    # rank of workers that start; disposable ones have 0
-NO_CONNECTION = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM,
-                 errno.EADDRNOTAVAIL)  # what the system says when it has none left
 
 # Fields that belong to one connection, and ours, which nobody else may set
 # [fcc.fields.hop]
@@ -458,7 +441,7 @@ def kind_of(control_path: str, method: str, target: str) -> str:
     return control_path or (path if method in ENDPOINTS.get(path, ()) else "")
 
 
-def pass_fields(fields: Pairs, dropped: AbstractSet[str]) -> List[Tuple[str, str]]:
+def pass_fields(fields: Iterable[Pair], dropped: AbstractSet[str]) -> List[Pair]:
     """Return the fields that pass on: neither dropped nor named by a Connection field.
     """
     kept, named = [], set(dropped)
@@ -518,30 +501,23 @@ class RunningClock(emulator.Clock):
 
 class Worker:
     """A process that serves one function over the fc protocol. A thread launches it,
-    and its process has one that waits for its end. The agent's lock guards state and
-    counts."""
+    another one waits for its end. The agent's lock guards state and counts."""
 
     def __init__(self, agent: "Agent", broker: "Broker", number: int) -> None:
-        self.agent = agent
-        self.broker = broker
-        self.profile = profile = broker.profile
-        self.id = "%s-%d-%s" % (re.sub(r"[^0-9A-Za-z_.-]", "_", profile.name)[:80],
-                                number, agent.mark)
+        self.agent, self.broker, self.profile = agent, broker, broker.profile
+        self.id = "%s-%d-%s" % (
+            re.sub(r"[^0-9A-Za-z_.-]", "_", self.profile.name)[:80], number, agent.mark)
         self.state = "created"
         self.active = 0              # calls that hold a slot
         self.served = 0
         self.strikes = 0             # looks at memory above the limit, in a row
-        self.rank = 0 if profile.disposable else DEMANDED  # the lowest starts first
+        self.rank = DEMANDED         # among those that wait, the lowest starts first
         self.has_thread = False      # else it waits for its turn to start
-        self.launched = threading.Event()    # or has failed to
+        self.launched = threading.Event()   # or given up
         self.alarm = emulator.Alarm(self.on_time)   # of its start, drain or stop
-        self.secret = os.urandom(16).hex()   # [fcc.worker.secret]
+        self.secret = os.urandom(16).hex()  # [fcc.worker.secret]
         self.port = 0
         self.listens = False
-        self.fields = (
-            "X-Fc-Function-Name: %s\r\nX-Fc-Function-Handler: %s\r\n"
-            "X-Fc-Function-Memory: %d\r\nX-Noslate-Worker-Secret: %s\r\n"
-            % (profile.name, profile.handler, profile.memory_bytes >> 20, self.secret))
         self.pool: List[emulator.Upstream] = []     # kept connections, last used last
         self.process: Optional[emulator.Process] = None
         self.log_folder = os.path.join(agent.log_folder, "workers", self.id)
@@ -557,18 +533,18 @@ class Worker:
         except Failure as error:
             failure = error
         except emulator.StartError as error:
-            failure = Failure("CodeMissing", "%s: cannot start it: %s"
+            failure = Failure("CodeMissing", "%s: cannot start: %s"
                               % (self.profile.name, error))
-        except (OSError, ValueError, emulator.BadMessage) as error:
+        except BROKEN as error:
             failure = Failure("InitFailed", "worker %s %s" % (self.id,
                                                               self._why(error)))
-        self.agent.on_launch(self, failure)
+        self.agent.move(self, "failed" if failure else "installed", failure)
         self.launched.set()
         if self.process is None:
             self.on_exit(0)
 
     def _launch(self) -> None:
-        profile = self.profile
+        profile, agent = self.profile, self.agent
         if not os.path.isdir(profile.folder):
             raise Failure("CodeMissing", "%s: no folder %s"
                           % (profile.name, profile.folder))
@@ -578,20 +554,25 @@ class Worker:
             emulator.check_program(words, profile.folder, "")
         os.makedirs(self.log_folder, exist_ok=True)
         os.makedirs(self.scratch, exist_ok=True)
-        self.agent.choose_port(self)
+        with agent.lock:
+            taken = [one.port for one in agent.workers]
+            while self.port in taken:
+                self.port = emulator.free_port()
         self._spawn(words)
-        self.agent.on_spawn(self)
+        with agent.lock:
+            if self.state == "created":
+                agent.limit(self, profile.init_timeout_s)
+            else:  # there was no process yet to kill
+                self.signal(signal.SIGKILL)
         upstream = self._await_port()
         self.listens = True
-        if profile.initializer:
-            self._initialize(upstream)
-        else:
+        if not profile.initializer or self._initialize(upstream):
             self.pool.append(upstream)
 
     def _spawn(self, words: Sequence[str]) -> None:
         with open(os.path.join(self.log_folder, "stdout.log"), "wb") as out:
             with open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
-                # in the container's process group, which is frozen and dies as one
+                # it stays in the container's process group, which is frozen as one
                 self.process = emulator.Process(
                     words, self.profile.folder, self._environment(), out.fileno(),
                     self.on_exit, errors=err.fileno(), leads=False)
@@ -599,13 +580,12 @@ class Worker:
     def _environment(self) -> Dict[str, str]:
         """Nothing is inherited but what every program needs [fcc.worker.environment].
         """
+        profile, port, memory_mb = self.profile, str(self.port), self._memory_mb()
         env = {name: os.environ[name] for name in ("PATH", "TERM", "TZ", "LANG")
                if name in os.environ}
-        profile = self.profile
-        env.update(HOME=profile.folder, TMPDIR=self.scratch,
-                   FC_SERVER_PORT=str(self.port), FC_CUSTOM_LISTEN_PORT=str(self.port),
-                   FC_FUNC_CODE_PATH=profile.folder, FC_FUNCTION_NAME=profile.name,
-                   FC_FUNCTION_MEMORY_SIZE=str(profile.memory_bytes >> 20),
+        env.update(HOME=profile.folder, TMPDIR=self.scratch, FC_SERVER_PORT=port,
+                   FC_CUSTOM_LISTEN_PORT=port, FC_FUNC_CODE_PATH=profile.folder,
+                   FC_FUNCTION_NAME=profile.name, FC_FUNCTION_MEMORY_SIZE=memory_mb,
                    FC_INSTANCE_ID=self.id)
         if profile.handler:
             env["FC_FUNCTION_HANDLER"] = profile.handler
@@ -613,8 +593,10 @@ class Worker:
         env.update(NOSLATE_WORKER_ID=self.id, NOSLATE_WORKER_SECRET=self.secret)
         return env
 
+    def _memory_mb(self) -> str:
+        return str(self.profile.memory_bytes >> 20)
+
     def _await_port(self) -> emulator.Upstream:
-        """Dial until the worker listens. Raises OSError."""
         begin, process = time.monotonic(), self.process
         assert process is not None
         while self.state == "created":
@@ -626,21 +608,18 @@ class Worker:
                 raise ConnectionError("it has ended")
         raise ConnectionError("it was given up")  # who did that knows why
 
-    def _initialize(self, upstream: emulator.Upstream) -> None:
-        """Call the initializer [fcc.launch.ready]. Raises Failure, OSError, BadMessage.
-        """
-        upstream.send(self.request("POST", "/initialize", (), "/initialize",
-                                   fc_platform.new_id(), self.profile.init_timeout_s, 0))
+    def _initialize(self, upstream: emulator.Upstream) -> bool:
+        """Call the initializer [fcc.launch.ready]; tell whether it leaves the connection
+        usable."""
+        upstream.send(self.request("POST", "/initialize", (), fc_platform.new_id(),
+                                   "/initialize", self.profile.init_timeout_s, 0))
         head = upstream.read_answer(emulator.HEAD_BYTES)
         for _ in emulator.read_parts(upstream.reader, head.length):
             pass
         if fc_platform.judge_hook(int(head.words[1])) != "done":
             raise Failure("InitFailed", "the initializer of %s answered %s"
                           % (self.profile.name, head.words[1]))
-        if head.keep_alive and head.length is not None:
-            self.pool.append(upstream)
-        else:
-            upstream.close()
+        return head.keep_alive and head.length is not None
 
     def _why(self, error: Exception) -> str:
         """Return what went wrong; if the process has ended, that is the reason."""
@@ -653,20 +632,24 @@ class Worker:
 
     def on_time(self) -> None:
         """The start, the drain or the stop takes too long."""
-        if self.state != "created":
-            self.agent.on_late(self)
-            return
-        self.agent.on_launch(self, Failure("InitTimeout", (
-            "worker %s has not answered its initializer within %g s" if self.listens
-            else "worker %s runs, but within %g s nothing listens on its port {}; it "
-            "must read FC_SERVER_PORT".format(self.port)) % (
-                self.id, self.profile.init_timeout_s)))
+        seen = "has not answered its initializer" if self.listens else (
+            "runs, but nothing listens on its port %d; it must read FC_SERVER_PORT, and"
+            " has not" % self.port)
+        self.agent.move(self, "failed" if self.state == "created" else "late", Failure(
+            "InitTimeout", "worker %s %s within %g s" % (self.id, seen,
+                                                         self.profile.init_timeout_s)))
 
     def on_exit(self, _: int) -> None:
         """The process has ended, or there never was one; nothing of it stays."""
         self.launched.wait()
         kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
-        self.agent.on_exit(self)
+        self.agent.move(self, "exit")
+        while self.pool:
+            self.pool.pop().close()
+        old_logs = self.agent.old_logs
+        old_logs.append(self.log_folder)
+        if len(old_logs) > LOGS_KEPT:
+            shutil.rmtree(old_logs.popleft(), ignore_errors=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
         time.sleep(EXEC_S)
         kill_marked("NOSLATE_WORKER_ID=" + self.id)
@@ -683,37 +666,39 @@ class Worker:
                                                           DIAL_S))
 
     def connect(self) -> Optional[emulator.Upstream]:
-        """Return a connection, None when the worker cannot be reached any more. Raises
-        Failure when the fault is not the worker's. Blocks for DIAL_S at most."""
-        while self.pool:
-            try:
+        """Return a connection, None when the worker is gone. Raises Failure when the
+        fault is not the worker's. Blocks for DIAL_S at most."""
+        try:
+            while self.pool:
                 upstream = self.pool.pop()
-            except IndexError:
-                break  # another call was faster
-            if upstream.is_usable():
-                return upstream
-            upstream.close()
+                if upstream.is_usable():
+                    return upstream
+                upstream.close()
+        except IndexError:
+            pass  # another call was faster
         try:
             return self._dial()
-        except OSError as error:
-            if error.errno in NO_CONNECTION:  # [fcc.limit.calls]
-                raise Failure("Overloaded", "no connection to a worker: %s"
-                              % error.strerror)
+        except ConnectionError:
             return None
+        except OSError as error:  # too many open files, say [fcc.limit.calls]
+            raise Failure("Overloaded", "no connection to a worker: %s" % error)
 
-    def request(self, method: str, target: str, fields: Pairs, control_path: str,
-                request_id: str, timeout_s: float, length: Optional[int]) -> bytes:
+    def request(self, method: str, target: str, fields: Sequence[Pair], request_id: str,
+                control_path: str, timeout_s: float, length: Optional[int]) -> bytes:
         """Return the head of a request to the worker [fcc.fields.pass]."""
         own = [("X-Fc-Request-Id", request_id), ("X-Fc-Control-Path", control_path),
+               ("X-Fc-Function-Name", self.profile.name),
+               ("X-Fc-Function-Handler", self.profile.handler),
+               ("X-Fc-Function-Memory", self._memory_mb()),
                ("X-Fc-Function-Timeout",  # [fc.headers.common]
-                str(max(1, math.ceil(timeout_s))))]
+                str(max(1, math.ceil(timeout_s)))),
+               ("X-Noslate-Worker-Secret", self.secret)]
         if length is not None:
             own.append(("Content-Length", str(length)))
         if not any(name.lower() == "host" for name, _ in fields):
             own.append(("Host", "127.0.0.1"))
-        head = emulator.format_head("%s %s HTTP/1.1" % (method, target),
+        return emulator.format_head("%s %s HTTP/1.1" % (method, target),
                                     [*fields, *own])
-        return head[:-2] + (self.fields + "\r\n").encode()
 
 
 def read_tail(path: str) -> str:
@@ -728,78 +713,62 @@ def read_tail(path: str) -> str:
 
 def kill_marked(variable: str) -> None:
     """Kill every process with this end of a variable in its environment: what a worker
-    forked inherits it. By group is no way: workers stay in the container's process
-    group."""
-    mark = variable.encode() + b"\0"
-    for _ in range(KILL_ROUNDS):  # one may have forked between a look and its end
-        if not kill_found(mark):
-            return
-
-
-def kill_found(mark: bytes) -> bool:
-    """Kill what has these bytes in its environment now; tell whether there was any."""
-    found = False
-    for number, _ in emulator.group_members():
-        try:
-            with open("/proc/%d/environ" % number, "rb") as file:
-                if mark in file.read():
-                    os.kill(number, signal.SIGKILL)
-                    found = True
-        except OSError:
-            pass  # another user's, or gone
-    return found
+    forked inherits it. By group is no way, that is the container's."""
+    found = rounds = 1
+    while found and rounds < KILL_ROUNDS:  # one may have forked before its end
+        found, rounds = 0, rounds + 1
+        for number, _ in emulator.group_members():
+            try:
+                with open("/proc/%d/environ" % number, "rb") as file:
+                    if variable.encode() + b"\0" in file.read():
+                        os.kill(number, signal.SIGKILL)
+                        found = number
+            except OSError:
+                pass  # another user's, or gone
 
 
 # ---- a call and its broker ----
 
-BROKEN = (OSError, emulator.BadMessage, emulator.BodyTooLarge, emulator.CallerGone)
+BROKEN = (OSError, ValueError, emulator.BadMessage, emulator.BodyTooLarge,
+          emulator.CallerGone)
 
 
 class Call:
-    """One invocation. Agent.invoke() returns it as the answer: `status`, `fields`, and
-    the body to iterate over; end() it when you stop before its end. The thread of its
-    caller carries it to the worker and back."""
+    """One invocation. The thread of its caller carries it to the worker and back."""
 
     worker: Optional[Worker] = None
     upstream: Optional[emulator.Upstream] = None
-    gate: Optional[emulator.Gate] = None     # of a call that waits in a queue
+    gate: Optional[emulator.Gate] = None     # while it waits in a queue
     refusal: Optional[Failure] = None        # with which it comes out
-    head: Optional[emulator.Head] = None     # of the answer
-    fields: Sequence[Tuple[str, str]] = ()   # of it, those that pass on
-    status = 0
-    whole = b""                  # the body, if it was there with its head
-    has_body = False
-    size = 0                     # of the body so far
+    status = 0                   # of its answer, 0 before that has begun
+    size = 0                     # of the answer's body so far
     error = ""
     is_new = False               # the worker had no call before
     is_late = False              # a deadline has passed
     is_ended = False             # it holds nothing of the worker any more
     queued_s = first_byte_s = 0.0
-    _reusable = False            # the connection, once the body was read
 
-    def __init__(self, agent: "Agent", metadata: Metadata, kind: str,
-                 alarm: Optional[emulator.Alarm] = None,
-                 caller: Optional[emulator.Handler] = None) -> None:
-        self.agent = agent
-        self.metadata = metadata
-        self.name = ""
-        self.caller = caller
+    def __init__(self, agent: "Agent", caller: "Caller", kind: str) -> None:
+        self.agent, self.caller, self.name = agent, caller, ""
         self.control_path = "/invoke" if kind == "/invoke" else "/http-invoke"
+        get = caller.head.get
+        self.request_id = get("x-fc-request-id") or get(
+            "x-noslated-request-id") or "unknown"
+        self.timeout_s = read_timeout_s(get("x-fc-function-timeout"),
+                                        agent.settings["timeout_s"])
         self.started = agent.clock.now()
-        self.alarm = alarm or emulator.Alarm(self.on_time)
-        self._parts: Iterator[bytes] = iter(())
         with agent.lock:
             agent.calls += 1
-            self.alarm.call = self.on_time
-            self._limit(metadata.timeout_s)
+            caller.alarm.call = self.on_time
+            self._limit(self.timeout_s)
 
-    def _limit(self, timeout_s: float) -> None:
-        self.agent.clock.set(self.alarm, self.started + timeout_s)
+    def _limit(self, limit_s: float) -> None:
+        self.agent.clock.set(self.caller.alarm, self.started + limit_s)
 
     def on_time(self) -> None:
         """The head, or the end of the answer, is not there in time."""
         with self.agent.lock:
-            if self.is_ended or self.alarm.deadline < math.inf:
+            if self.is_ended or self.caller.alarm.deadline < math.inf:
                 return  # it was moved meanwhile
             self.is_late = True
             if self.gate is not None:
@@ -807,123 +776,115 @@ class Call:
             if self.upstream is not None:
                 emulator.shut(self.upstream.socket)
 
-    def send(self, body: bytes) -> None:
-        """Send the call to a worker and read the head of the answer. Blocks until the
-        deadline at most. Raises Failure."""
+    def run(self, body: bytes) -> None:
+        """Send it to a worker and pass the answer on. Blocks until the deadline at
+        most. Raises Failure; no call is ever sent twice [fcc.retry.none]."""
+        worker, upstream = self.agent.connect(self)
+        caller = self.caller
         try:
-            upstream = self.agent.connect(self)
-            self._take_head(upstream, self._exchange(upstream, body))
-        except BaseException as error:
-            self.end(error.name if isinstance(error, Failure) else "CallerGone")
-            raise
-
-    def _exchange(self, upstream: emulator.Upstream, body: bytes) -> emulator.Head:
-        worker, metadata = self.worker, self.metadata
-        assert worker is not None
-        length = None if metadata.method in ("GET", "HEAD") and not body else len(body)
-        head = worker.request(
-            metadata.method, metadata.url, pass_fields(metadata.headers, OWN_FIELDS),
-            self.control_path, metadata.request_id, metadata.timeout_s, length)
-        try:
-            upstream.watch(self.caller, self._leave)
+            upstream.watch(caller, self._leave)
+            fields = pass_fields(caller.head.fields, OWN_FIELDS)
+            head = worker.request(
+                caller.command, caller.path, fields, self.request_id,
+                self.control_path, self.timeout_s,
+                len(body) if body or caller.command not in ("GET", "HEAD") else None)
             if len(body) <= 65536:
-                self._reusable = upstream.send(head + body)
+                whole = upstream.send(head + body)
             else:
-                self._reusable = upstream.send(head) and upstream.send(body)
+                whole = upstream.send(head) and upstream.send(body)
             answer = upstream.read_answer(emulator.HEAD_BYTES)
             if answer.words[1] == "101":
                 raise emulator.BadMessage("fc.upgrade.pass", "an upgrade")
-            return answer
+            self._pass(upstream, answer, whole)
         except BROKEN as error:
             raise self._explain(error)
 
     def _leave(self) -> None:
         raise emulator.CallerGone
 
-    def _explain(self, error: Exception) -> Failure:
-        """Return how an exchange that broke off ends."""
-        seen, begun = "%s: %s" % (self.name, error), self.status > 0
-        if isinstance(error, emulator.CallerGone):
-            return Failure("CallerGone", "the caller has gone")
-        if self.is_late:
-            return Failure("BodyTimeout" if begun else "HeadTimeout",
-                           "%s has not answered within %g s"
-                           % (self.name, self.metadata.timeout_s))
-        if begun:
-            return Failure("StreamBroken", seen)
-        if isinstance(error, emulator.BodyTooLarge) or (
-                isinstance(error, emulator.BadMessage)
-                and error.violation.rule != "any.http.no-effect"):
-            return Failure("BadAnswer", seen)
-        return Failure("WorkerDied", "the worker of %s is gone: %s" % (self.name, error))
-
-    def _take_head(self, upstream: emulator.Upstream, head: emulator.Head) -> None:
+    def _pass(self, upstream: emulator.Upstream, head: emulator.Head, whole: bool
+              ) -> None:
+        """Pass the answer on, as it comes."""
         self.first_byte_s = self.agent.clock.now() - self.started
-        self.head, self.status = head, int(head.words[1])
-        self.has_body = emulator.has_body(head, self.metadata.method)
+        self.status = int(head.words[1])
+        own = [("X-Fc-Status", "200")]
         if fc_platform.judge_answer(self.control_path == "/http-invoke", self.status,
                                     head.get("x-fc-status")) != "ok":
             self.error = "HandlerFailed"
-        self.fields = [  # [fcc.answer.fields]
+            own = [("X-Fc-Status", "404"), ("X-Noslate-Error", self.error)]
+        fields = [  # [fcc.answer.fields]
             pair for pair in pass_fields(head.fields, HOP_FIELDS)
             if not pair[0].lower().startswith(("x-fc-", "x-noslate-"))]
-        length = head.length if self.has_body else 0
-        self._reusable = self._reusable and head.keep_alive and length is not None
+        has_body = emulator.has_body(head, self.caller.command)
+        length = head.length if has_body else 0
+        kept = whole and head.keep_alive and length is not None
+        answer = emulator.Answer(self.caller)
         if length is not None and 0 <= length <= upstream.ahead:
-            self.whole = upstream.reader.read(length) or b""
-            self.end()  # all is here: free the worker
-            self.size = length
+            body, self.size = upstream.reader.read(length) or b"", length
+            self.end(kept=kept)  # the worker is free before the caller has it all
+            answer.begin(head, fields, tuple(own), has_body, body)
+            answer.end()
             return
-        self._parts = emulator.read_parts(upstream.reader, length)
         with self.agent.lock:
-            self._limit(self.metadata.timeout_s + BODY_EXTRA_S)  # [fcc.timeout.body]
+            self._limit(self.timeout_s + BODY_EXTRA_S)  # [fcc.timeout.body]
+        answer.begin(head, fields, tuple(own), has_body)
+        for part in emulator.read_parts(upstream.reader, length):
+            self.size += len(part)
+            if self.size == length:
+                self.end(kept=kept)
+            answer.write(part)
+            if answer.is_lost:
+                raise emulator.CallerGone
+        self.end(kept=kept)
+        answer.end()
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the body as it comes. Raises Failure when it breaks off."""
-        if self.whole:
-            yield self.whole
-        length = self.head.length if self.head is not None else None
-        try:
-            for part in self._parts:
-                self.size += len(part)
-                if self.size == length:
-                    self.end()  # the worker is free before the caller has it all
-                yield part
-            self.end()
-        except BROKEN as error:
-            failure = self._explain(error)
-            self.end(failure.name)
-            raise failure
-        finally:
-            self.end("CallerGone")
+    def _explain(self, error: Exception) -> Failure:
+        """Return how an exchange that broke off ends."""
+        begun = self.status > 0
+        if isinstance(error, emulator.CallerGone):
+            return Failure("CallerGone", "the caller has gone")
+        if self.is_late:
+            return Failure("BodyTimeout" if begun else "HeadTimeout", "%s has not "
+                           "answered within %g s" % (self.name, self.timeout_s))
+        if begun:
+            return Failure("StreamBroken", "%s: %s" % (self.name, error))
+        if not isinstance(error, OSError) and "any.http.no-effect" not in str(error):
+            return Failure("BadAnswer", "%s: %s" % (self.name, error))
+        return Failure("WorkerDied", "the worker of %s is gone: %s" % (self.name, error))
 
-    def end(self, error: str = "") -> None:
-        """Give the worker's slot and connection back, unless that was done."""
+    def end(self, error: str = "", kept: bool = False) -> None:
+        """Give the worker's slot back, and its connection, unless that was done."""
         if self.is_ended:
             return
-        self.is_ended = True
-        self.error = error or self.error
-        upstream = self.upstream
+        self.is_ended, self.error, upstream = True, error or self.error, self.upstream
         if upstream is not None:
             upstream.watch(None, self._leave)
-        self.agent.settle(self, upstream if self._reusable and not error else None)
-        if upstream is not None and (error or not self._reusable):
+        self.agent.settle(self, upstream if kept else None)
+        if upstream is not None and not kept:
             upstream.close()  # the handler may learn that nobody waits
 
     def log_line(self) -> bytes:
         """Return the line of the access log [fcc.log.access]."""
-        metadata = self.metadata
         return (
             '{"time": %.3f, "request_id": %s, "function": %s, "worker": %s, '
             '"new_worker": %s, "method": %s, "url": %s, "status": %d, "error": %s, '
             '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f, "bytes": %d}\n'
-            % (time.time(), quote(metadata.request_id), quote(self.name),
+            % (time.time(), quote(self.request_id), quote(self.name),
                quote(self.worker.id) if self.worker else "null",
-               "true" if self.is_new else "false", quote(metadata.method),
-               quote(metadata.url), self.status,
+               "true" if self.is_new else "false", quote(self.caller.command),
+               quote(self.caller.path), self.status,
                quote(self.error) if self.error else "null", self.queued_s * 1e3,
                self.first_byte_s * 1e3, (self.agent.clock.now() - self.started) * 1e3,
                self.size)).encode()
+
+
+def read_timeout_s(text: str, default_s: float) -> float:
+    """Return the time limit that FC sends, or the default."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return default_s
+    return seconds if 0 < seconds <= 86400 else default_s
 
 
 class Broker:
@@ -992,7 +953,7 @@ class Broker:
             ready.reverse()
         elif self.profile.shrink_strategy == "LCC":
             ready.sort(key=lambda one: one.active)
-        return ready[:number]
+        return ready[:max(0, number)]
 
     def reject(self, failure: Failure) -> None:
         """Let every call in the queue fail [fcc.launch.failed]."""
@@ -1007,20 +968,12 @@ class Broker:
 # ---- the agent ----
 
 class Agent:
-    """Noslate's agent: start(), set_profiles(), invoke(), close(), end(). Settings are
-    those of LIMITS; raises ValueError that names one that is unknown or out of range.
-    Use it with `with`, which starts and ends it. One lock guards the brokers and
-    workers; it is never held while something blocks."""
+    """Noslate's agent: start(), set_profiles(), connect(), close(), end(). One lock
+    guards brokers, workers and calls; it is never held while something blocks. One
+    clock keeps every limit; what it calls is the control loop."""
 
-    def __init__(self, settings: Optional[Settings] = None, *, log_folder: str = ""
-                 ) -> None:
-        self.settings = {name: limit.default for name, limit in LIMITS.items()}
-        for name, value in (settings or {}).items():
-            if name not in LIMITS:
-                raise ValueError("%s is not a setting; known: %s"
-                                 % (name, ", ".join(LIMITS)))
-            check_value(name, LIMITS[name].kind, value)
-            self.settings[name] = value
+    def __init__(self, settings: Settings, log_folder: str = "") -> None:
+        self.settings = settings
         self.mark = os.urandom(6).hex()          # at the end of each worker's id
         self.work_folder = tempfile.mkdtemp(prefix="noslate-")
         self.log_folder = log_folder or os.path.join(self.work_folder, "logs")
@@ -1031,24 +984,12 @@ class Agent:
         self.calls = 0
         self.counts: Dict[str, int] = collections.Counter()
         self.lock = threading.Lock()
-        self.clock = RunningClock()              # the control loop
+        self.clock = RunningClock()
         self.is_hasty = False                    # a signal handler may set it
+        self.old_logs: Deque[str] = collections.deque()
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
-        self._old_logs: Deque[str] = collections.deque()
         self._tick = emulator.Alarm(self._on_tick)
         self._check = emulator.Alarm(self._check_memory)
-
-    def __enter__(self) -> "Agent":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-        self.end()
-
-    def start(self) -> None:
-        """From here on calls are dispatched."""
-        self.state = "running"
 
     def set_profiles(self, document: object) -> None:
         """Replace the whole list. Workers whose code is another now finish their calls
@@ -1059,54 +1000,37 @@ class Agent:
             for name in [name for name in self.brokers if name not in functions]:
                 broker = self.brokers.pop(name)
                 broker.reject(Failure("UnknownFunction", "%s was removed" % name))
-                for worker in list(broker.workers):
-                    self._step(worker, "retire")
+                self._retire(broker.workers)
             self.services = services
             for name, profile in functions.items():
                 broker = self.brokers.setdefault(name, Broker(profile, now))
-                for worker in broker.update(profile, now):
-                    self._step(worker, "retire")
+                self._retire(broker.update(profile, now))
                 self._supply(broker)
                 self._reserve(broker)
 
     def initialize(self) -> None:
         """Wait until every reserved worker is ready. Raises Failure."""
+        def short() -> List[Broker]:
+            return [one for one in self.brokers.values()
+                    if one.count("ready") < one.profile.reserved]
+
         with self.lock:
-            short = self._short()
-            for broker in short:
+            for broker in short():
                 broker.failure = None
                 self._reserve(broker)
-            while short:
-                for broker in short:
+            while short():
+                for broker in short():
                     if broker.failure is not None:
                         raise broker.failure
                 if self.state != "running":
                     raise Failure("AgentClosed", "the gateway is stopping")
                 self._changed.wait()
-                short = self._short()
-
-    def _short(self) -> List[Broker]:
-        return [broker for broker in self.brokers.values()
-                if broker.count("ready") < broker.profile.reserved]
 
     # -- calls --
 
-    def invoke(self, name: str, body: bytes = b"",
-               metadata: Metadata = Metadata()) -> Call:
-        """Call a function. Return its answer when the head is there; the worker's slot
-        is held until the body was read, or the call ended. Blocks until the deadline at
-        most. Raises Failure; no call is ever sent twice [fcc.retry.none]."""
-        emulator.check_request(emulator.HttpRequest(metadata.method, metadata.url,
-                                                    tuple(metadata.headers)))
-        fields = {name.lower(): value for name, value in metadata.headers}
-        call = Call(self, metadata, kind_of(fields.get("x-fc-control-path", ""),
-                                            metadata.method, metadata.url))
-        call.name = name
-        call.send(body)
-        return call
-
-    def connect(self, call: Call) -> emulator.Upstream:
-        """Get a slot and a connection for a call. Raises Failure."""
+    def connect(self, call: Call) -> Tuple[Worker, emulator.Upstream]:
+        """Get a slot and a connection for a call. Blocks until its deadline at most.
+        Raises Failure."""
         with self.lock:
             broker = self._broker(call)
             if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
@@ -1115,27 +1039,17 @@ class Agent:
                 raise Failure("RateLimited", "%s is over its rate" % call.name)
         while True:
             worker = self._admit(call)
-            try:
-                upstream = worker.connect()
-            except Failure:
-                self._give_back(call, worker, False)
-                raise
-            if upstream is None:
-                self._give_back(call, worker, True)  # another worker may have it
-                continue
+            upstream = worker.connect()
             with self.lock:
-                call.upstream = upstream  # from here on lateness cuts it off
-            if call.is_late:
-                raise queue_timeout(call)
-            return upstream
-
-    def _give_back(self, call: Call, worker: Worker, retires: bool) -> None:
-        """A worker gets nothing of a call that it was chosen for."""
-        with self.lock:
-            worker.served -= 1
-            call.worker = None
-            self._leave(worker, retires)
-            self._supply(worker.broker)
+                if upstream is not None:
+                    call.upstream = upstream  # from here on lateness cuts it off
+                    break
+                call.worker = None
+                worker.served -= 1
+                self._leave(worker, True)  # another worker may have the call
+        if call.is_late:
+            raise queue_timeout(call)
+        return worker, upstream
 
     def _broker(self, call: Call) -> Broker:
         if self.state != "running":
@@ -1145,7 +1059,7 @@ class Agent:
         return self.brokers[call.name]
 
     def _admit(self, call: Call) -> Worker:
-        """Get a slot for the call, at once or out of the queue. Raises Failure."""
+        """Get a slot for the call, at once or out of the queue."""
         with self.lock:
             broker = self._broker(call)
             worker = None if broker.queue else broker.pick()
@@ -1153,7 +1067,7 @@ class Agent:
                 self._take(worker, call)
                 return worker
             gate = self._enqueue(broker, call)
-        is_here = call.is_late or gate.wait(call.caller)
+        is_here = gate.wait(call.caller)
         with self.lock:
             call.gate = None
             if call in broker.queue:
@@ -1168,7 +1082,7 @@ class Agent:
         return call.worker
 
     def _enqueue(self, broker: Broker, call: Call) -> emulator.Gate:
-        """Put a call into the queue and order a worker (lock held). Raises Failure."""
+        """Put a call into the queue and order a worker (lock held)."""
         profile = broker.profile
         if profile.queue_disabled:  # [fcc.queue.disabled]
             self._order(broker, 1 - broker.count("created"))
@@ -1181,18 +1095,18 @@ class Agent:
             raise Failure("ReplicaLimit", "%s has all the workers it may have"
                           % call.name)
         gate = call.gate = emulator.Gate()
+        if call.is_late:
+            gate.open()
         broker.queue.append(call)
         self._supply(broker)
         return gate
 
     def _take(self, worker: Worker, call: Call) -> None:
-        call.is_new = worker.served == 0
-        call.worker = worker
+        call.worker, call.is_new = worker, worker.served == 0
         worker.active += 1
         worker.served += 1
         if self._check.deadline == math.inf:
-            self.clock.set(self._check,
-                           self.clock.now() + self.settings["memory_check_s"])
+            self._set(self._check, self.settings["memory_check_s"])
 
     def _supply(self, broker: Broker) -> None:
         """Serve the queue, and order the workers that the rest of it needs."""
@@ -1216,15 +1130,13 @@ class Agent:
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
             call.upstream = None
-            self.clock.set(call.alarm, math.inf)
+            self.clock.set(call.caller.alarm, math.inf)
             if self.state != "running":
                 self._changed.notify_all()
-            if worker is None:
-                return
-            if kept is not None:
-                worker.pool.append(kept)  # before the next call looks for one
-            self._leave(worker, worker.profile.disposable or call.error in RETIRING)
-            self._supply(worker.broker)
+            if worker is not None:
+                if kept is not None:
+                    worker.pool.append(kept)  # before the next call looks for one
+                self._leave(worker, worker.profile.disposable or call.error in RETIRING)
 
     def _leave(self, worker: Worker, retires: bool) -> None:
         worker.active -= 1
@@ -1232,8 +1144,9 @@ class Agent:
             self._step(worker, "retire")
         if not worker.active:
             self._step(worker, "drained")
+        self._supply(worker.broker)
 
-    # -- workers come and go (lock held, but for on_...) --
+    # -- workers come and go (lock held) --
 
     def _order(self, broker: Broker, number: int, rank: int = DEMANDED
                ) -> Optional[Failure]:
@@ -1247,12 +1160,12 @@ class Agent:
                 break
             self.counts["workers"] += 1
             worker = Worker(self, broker, self.counts["workers"])
-            worker.rank = min(worker.rank, rank) if profile.disposable else rank
+            worker.rank = 0 if profile.disposable else rank
             broker.workers.append(worker)
             self.workers.append(worker)
         self._launch_next()
         if self.workers and self._tick.deadline == math.inf:
-            self.clock.set(self._tick, self.clock.now() + self.settings["tick_s"])
+            self._set(self._tick, self.settings["tick_s"])
         return failure
 
     def _no_room(self, profile: Profile) -> Optional[Failure]:
@@ -1267,12 +1180,10 @@ class Agent:
                        % (profile.name, profile.memory_bytes, pool, left))
 
     def _reserve(self, broker: Broker) -> None:
-        if self.state not in ("created", "running"):
-            return  # only calls that were let in may need a worker [fcc.stop.hook]
-        missing = broker.profile.reserved - broker.count("created", "ready")
-        failure = self._order(broker, missing, RESERVED)  # [fcc.scale.reserve]
-        if failure is not None:
-            broker.failure = failure
+        if self.state in ("created", "running"):  # else only calls that were let in may
+            missing = broker.profile.reserved - broker.count("created", "ready")
+            broker.failure = self._order(  # [fcc.scale.reserve] [fcc.stop.hook]
+                broker, missing, RESERVED) or broker.failure
 
     def _launch_next(self) -> None:
         """Start the workers whose turn it is [fcc.launch.parallel]."""
@@ -1284,81 +1195,52 @@ class Agent:
             worker.has_thread = True
             emulator.start_thread(worker.launch)
 
-    def choose_port(self, worker: Worker) -> None:
-        """Give a worker a port that no other one has or will have."""
+    def move(self, worker: Worker, call: str, failure: Optional[Failure] = None) -> None:
+        """Something has happened to a worker. Takes the lock."""
         with self.lock:
-            taken = [one.port for one in self.workers]
-            while not worker.port or worker.port in taken:
-                worker.port = emulator.free_port()
-
-    def on_spawn(self, worker: Worker) -> None:
-        """Its process is there: the time of its start begins, unless it is too late."""
-        with self.lock:
-            if worker.state == "created":
-                self._limit(worker, worker.profile.init_timeout_s)
-            else:
-                worker.signal(signal.SIGKILL)
-
-    def on_launch(self, worker: Worker, failure: Optional[Failure]) -> None:
-        """The worker can serve, or never will."""
-        with self.lock:
-            if failure is None:
-                self._step(worker, "installed")
-            elif worker.state == "created":
+            if call == "late" and worker.alarm.deadline < math.inf:
+                return  # it was moved meanwhile
+            if call == "failed" and failure is not None and worker.state == "created":
                 worker.broker.reject(failure)
                 self.counts["failed_launches"] += 1
-                self._step(worker, "failed")
+            self._step(worker, call)
             self._changed.notify_all()
 
-    def on_late(self, worker: Worker) -> None:
-        """Its calls, or its process, have not ended in time."""
-        with self.lock:
-            if worker.alarm.deadline == math.inf:
-                self._step(worker, "late")
-
-    def on_exit(self, worker: Worker) -> None:
-        """The process has ended, or there never was one."""
-        with self.lock:
-            self.clock.set(worker.alarm, math.inf)
-            self._step(worker, "exit")
-            self._old_logs.append(worker.log_folder)
-            spent = self._old_logs.popleft() if len(self._old_logs) > LOGS_KEPT else ""
-            unused, worker.pool = worker.pool, []
-        for upstream in unused:
-            upstream.close()
-        if spent:
-            shutil.rmtree(spent, ignore_errors=True)
+    def _retire(self, workers: Iterable[Worker]) -> None:
+        for worker in list(workers):
+            self._step(worker, "retire")
 
     def _step(self, worker: Worker, call: str) -> None:
         """Let a worker make a transition, if STATES has one for this call."""
-        row = STATES.get((worker.state, call))
-        if row is None:
+        if (worker.state, call) not in STATES:
             return
-        worker.state = row.state
-        if row.action == "serve":
-            self.clock.set(worker.alarm, math.inf)
-        elif row.action == "drain":  # [fcc.stop.drain]
-            self._limit(worker, self.settings["drain_s"])
+        action, worker.state, _ = STATES[worker.state, call]
+        if action == "drain":  # [fcc.stop.drain]
+            self.limit(worker, self.settings["drain_s"])
             if not worker.active:
                 self._step(worker, "drained")
-        elif row.action == "terminate":  # [fcc.stop.signals]
+        elif action == "terminate":  # [fcc.stop.signals]
             worker.signal(signal.SIGTERM)
-            self._limit(worker, self.settings["grace_s"])
-        elif row.action == "kill":
+            self.limit(worker, self.settings["grace_s"])
+        else:  # it needs no limit
+            self.limit(worker, math.inf)
+        if action == "kill":
             worker.signal(signal.SIGKILL)
-            if not worker.has_thread:  # and never will have
-                self._step(worker, "exit")
-        elif row.action == "forget":
+        if action == "forget" or action == "kill" and not worker.has_thread:
+            worker.state = "stopped"
             self.workers.remove(worker)
             worker.broker.workers.remove(worker)
-            self._changed.notify_all()
         self._supply(worker.broker)
         self._launch_next()
 
-    def _limit(self, worker: Worker, limit_s: float) -> None:
-        self.clock.set(worker.alarm, self.clock.now() + limit_s)
+    def limit(self, worker: Worker, limit_s: float) -> None:
+        """Limit the state of a worker (lock held)."""
+        self._set(worker.alarm, limit_s)
 
-    # -- the control loop: each runs in a thread of the clock --
+    def _set(self, alarm: emulator.Alarm, limit_s: float) -> None:
+        self.clock.set(alarm, self.clock.now() + limit_s)
+
+    # -- the control loop: what the clock calls --
 
     def _on_tick(self) -> None:
         """Look at the load of each function and order or retire workers."""
@@ -1366,32 +1248,30 @@ class Agent:
             if self.state != "running":
                 return
             for broker in self.brokers.values():
+                ready = broker.ready()
                 change, broker.low_ticks = plan_workers(
-                    broker.profile, sum(one.active for one in broker.ready()),
-                    broker.count("ready"), broker.count("created"), broker.low_ticks,
+                    broker.profile, sum(one.active for one in ready), len(ready),
+                    broker.count("created"), broker.low_ticks,
                     self.settings["idle_ticks"])
-                for worker in broker.victims(-change) if change < 0 else []:
-                    self._step(worker, "retire")
+                self._retire(broker.victims(-change))
                 self._order(broker, change, RESERVED)  # nobody waits, nobody is told
-            if self.workers or any(one.profile.reserved for one in self.brokers.values()):
-                self.clock.set(self._tick, self.clock.now() + self.settings["tick_s"])
+            if self.workers or any(one.profile.reserved
+                                   for one in self.brokers.values()):
+                self._set(self._tick, self.settings["tick_s"])
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
         with self.lock:
-            busy = [one for one in self.workers if one.active and one.process]
-        sizes = [emulator.memory_mb(one.process.pid) if one.process else 0.0
-                 for one in busy]
-        with self.lock:
-            for worker, size_mb in zip(busy, sizes):
-                over = size_mb * emulator.MIB > worker.profile.memory_bytes
-                worker.strikes = worker.strikes + 1 if over else 0
-                if worker.strikes > MEMORY_STRIKES:
-                    self._step(worker, "retire")
-                    worker.signal(signal.SIGKILL)
+            for worker in list(self.workers):
+                if worker.active and worker.process is not None:
+                    size = emulator.memory_mb(worker.process.pid) * emulator.MIB
+                    over = size > worker.profile.memory_bytes
+                    worker.strikes = worker.strikes + 1 if over else 0
+                    if worker.strikes > MEMORY_STRIKES:
+                        self._step(worker, "retire")
+                        worker.signal(signal.SIGKILL)
             if self.calls:
-                self.clock.set(self._check,
-                               self.clock.now() + self.settings["memory_check_s"])
+                self._set(self._check, self.settings["memory_check_s"])
 
     # -- the end --
 
@@ -1406,14 +1286,13 @@ class Agent:
         with self.lock:
             if self.state == "running":
                 self.state = "closing"
-            self._changed.notify_all()
             self._wait(self.settings["drain_s"],
                        lambda: not self.calls or self.is_hasty)
             drained = not self.calls
             for broker in self.brokers.values():
                 broker.reject(Failure("AgentClosed", "the gateway is stopping"))
+            self._retire(self.workers)
             for worker in list(self.workers):
-                self._step(worker, "retire")
                 if worker.state == "pending-stop":
                     self._step(worker, "late")
             self._wait(self.settings["grace_s"] + 2, lambda: not self.workers)
@@ -1424,8 +1303,8 @@ class Agent:
         """Let go of everything at once; nothing of us is left afterwards."""
         with self.lock:
             self.state = "closed"
+            self._retire(self.workers)  # what is starting ends when it is there
             for worker in list(self.workers):
-                self._step(worker, "retire")  # what is starting ends when it is there
                 worker.signal(signal.SIGKILL)
             self._wait(END_S, lambda: not self.workers)
         if self.counts["workers"]:
@@ -1437,33 +1316,30 @@ class Agent:
     def stats(self) -> Dict[str, object]:
         """Return what GET /-/stats shows."""
         with self.lock:
-            functions = {}
-            for name, broker in self.brokers.items():
-                workers = [{"id": one.id, "state": one.state, "active": one.active,
-                            "pid": one.process.pid if one.process else None,
-                            "served": one.served} for one in broker.workers]
-                functions[name] = {"queued": len(broker.queue), "workers": workers,
-                                   "low_ticks": broker.low_ticks}
-            return {"state": self.state, "calls": self.calls, "functions": functions,
-                    "counts": dict(self.counts), "services": self.services}
+            return {"state": self.state, "calls": self.calls, "functions": {
+                name: {"queued": len(broker.queue), "low_ticks": broker.low_ticks,
+                       "workers": [{
+                           "id": one.id, "state": one.state, "active": one.active,
+                           "pid": one.process.pid if one.process else None,
+                           "served": one.served} for one in broker.workers]}
+                for name, broker in self.brokers.items()},
+                "counts": dict(self.counts), "services": self.services}
 
 
 def queue_timeout(call: Call) -> Failure:
     """Return the failure of a call that found no worker in time."""
     return Failure("QueueTimeout", "no worker of %s was free within %g s"
-                   % (call.name, call.metadata.timeout_s))
+                   % (call.name, call.timeout_s))
 
 
 # ---- the server ----
 
 class Server(emulator.Server):
-    """The HTTP server of the container. It dispatches to an agent. Raises OSError when
-    it cannot listen."""
+    """The HTTP server of the container. Raises OSError when it cannot listen."""
 
-    def __init__(self, agent: Agent, host: str, port: int, default_function: str = "",
-                 write_log: Callable[[bytes], None] = lambda line: None) -> None:
-        self.agent = agent
-        self.default_function = default_function
+    def __init__(self, agent: Agent, host: str, port: int, default_function: str,
+                 write_log: Callable[[bytes], None]) -> None:
+        self.agent, self.default_function = agent, default_function
         self.write_log = write_log
         super().__init__(host, port, Caller, agent)
 
@@ -1480,40 +1356,35 @@ class Caller(emulator.Handler):
 
     def respond(self) -> None:
         """Route a request."""
-        control_path, path = self.head.get("x-fc-control-path"), self.path.partition("?")[0]
-        kind = kind_of(control_path, self.command, path)
-        if kind in ("/invoke", "/http-invoke"):
-            self._invoke(kind)
-        elif kind in ENDPOINTS:
-            self._hook(kind)
+        control_path = self.head.get("x-fc-control-path")
+        path = self.path.partition("?")[0]
+        self.kind = kind_of(control_path, self.command, path)
+        if self.kind in ("/invoke", "/http-invoke"):
+            self._invoke()
+        elif self.kind in ENDPOINTS:
+            self._hook()
         elif not control_path and path in ADMIN and self._is_local():
             self._admin(path)  # [fcc.admin.local]
         else:  # [fcc.path.unknown]
             self._fail(Failure("UnknownPath", "%s %s is nothing that FC calls"
-                               % (self.command, self.path)), kind)
+                               % (self.command, self.path)))
 
     def _is_local(self) -> bool:
         address = str(self.client_address[0])
         return address.startswith(("127.", "::ffff:127.")) or address == "::1"
 
-    def _invoke(self, kind: str) -> None:
-        server, head = self.server, self.head
-        agent, get = server.agent, head.get
-        call = Call(agent, Metadata(
-            self.command, self.path, head.fields,
-            read_timeout_s(get("x-fc-function-timeout"), agent.settings["timeout_s"]),
-            get("x-fc-request-id") or get("x-noslated-request-id") or "unknown"),
-            kind, self.alarm, self)
+    def _invoke(self) -> None:
+        server, agent, get = self.server, self.server.agent, self.head.get
+        call = Call(agent, self, self.kind)
         try:
             call.name = choose_function(
                 get("x-noslated-dispatch"), get("x-fc-function-name"),
                 server.default_function, agent.brokers, agent.services, random.random())
-            call.send(self._read_event())
-            self._pass(call)
+            call.run(self._read_event())
         except Failure as failure:
             call.end(failure.name)
             if FAILURES[failure.name]:
-                call.status = self._fail(failure, kind)
+                call.status = self._fail(failure)
             else:  # [fcc.error.late] the caller sees that something is missing
                 self.closing = True
         except emulator.BadMessage as error:
@@ -1529,22 +1400,9 @@ class Caller(emulator.Handler):
         except emulator.BodyTooLarge as error:
             raise Failure("RequestTooLarge", str(error))
 
-    def _pass(self, call: Call) -> None:
-        """Pass an answer to the caller, as it comes."""
-        assert call.head is not None
-        own = (("X-Fc-Status", "200"),) if not call.error else (
-            ("X-Fc-Status", "404"), ("X-Noslate-Error", call.error))
-        answer = emulator.Answer(self)
-        answer.begin(call.head, list(call.fields), own, call.has_body, call.whole)
-        for part in call if not call.whole else ():
-            answer.write(part)
-            if answer.is_lost:
-                raise Failure("CallerGone", "the caller does not read")
-        answer.end()
-
-    def _fail(self, failure: Failure, kind: str) -> int:
+    def _fail(self, failure: Failure) -> int:
         """Answer with a failure; return the status."""
-        status = FAILURES[failure.name] if kind == "/http-invoke" else 404
+        status = FAILURES[failure.name] if self.kind == "/http-invoke" else 404
         self._json(status, {"errorType": failure.name,  # [fcc.error.status]
                             "errorMessage": failure.message},
                    b"X-Fc-Status: 404\r\nX-Noslate-Error: %s\r\n"
@@ -1564,17 +1422,17 @@ class Caller(emulator.Handler):
                 ("Content-Length", "0"),)), b""
         self.answer(head[:-2] + own + b"\r\n", b"" if self.command == "HEAD" else body)
 
-    def _hook(self, kind: str) -> None:
+    def _hook(self) -> None:
         """Answer a hook. At /pre-freeze there is nothing to do: limits are in running
         time, and nothing is buffered [fcc.freeze.hook]."""
         agent = self.server.agent
         try:
-            if kind == "/initialize":  # [fcc.initialize.ready]
+            if self.kind == "/initialize":  # [fcc.initialize.ready]
                 agent.initialize()
-            if kind == "/pre-stop" and not agent.close():
+            if self.kind == "/pre-stop" and not agent.close():
                 raise Failure("AgentClosed", "calls were cut off")  # [fcc.stop.hook]
         except Failure as failure:
-            self._fail(failure, kind)
+            self._fail(failure)
         else:
             self._json(200)
 
@@ -1585,30 +1443,19 @@ class Caller(emulator.Handler):
         elif path == "/-/stats":
             self._json(200, self.server.agent.stats())
         else:
-            self._put_profiles()
+            self._json(*self._put_profiles())
 
-    def _put_profiles(self) -> None:
-        status, seen = 200, ""
+    def _put_profiles(self) -> Tuple[int, object]:
         try:
-            self.server.agent.set_profiles(parse_profiles(self.read_body(PROFILES_BYTES)))
-        except (ValueError, RecursionError) as error:
-            status, seen = 400, str(error)
-        except emulator.BodyTooLarge as error:
-            status, seen = 413, str(error)
-        self._json(status, seen and {"errorType": "InvalidProfiles",
-                                     "errorMessage": seen} or None)
+            text = self.read_body(PROFILES_BYTES)
+            self.server.agent.set_profiles(parse_profiles(text))
+            return 200, None
+        except (ValueError, RecursionError, emulator.BodyTooLarge) as error:
+            status = 413 if isinstance(error, emulator.BodyTooLarge) else 400
+            return status, {"errorType": "InvalidProfiles", "errorMessage": str(error)}
 
 
 ADMIN = {"/-/stats": "GET", "/-/profiles": "PUT"}   # path -> method
-
-
-def read_timeout_s(text: str, default_s: float) -> float:
-    """Return the time limit that FC sends, or the default."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        return default_s
-    return seconds if 0 < seconds <= 86400 else default_s
 
 
 # ---- command line ----
@@ -1628,7 +1475,7 @@ class Container:
         os.set_blocking(self._tell, False)
         self.is_stopping = False
         self.agent = Agent({name: getattr(options, name) for name in LIMITS},
-                           log_folder=options.log_folder)
+                           options.log_folder)
 
     def say(self, text: str) -> None:
         """Say something of our own."""
@@ -1667,7 +1514,7 @@ class Container:
 
     def _serve(self) -> int:
         options = self.options
-        self.agent.start()
+        self.agent.state = "running"
         try:
             server = Server(self.agent, options.host, options.port,
                             options.default_function, self.log.write)
