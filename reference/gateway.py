@@ -14,13 +14,11 @@ stopped in here. The list of functions is a list of *profiles*:
     caller -> FC -> Server -> Agent -> Broker (one per function) -> Worker (process)
                                |  control loop: launch, scale, drain, stop
 
-HTTP, processes and the clock are those of emulator.py, which lies beside this file. What
-stands in for Noslate's own parts, and what is not claimed, begins chapter 9 of SPEC.md:
+HTTP, processes and the clock are those of emulator.py, which lies beside this file.
+Chapter 9 of SPEC.md has the rules, and says what stands in for Noslate's own parts:
 workers are plain processes that speak the fc protocol, so fc_bootstrap.py and the
 samples are workers as they are; code packages are folders; nothing is isolated.
-
-Chapter 9 has the rules, too, that comments such as [fcc.queue.order] cite. Standard
-library only, CPython 3.8 or later, Linux.
+Standard library only, CPython 3.8 or later, Linux.
 """
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ else:  # installed
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
-__all__ = ["Agent", "Server", "main"]
+__all__ = ["Agent", "Container", "main"]
 
 Pair = Tuple[str, str]
 quote = json.encoder.encode_basestring_ascii  # a JSON string, at the speed of C
@@ -124,49 +122,42 @@ STATES = fc_platform.read_rows("""
 
 
 class Limit(NamedTuple):
-    """A setting: its default, its kind, its option and the variables that come next."""
+    """A setting: its default, its kind, its option, and the variables that come next."""
 
     default: float
     kind: str
     option: str
-    variables: Sequence[str]
     meaning: str
+    variables: Sequence[str] = ()
 
 
-PORT = Limit(9000, "a whole number from 0 to 65535", "--port",  # [fcc.start.port]
-             ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "SERVER_PORT"),
-             "to listen on; 0 = any")
+PORT = Limit(9000, "a whole number from 0 to 65535", "--port", "to listen on; 0 = any",
+             ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "SERVER_PORT"))
+SPAN, PAUSE = "a number from 0 to 86400", "a number from 0.01 to 86400"
+COUNT, COUNT_0 = "a whole number from 1", "a whole number from 0"
 LIMITS: Dict[str, Limit] = {
-    "timeout_s": Limit(10, "a number above 0, at most 86400", "--timeout", (),
+    "timeout_s": Limit(10, "a number above 0, at most 86400", "--timeout",
                        "a call, unless FC says"),
-    "tick_s": Limit(10, "a number from 0.01 to 86400", "--tick", (),
-                    "between two looks at the load"),
-    "idle_ticks": Limit(6, "a whole number from 1", "--idle-ticks", (),
-                        "low ticks in a row before shrinking"),
-    "drain_s": Limit(30, "a number from 0 to 86400", "--drain", (),
-                     "for the calls of a worker that is to stop"),
-    "grace_s": Limit(3, "a number from 0 to 86400", "--grace", (),
-                     "between SIGTERM and SIGKILL"),
-    "memory_pool_bytes": Limit(1 << 30, "a whole number from 0", "--memory-pool",
-                               ("NOSLATED_VIRTUAL_MEMORY_POOL_SIZE",),
-                               "sum of the workers' memory limits"),
-    "memory_check_s": Limit(1, "a number from 0.01 to 86400", "--memory-check", (),
-                            "between two looks at memory"),
-    "launches": Limit(4, "a whole number from 1", "--launches", (),
-                      "workers that start at a time"),
-    "calls": Limit(10000, "a whole number from 1", "--calls", (),
-                   "calls in the container"),
-    "queued_calls": Limit(1000, "a whole number from 0", "--queue", (),
-                          "calls that wait for a worker"),
-    "max_active": Limit(10, "a whole number from 1", "--max-active",
-                        ("NOSLATED_MAX_ACTIVATE_REQUESTS",),
-                        "calls in a worker, unless its profile says"),
-    "replica_limit": Limit(10, "a whole number from 1", "--replicas",
-                           ("NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION",),
-                           "workers of a function, unless its profile says"),
-    "reserved": Limit(0, "a whole number from 0", "--reserved",
-                      ("NOSLATED_RESERVATION_WORKER_COUNT_PER_FUNCTION",),
-                      "workers that never shrink away, unless a profile says"),
+    "tick_s": Limit(10, PAUSE, "--tick", "between two looks at the load"),
+    "idle_ticks": Limit(6, COUNT, "--idle-ticks", "low ticks in a row before shrinking"),
+    "drain_s": Limit(30, SPAN, "--drain", "for the calls of a worker that is to stop"),
+    "grace_s": Limit(3, SPAN, "--grace", "between SIGTERM and SIGKILL"),
+    "memory_pool_bytes": Limit(1 << 30, COUNT_0, "--memory-pool",
+                               "sum of the workers' memory limits",
+                               ("NOSLATED_VIRTUAL_MEMORY_POOL_SIZE",)),
+    "memory_check_s": Limit(1, PAUSE, "--memory-check", "between two looks at memory"),
+    "launches": Limit(4, COUNT, "--launches", "workers that start at a time"),
+    "calls": Limit(10000, COUNT, "--calls", "calls in the container"),
+    "queued_calls": Limit(1000, COUNT_0, "--queue", "calls that wait for a worker"),
+    "max_active": Limit(10, COUNT, "--max-active",
+                        "calls in a worker, unless its profile says",
+                        ("NOSLATED_MAX_ACTIVATE_REQUESTS",)),
+    "replica_limit": Limit(10, COUNT, "--replicas",
+                           "workers of a function, unless its profile says",
+                           ("NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION",)),
+    "reserved": Limit(0, COUNT_0, "--reserved",
+                      "workers that never shrink away, unless a profile says",
+                      ("NOSLATED_RESERVATION_WORKER_COUNT_PER_FUNCTION",)),
 }
 NUMBERS: Dict[str, Limit] = {"port": PORT, **LIMITS}
 Settings = Dict[str, float]
@@ -236,11 +227,13 @@ PROFILE_FIELDS: Dict[str, str] = {
 }
 LIST_FIELDS = {"functions": "a list", "services": "a list"}
 SERVICE_FIELDS = {"name": NAME, "functions": "a list, not empty"}
-SHARE_FIELDS = {"name": "a text that is not empty", "proportion": "a number from 0 to 1"}
+SHARE_FIELDS = {"name": "a text that is not empty",
+                "proportion": "a number from 0 to 1"}
 REQUIRED = {"functions": ("name", "runtime", "url", "signature"),
             "services": ("name", "functions"), "shares": ("name",)}
 
-NUMBER = re.compile(r"a (whole )?number (from|above) ([\d.]+)(?:(?: to|, at most) (\d+))?")
+NUMBER = re.compile(
+    r"a (whole )?number (from|above) ([\d.]+)(?:(?: to|, at most) (\d+))?")
 
 
 def is_text(value: Any) -> bool:
@@ -516,7 +509,7 @@ class Worker:
         self.launched = threading.Event()   # or given up
         self.alarm = emulator.Alarm(self.on_time)   # of its start, drain or stop
         self.secret = os.urandom(16).hex()  # [fcc.worker.secret]
-        self.port = 0
+        self.port, self.memory_mb = 0, str(self.profile.memory_bytes >> 20)
         self.listens = False
         self.pool: List[emulator.Upstream] = []     # kept connections, last used last
         self.process: Optional[emulator.Process] = None
@@ -558,7 +551,12 @@ class Worker:
             taken = [one.port for one in agent.workers]
             while self.port in taken:
                 self.port = emulator.free_port()
-        self._spawn(words)
+        with open(os.path.join(self.log_folder, "stdout.log"), "wb") as out, \
+                open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
+            # it stays in the container's process group, which is frozen as one
+            self.process = emulator.Process(
+                words, profile.folder, self._environment(), out.fileno(), self.on_exit,
+                errors=err.fileno(), leads=False)
         with agent.lock:
             if self.state == "created":
                 agent.limit(self, profile.init_timeout_s)
@@ -569,32 +567,21 @@ class Worker:
         if not profile.initializer or self._initialize(upstream):
             self.pool.append(upstream)
 
-    def _spawn(self, words: Sequence[str]) -> None:
-        with open(os.path.join(self.log_folder, "stdout.log"), "wb") as out:
-            with open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
-                # it stays in the container's process group, which is frozen as one
-                self.process = emulator.Process(
-                    words, self.profile.folder, self._environment(), out.fileno(),
-                    self.on_exit, errors=err.fileno(), leads=False)
-
     def _environment(self) -> Dict[str, str]:
         """Nothing is inherited but what every program needs [fcc.worker.environment].
         """
-        profile, port, memory_mb = self.profile, str(self.port), self._memory_mb()
+        profile, port = self.profile, str(self.port)
         env = {name: os.environ[name] for name in ("PATH", "TERM", "TZ", "LANG")
                if name in os.environ}
         env.update(HOME=profile.folder, TMPDIR=self.scratch, FC_SERVER_PORT=port,
                    FC_CUSTOM_LISTEN_PORT=port, FC_FUNC_CODE_PATH=profile.folder,
-                   FC_FUNCTION_NAME=profile.name, FC_FUNCTION_MEMORY_SIZE=memory_mb,
-                   FC_INSTANCE_ID=self.id)
+                   FC_FUNCTION_NAME=profile.name, FC_INSTANCE_ID=self.id,
+                   FC_FUNCTION_MEMORY_SIZE=self.memory_mb)
         if profile.handler:
             env["FC_FUNCTION_HANDLER"] = profile.handler
         env.update(profile.env)
         env.update(NOSLATE_WORKER_ID=self.id, NOSLATE_WORKER_SECRET=self.secret)
         return env
-
-    def _memory_mb(self) -> str:
-        return str(self.profile.memory_bytes >> 20)
 
     def _await_port(self) -> emulator.Upstream:
         begin, process = time.monotonic(), self.process
@@ -609,8 +596,7 @@ class Worker:
         raise ConnectionError("it was given up")  # who did that knows why
 
     def _initialize(self, upstream: emulator.Upstream) -> bool:
-        """Call the initializer [fcc.launch.ready]; tell whether it leaves the connection
-        usable."""
+        """Call the initializer [fcc.launch.ready]; tell whether its connection stays."""
         upstream.send(self.request("POST", "/initialize", (), fc_platform.new_id(),
                                    "/initialize", self.profile.init_timeout_s, 0))
         head = upstream.read_answer(emulator.HEAD_BYTES)
@@ -689,7 +675,7 @@ class Worker:
         own = [("X-Fc-Request-Id", request_id), ("X-Fc-Control-Path", control_path),
                ("X-Fc-Function-Name", self.profile.name),
                ("X-Fc-Function-Handler", self.profile.handler),
-               ("X-Fc-Function-Memory", self._memory_mb()),
+               ("X-Fc-Function-Memory", self.memory_mb),
                ("X-Fc-Function-Timeout",  # [fc.headers.common]
                 str(max(1, math.ceil(timeout_s)))),
                ("X-Noslate-Worker-Secret", self.secret)]
@@ -850,7 +836,7 @@ class Call:
             return Failure("StreamBroken", "%s: %s" % (self.name, error))
         if not isinstance(error, OSError) and "any.http.no-effect" not in str(error):
             return Failure("BadAnswer", "%s: %s" % (self.name, error))
-        return Failure("WorkerDied", "the worker of %s is gone: %s" % (self.name, error))
+        return Failure("WorkerDied", "its worker is gone: %s: %s" % (self.name, error))
 
     def end(self, error: str = "", kept: bool = False) -> None:
         """Give the worker's slot back, and its connection, unless that was done."""
@@ -1195,7 +1181,8 @@ class Agent:
             worker.has_thread = True
             emulator.start_thread(worker.launch)
 
-    def move(self, worker: Worker, call: str, failure: Optional[Failure] = None) -> None:
+    def move(self, worker: Worker, call: str,
+             failure: Optional[Failure] = None) -> None:
         """Something has happened to a worker. Takes the lock."""
         with self.lock:
             if call == "late" and worker.alarm.deadline < math.inf:
@@ -1334,20 +1321,8 @@ def queue_timeout(call: Call) -> Failure:
 
 # ---- the server ----
 
-class Server(emulator.Server):
-    """The HTTP server of the container. Raises OSError when it cannot listen."""
-
-    def __init__(self, agent: Agent, host: str, port: int, default_function: str,
-                 write_log: Callable[[bytes], None]) -> None:
-        self.agent, self.default_function = agent, default_function
-        self.write_log = write_log
-        super().__init__(host, port, Caller, agent)
-
-
 class Caller(emulator.Handler):
     """A connection of FC, or of somebody in the container."""
-
-    server: Server
 
     def setup(self) -> None:
         """Prepare the connection."""
@@ -1363,23 +1338,22 @@ class Caller(emulator.Handler):
             self._invoke()
         elif self.kind in ENDPOINTS:
             self._hook()
-        elif not control_path and path in ADMIN and self._is_local():
+        elif not control_path and path in ADMIN and re.match(
+                r"(::ffff:)?127\.|::1$", str(self.client_address[0])):
             self._admin(path)  # [fcc.admin.local]
         else:  # [fcc.path.unknown]
             self._fail(Failure("UnknownPath", "%s %s is nothing that FC calls"
                                % (self.command, self.path)))
 
-    def _is_local(self) -> bool:
-        address = str(self.client_address[0])
-        return address.startswith(("127.", "::ffff:127.")) or address == "::1"
-
     def _invoke(self) -> None:
-        server, agent, get = self.server, self.server.agent, self.head.get
+        container: Container = self.server.app
+        agent, get = container.agent, self.head.get
         call = Call(agent, self, self.kind)
         try:
             call.name = choose_function(
                 get("x-noslated-dispatch"), get("x-fc-function-name"),
-                server.default_function, agent.brokers, agent.services, random.random())
+                container.options.default_function, agent.brokers,
+                agent.services, random.random())
             call.run(self._read_event())
         except Failure as failure:
             call.end(failure.name)
@@ -1392,7 +1366,7 @@ class Caller(emulator.Handler):
             raise
         finally:
             call.end("CallerGone")
-            server.write_log(call.log_line())
+            container.log.write(call.log_line())
 
     def _read_event(self) -> bytes:
         try:
@@ -1425,7 +1399,7 @@ class Caller(emulator.Handler):
     def _hook(self) -> None:
         """Answer a hook. At /pre-freeze there is nothing to do: limits are in running
         time, and nothing is buffered [fcc.freeze.hook]."""
-        agent = self.server.agent
+        agent: Agent = self.server.app.agent
         try:
             if self.kind == "/initialize":  # [fcc.initialize.ready]
                 agent.initialize()
@@ -1441,14 +1415,14 @@ class Caller(emulator.Handler):
         if self.command != ADMIN[path]:
             self._json(405)
         elif path == "/-/stats":
-            self._json(200, self.server.agent.stats())
+            self._json(200, self.server.app.agent.stats())
         else:
             self._json(*self._put_profiles())
 
     def _put_profiles(self) -> Tuple[int, object]:
         try:
             text = self.read_body(PROFILES_BYTES)
-            self.server.agent.set_profiles(parse_profiles(text))
+            self.server.app.agent.set_profiles(parse_profiles(text))
             return 200, None
         except (ValueError, RecursionError, emulator.BodyTooLarge) as error:
             status = 413 if isinstance(error, emulator.BodyTooLarge) else 400
@@ -1500,24 +1474,15 @@ class Container:
             signal.signal(number, self._on_signal)
         emulator.start_thread(emulator.reap_orphans)
         try:
-            return self._serve() if self._make_logs() and self._load() else 2
+            return self._serve() if self._load() else 2
         finally:
             self.agent.end()  # [fcc.end.nothing]
-
-    def _make_logs(self) -> bool:
-        try:
-            os.makedirs(self.agent.log_folder, exist_ok=True)
-            return True
-        except OSError as error:
-            self.say("--log-folder %s: %s" % (self.agent.log_folder, error.strerror))
-            return False
 
     def _serve(self) -> int:
         options = self.options
         self.agent.state = "running"
         try:
-            server = Server(self.agent, options.host, options.port,
-                            options.default_function, self.log.write)
+            server = emulator.Server(options.host, options.port, Caller, self)
         except (OSError, UnicodeError) as error:  # of a name that no host can have
             self.say("cannot listen on %s port %d: %s" % (options.host, options.port,
                                                           error))
@@ -1560,8 +1525,6 @@ class Container:
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
-        # a fixed width: to ask for the terminal's loads a tenth of what a start loads
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
         prog=os.path.basename(sys.argv[0]),
         description="Run many small functions in one FC container.",
         epilog="Exit status: 0 after a signal, 1 it cannot listen or a part of it is "
@@ -1621,11 +1584,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         log = talk if options.access_log == "-" else emulator.Talk(os.open(
             options.access_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+        problem = "--log-folder %s" % options.log_folder
+        if options.log_folder:
+            os.makedirs(options.log_folder, exist_ok=True)
         problem = "no folder for temporary files ($TMPDIR)"
         container = Container(options, log)
     except OSError as error:
         talk.line("gateway: %s: %s" % (problem, error.strerror))
         return 2
+    # whoever started us may ignore it: then no process waits for us to see its end
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return container.run()
     finally:  # one more signal while the interpreter ends would change the status
