@@ -28,6 +28,7 @@ __all__ = ["Answer", "Container", "call_of", "fields_of", "keep_terminating", "p
 HERE = pathlib.Path(__file__).resolve().parent
 TESTS = HERE.parent
 GATEWAY = TESTS.parent / "reference" / "gateway.py"
+BOOTSTRAP = TESTS.parent / "reference" / "fc_bootstrap.py"
 WORKER = HERE / "workers" / "worker.py"
 PATIENCE_S = 10.0
 

@@ -28,8 +28,8 @@ def rows(*header: str) -> List[Dict[str, str]]:
 
 def test_gateway_states() -> None:
     """The states table is the table in the code."""
-    found = {(row["state"], row["call"]): (row["action"], row["next state"])
-             for row in rows("state", "call", "action", "next state")}
+    found = {(row["state"], row["call"]): (row["action"], row["next state"], row["rule"])
+             for row in rows("state", "call", "action", "next state", "rule")}
     assert found == gateway.STATES
 
 
@@ -61,8 +61,8 @@ def test_gateway_failures() -> None:
 def test_gateway_profile_fields() -> None:
     """The fields of a profile agree."""
     found = {row["profile field"] for row in rows("profile field", "value", "default")}
-    assert found == {field.path for field in gateway.PROFILE_FIELDS
-                     if field.kind != "an object"}
+    assert found == {path for path, kind in gateway.PROFILE_FIELDS.items()
+                     if kind != "an object"}
 
 
 def cited(*paths: pathlib.Path) -> Set[str]:
@@ -81,10 +81,9 @@ def test_gateway_citations() -> None:
 
 def worker_profile(options: Dict[str, object]) -> Dict[str, object]:
     """Return the bootstrap with the test handler as a worker called hello."""
-    root = gateways.GATEWAY.parent
     return {"name": "hello", "runtime": "custom", "signature": "1",
             "url": (gateways.TESTS / "handlers" / "python").as_uri(),
-            "command": [sys.executable, str(root / "bootstrap.py")],
+            "command": [sys.executable, str(gateways.BOOTSTRAP)],
             "handler": "test_handler.handle", **options}
 
 
