@@ -176,9 +176,14 @@ def fork(call: Call, order: "Dict[str, Any]") -> None:
     call.json(os.posix_spawnp("sleep", ["sleep", "1000"], os.environ))
 
 
+def orphan(call: Call, order: "Dict[str, Any]") -> None:
+    """Leave a child behind whose parent has ended; answer with its id."""
+    call.json(int(os.popen("sleep 1000 >&- 2>&- & echo $!").read()))
+
+
 DEEDS = {deed.__name__: deed for deed in (
     count, pid, env, request, reply, die, garbage, extra, hang, hold, drip, old, close,
-    eat, fork)}
+    eat, fork, orphan)}
 
 
 # ---- serving ----
