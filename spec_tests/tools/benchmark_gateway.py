@@ -4,7 +4,7 @@
 
     python3 spec_tests/tools/benchmark_gateway.py [--quick] [--json]
 
-The worker is bootstrap.py with the test handler. Warm, twice: what dispatching costs, over
+The worker is fc_bootstrap.py with the test handler. Warm, twice: what dispatching costs, over
 a proxy that calls one worker directly through the gateway's own HTTP code; and what the
 gateway costs behind emulator.py fc, over the emulator calling the worker itself. Medians
 of the rounds' ratios, of the duration and of the processor time of all processes on a
@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -32,7 +33,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 REFERENCE = TESTS.parent / "reference"
 HANDLERS = TESTS / "handlers" / "python"
-WORKER_ARGV = [sys.executable, "-I", "-S", str(REFERENCE / "bootstrap.py")]
+WORKER_ARGV = [sys.executable, "-I", "-S", str(REFERENCE / "fc_bootstrap.py")]
 HANDLER = "test_handler.handle"
 EVENT = b"x" * 64
 PATIENCE_S = 10.0
@@ -111,7 +112,7 @@ def connect(port: int) -> socket.socket:
 def request(path: str, function: str = "warm") -> bytes:
     """Return a whole request."""
     return (b"POST %s HTTP/1.1\r\nHost: a\r\nx-noslated-dispatch: %s\r\n"
-            b"Content-Length: %d\r\n\r\n" % (path.encode(), function.encode(), len(EVENT))
+            b"X-Fc-Function-Timeout: 1\r\nContent-Length: %d\r\n\r\n" % (path.encode(), function.encode(), len(EVENT))
             + EVENT)
 
 
@@ -178,7 +179,8 @@ def rounds(number: int, sides: List[Callable[[], float]]) -> List[List[float]]:
 
 def gateway(folder: pathlib.Path, *options: str) -> List[str]:
     """Return the container's start command."""
-    return [sys.executable, str(REFERENCE / "gateway.py"), "--profiles",
+    return [sys.executable, os.environ.get("PEER_GATEWAY") or str(
+        REFERENCE / "gateway.py"), "--profiles",
             str(profiles(folder)), "--tick", "1000", "--access-log",
             str(folder / "access.log"), *options]
 
@@ -213,31 +215,32 @@ def warm(folder: pathlib.Path, number: int, what: str, path: str,
 def serve_proxy() -> None:
     """Be the proxy: the gateway's HTTP code in both directions, one worker, no agent."""
     sys.path.insert(0, str(REFERENCE))
-    import gateway as own
-    listener = socket.create_server(("127.0.0.1", 0))
+    import emulator as own
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = start_worker(port)
-    worker = own.Stream(connect_soon(port))
-    print("listens on 127.0.0.1:%d" % listener.getsockname()[1], flush=True)
-    caller = own.Stream(listener.accept()[0])
-    try:
-        while True:
-            message = caller.head()
-            if message is None:
-                return
-            incoming = own.Request(message, caller)
-            body = incoming.body(time.monotonic() + 10)
-            assert isinstance(body, bytes)
-            lines, _ = own.split_lines(message.lines, own.DROPPED_REQUEST)
-            worker.arm(time.monotonic() + 10)
+    worker = own.Upstream(connect_soon(port))
+
+    class Proxy(own.Handler):
+        """Passes each call to the worker."""
+
+        def respond(self) -> None:
+            body = self.read_body(1 << 20)
+            worker.watch(self, process.kill)
+            fields = [pair for pair in self.head.fields if pair[0] != "Content-Length"]
             worker.send(own.format_head("POST /invoke HTTP/1.1", [
-                *lines, own.framing(len(body))]) + body)
-            answer = own.read_answer(worker)
-            result = b"".join(worker.parts(answer.length()))
-            lines, _ = own.split_lines(answer.lines, own.HOP_FIELDS)
-            incoming.send_head(int(answer.words[1]), lines, len(result), result)
+                *fields, ("Content-Length", str(len(body)))]) + body)
+            head = worker.read_answer(65536)
+            result = worker.reader.read(head.length or 0) or b""
+            worker.watch(None, process.kill)
+            own.Answer(self).begin(head, [pair for pair in head.fields if
+                                          pair[0] != "Content-Length"], (), True, result)
+
+    server = own.Server("127.0.0.1", 0, Proxy, None)
+    print("listens on 127.0.0.1:%d" % server.port, flush=True)
+    try:
+        signal.sigwait([signal.SIGTERM])
     finally:
         process.kill()
 
@@ -284,24 +287,16 @@ def cold(folder: pathlib.Path, number: int) -> List[Goal]:
         with connect(port) as wire:
             data = request("/invoke", "cold")
             pairs = rounds(2 * number, [bare_start, lambda: call(wire, data)])
+    with started(gateway(folder, "--port", "0"), {"TMPDIR": str(folder)}, folder) as port:
+        with connect(port) as wire:
             call(wire, request("/invoke"))
-            switches, cpu_ms = idle(gateway_pid(folder), 1.0 if number < 7 else 5.0)
+            switches, cpu_ms = idle(PIDS[-1], 1.0 if number < 7 else 5.0)
     print("  bare start %.1f ms, cold call %.1f ms" % tuple(
         1e3 * statistics.median(pair[side] for pair in pairs) for side in (0, 1)))
     added = statistics.median(after - before for before, after in pairs)
     return [Goal("cold: call over a bare start of the worker", 20, "ms", added * 1e3),
             Goal("idle: context switches", 0, "", switches),
             Goal("idle: processor time", 0, "ms", cpu_ms)]
-
-
-def gateway_pid(folder: pathlib.Path) -> int:
-    """Return the gateway's process, found by the list that only it reads."""
-    mark = str(folder / "functions.json").encode()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if mark in path.read_bytes() and b"emulator.py" not in path.read_bytes():
-                return int(path.parent.name)
-    raise RuntimeError("no gateway")
 
 
 def idle(pid: int, seconds: float) -> Tuple[float, float]:
