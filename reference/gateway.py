@@ -122,7 +122,7 @@ STATES = fc_platform.read_rows("""
 
 
 class Limit(NamedTuple):
-    """A setting: its default, its kind, its option, and the variables that come next."""
+    """A setting; `variables` give it where its option does not."""
 
     default: float
     kind: str
@@ -139,7 +139,7 @@ LIMITS: Dict[str, Limit] = {
     "timeout_s": Limit(10, "a number above 0, at most 86400", "--timeout",
                        "a call, unless FC says"),
     "tick_s": Limit(10, PAUSE, "--tick", "between two looks at the load"),
-    "idle_ticks": Limit(6, COUNT, "--idle-ticks", "low ticks in a row before shrinking"),
+    "idle_ticks": Limit(6, COUNT, "--idle-ticks", "low ticks before it shrinks"),
     "drain_s": Limit(30, SPAN, "--drain", "for the calls of a worker that is to stop"),
     "grace_s": Limit(3, SPAN, "--grace", "between SIGTERM and SIGKILL"),
     "memory_pool_bytes": Limit(1 << 30, COUNT_0, "--memory-pool",
@@ -596,7 +596,8 @@ class Worker:
         raise ConnectionError("it was given up")  # who did that knows why
 
     def _initialize(self, upstream: emulator.Upstream) -> bool:
-        """Call the initializer [fcc.launch.ready]; tell whether its connection stays."""
+        """Call the initializer; tell whether its connection stays [fcc.launch.ready].
+        """
         upstream.send(self.request("POST", "/initialize", (), fc_platform.new_id(),
                                    "/initialize", self.profile.init_timeout_s, 0))
         head = upstream.read_answer(emulator.HEAD_BYTES)
@@ -1249,14 +1250,16 @@ class Agent:
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
         with self.lock:
-            for worker in list(self.workers):
-                if worker.active and worker.process is not None:
-                    size = emulator.memory_mb(worker.process.pid) * emulator.MIB
-                    over = size > worker.profile.memory_bytes
-                    worker.strikes = worker.strikes + 1 if over else 0
-                    if worker.strikes > MEMORY_STRIKES:
-                        self._step(worker, "retire")
-                        worker.signal(signal.SIGKILL)
+            busy = [one for one in self.workers if one.active]
+        sizes_mb = [emulator.memory_mb(one.process.pid) if one.process else 0
+                    for one in busy]  # takes a while for large ones
+        with self.lock:
+            for worker, size_mb in zip(busy, sizes_mb):
+                over = size_mb * emulator.MIB > worker.profile.memory_bytes
+                worker.strikes = worker.strikes + 1 if over else 0
+                if worker.strikes > MEMORY_STRIKES:
+                    self._step(worker, "retire")
+                    worker.signal(signal.SIGKILL)
             if self.calls:
                 self._set(self._check, self.settings["memory_check_s"])
 
@@ -1374,28 +1377,6 @@ class Caller(emulator.Handler):
         except emulator.BodyTooLarge as error:
             raise Failure("RequestTooLarge", str(error))
 
-    def _fail(self, failure: Failure) -> int:
-        """Answer with a failure; return the status."""
-        status = FAILURES[failure.name] if self.kind == "/http-invoke" else 404
-        self._json(status, {"errorType": failure.name,  # [fcc.error.status]
-                            "errorMessage": failure.message},
-                   b"X-Fc-Status: 404\r\nX-Noslate-Error: %s\r\n"
-                   % failure.name.encode())
-        return status
-
-    def _json(self, status: int, document: object = None, own: bytes = b"") -> None:
-        """Answer with a document, or with nothing."""
-        if self.unread and not self.head.get("expect"):
-            try:
-                self.read_body(SKIP_BYTES)
-            except emulator.BodyTooLarge:
-                pass
-        head, body = emulator.json_answer(status, document)
-        if document is None:
-            head, body = emulator.format_head(emulator.status_line(status), (
-                ("Content-Length", "0"),)), b""
-        self.answer(head[:-2] + own + b"\r\n", b"" if self.command == "HEAD" else body)
-
     def _hook(self) -> None:
         """Answer a hook. At /pre-freeze there is nothing to do: limits are in running
         time, and nothing is buffered [fcc.freeze.hook]."""
@@ -1408,25 +1389,44 @@ class Caller(emulator.Handler):
         except Failure as failure:
             self._fail(failure)
         else:
-            self._json(200)
+            self._answer(emulator.EMPTY_ANSWER)
 
     def _admin(self, path: str) -> None:
         """Administration, for the container itself."""
+        agent: Agent = self.server.app.agent
+        status, seen = 200, ""
         if self.command != ADMIN[path]:
-            self._json(405)
+            status, seen = 405, "use %s %s" % (ADMIN[path], path)
         elif path == "/-/stats":
-            self._json(200, self.server.app.agent.stats())
+            self._answer(*emulator.json_answer(200, agent.stats()))
+            return
         else:
-            self._json(*self._put_profiles())
+            try:
+                agent.set_profiles(parse_profiles(self.read_body(PROFILES_BYTES)))
+            except (ValueError, RecursionError) as error:
+                status, seen = 400, str(error)
+            except emulator.BodyTooLarge as error:
+                status, seen = 413, str(error)
+        self._answer(*(emulator.json_answer(status, {
+            "errorType": "InvalidProfiles", "errorMessage": seen})
+            if seen else (emulator.EMPTY_ANSWER,)))
 
-    def _put_profiles(self) -> Tuple[int, object]:
-        try:
-            text = self.read_body(PROFILES_BYTES)
-            self.server.app.agent.set_profiles(parse_profiles(text))
-            return 200, None
-        except (ValueError, RecursionError, emulator.BodyTooLarge) as error:
-            status = 413 if isinstance(error, emulator.BodyTooLarge) else 400
-            return status, {"errorType": "InvalidProfiles", "errorMessage": str(error)}
+    def _fail(self, failure: Failure) -> int:
+        """Answer with a failure; return the status [fcc.error.status]."""
+        status = FAILURES[failure.name] if self.kind == "/http-invoke" else 404
+        head, body = emulator.json_answer(status, {
+            "errorType": failure.name, "errorMessage": failure.message})
+        self._answer(head[:-2] + b"X-Fc-Status: 404\r\nX-Noslate-Error: %s\r\n\r\n"
+                     % failure.name.encode(), body)
+        return status
+
+    def _answer(self, head: bytes, body: bytes = b"") -> None:
+        if self.unread and not self.head.get("expect"):
+            try:
+                self.read_body(SKIP_BYTES)  # then the connection can stay
+            except emulator.BodyTooLarge:
+                pass
+        self.answer(head, b"" if self.command == "HEAD" else body)
 
 
 ADMIN = {"/-/stats": "GET", "/-/profiles": "PUT"}   # path -> method

@@ -20,7 +20,6 @@ FUNCTIONS = {
         profile("refilled", rateLimit={"maxTokenCount": 1, "fillInterval": 50}),
         profile("queueless", worker={"disableRequestQueue": True}),
         profile("crash", env={"START": "crash"}),
-        profile("spill", env={"START": "spill"}),
         profile("silent", env={"START": "hang"}, worker={"initializationTimeout": 80}),
         profile("refuses", env={"INIT": "404"}, initializer="x.y"),
         profile("hangs", env={"INIT": "hang"}, initializer="x.y",
@@ -254,15 +253,6 @@ def test_fcc_stream_both__down(container: Container, tmp_path: pathlib.Path) -> 
         assert response.read() == b"second"
 
 
-def test_any_http_continue__gateway(container: Container) -> None:
-    """A caller that waits for 100-continue gets it."""
-    with container.raw(b"POST /invoke HTTP/1.1\r\nExpect: 100-continue\r\n"
-                       b"Content-Length: 2\r\n\r\n") as wire:
-        assert wire.recv(4096).startswith(b"HTTP/1.1 100 ")
-        wire.sendall(b"hi")
-        assert wire.recv(4096).startswith(b"HTTP/1.1 200 ")
-
-
 def test_fcc_stream_both__old_worker(container: Container) -> None:
     """A body that ends with the worker's connection ends properly for the caller."""
     assert container.invoke(call_of("old")).body == b"until the end"
@@ -327,14 +317,6 @@ def test_fcc_launch_failed__reason(container: Container, name: str) -> None:
     """Why a worker did not start is told, with the end of its output."""
     assert re.search(REASONS[name], container.invoke(b"", name).json["errorMessage"],
                      re.DOTALL)
-
-
-def test_fcc_launch_failed__spill(container: Container) -> None:
-    """No more than that end is read, however much there is."""
-    assert "no reason to live" in container.invoke(b"", "spill").json["errorMessage"]
-    status = pathlib.Path(f"/proc/{container.process.pid}/status").read_text()
-    peak_kb = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert peak_kb is not None and int(peak_kb.group(1)) < 200 << 10
 
 
 def test_fcc_launch_ready(container: Container) -> None:
@@ -498,21 +480,6 @@ def test_fcc_caller_gone__half(container: Container, name: str) -> None:
         assert b" 200 " not in wire.makefile("rb").read()
     until(lambda: container.stats()["calls"] == 0)
     assert container.invoke(b"on").body == b"on"
-
-
-HEADS = {
-    "folded": b"GET / HTTP/1.1\r\n A: b", "blank": b"GET / HTTP/1.1\r\nA : b",
-    "bare-lf": b"GET / HTTP/1.1\r\nA: b\nC: d", "nul": b"GET / HTTP/1.1\r\nA: \0",
-    "two-lengths": b"GET / HTTP/1.1\r\nContent-Length: 1\r\ncontent-length: 1",
-    "both": b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked",
-}
-
-
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_any_http_framing__gateway(container: Container, name: str) -> None:
-    """What could be read in two ways is not read at all."""
-    with container.raw(HEADS[name] + b"\r\n\r\n") as caller:
-        assert caller.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
 
 
 def test_fcc_limit_calls__flood(container: Container) -> None:

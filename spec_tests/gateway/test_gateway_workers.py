@@ -160,18 +160,6 @@ def test_fcc_launch_failed(pool: ThreadPoolExecutor) -> None:
     assert names == {"InitTimeout"}
 
 
-def test_fcc_launch_failed__log_gone(tmp_path: pathlib.Path) -> None:
-    """It fails at once, too, when nobody can read why, and the next one may start."""
-    words = ["sh", "-c", "rm -r %s; exit 1" % shlex.quote(str(tmp_path))]
-    with Container([profile(command=words)], *SLOW, "--launches", "1",
-                   "--log-folder", str(tmp_path)) as container:
-        for _ in range(2):
-            assert container.invoke().failure == (404, "404", "InitFailed")
-        until(lambda: not container.function()["workers"])
-        counts = container.stats()["counts"]  # of calls, and of launches
-        assert (counts["InitFailed"], counts["failed_launches"]) == (2, 2)
-
-
 def test_fcc_launch_parallel(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
     """No more workers start at a time than may; the others wait their turn."""
     functions = [profile(f"f{number}", env={"START": str(gate)}) for number in range(6)]
