@@ -36,6 +36,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import urllib.parse
 from typing import (TYPE_CHECKING, AbstractSet, Any, Callable, Deque, Dict, Iterable,
                     Iterator, List, NamedTuple, Optional, Sequence, Tuple)
@@ -161,7 +162,6 @@ LIMITS: Dict[str, Limit] = {
 NUMBERS: Dict[str, Limit] = {"port": PORT, **LIMITS}
 Settings = Dict[str, float]
 
-MEMORY_BYTES = 512 << 20     # of a worker, unless its profile says
 MEMORY_STRIKES = 3           # looks above the limit that are forgiven
 LOAD_HIGH, LOAD_LOW, LOAD_WANTED = 0.8, 0.6, 0.7
 BODY_EXTRA_S = 1.0           # from the deadline of the head to that of the body
@@ -191,59 +191,74 @@ OWN_FIELDS = HOP_FIELDS | {
 # ---- rules without I/O: profiles ----
 
 NAME = "a text of visible ASCII characters"  # what any client can put into a field
+TEXT, WORDS = "a text that is not empty", "a list of words, at least one"
 PAIRS = "a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_"
 OUR_VARIABLES = ("NOSLATE_", "NOSLATED_", "FC_")
+OBJECT, FLAG = "an object", "true or false"
+REQUIRED = object()
 
-# Fields of a profile: path -> kind. A kind is one of KINDS, a number (NUMBER), or "one
-# of" and the texts it may be. Those of REQUIRED must be there.
-PROFILE_FIELDS: Dict[str, str] = {
-    "name": NAME,
-    "runtime": "one of custom",
-    "url": "file:// and an absolute folder",
-    "signature": "a text that is not empty",
-    "handler": "a text that is not empty",
-    "initializer": "a text that is not empty",
-    "command": "a list of words, at least one",
-    "namespace": "a text that is not empty",
-    "environments": PAIRS,
-    "resourceLimit": "an object",
-    "resourceLimit.memory": "a whole number from 1",
-    "resourceLimit.cpu": "a number from 0 to 1",
-    "rateLimit": "an object",
-    "rateLimit.maxTokenCount": "a number from 0",
-    "rateLimit.tokensPerFill": "a number from 0",
-    "rateLimit.fillInterval": "a number above 0",
-    "worker": "an object",
-    "worker.maxActivateRequests": "a whole number from 1",
-    "worker.replicaCountLimit": "a whole number from 1",
-    "worker.reservationCount": "a whole number from 0",
-    "worker.initializationTimeout": "a number above 0",
-    "worker.disposable": "true or false",
-    "worker.fastFailRequestsOnStarting": "true or false",
-    "worker.disableRequestQueue": "true or false",
-    "worker.dispatchMode": "one of least-request-count, round-robin",
-    "worker.shrinkStrategy": "one of LCC, FIFO, FILO",
+
+class Field(NamedTuple):
+    """A field of a profile: its name in here, its kind, and what it is when left out; a
+    name of LIMITS stands for that setting. A kind is one of KINDS, a number (NUMBER),
+    or "one of" and the texts it may be."""
+
+    name: str
+    kind: str
+    default: Any = None
+
+
+PROFILE_FIELDS: Dict[str, Field] = {
+    "name": Field("name", NAME, REQUIRED),
+    "runtime": Field("runtime", "one of custom", REQUIRED),
+    "url": Field("url", "file:// and an absolute folder", REQUIRED),
+    "signature": Field("signature", TEXT, REQUIRED),
+    "handler": Field("handler", TEXT, ""),
+    "initializer": Field("initializer", TEXT, ""),
+    "command": Field("command", WORDS, ()),
+    "namespace": Field("namespace", TEXT),
+    "environments": Field("environments", PAIRS, ()),
+    "resourceLimit": Field("limit", OBJECT),
+    "resourceLimit.memory": Field("memory_bytes", COUNT, 512 << 20),
+    "resourceLimit.cpu": Field("cpu", "a number from 0 to 1"),
+    "rateLimit": Field("rate", OBJECT),
+    "rateLimit.maxTokenCount": Field("tokens", "a number from 0", math.inf),
+    "rateLimit.tokensPerFill": Field("tokens_per_fill", "a number from 0"),
+    "rateLimit.fillInterval": Field("fill_interval_ms", "a number above 0", 1000),
+    "worker": Field("worker", OBJECT),
+    "worker.maxActivateRequests": Field("max_active", COUNT, "max_active"),
+    "worker.replicaCountLimit": Field("replica_limit", COUNT, "replica_limit"),
+    "worker.reservationCount": Field("reserved", COUNT_0, "reserved"),
+    "worker.initializationTimeout": Field("init_timeout_ms", "a number above 0", 10000),
+    "worker.disposable": Field("disposable", FLAG, False),
+    "worker.fastFailRequestsOnStarting": Field("fast_fail", FLAG, False),
+    "worker.disableRequestQueue": Field("queue_disabled", FLAG, False),
+    "worker.dispatchMode": Field(
+        "dispatch_mode", "one of least-request-count, round-robin"),
+    "worker.shrinkStrategy": Field("shrink_strategy", "one of LCC, FIFO, FILO", "LCC"),
 }
-LIST_FIELDS = {"functions": "a list", "services": "a list"}
-SERVICE_FIELDS = {"name": NAME, "functions": "a list, not empty"}
-SHARE_FIELDS = {"name": "a text that is not empty",
-                "proportion": "a number from 0 to 1"}
-REQUIRED = {"functions": ("name", "runtime", "url", "signature"),
-            "services": ("name", "functions"), "shares": ("name",)}
+LIST_FIELDS = {"functions": Field("", "a list"), "services": Field("", "a list")}
+SERVICE_FIELDS = {"name": Field("", NAME, REQUIRED),
+                  "functions": Field("", "a list, not empty", REQUIRED)}
+SHARE_FIELDS = {"name": Field("", TEXT, REQUIRED),
+                "proportion": Field("", "a number from 0 to 1")}
+# A change of these needs other workers [fcc.profile.identity]
+IDENTITY = ("runtime", "url", "signature", "handler", "initializer", "command",
+            "memory_bytes", "cpu", "disposable")
 
 NUMBER = re.compile(
     r"a (whole )?number (from|above) ([\d.]+)(?:(?: to|, at most) (\d+))?")
 KINDS: Dict[str, Callable[[Any], bool]] = {
     NAME: lambda value: is_text(value) and re.fullmatch("[!-~]+", value) is not None,
-    "a text that is not empty": lambda value: is_text(value) and value.isprintable(),
+    TEXT: lambda value: is_text(value) and value.isprintable(),
     "file:// and an absolute folder": lambda value: (
         is_text(value) and value.startswith("file:///") and "%00" not in value),
-    "a list of words, at least one": lambda value: is_list(value, is_text, 1),
+    WORDS: lambda value: is_list(value, is_text, 1),
     PAIRS: lambda value: is_list(value, is_pair, 0),
     "a list": lambda value: isinstance(value, list),
     "a list, not empty": lambda value: isinstance(value, list) and value != [],
-    "an object": lambda value: isinstance(value, dict),
-    "true or false": lambda value: isinstance(value, bool),
+    OBJECT: lambda value: isinstance(value, dict),
+    FLAG: lambda value: isinstance(value, bool),
 }
 
 
@@ -287,56 +302,51 @@ def check_value(where: str, kind: str, value: object) -> None:
                          % (where, kind, json.dumps(value)[:80]))
 
 
-def check_item(where: str, item: Any, fields: Dict[str, str],
-               required: Sequence[str] = ()) -> None:
+def look_up(item: Dict[str, Any], path: str) -> Any:
+    """Return a field of a profile, or of an object in it; REQUIRED if it is left out.
+    """
+    outer, _, inner = path.rpartition(".")
+    return (item.get(outer, {}) if outer else item).get(inner, REQUIRED)
+
+
+def check_item(where: str, item: Any, fields: Dict[str, Field]) -> None:
     """Raise ValueError, naming the field, unless an object is as its fields say."""
-    check_value(where, "an object", item)
+    check_value(where, OBJECT, item)
     for key in item:  # inside `worker` and the like unknown ones are allowed
         if key not in fields or "." in key:
             raise ValueError("%s.%s: unknown field" % (where, key))
-    for name in required:
-        if name not in item:
-            raise ValueError("%s.%s: missing" % (where, name))
-    for path, kind in fields.items():
-        outer, _, inner = path.rpartition(".")
-        place = item.get(outer, {}) if outer else item
-        if inner in place:
-            check_value("%s.%s" % (where, path), kind, place[inner])
+    for path, field in fields.items():
+        value = look_up(item, path)
+        if value is not REQUIRED:
+            check_value("%s.%s" % (where, path), field.kind, value)
+        elif field.default is REQUIRED:
+            raise ValueError("%s.%s: missing" % (where, path))
 
 
-class Profile:
-    """A checked profile, its fields under our names and units."""
+class Profile(types.SimpleNamespace):
+    """A checked profile, its fields under our names."""
+
+    tokens_per_fill: Any
+    reserved: int
 
     def __init__(self, item: Dict[str, Any], settings: Settings) -> None:
-        worker, limit = item.get("worker", {}), item.get("resourceLimit", {})
-        rate = item.get("rateLimit", {})
-        self.name: str = item["name"]
-        self.folder = urllib.parse.unquote(item["url"][len("file://"):])
-        self.handler: str = item.get("handler", "")
-        self.initializer: str = item.get("initializer", "")
-        self.command: List[str] = item.get("command", [])
-        self.env = {one["key"]: one["value"] for one in item.get("environments", [])}
-        self.memory_bytes: int = limit.get("memory", MEMORY_BYTES)
-        self.tokens: float = rate.get("maxTokenCount", math.inf)
-        self.tokens_per_fill: float = rate.get("tokensPerFill", self.tokens)
-        self.fill_interval_s: float = max(0.001, rate.get("fillInterval", 1000) / 1000)
-        self.disposable: bool = worker.get("disposable", False)
-        self.max_active = int(worker.get("maxActivateRequests", settings["max_active"]))
-        self.replica_limit = int(worker.get("replicaCountLimit",
-                                            settings["replica_limit"]))
-        self.reserved = min(self.replica_limit, int(
-            worker.get("reservationCount", settings["reserved"])))
+        super().__init__()
+        for path, field in PROFILE_FIELDS.items():
+            value = look_up(item, path)
+            if value is REQUIRED:
+                value = settings.get(field.default, field.default)
+            setattr(self, field.name, value)
+        self.folder = urllib.parse.unquote(self.url[len("file://"):])
+        self.env = {one["key"]: one["value"] for one in self.environments}
+        if self.tokens_per_fill is None:
+            self.tokens_per_fill = self.tokens
+        self.fill_interval_s = max(0.001, self.fill_interval_ms / 1000)
+        self.rate = (self.tokens, self.tokens_per_fill, self.fill_interval_s)
+        self.init_timeout_s = self.init_timeout_ms / 1000
+        self.reserved = min(self.reserved, self.replica_limit)
         if self.disposable:  # [fcc.disposable.one]
             self.max_active, self.reserved = 1, 0
-        self.init_timeout_s: float = worker.get("initializationTimeout", 10000) / 1000
-        self.fast_fail: bool = worker.get("fastFailRequestsOnStarting", False)
-        self.queue_disabled: bool = worker.get("disableRequestQueue", False)
-        self.round_robin = worker.get("dispatchMode") == "round-robin"
-        self.shrink_strategy: str = worker.get("shrinkStrategy", "LCC")
-        # [fcc.profile.identity] a change of these needs other workers
-        self.identity = [item.get(key) for key in (
-            "runtime", "url", "signature", "handler", "initializer", "command")] + [
-            self.memory_bytes, limit.get("cpu"), self.disposable]
+        self.identity = [getattr(self, name) for name in IDENTITY]
 
 
 Services = Dict[str, List[Tuple[str, float]]]
@@ -375,7 +385,7 @@ def read_profiles(document: Any,
         services[item["name"]] = []
         for place, share in enumerate(item["functions"]):
             inner = "%s.functions[%d]" % (where, place)
-            check_item(inner, share, SHARE_FIELDS, REQUIRED["shares"])
+            check_item(inner, share, SHARE_FIELDS)
             if share["name"] not in functions:
                 raise ValueError("%s.name: no function %s"
                                  % (inner, json.dumps(share["name"])))
@@ -383,12 +393,12 @@ def read_profiles(document: Any,
     return functions, services
 
 
-def each(document: Dict[str, Any], key: str, fields: Dict[str, str],
+def each(document: Dict[str, Any], key: str, fields: Dict[str, Field],
          seen: Dict[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
     """Yield the place of each item of a list, and the item, checked."""
     for number, item in enumerate(document.get(key, [])):
         where = "%s[%d]" % (key, number)
-        check_item(where, item, fields, REQUIRED[key])
+        check_item(where, item, fields)
         if item["name"] in seen:
             raise ValueError("%s.name: %s is there twice" % (where, item["name"]))
         yield where, item
@@ -875,7 +885,7 @@ class Broker:
         self.profile = profile
         self.workers: List[Worker] = []          # all but the stopped, oldest first
         self.queue: Deque[Call] = collections.deque()   # [fcc.queue.order]
-        self.tokens = profile.tokens             # [fcc.limit.rate]
+        self.tokens: float = profile.tokens      # [fcc.limit.rate]
         self.filled = now                        # in real time: callers are not frozen
         self.low_ticks = 0
         self.turn = 0
@@ -884,8 +894,7 @@ class Broker:
     def update(self, profile: Profile, now: float) -> List[Worker]:
         """Take another profile; return the workers that must go."""
         old, self.profile = self.profile, profile
-        if (old.tokens, old.tokens_per_fill, old.fill_interval_s) != (
-                profile.tokens, profile.tokens_per_fill, profile.fill_interval_s):
+        if old.rate != profile.rate:
             self.tokens, self.filled = profile.tokens, now
         if old.identity != profile.identity:
             return list(self.workers)
@@ -918,7 +927,7 @@ class Broker:
         """Return the worker for the next call, None when all are full
         [fcc.dispatch.worker]."""
         ready, limit = self.ready(), self.profile.max_active
-        if self.profile.round_robin:
+        if self.profile.dispatch_mode == "round-robin":
             if sum(worker.active for worker in ready) >= limit * len(ready):
                 return None
             self.turn += 1

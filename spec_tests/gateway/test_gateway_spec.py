@@ -61,8 +61,8 @@ def test_gateway_failures() -> None:
 def test_gateway_profile_fields() -> None:
     """The fields of a profile agree."""
     found = {row["profile field"] for row in rows("profile field", "value", "default")}
-    assert found == {path for path, kind in gateway.PROFILE_FIELDS.items()
-                     if kind != "an object"}
+    assert found == {path for path, field in gateway.PROFILE_FIELDS.items()
+                     if field.kind != "an object"}
 
 
 def cited(*paths: pathlib.Path) -> Set[str]:
