@@ -1459,7 +1459,7 @@ class Container:
 
     def _lose(self, arguments: Any) -> None:
         """A thread of ours has ended by a mistake, so a part of us is missing."""
-        threading.__excepthook__(arguments)
+        sys.excepthook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
         os.write(self._tell, LOST)
 
     def _on_signal(self, number: int, frame: object) -> None:
