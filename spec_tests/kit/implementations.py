@@ -25,6 +25,9 @@ HANDLER_VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER",
 # What an implementation cannot do, declared (README.md has the list of features).
 GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
     ("bash", "fc"): ("concurrency",),
+    ("small", "scf"): ("instances", "memory", "packages", "slow-heads"),
+    ("small", "fg"): ("instances", "memory", "packages", "slow-heads"),
+    ("small", "fc"): ("instances", "memory", "packages", "upgrade"),
 }
 
 
@@ -59,11 +62,19 @@ START_EMULATOR = (sys.executable, *module_words(EMULATOR))
 
 
 def platforms(protocols: Sequence[str]) -> List[kit.Implementation]:
-    """Return the emulator for these protocols."""
-    if not EMULATOR.exists():
-        return []
-    return [kit.Implementation("emulator", protocol, START_EMULATOR, str(ROOT))
-            for protocol in protocols]
+    """Return the emulator and the small platforms for these protocols."""
+    found = [kit.Implementation("emulator", protocol, START_EMULATOR, str(ROOT))
+             for protocol in protocols if EMULATOR.exists()]
+    return found + [small_platform(protocol) for protocol in protocols
+                    if ("small", protocol) in GAPS]
+
+
+def small_platform(protocol: str) -> kit.Implementation:
+    """Return the platform that stands in the protocol's own file."""
+    program = ROOT / "reference" / f"{protocol}_platform.py"
+    return kit.Implementation(
+        "small", protocol, (sys.executable, *module_words(program)), str(ROOT),
+        GAPS["small", protocol])
 
 
 def implementation(name: str, protocol: str, command: Sequence[str],

@@ -53,7 +53,9 @@ FEATURES: Dict[str, str] = {
     "freeze": "platform: stopping the processes of an idle instance",
     "memory": "platform: measuring and limiting memory",
     "upgrade": "platform: WebSocket",
-    "health-check": "platform: configured health checks",
+    "instances": "platform: several instances at a time, and a queue with limits",
+    "packages": "platform: ZIP files as packages",
+    "slow-heads": "platform: the time limit for the head of a request",
     "limits": "platform: the options --max-event and --max-result",
 }
 

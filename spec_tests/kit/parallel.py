@@ -32,7 +32,7 @@ LOTS = (
     ("test_lifecycle_process.py", "test_emulator_outcomes.py"),
     ("test_emulator_cli.py", "test_lifecycle_hooks.py", "test_lifecycle_http.py"),
     ("test_lifecycle_logs.py", "test_security.py", "test_emulator_samples.py",
-     "test_copies.py"),
+     "test_copies.py", "test_small_platforms.py"),
     ("test_emulator_concurrency.py", "test_gateway_calls.py", "test_lifecycle_soak.py",
      "test_gateway_container.py"),  # needs Go's programs: on a new machine these are late
 )

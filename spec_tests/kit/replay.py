@@ -76,6 +76,8 @@ def compare_body(step: spec.Step, seen: str, names: Names) -> None:
 
 def against_platform(platform: PlatformUnderTest, transcript: spec.Transcript) -> None:
     """Play the bootstrap and the caller; compare what the platform says."""
+    if transcript.outcome == "out-of-memory":
+        platform.needs("memory")
     steps = list(transcript.steps)
     spoil = SPOILS.get(steps[0].line) if steps else None
     with platform.bare_run(*shlex.split(transcript.options)) as run:

@@ -79,6 +79,7 @@ def test_any_start_executable(platform: PlatformUnderTest, spoil: object) -> Non
 
 def test_any_package_mode(platform: PlatformUnderTest) -> None:
     """A ZIP package keeps the execute bit of its bootstrap."""
+    platform.needs("packages")
     run = platform.run(zipped=True)
     handled(run)
 
@@ -89,6 +90,7 @@ EVIL = {"parent": "../evil", "absolute": "/tmp/kit-evil", "inner": "a/../../evil
 @pytest.mark.parametrize("name", sorted(EVIL))
 def test_any_package_zip(push_platform: PlatformUnderTest, name: str) -> None:
     """A ZIP package with an entry that leads out is refused."""
+    push_platform.needs("packages")
     run = push_platform.run(zipped=True, extra=EVIL[name])
     run.refused()
 
@@ -399,6 +401,7 @@ def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_instance_on_demand(platform: PlatformUnderTest) -> None:
     """Two events at once are given to two instances."""
+    platform.needs("instances")
     with platform.used_run(*PAIR) as run:
         instances = [run.starting(b"one")]
         run.issue(b"two")
@@ -416,6 +419,7 @@ def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
 
 def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
     """Each of two events is delivered to one instance."""
+    pull_platform.needs("instances")
     with pull_platform.used_run(*PAIR) as run:
         events = [b"one", b"two"]
         run.discard_idle()
@@ -468,6 +472,7 @@ def test_any_queue_order(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
     """An event that finds the queue full is throttled."""
+    pull_platform.needs("instances")
     run = pull_platform.run("--parallel", "3", "--queue", "1")
     run.issue(b"runs")
     instance = run.instance()
@@ -480,6 +485,7 @@ def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
     """An event that waits too long for an instance is throttled."""
+    pull_platform.needs("instances")
     run = pull_platform.run("--parallel", "2", "--queue-timeout", "0.2")
     run.fetched(b"runs")
     run.issue(b"waits")
@@ -634,6 +640,7 @@ def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_security_instance(pull_platform: PlatformUnderTest) -> None:
     """A second instance has an API of its own."""
+    pull_platform.needs("instances")
     with pull_platform.used_run(*PAIR) as run:
         run.discard_idle()
         run.issue(b"one")
