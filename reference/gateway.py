@@ -564,7 +564,7 @@ class Worker:
                 errors=err.fileno(), leads=False)
         with agent.lock:
             if self.state == "created":
-                agent.limit(self, profile.init_timeout_s)
+                agent.limit(self.alarm, profile.init_timeout_s)
             else:  # there was no process yet to kill
                 self.signal(signal.SIGKILL)
         upstream = self._await_port()
@@ -848,12 +848,12 @@ class Call:
         """Give the worker's slot back, and its connection, unless that was done."""
         if self.is_ended:
             return
-        self.is_ended, self.error, upstream = True, error or self.error, self.upstream
-        if upstream is not None:
-            upstream.watch(None, self._leave)
-        self.agent.settle(self, upstream if kept else None)
-        if upstream is not None and not kept:
-            upstream.close()  # the handler may learn that nobody waits
+        self.is_ended, self.error = True, error or self.error
+        if self.upstream is not None:
+            self.upstream.watch(None, self._leave)
+        unwanted = self.agent.settle(self, kept)
+        if unwanted is not None:
+            unwanted.close()  # the handler may learn that nobody waits
 
     def log_line(self) -> bytes:
         """Return the line of the access log [fcc.log.access]."""
@@ -1095,7 +1095,7 @@ class Agent:
         worker.active += 1
         worker.served += 1
         if self._check.deadline == math.inf:
-            self._set(self._check, self.settings["memory_check_s"])
+            self.limit(self._check, self.settings["memory_check_s"])
 
     def _supply(self, broker: Broker) -> None:
         """Serve the queue, and order the workers that the rest of it needs."""
@@ -1112,20 +1112,23 @@ class Agent:
             if call.gate is not None:
                 call.gate.open()
 
-    def settle(self, call: Call, kept: Optional[emulator.Upstream]) -> None:
-        """A call has ended: pass its slot on, and the connection that it leaves."""
+    def settle(self, call: Call, kept: bool) -> Optional[emulator.Upstream]:
+        """A call has ended: pass its slot on, and its connection if that can be kept;
+        else return it."""
         worker = call.worker
         with self.lock:
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
-            call.upstream = None
+            upstream, call.upstream = call.upstream, None
             self.clock.set(call.caller.alarm, math.inf)
             if self.state != "running":
                 self._changed.notify_all()
             if worker is not None:
-                if kept is not None:
-                    worker.pool.append(kept)  # before the next call looks for one
+                if upstream is not None and kept and worker.state != "stopped":
+                    worker.pool.append(upstream)  # before the next call looks for one
+                    upstream = None
                 self._leave(worker, worker.profile.disposable or call.error in RETIRING)
+        return upstream
 
     def _leave(self, worker: Worker, retires: bool) -> None:
         worker.active -= 1
@@ -1154,7 +1157,7 @@ class Agent:
             self.workers.append(worker)
         self._launch_next()
         if self.workers and self._tick.deadline == math.inf:
-            self._set(self._tick, self.settings["tick_s"])
+            self.limit(self._tick, self.settings["tick_s"])
         return failure
 
     def _no_room(self, profile: Profile) -> Optional[Failure]:
@@ -1206,14 +1209,14 @@ class Agent:
             return
         action, worker.state, _ = STATES[worker.state, call]
         if action == "drain":  # [fcc.stop.drain]
-            self.limit(worker, self.settings["drain_s"])
+            self.limit(worker.alarm, self.settings["drain_s"])
             if not worker.active:
                 self._step(worker, "drained")
         elif action == "terminate":  # [fcc.stop.signals]
             worker.signal(signal.SIGTERM)
-            self.limit(worker, self.settings["grace_s"])
+            self.limit(worker.alarm, self.settings["grace_s"])
         else:  # it needs no limit
-            self.limit(worker, math.inf)
+            self.limit(worker.alarm, math.inf)
         if action == "kill":
             worker.signal(signal.SIGKILL)
         if action == "forget" or action == "kill" and not worker.has_thread:
@@ -1223,11 +1226,8 @@ class Agent:
         self._supply(worker.broker)
         self._launch_next()
 
-    def limit(self, worker: Worker, limit_s: float) -> None:
-        """Limit the state of a worker (lock held)."""
-        self._set(worker.alarm, limit_s)
-
-    def _set(self, alarm: emulator.Alarm, limit_s: float) -> None:
+    def limit(self, alarm: emulator.Alarm, limit_s: float) -> None:
+        """Let an alarm ring after so long."""
         self.clock.set(alarm, self.clock.now() + limit_s)
 
     # -- the control loop: what the clock calls --
@@ -1247,7 +1247,7 @@ class Agent:
                 self._order(broker, change, RESERVED)  # nobody waits, nobody is told
             if self.workers or any(one.profile.reserved
                                    for one in self.brokers.values()):
-                self._set(self._tick, self.settings["tick_s"])
+                self.limit(self._tick, self.settings["tick_s"])
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
@@ -1263,7 +1263,7 @@ class Agent:
                     self._step(worker, "retire")
                     worker.signal(signal.SIGKILL)
             if self.calls:
-                self._set(self._check, self.settings["memory_check_s"])
+                self.limit(self._check, self.settings["memory_check_s"])
 
     # -- the end --
 
