@@ -74,32 +74,21 @@ ENDPOINTS: Dict[str, Sequence[str]] = {
     "/pre-freeze": ("POST", "GET"),
     "/pre-stop": ("POST", "GET"),
 }
+ADMIN = {"/-/stats": "GET", "/-/profiles": "PUT"}   # path -> method
 
 # Failure -> status of an HTTP invocation. An event invocation gets 404 for each of
-# them, as the seed has it [fcc.error.status]. 0 = nobody can be told any more.
-FAILURES: Dict[str, int] = {
-    "AgentClosed": 503,      # not started yet, or stopping
-    "BadDispatch": 400,      # neither NAME, function:NAME nor service:NAME
-    "UnknownPath": 404,      # nothing that FC calls
-    "UnknownFunction": 404,
-    "UnknownService": 404,
-    "RequestTooLarge": 413,
-    "RateLimited": 429,
-    "Overloaded": 503,       # too many calls in the container, or too many in queues
-    "QueueDisabled": 503,
-    "QueueTimeout": 504,     # no worker before the deadline
-    "ReplicaLimit": 503,
-    "MemoryPoolFull": 503,   # from here on launch errors, which reject the whole queue
-    "CodeMissing": 503,
-    "InitFailed": 503,
-    "InitTimeout": 503,
-    "WorkerDied": 502,
-    "BadAnswer": 502,
-    "HeadTimeout": 504,
-    "StreamBroken": 0,       # after the head: the connection is cut
-    "BodyTimeout": 0,
-    "CallerGone": 0,
-}
+# them, as the seed has it [fcc.error.status]. 0: after the head, or nobody is there.
+FAILURES: Dict[str, int] = {name: status for status, names in (
+    (400, "BadDispatch"),
+    (404, "UnknownPath UnknownFunction UnknownService"),
+    (413, "RequestTooLarge"),
+    (429, "RateLimited"),
+    (502, "WorkerDied BadAnswer"),
+    (503, "AgentClosed Overloaded QueueDisabled ReplicaLimit"),
+    (503, "MemoryPoolFull CodeMissing InitFailed InitTimeout"),  # reject a whole queue
+    (504, "QueueTimeout HeadTimeout"),
+    (0, "StreamBroken BodyTimeout CallerGone"),
+) for name in names.split()}
 
 # After these a worker gets no more calls: nobody knows when a late handler will end
 # [fcc.timeout.retire], and who breaks a connection is about to end itself
@@ -1431,9 +1420,6 @@ class Caller(emulator.Handler):
         self.answer(head, b"" if self.command == "HEAD" else body)
 
 
-ADMIN = {"/-/stats": "GET", "/-/profiles": "PUT"}   # path -> method
-
-
 # ---- command line ----
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -1443,9 +1429,9 @@ LOST = b"\0"  # among the numbers of signals: a part of the gateway has ended
 class Container:
     """The entry point: agent first, server last; the end of a part ends the whole."""
 
-    def __init__(self, options: argparse.Namespace, log: emulator.Talk) -> None:
-        self.options = options
-        self.talk, self.log = emulator.Talk(2), log
+    def __init__(self, options: argparse.Namespace, talk: emulator.Talk,
+                 log: emulator.Talk) -> None:
+        self.options, self.talk, self.log = options, talk, log
         # A signal may hit any thread, and would not wake the main one without the pipe
         self._events, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
@@ -1590,7 +1576,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if options.log_folder:
             os.makedirs(options.log_folder, exist_ok=True)
         problem = "no folder for temporary files ($TMPDIR)"
-        container = Container(options, log)
+        container = Container(options, talk, log)
     except OSError as error:
         talk.line("gateway: %s: %s" % (problem, error.strerror))
         return 2

@@ -13,7 +13,7 @@ from typing import Any, Iterator, List
 
 import gateways
 import pytest
-from gateways import Answer, Container, call_of, fields_of, profile, until
+from gateways import Answer, Container, call_of, profile, until
 
 QUICK = ("--tick", "0.02", "--drain", "5", "--grace", "1")
 SLOW = ("--tick", "1000")
@@ -69,21 +69,6 @@ def test_fcc_dispatch_worker__round_robin(pool: ThreadPoolExecutor,
         until(lambda: len(container.pids()) == 2)
         pids = [container.invoke(call_of("pid")).json for _ in range(4)]
     assert pids[0] != pids[1] and pids[:2] == pids[2:]
-
-
-def test_fcc_limit_calls__files() -> None:
-    """When no file is left for a connection to its worker a call fails, and the worker,
-    which is in order, takes the next one."""
-    with Container([profile()], *SLOW) as container, container.connection() as caller:
-        def send(event: bytes) -> Answer:
-            return container.ask("POST", "/invoke", event, fields_of(), own=caller)
-
-        pid = send(call_of("pid")).json
-        assert send(call_of("old")).status == 200  # ends the connection to the worker
-        until(lambda: container.sockets() == 2, "that one and the listener are left")
-        with container.no_more_files():
-            assert send(b"hi").failure == (404, "404", "Overloaded")
-        assert send(call_of("pid")).json == pid
 
 
 def test_fcc_queue_order(pool: ThreadPoolExecutor, gate: pathlib.Path) -> None:
