@@ -18,25 +18,25 @@ them: many instances, a queue, callers, limits, packages, memory, logs, diagnosi
 the command line. It shares their tables and sessions and brings I/O of its own, made
 for hostile input and for speed.
 
-It does not isolate the bootstrap, bill, or imitate consoles and accounts. Standard
-library only, CPython 3.8 or later, Linux.
+It does not isolate the bootstrap, bill, or imitate consoles and accounts, nor does it
+outlive a machine that has no threads, files or memory left; while nobody reads its own
+output it may wait. Standard library only, CPython 3.8 or later, Linux.
 """
 from __future__ import annotations
 
 import argparse
 import atexit
 import base64
-import binascii
 import collections
+import contextlib
 import errno
 import functools
-import heapq
 import http
 import io
-import itertools
 import json
 import math
 import os
+import queue
 import re
 import resource
 import select
@@ -52,7 +52,7 @@ import time
 import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
-                    NamedTuple, Optional, Sequence, Set, Tuple, Type, Union)
+                    NamedTuple, Optional, Sequence, Set, Tuple, Type)
 
 if TYPE_CHECKING or not __package__:
     import fc_platform
@@ -189,6 +189,12 @@ MAX_ISSUES = 3           # of an event that no poll has fetched
 
 # ---- the function's configuration ----
 
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+NUL = re.compile(r"\x00")
+
+
 def setting_names(protocol: str) -> List[str]:
     """Return the settings that a function of this protocol has."""
     return sorted([*WORDS, *LIMITS[protocol], *(FC_WORDS if protocol == "fc" else ())])
@@ -213,17 +219,17 @@ class Function(types.SimpleNamespace):
             if name not in known:
                 raise ValueError("%s is not a setting of %s; known: %s"
                                  % (name, protocol, ", ".join(known)))
-        super().__init__(protocol=protocol, concurrency=1, init_timeout_s=0,
-                         **WORDS, **FC_WORDS)
-        vars(self).update(settings)
+        words = {**WORDS, **FC_WORDS, "concurrency": 1, "init_timeout_s": 0, **settings}
+        super().__init__(**words, protocol=protocol)
         for name, limit in LIMITS[protocol].items():
             setattr(self, name, check_limit(name, limit, settings))
         self._check_words()
-        if protocol == "fc" and self.port:
-            self.max_instances = min(1, self.max_instances)  # [any.instance.on-demand]
+        if protocol == "fc":
+            self.init_timeout_s = self.initializer_timeout_s
+            if self.port:  # [any.instance.on-demand]
+                self.max_instances = min(1, self.max_instances)
         # [any.init.timeout]
-        self.init_timeout_s = (self.init_timeout_s or self.timeout_s
-                               if protocol != "fc" else self.initializer_timeout_s)
+        self.init_timeout_s = self.init_timeout_s or self.timeout_s
 
     def _check_words(self) -> None:
         self.env = dict(self.env)
@@ -249,24 +255,16 @@ class Function(types.SimpleNamespace):
 def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
     """Return a setting of LIMITS. Raises ValueError that names its option too."""
     value: object = settings.get(name, limit.default)
-    known = "%s (%s)" % (name, limit.option)
+    known, is_time = "%s (%s)" % (name, limit.option), name.endswith("_s")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("%s must be a number, not %r" % (known, value))
-    most = MAX_LIMIT_S if name.endswith("_s") else sys.maxsize
+    most = MAX_LIMIT_S if is_time else sys.maxsize
     if not 0 <= value <= most or value == 0 and not limit.zero:
         raise ValueError("%s must be %s and at most %d, not %s" % (
             known, "0 or more" if limit.zero else "more than 0", most, value))
-    if name.endswith("_s"):
-        return value
-    if int(value) != value:
+    if not is_time and int(value) != value:
         raise ValueError("%s must be a whole number, not %g" % (known, value))
-    return int(value)
-
-
-TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-NUL = re.compile(r"\x00")
+    return value if is_time else int(value)
 
 
 def check_text(name: str, text: object, bad: "re.Pattern[str]" = NUL,
@@ -291,11 +289,6 @@ def check_request(request: HttpRequest) -> None:
     for name, value in request.headers:
         if not TOKEN.fullmatch(name) or CONTROL.search(value):
             raise ValueError("header field %r is not valid" % name[:80])
-
-
-def seconds(value: float) -> str:
-    """Write a time limit as the vendors do: `3`, not `3.0`."""
-    return "%g" % value
 
 
 # ---- HTTP: one strict parser for both directions ----
@@ -331,17 +324,11 @@ def parse_head(data: bytes) -> Head:
     return parse_short(data) if len(data) < 1024 else parse_any(data)
 
 
-@functools.lru_cache(256)
-def parse_short(data: bytes) -> Head:
-    """Parse a head that may come again."""
-    return parse_any(data)
-
-
 def parse_any(data: bytes) -> Head:
     """Parse a head line by line."""
     start, *lines = data.decode("latin-1").split("\r\n")
-    words = start.split(" ", 2)
-    if len(words) < 2 or CONTROL.search(start):
+    words = [*start.split(" ", 2), ""]
+    if len(words) < 3 or CONTROL.search(start):
         raise BadMessage("any.http.malformed", repr(start[:80]))
     fields: List[Tuple[str, str]] = []
     table: Dict[str, str] = {}
@@ -356,10 +343,12 @@ def parse_any(data: bytes) -> Head:
         table[key] = table[key] + ", " + value if key in table else value
         fields.append((name, value))
     connection = table.get("connection", "").lower()
-    return Head((words[0], words[1], words[2] if len(words) > 2 else ""),
-                tuple(fields), table, body_length(table),
-                "keep-alive" in connection if "HTTP/1.0" in words
+    return Head((words[0], words[1], words[2]), tuple(fields), table,
+                body_length(table), "keep-alive" in connection if "HTTP/1.0" in words
                 else "close" not in connection)
+
+
+parse_short = functools.lru_cache(256)(parse_any)
 
 
 def body_length(table: Dict[str, str]) -> Optional[int]:
@@ -395,7 +384,7 @@ def read_head(reader: "io.BufferedReader[Any]",
         if not more:
             raise BadMessage("any.http.no-effect", "end of stream after %r"
                              % taken[-40:])
-        whole = taken + more if taken else more
+        whole = taken + more
         begin = 0 if whole[0] > 13 else len(whole) - len(whole.lstrip(b"\r\n"))
         end = whole.find(b"\r\n\r\n", begin)
         reader.read(len(more) if end < 0 else end + 4 - len(taken))
@@ -469,8 +458,7 @@ def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
         if CONTROL.search(value) or not TOKEN.fullmatch(name):
             raise ValueError("header field %s holds a control character" % name)
         lines.append("%s: %s" % (name, value))
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("latin-1", "replace")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
 
 
 def status_line(status: int) -> str:
@@ -482,8 +470,7 @@ def json_answer(status: int, document: object) -> Tuple[bytes, bytes]:
     """Return (head, body) of an answer in JSON."""
     body = scf_platform.to_json(document)
     return format_head(status_line(status), (
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))))), body
+        ("Content-Type", "application/json"), ("Content-Length", str(len(body))))), body
 
 
 EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empty]
@@ -522,21 +509,19 @@ class Handler(BaseHTTPRequestHandler):
     server: "Server"
     disable_nagle_algorithm = True
     rfile: "io.BufferedReader[Any]"
-    head: Head
-    ahead = 0   # bytes of the body that came with the head
-
+    head = Head(("", "", ""), (), {}, None, False)  # of the request that is served
+    ahead = 0               # bytes of its body that came with the head
+    closing = False         # it is the last one
+    unread = False          # so far, some of its body: what follows is no request
     idle_limit_s = 0.0      # between requests; 0 = for ever
 
     def setup(self) -> None:
         """Prepare the connection."""
         super().setup()
+        self._answered = threading.Lock()   # held while an answer is deferred
         self.limit_writes(SILENCE_S)
         if self.idle_limit_s:
             self.limit_reads(self.idle_limit_s)
-        self.closing = False    # this request is the last one
-        self.unread = False     # so far, some of its body: what follows is no request
-        self.deferred = False
-        self._answered = threading.Lock()
 
     def limit_reads(self, limit_s: float) -> None:
         """Let each read come back empty after so long. By the kernel: a socket of
@@ -570,7 +555,10 @@ class Handler(BaseHTTPRequestHandler):
             while self._serve_one():
                 pass
         except BadMessage as error:
-            self._refuse(error)
+            self.refused(error.violation)
+            self.closing = self.unread = True
+            self.answer(*json_answer(error.status, {
+                "error": error.violation.rule, "seen": error.violation.seen}))
         except OSError:
             pass  # the peer is gone, or was silent for too long
         if self.unread:
@@ -580,6 +568,15 @@ class Handler(BaseHTTPRequestHandler):
         head, self.ahead = read_head(self.rfile, self.limit_reads)
         if head is None:
             return False
+        if head is not self.head:  # else it came to the letter once more
+            self._take_head(head)
+        self.unread = bool(head.length)
+        self.respond()
+        if self._answered.locked():
+            self._await_answer()
+        return not self.closing and (not self.unread or self._skip_body())
+
+    def _take_head(self, head: Head) -> None:
         self.command, self.path, self.request_version = head.words
         if self.request_version not in ("HTTP/1.1", "HTTP/1.0") or not (
                 TOKEN.fullmatch(self.command) and TARGET.fullmatch(self.path)):
@@ -589,28 +586,28 @@ class Handler(BaseHTTPRequestHandler):
                              431)
         self.head = head
         self.closing = not head.keep_alive
-        self.unread = bool(head.length)
-        self.respond()
-        if self.deferred:
-            self._await_answer()
-        return not (self.closing or self.unread)
 
     def read_body(self, limit: int) -> bytes:
         """Return the request's body. Raises BodyTooLarge, BadMessage, OSError."""
         length = self.head.length
         if not length:
             return b""
-        if length > limit:  # what follows the answer is read away
+        if length > limit:  # and what follows the answer is read away, if it comes
+            self.closing |= length > SKIP_BYTES or bool(self.head.get("expect"))
             raise BodyTooLarge(length, limit)
-        waits = length < 0 or length > self.ahead
+        waits = not 0 < length <= self.ahead
         if waits:
             if self.head.get("expect").lower() == "100-continue":
                 self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             # a client that sends head and body apart stalls
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             self.limit_reads(SILENCE_S)
-        body = b"".join(read_parts(self.rfile, length, limit)) if length < 0 else (
-            self.rfile.read(length) or b"")
+        try:
+            body = (self.rfile.read(length) or b"") if length >= 0 else b"".join(
+                read_parts(self.rfile, length, limit))
+        except BodyTooLarge:
+            self.closing = True  # we are in the middle of a chunk
+            raise
         if len(body) < length:
             raise BadMessage("any.http.no-effect", "the body ended, or paused, after "
                              "%d of %d bytes" % (len(body), length))
@@ -618,6 +615,19 @@ class Handler(BaseHTTPRequestHandler):
         if waits:
             self.limit_reads(self.idle_limit_s)
         return body
+
+    def _skip_body(self) -> bool:
+        """Read away a body that was refused; tell whether another request may follow.
+        """
+        self.limit_reads(LINGER_S)
+        try:
+            for _ in read_parts(self.rfile, self.head.length):
+                pass
+        except BadMessage:
+            return False
+        self.limit_reads(self.idle_limit_s)
+        self.unread = False
+        return True
 
     def _linger(self) -> None:
         """Read on for a moment: closed over unread input, the answer would be lost."""
@@ -636,23 +646,22 @@ class Handler(BaseHTTPRequestHandler):
     def defer(self) -> None:
         """Announce that another thread will answer. Call it before that can happen."""
         self._answered.acquire()
-        self.deferred = True
 
     def _await_answer(self) -> None:
         """Wait for the next request, or for the end. Whoever answers has done so when
         this returns. Raises ConnectionError when nobody will."""
-        while self.deferred:
+        while self._answered.locked():
             try:
                 if self.rfile.peek(1):
                     break
             except OSError:
                 pass
             if self.has_gone():  # else it was idle for long
-                if self.deferred and self.withdraw():
+                if self._answered.locked() and self.withdraw():
                     raise ConnectionError(errno.EPIPE, "the peer is gone")
                 break
-        self._answered.acquire()  # it pipelines, or somebody is writing
-        self._answered.release()
+        with self._answered:  # it pipelines, or somebody is writing
+            pass
 
     def has_gone(self) -> bool:
         """Tell, without blocking, whether the peer of a deferred answer hung up."""
@@ -677,8 +686,7 @@ class Handler(BaseHTTPRequestHandler):
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.closing = True
-            self.release()
+            self.give_up()
             return False
         if sent < len(head) + len(body):
             start_thread(self._send, head[sent:], body[max(0, sent - len(head)):])
@@ -687,7 +695,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def _announce_end(self, head: bytes) -> bytes:
-        if self.closing or self.unread:
+        if self.closing:
             return head[:-2] + b"Connection: close\r\n\r\n"
         return head
 
@@ -705,19 +713,17 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.release()
 
+    def give_up(self) -> None:
+        """End a deferral without an answer: the peer would not read it."""
+        self.closing = True
+        self.release()
+
     def release(self) -> None:
-        """End a deferral: the connection's own thread goes on."""
-        if self.deferred:
-            self.deferred = False
+        """End a deferral, if there is one: the connection's own thread goes on."""
+        if self._answered.locked():
             if self.closing and not self.unread:
                 shut(self.connection, socket.SHUT_RD)  # wakes it
             self._answered.release()
-
-    def _refuse(self, error: BadMessage) -> None:
-        self.refused(error.violation)
-        self.closing = self.unread = True
-        self.answer(*json_answer(error.status, {
-            "error": error.violation.rule, "seen": error.violation.seen}))
 
 
 class Server(ThreadingHTTPServer):
@@ -728,15 +734,14 @@ class Server(ThreadingHTTPServer):
     """
 
     request_queue_size = 1024
-    daemon_threads = True
 
     def __init__(self, host: str, port: int, handler: Type[Handler],
                  app: Any) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.app = app
         self.open: Dict[socket.socket, threading.Thread] = {}
-        self._lock = threading.Lock()
         self._last: Any = None  # the address that our own last connection comes from
+        self._has_all = False   # it has been accepted
         super().__init__((host, port), handler)
         self.host, self.port = str(self.server_address[0]), self.server_address[1]
         self._thread = start_thread(self._run)
@@ -744,14 +749,11 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind without asking the name service for our own name."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), 0
 
     def _run(self) -> None:
-        while self._thread_is_wanted:
+        while not self._has_all:
             self.handle_request()
         self.server_close()
-
-    _thread_is_wanted = True
 
     def get_request(self) -> Tuple[socket.socket, Any]:
         """Accept a connection, with a pause when there are too many open files."""
@@ -763,19 +765,18 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection a thread, unless there are too many."""
-        with self._lock:
-            if client_address == self._last:
-                self._thread_is_wanted = False
-            elif len(self.open) < MAX_CONNECTIONS:
-                self.open[request] = start_thread(
-                    self.process_request_thread, request, client_address)
-                return
-        self.shutdown_request(request)
+        self._has_all = client_address == self._last
+        if self._has_all or len(self.open) >= MAX_CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        thread = self.open[request] = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address),
+            daemon=True)
+        thread.start()
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection."""
-        with self._lock:
-            self.open.pop(request, None)
+        self.open.pop(request, None)
         super().shutdown_request(request)
 
     def close(self) -> None:
@@ -794,16 +795,12 @@ class Server(ThreadingHTTPServer):
     def join(self, timeout_s: float) -> None:
         """Wait until every connection has ended, at most so long."""
         deadline = time.monotonic() + timeout_s
-        with self._lock:
-            threads = list(self.open.values())
-        for thread in threads:
+        for thread in list(self.open.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def shut(self, how: int = socket.SHUT_RDWR) -> None:
         """End every connection, or only what they read."""
-        with self._lock:
-            connections = list(self.open)
-        for connection in connections:
+        for connection in list(self.open):
             shut(connection, how)
 
 
@@ -816,7 +813,6 @@ class Alarm:
     def __init__(self, call: Callable[[], object]) -> None:
         self.call = call
         self.deadline = math.inf
-        self.looked_at = math.inf   # when the clock looks at it next
 
 
 class Clock:
@@ -824,26 +820,11 @@ class Clock:
     thread of its own, so nothing that blocks there delays another limit."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._heap: List[Tuple[float, int, Alarm]] = []
-        self._numbers = itertools.count()   # no two entries compare equal
+        self._changed = threading.Condition()
+        self._alarms: Set[Alarm] = set()    # those that are on
+        self._looks_at = math.inf           # when the thread looks at them next
         self._open = True
         self._thread = start_thread(self._run)
-
-    def set(self, alarm: Alarm, deadline: float) -> None:
-        """Move an alarm's deadline. To move it back costs nothing: the clock looks at
-        it at the old time, and once more at the new one."""
-        with self._lock:
-            alarm.deadline = deadline
-            if deadline < alarm.looked_at:
-                self._push(alarm)
-                if self._heap[0][2] is alarm:
-                    self._changed.notify()
-
-    def _push(self, alarm: Alarm) -> None:
-        alarm.looked_at = alarm.deadline
-        heapq.heappush(self._heap, (alarm.deadline, next(self._numbers), alarm))
 
     def now(self) -> float:
         """Return the time that deadlines are compared with."""
@@ -853,6 +834,19 @@ class Clock:
         """Let the thread sleep so long, or until an earlier deadline is set."""
         self._changed.wait(limit_s)
 
+    def set(self, alarm: Alarm, deadline: float) -> None:
+        """Move an alarm's deadline. To move it back wakes nobody: the thread looks at
+        it at the old time, and once more at the new one."""
+        with self._changed:
+            alarm.deadline = deadline
+            if deadline == math.inf:
+                self._alarms.discard(alarm)
+                return
+            self._alarms.add(alarm)
+            if deadline < self._looks_at:
+                self._looks_at = deadline
+                self._changed.notify()
+
     def close(self) -> None:
         """End the thread."""
         with self._changed:
@@ -861,30 +855,19 @@ class Clock:
         self._thread.join(5)
 
     def _run(self) -> None:
-        while True:
+        while self._open:
             with self._changed:
-                due = self._take_due()
-                if not self._open:
-                    return
-                if not due:
-                    self.wait(self._heap[0][0] - self.now() if self._heap else None)
+                now = self.now()
+                due = [alarm for alarm in self._alarms if alarm.deadline <= now]
+                for alarm in due:
+                    alarm.deadline = math.inf
+                self._alarms.difference_update(due)
+                self._looks_at = min([alarm.deadline for alarm in self._alarms],
+                                     default=math.inf)
+                if not due and self._open:
+                    self.wait(self._looks_at - now if self._alarms else None)
             for alarm in due:
                 start_thread(alarm.call)
-
-    def _take_due(self) -> List[Alarm]:
-        due = []
-        now = self.now()
-        while self._heap and self._heap[0][0] <= now:
-            time_set, _, alarm = heapq.heappop(self._heap)
-            if time_set != alarm.looked_at:
-                continue  # it was moved forward, and has another entry
-            alarm.looked_at = math.inf
-            if alarm.deadline <= now:
-                alarm.deadline = math.inf
-                due.append(alarm)
-            elif alarm.deadline < math.inf:
-                self._push(alarm)
-        return due
 
 
 # ---- code packages ----
@@ -935,8 +918,7 @@ def check_entries(entries: Sequence[Any]) -> None:
     if sum(entry.file_size for entry in entries) > ZIP_BYTES:  # no more is ever read
         raise ValueError("the ZIP unpacks to more than %d MiB" % (ZIP_BYTES // MIB))
     for entry in entries:
-        name = entry.filename
-        kind = stat.S_IFMT(entry.external_attr >> 16)
+        name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
         if not name:
             raise ValueError("the ZIP has an entry without a name")
         if name.startswith(("/", "\\")) or ":" in name[:3] or ".." in re.split(
@@ -984,15 +966,16 @@ def program_problem(first: bytes) -> str:
         if not words or not os.path.exists(words[0].decode("utf-8", "replace")):
             return "names an interpreter that is not here: %r" % line.decode(
                 "utf-8", "replace")
-        return ""
-    if first[:4] == b"\x7fELF":
+    elif first[:4] == b"\x7fELF":
         with open("/proc/self/exe", "rb") as file:
             own = file.read(20)
         if first[4:6] != own[4:6] or first[18:20] != own[18:20]:
             return "is a program for another processor architecture than this one"
-        return ""
-    return "is empty" if not first else (
-        "is neither a Linux program nor a script with a first line such as #!/bin/sh")
+    else:
+        return "is empty" if not first else (
+            "is neither a Linux program nor a script with a first line such as "
+            "#!/bin/sh")
+    return ""
 
 
 # ---- processes ----
@@ -1003,8 +986,8 @@ SPAWNED = threading.Event()
 
 
 def reap_orphans() -> None:
-    """Reap, for ever, what ended processes have left behind: as process 1 of a container
-    we inherit it, and what nobody reaps stays in the process table. Blocks."""
+    """Reap, for ever, what ended processes have left behind: as process 1 of a
+    container we inherit it, and what nobody reaps stays a process. Blocks."""
     while True:
         SPAWNED.clear()
         try:
@@ -1042,46 +1025,49 @@ class Process:
                              "%s cannot be started: %s"
                              % (words[0], error.strerror or error))
         SPAWNED.set()
-        self._kill = os.killpg if leads else os.kill
         self.pid = self._popen.pid
         if cores:  # the emulator itself is pinned to one core; its children are not
             try:
                 os.sched_setaffinity(self.pid, cores)
             except OSError:
                 pass  # it has ended
+        self._kill = os.killpg if leads else os.kill
         self._on_exit = on_exit
         self.peak_mb = 0.0      # of the group as sampled, of the leader at its end
         self.measured = 0.0     # when it was sampled last, on the monotonic clock
         self.status = 0         # as of the subprocess module, after its end
         self.exited = threading.Event()
-        self._lock = threading.Lock()
-        self._reaped = False
+        self._lock = threading.Lock()   # while the pid is sure to be ours
         self._grace_ends = 0.0  # on the monotonic clock; until then forks may live
         self._thread = start_thread(self._watch)
 
     def _watch(self) -> None:
-        # WNOWAIT: while the leader is a zombie its group id cannot be given away
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        try:  # WNOWAIT: while the leader is a zombie its group id cannot be given away
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            pass  # who started us ignores SIGCHLD: nothing but the end can be told
         while self._grace_ends > time.monotonic() and has_others(self.pid):
             time.sleep(GROUP_TICK_S)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)
         with self._lock:
-            _, status, usage = os.wait4(self.pid, 0)
-            self._reaped = True
+            try:
+                _, status, usage = os.wait4(self.pid, 0)
+                peak_mb = usage.ru_maxrss / 1024
+            except ChildProcessError:
+                status, peak_mb = 0, 0.0
+            self.status = self._popen.returncode = -os.WTERMSIG(
+                status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            self.exited.set()
         OWN.discard(self.pid)
-        self.status = self._popen.returncode = (
-            -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
         # until it became another program it counted as a copy of this one
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if usage.ru_maxrss > own:
-            self.peak_mb = max(self.peak_mb, usage.ru_maxrss / 1024)
-        self.exited.set()
+        if peak_mb > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:
+            self.peak_mb = max(self.peak_mb, peak_mb)
         self._on_exit(self.status)
 
     def signal(self, number: int) -> None:
         """Signal the whole group."""
         with self._lock:
-            if not self._reaped:
+            if not self.exited.is_set():
                 try:
                     self._kill(self.pid, number)
                 except (ProcessLookupError, PermissionError):
@@ -1147,8 +1133,7 @@ def has_others(group: int) -> bool:
 def measure(processes: Iterable[Process]) -> None:
     """Note the memory of groups. A page that several processes share counts once (Pss),
     as it does in a container."""
-    now = time.monotonic()
-    by_group = {one.pid: one for one in processes}
+    now, by_group = time.monotonic(), {one.pid: one for one in processes}
     sizes = dict.fromkeys(by_group, 0.0)
     for number, group in group_members():
         if group in sizes:
@@ -1199,21 +1184,16 @@ class Log:
         """Take what is waiting, 1 MiB at most; so that a log holds what was printed
         before a result. Never blocks on the pipe."""
         with self._lock:
-            for _ in range(16):
-                if not self._take():
+            for _ in range(16 if self._read_end >= 0 else 0):
+                try:
+                    data = os.read(self._read_end, 65536)
+                except BlockingIOError:
                     return
-
-    def _take(self) -> bool:
-        try:
-            data = os.read(self._read_end, 65536) if self._read_end >= 0 else b""
-        except BlockingIOError:
-            return False
-        if data:
-            self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
-            self._sink(data)
-            return True
-        self._read_end = -1
-        return False
+                if not data:
+                    self._read_end = -1
+                    return
+                self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
+                self._sink(data)
 
     def take_tail(self) -> bytes:
         """Return the last output since the previous call [any.log.tail]."""
@@ -1250,18 +1230,14 @@ class DeferringLock:
 
 
 class Gate:
-    """Lets the thread of a caller wait for an instance, and notice meanwhile that the
-    caller leaves."""
+    """Where a thread waits for its invocation, and notices that the caller leaves."""
 
     def __init__(self) -> None:
         self._read_end, self._write_end = socket.socketpair()
 
     def open(self) -> None:
-        """Let the waiting thread go on; may be called before it waits, and again."""
-        try:
-            self._write_end.send(b"!")
-        except OSError:
-            pass  # it waits no longer
+        """Let the thread go on; may be called before it waits, and again."""
+        self._write_end.close()
 
     def wait(self, caller: Optional[Handler]) -> bool:
         """Block until the gate opens (True) or the caller has gone (False)."""
@@ -1269,11 +1245,8 @@ class Gate:
         poll.register(self._read_end, select.POLLIN)
         if caller is not None:
             poll.register(caller.connection, select.POLLRDHUP)
-        ready = [number for number, _ in poll.poll()]
-        is_open = self._read_end.fileno() in ready
-        self._read_end.close()
-        self._write_end.close()
-        return is_open
+        with self._read_end:
+            return self._read_end.fileno() in dict(poll.poll())
 
 
 class Invocation:
@@ -1288,8 +1261,10 @@ class Invocation:
         self.event = event
         self.size = size or len(event)      # as it was announced
         self.http_request = http_request
+        self.control = "/http-invoke" if http_request else "/invoke"  # fc
         self.on_done = on_done
         self.caller = caller
+        self.gate: Optional[Gate] = None    # without on_done: where a thread waits
         self.started = 0.0          # monotonic; 0 = not issued yet
         self.deadline = math.inf    # of its wait in the queue, then of its run
         self.issues = 0             # how often it was issued
@@ -1298,9 +1273,6 @@ class Invocation:
         self.instance: Optional["Instance"] = None
         self.answer = Answer()      # fc: where the answer goes
         self.upstream: Optional["Upstream"] = None  # fc: the connection it runs on
-        self.gate: Optional[Gate] = None            # fc: where its thread waits
-        self.framing = threading.Lock()     # for the line that begins its log
-        self.framed = False                 # it is out
 
 
 # ---- instances ----
@@ -1310,12 +1282,15 @@ DURING = {"starting": "before it was ready", "initializing": "during initialisat
           "busy": "during the request"}
 
 
+IDLE, STARTING = ("idle", "frozen"), ("starting", "initializing")
+
+
 class Instance:
     """One bootstrap: its process, its log, its clock, and the invocations that it has.
 
-    These are bound to it while it starts, and begin when it is ready. Whoever reads
-    or changes `work`, `ending` or the session holds the platform's lock. Subclasses
-    speak a protocol.
+    These are bound to it while it starts, and begin when it is ready. Whoever reads or
+    changes `work`, `ending` or the session holds the platform's lock. Until there is
+    a process, the thread that starts it is to end it. Subclasses speak a protocol.
     """
 
     session: Any
@@ -1328,26 +1303,15 @@ class Instance:
         self.log = Log(platform.write_log)
         self.alarm = Alarm(self._on_time)
         self.process: Optional[Process] = None
-        self._spawning = threading.Lock()   # whoever ends it waits for the process
         self.work: Dict[Invocation, None] = {}  # bound or begun, in this order
         self.ending = ""        # "stop" in order or "kill", whatever came first
         self.violations: List[Violation] = []   # before the first invocation
         self.served = 0
 
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether it could be reclaimed."""
-        return self.session.state in ("idle", "frozen")
-
-    @property
-    def is_starting(self) -> bool:
-        """Tell whether it is not ready yet."""
-        return self.session.state in ("starting", "initializing")
-
     def has_room(self) -> bool:
         """Tell whether it takes one more invocation (lock held)."""
-        return (self.session.state != "stopping"
-                and len(self.work) < int(self.function.concurrency))
+        return (len(self.work) < int(self.function.concurrency)
+                and self.session.state != "stopping")
 
     def has_ended(self) -> bool:
         """Tell whether the process has ended, even if nobody has noticed yet."""
@@ -1359,16 +1323,14 @@ class Instance:
         """Start the bootstrap; failures become outcomes. Blocks for the start."""
         try:
             self.launch()
-        except StartError as error:
-            self._start_failed(error, error.reason)
-        except (OSError, ValueError, RuntimeError) as error:  # no files, no threads
-            self._start_failed(error, "")
-
-    def _start_failed(self, error: Exception, reason: str) -> None:
-        with self.platform.lock:
-            if not self.work and not self.ending:  # of --attach, before any event
-                self.platform.lock.later(self.platform.note, "start-error: %s" % error)
-            self.end(list(self.work), "start-error", str(error), reason)
+        except (StartError, OSError, ValueError, RuntimeError) as error:
+            reason = error.reason if isinstance(error, StartError) else ""
+            with self.platform.lock:
+                if not self.work and not self.ending:  # of --attach, before any event
+                    self.platform.note("start-error: %s" % error)
+                self.end(list(self.work), "start-error", str(error), reason)
+            if self.process is None:
+                self.cleanup()
 
     def launch(self) -> None:
         """Start the bootstrap. Raises StartError, OSError."""
@@ -1385,16 +1347,17 @@ class Instance:
         words = list(self.function.command) or [
             os.path.join(platform.folder, "bootstrap")]
         check_program(words, platform.folder, platform.package)
-        with self._spawning:
+        output = self.log.open()
+        try:
+            process = Process(words, platform.folder, env, output, self.on_exit,
+                              platform.cores)
+        finally:
+            os.close(output)
+        platform.trace("process", instance=self.id, started=process.pid)
+        with platform.lock:
+            self.process = process
             if self.ending:
-                raise StartError("", "the platform stops")
-            output = self.log.open()
-            try:
-                self.process = Process(words, platform.folder, env, output,
-                                       self.on_exit, platform.cores)
-            finally:
-                os.close(output)
-        platform.trace("process", instance=self.id, started=self.process.pid)
+                process.signal(signal.SIGKILL)
 
     # -- work (lock held) --
 
@@ -1403,33 +1366,28 @@ class Instance:
         invocation.instance = self
         invocation.deadline = math.inf
         self.work[invocation] = None
-        if not self.is_starting:
+        if self.session.state not in STARTING:
             self.begin(invocation)
 
     def begin(self, invocation: Invocation) -> None:
-        """Start the clock of an invocation [any.limits.clock]."""
+        """Start the log and the clock of an invocation [any.limits.clock]. What was
+        printed between two invocations is dropped [any.log.frame]."""
+        platform = self.platform
+        if self.served:
+            platform.counts["reused"] += 1
+            if len(self.work) == 1:
+                self.log.drain()
+                self.log.take_tail()
+        self.served += 1
+        if not invocation.issues:
+            platform.log_line(0, invocation)  # before anybody gets its event
         invocation.started = time.monotonic()
         invocation.deadline = invocation.started + self.function.timeout_s
         invocation.issues += 1
-        invocation.violations += self.violations
-        self.violations.clear()
-        if self.served:
-            self.platform.counts["reused"] += 1
-        self.served += 1
-        self.platform.watch_memory()
-
-    def begin_log(self, invocation: Invocation) -> None:
-        """Print the line that begins its log, before anybody gets the event: who issued
-        it does so, or a poll that is quicker. None if it has an outcome already. What
-        was printed between two invocations is dropped [any.log.frame]."""
-        with invocation.framing:
-            if invocation.framed or invocation.outcome is not None:
-                return
-            invocation.framed = True
-            if self.served > 1 and len(self.work) == 1:
-                self.log.drain()
-                self.log.take_tail()
-            self.platform.log_start(invocation)
+        if self.violations:
+            invocation.violations += self.violations
+            self.violations.clear()
+        platform.watch_memory()
 
     def has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
@@ -1439,25 +1397,23 @@ class Instance:
         self.platform.offer(self)
         if not self.work:
             self.set_deadline(time.monotonic() + self.function.idle_s
-                              if self.is_idle else math.inf)
+                              if self.session.state in IDLE else math.inf)
 
     def set_deadline(self, deadline: float) -> None:
         """Move the instance's one clock."""
         self.platform.clock.set(self.alarm, deadline)
 
     def _on_time(self) -> None:
-        """The start or an invocation is over its limit, or it was idle for long."""
         with self.platform.lock:
             if self.alarm.deadline < math.inf:
                 return  # it was moved meanwhile
-            if self.is_idle:
-                self.platform.reclaim(self)
+            if self.session.state in IDLE:
+                self.platform.reclaim(self)  # [any.instance.idle]
             else:
                 self.on_limit(self.session.state)
 
     def on_limit(self, state: str) -> None:
         """The limit of the start, or of what runs, is reached (lock held)."""
-        raise NotImplementedError
 
     def violate(self, violation: Violation) -> None:
         """Note a violation with the invocation it belongs to (lock held)."""
@@ -1482,56 +1438,42 @@ class Instance:
         """Let the session take nothing more (lock held)."""
         raise NotImplementedError
 
-    def stop(self) -> None:
-        """End it in order: pre-stop, SIGTERM, grace, SIGKILL. Blocks for these."""
-        with self._spawning:
-            process = self.process
-        self.before_stop()
-        if process is not None:
-            process.terminate(self.function.grace_s)
-        else:
-            self.cleanup()
-
-    def before_stop(self) -> None:
-        """Do what comes before SIGTERM. May block for its limit."""
-
     def kill(self) -> None:
         """Kill the process, unless it is stopping in order."""
-        if self.ending != "kill":
-            return
-        with self._spawning:
-            process = self.process
-        if process is not None:
-            process.signal(signal.SIGKILL)
-        else:
+        if self.process is not None and self.ending == "kill":
+            self.process.signal(signal.SIGKILL)
+        elif self.platform.attach:
+            self.cleanup()
+
+    def stop(self) -> None:
+        """End it in order: SIGTERM, grace, SIGKILL. Blocks for these."""
+        if self.process is not None:
+            self.process.terminate(self.function.grace_s)
+        elif self.platform.attach:
             self.cleanup()
 
     def on_exit(self, status: int) -> None:
         """Settle what the bootstrap left undone; called from the process's thread."""
-        self.hear_out()
         self.log.drain()
         platform, ended = self.platform, describe_status(status)
         with platform.lock:
             state = self.session.state
             platform.trace("process", instance=self.id, ended=ended, state=state)
             if not self.work and state != "stopping":
-                platform.lock.later(platform.note, "the bootstrap ended %s while it "
-                                    "had no event; the next one starts another" % ended)
+                platform.note("the bootstrap ended %s while it had no event; the next "
+                              "one starts another" % ended)
             self.exited(state, status)
         self.cleanup()
-
-    def cut_off(self, invocation: Invocation) -> None:
-        """Let an exchange that still goes on end (lock held)."""
-
-    def hear_out(self) -> None:
-        """Take what the bootstrap sent before its end."""
 
     def exited(self, state: str, status: int) -> None:
         """The process has ended: settle what follows from that (lock held)."""
         raise NotImplementedError
 
+    def cut_off(self, invocation: Invocation) -> None:
+        """Let an exchange that still goes on end (lock held)."""
+
     def cleanup(self) -> None:
-        """Free what the instance holds."""
+        """Free what the instance holds. May be called twice."""
         self.set_deadline(math.inf)
         self.platform.forget(self)
 
@@ -1584,14 +1526,13 @@ class PullInstance(Instance):
     # -- events --
 
     def begin(self, invocation: Invocation) -> None:
-        self.session.issue(invocation.request_id)
         super().begin(invocation)
+        self.session.issue(invocation.request_id)
         self.set_deadline(invocation.deadline)
         self.platform.lock.later(self.deliver, invocation, self.session.take_polls())
 
     def deliver(self, invocation: Invocation, polls: List["RuntimeApi"]) -> None:
         """Answer polls with the event; others, while it has not reached any."""
-        self.begin_log(invocation)
         while polls:
             poll = polls.pop(0)
             # [any.poll.dead] a client that has hung up must not swallow the event
@@ -1656,29 +1597,30 @@ class PullInstance(Instance):
     # -- end --
 
     def on_limit(self, state: str) -> None:
-        limit_s = (self.function.init_timeout_s if self.is_starting
+        limit_s = (self.function.init_timeout_s if state in STARTING
                    else self.function.timeout_s)
-        self.end(list(self.work), self.rules.ON_TIME[state], "%s within %s s" % (
-            self.rules.NO_ANSWER[state], seconds(limit_s)))
+        self.end(list(self.work), self.rules.ON_TIME[state], "%s within %g s" % (
+            self.rules.NO_ANSWER[state], limit_s))
 
     def retire(self) -> None:
         self.session.stop()
 
-    def hear_out(self) -> None:
-        """What the bootstrap sent before its end counts [any.result.first]: close the
-        runtime API behind all that connected earlier, and let that end."""
+    def on_exit(self, status: int) -> None:
+        """Take what was sent before the end [any.result.first]: close the runtime API
+        behind all that connected earlier, and let that end."""
         if self.api is not None:
             self.api.close()
             self.api.join(LAST_WORDS_S)
+        super().on_exit(status)
 
     def exited(self, state: str, status: int) -> None:
         over = self.over_memory()
-        unseen = [one for one in self.work if state == "issued" and not over
-                  and self.served > 1 and one.issues < MAX_ISSUES]
         self.platform.discard(self, "kill")
-        for invocation in unseen:  # [any.event.requeue] nobody has seen it
-            del self.work[invocation]
-            self.platform.place(invocation, first=True)
+        for invocation in list(self.work):
+            if state == "issued" and not over and self.served > 1 and (
+                    invocation.issues < MAX_ISSUES):  # [any.event.requeue] unseen
+                del self.work[invocation]
+                self.platform.place(invocation, first=True)
         self.end(list(self.work), "out-of-memory" if over else self.rules.ON_EXIT.get(
             state, "exit"), over or "the bootstrap ended %s %s" % (
                 describe_status(status), DURING.get(state, "")))
@@ -1698,8 +1640,7 @@ class RuntimeApi(Handler):
 
     def respond(self) -> None:
         instance: PullInstance = self.server.app
-        rules, platform = instance.rules, instance.platform
-        call, request_id, status = rules.find_call(self.command, self.path)
+        call, request_id, status = instance.rules.find_call(self.command, self.path)
         size, body = -1, b""
         try:
             body = self.read_body(instance.function.result_bytes)
@@ -1715,18 +1656,13 @@ class RuntimeApi(Handler):
             return
         if call in ("response", "error"):
             instance.log.drain()  # so that the log holds what was printed before
-        with platform.lock:
+        with instance.platform.lock:
             instance.receive(self, call, request_id, body, size)
 
     def refuse_call(self, status: int, message: str) -> None:
         """Answer with the protocol's document for a refused call."""
         self.answer(*json_answer(status, self.server.app.rules.refusal(status,
                                                                        message)))
-
-    def give_up(self) -> None:
-        """End a deferred answer that its client will not read."""
-        self.closing = True
-        self.release()
 
     def withdraw(self) -> bool:
         """A poll's client has hung up: it gets no event [any.poll.dead]."""
@@ -1735,7 +1671,7 @@ class RuntimeApi(Handler):
             return bool(instance.session.withdraw(self))
 
     def refused(self, violation: Violation) -> None:
-        """Something came that is not HTTP or no call: no effect but a violation."""
+        """No effect but a violation."""
         instance: PullInstance = self.server.app
         with instance.platform.lock:
             instance.violate(violation)
@@ -1756,7 +1692,7 @@ class Upstream(io.RawIOBase):
         self.deadline = math.inf
         self.ahead = 0              # bytes of the answer's body that came with its head
         self.used = False           # it has carried a request before this one
-        self._resting = False       # nothing is read from the socket
+        self.heard = False          # the server has said something since this one
         self._poll = select.poll()
         self._caller = -1
         self._on_gone: Callable[[], None] = lambda: None
@@ -1791,12 +1727,12 @@ class Upstream(io.RawIOBase):
         """Tell that it can be read."""
         return True
 
-    def readinto(self, buffer: Any) -> Optional[int]:
+    def readinto(self, buffer: Any) -> int:
         """Read what there is."""
-        if self._resting:
-            return None
         self.wait(select.POLLIN)
-        return self.socket.recv_into(buffer)
+        count = self.socket.recv_into(buffer)
+        self.heard = self.heard or count > 0
+        return count
 
     def send(self, data: bytes) -> bool:
         """Send it whole, unless the server answers before; tell whether it did not."""
@@ -1832,17 +1768,12 @@ class Upstream(io.RawIOBase):
     def is_usable(self) -> bool:
         """Tell whether it can carry another request: nothing waits there, not even its
         end. Bytes beyond the last answer answer nothing."""
-        self._resting = True
-        read_ahead = self.reader.peek(1)
-        self._resting = False
-        if read_ahead:
-            return False
+        self.deadline = 0.0  # so only what was read already can be looked at
         try:
-            self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
+            self.reader.peek(1)
+        except LimitReached:
+            self._poll.register(self.socket, select.POLLIN)
+            return not self._poll.poll(0)
         return False
 
     def close(self) -> None:
@@ -1925,6 +1856,7 @@ class Answer:
         try:
             copy(upstream.reader, self.caller.connection)
         finally:
+            shut(self.caller.connection)
             shut(upstream.socket)
             thread.join()
 
@@ -1944,11 +1876,9 @@ def free_port() -> int:
     clients: until the server binds it, it must not become somebody's own port."""
     for _ in range(100):
         port = 10000 + int.from_bytes(os.urandom(4), "big") % 10000
-        try:
+        with contextlib.suppress(OSError):
             try_port(port)
             return port
-        except OSError:
-            pass
     raise StartError("port", "no free port was found")
 
 
@@ -1966,6 +1896,11 @@ def accepts(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
+EVENT_REQUEST = HttpRequest("POST", "/invoke", (  # [fc.invoke.event]
+    ("Content-Type", "application/octet-stream"),))
+HOOK_VERDICTS = {"timeout": "timeout", "exit": "broken", "out-of-memory": "broken"}
+
+
 class PushInstance(Instance):
     """An instance of fc: an HTTP server to which requests are sent."""
 
@@ -1974,16 +1909,15 @@ class PushInstance(Instance):
         self.session = self.rules.Session(platform.function.concurrency)
         self.port = self.function.port
         self.pool: List[Upstream] = []          # kept connections, last used last
-        self._hook_lock = threading.Lock()      # one hook at a time
-        self._resting = False   # the pre-freeze hook runs: nothing else may
+        self._hook = threading.Lock()   # one at a time; nothing begins meanwhile
 
     def has_room(self) -> bool:
-        return super().has_room() and not self._resting
+        return super().has_room() and not self._hook.locked()
 
     def _move(self, call: str) -> str:
         before = self.session.state
         action: str = self.session.move(call)
-        if action:
+        if action and self.platform.on_trace:
             self.platform.trace("move", instance=self.id, call=call, state=before,
                                 action=action, next=self.session.state,
                                 rule=self.rules.STATES[before, call].rule)
@@ -1993,7 +1927,7 @@ class PushInstance(Instance):
 
     def launch(self) -> None:
         """Start the server, wait for its port, run the initializer."""
-        platform = self.platform
+        platform, function = self.platform, self.function
         self._choose_port()
         self.spawn(dict(platform.facts, instance_id=self.id, port=str(self.port)))
         self._await_port()
@@ -2001,49 +1935,45 @@ class PushInstance(Instance):
             if self._move("connect") != "initialize":
                 return  # stopped meanwhile
         verdict, seen = "done", ""
-        if self.function.initializer:  # [fc.initialize.once]
-            verdict, seen = self.hook("initialize", self.function.initializer_timeout_s)
+        if function.initializer:  # [fc.initialize.once]
+            verdict, seen = self.hook("initialize", function.initializer_timeout_s)
         with platform.lock:
             if verdict == "done" and self._move("initialized"):
                 self.has_room_again()
                 self._rest()
             elif self._move("refused"):
-                kind = "init-timeout" if verdict == "timeout" else "init-error"
-                self.end(list(self.work), kind, "the initializer %s: %s" % (
-                    "failed" if verdict != "timeout" else "timed out", seen))
+                kind, text = ("init-timeout", "timed out") if verdict == "timeout" \
+                    else ("init-error", "failed")
+                self.end(list(self.work), kind, "the initializer %s: %s" % (text, seen))
 
     def _choose_port(self) -> None:
         """Find a free port, or raise StartError when the fixed one is taken."""
-        if self.platform.attach and self.port:
-            return  # the server may be there already
         if not self.port:
             self.port = free_port()
-            return
-        # our own last instance may still be ending
-        self.platform.await_leaving()
-        try:
-            try_port(self.port)
-        except OSError as error:
-            raise StartError("port", "port %d is taken by another program (%s). Stop "
-                             "it, or use --port 0 with a server that reads "
-                             "FC_SERVER_PORT" % (self.port, error.strerror))
+        elif not self.platform.attach:  # else the server may be there already
+            self.platform.await_leaving()  # our own last instance may still be ending
+            try:
+                try_port(self.port)
+            except OSError as error:
+                raise StartError("port", "port %d is taken by another program (%s). "
+                                 "Stop it, or use --port 0 with a server that reads "
+                                 "FC_SERVER_PORT" % (self.port, error.strerror))
 
     def _await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises StartError."""
         begin, process, hinted = time.monotonic(), self.process, False
         while True:
-            passed = time.monotonic() - begin
             try:
-                self._keep(self._dial(1.0))  # for the first request
+                self.pool.append(self._dial(1.0))  # for the first request
                 return
             except OSError:
                 pass
+            passed = time.monotonic() - begin
             if process is None:
                 time.sleep(0.05)  # attached: nothing else tells when it listens
             elif process.exited.wait(0.001 if passed < 0.05 else 0.005):
                 raise StartError("", self._exit_text(process.status, "starting"))
-            if (passed > self.function.start_timeout_s
-                    or self.session.state == "stopping"):
+            if passed > self.function.start_timeout_s or self.ending:
                 raise StartError("port", self._port_problem())
             if passed > 0.5 and not hinted:
                 hinted = True
@@ -2055,11 +1985,10 @@ class PushInstance(Instance):
                 self.platform.fc_host, self.port):
             return ("the server listens on 127.0.0.1:%d only, where the cloud cannot "
                     "reach it. Bind 0.0.0.0" % self.port)
-        return ("nothing listens on port %d within %s s; the server must listen on "
-                "0.0.0.0:$FC_SERVER_PORT" % (self.port,
-                                             seconds(self.function.start_timeout_s)))
+        return ("nothing listens on port %d within %g s; the server must listen on "
+                "0.0.0.0:$FC_SERVER_PORT" % (self.port, self.function.start_timeout_s))
 
-    # -- connections --
+    # -- exchanges: invocations and hooks --
 
     def _dial(self, timeout_s: float) -> Upstream:
         return Upstream(socket.create_connection((self.platform.fc_host, self.port),
@@ -2071,97 +2000,18 @@ class PushInstance(Instance):
             with self.platform.lock:
                 upstream = self.pool.pop() if self.pool else None
             if upstream is None:
-                upstream = self._dial(deadline - time.monotonic())
-            elif not upstream.is_usable():
-                upstream.close()
-                continue
-            upstream.deadline = deadline
-            return upstream
-
-    def _keep(self, upstream: Upstream) -> None:
-        """Put a connection into the pool, unless nobody would take it out again."""
-        upstream.watch(None, lambda: None)
-        upstream.used = upstream.deadline < math.inf
-        with self.platform.lock:
-            if self.session.state != "stopping":
-                self.pool.append(upstream)
-                return
-        upstream.close()
-
-    def cut_off(self, invocation: Invocation) -> None:
-        if invocation.upstream is not None:
-            shut(invocation.upstream.socket)
-
-    # -- hooks --
-
-    def hook(self, call: str, timeout_s: float) -> Tuple[str, str]:
-        """Call a hook; return (done, failed, broken or timeout; what was seen). Blocks
-        for its limit at most."""
-        facts = {"call": self.rules.HOOK_NAMES[call], "request_id": self.rules.new_id()}
-        self.platform.note_line(self.rules.LOG_LINES[0].format_map(facts))
-        verdict, seen = self._call_hook(call, facts["request_id"], timeout_s)
-        if verdict == "lost":  # broken, where the process died in the hook
-            verdict = "broken" if self.process is not None and (
-                self.process.ends_now()) else "failed"
-        self.log.drain()
-        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict,
-                                                                           seen)
-        self.platform.note_line(self.rules.LOG_LINES[1].format_map(facts))
-        self.platform.trace("hook", instance=self.id, call=call, verdict=verdict,
-                            seen=seen)
-        return verdict, seen
-
-    def _call_hook(self, call: str, request_id: str, timeout_s: float
-                   ) -> Tuple[str, str]:
-        method = "POST" if call == "initialize" else "GET"
-        upstream = None
-        try:
-            upstream = self._connect(time.monotonic() + timeout_s)
-            upstream.send(self._head(method, "/" + call, request_id, "/" + call, [], 0))
-            head = upstream.read_answer(HEAD_BYTES)
-            for _ in read_parts(upstream.reader, head.length):
-                pass
-        except (LimitReached, socket.timeout):
-            found = "timeout", "no answer within %s s" % seconds(timeout_s)
-        except (OSError, BadMessage, BodyTooLarge) as error:
-            found = "lost", str(error)
-        else:
-            status = int(head.words[1])
-            found = self.rules.judge_hook(status), "%s /%s was answered with status " \
-                "%d" % (method, call, status)
-            if head.keep_alive and head.length is not None:
-                self._keep(upstream)
-                return found
-        if upstream is not None:
+                return self._dial(deadline - time.monotonic())
+            if upstream.is_usable():
+                return upstream
             upstream.close()
-        return found
-
-    # -- invocations --
-
-    def begin(self, invocation: Invocation) -> None:
-        if self._move("invoke") == "thaw" and self.process is not None:
-            self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
-        super().begin(invocation)
-        self.set_deadline(math.inf)     # the exchange keeps the time itself
-        if invocation.gate is not None:
-            self.platform.lock.later(invocation.gate.open)
-
-    def exchange(self, invocation: Invocation) -> None:
-        """Send the request and pass the answer on; then the invocation is settled.
-        Blocks until then, the function's time limit at most."""
-        self.begin_log(invocation)
-        kind, message = "bad-response", "an error of the platform itself"
-        try:
-            kind, message = self._try(invocation)
-        finally:
-            self._conclude(invocation, kind, message)
 
     def _try(self, invocation: Invocation) -> Tuple[str, str]:
-        """Return (kind, message) of the exchange."""
+        """Send a request and take the answer; return (kind, message). Blocks until the
+        deadline at most."""
         try:
             return self._ask(invocation)
         except (LimitReached, socket.timeout):
-            return "timeout", "the function did not answer within %s s" % seconds(
+            return "timeout", "the function did not answer within %g s" % (
                 self.function.timeout_s)
         except CallerGone:
             return "cancelled", "the caller has gone"
@@ -2171,10 +2021,126 @@ class PushInstance(Instance):
             return self._explain(invocation, str(error), error.violation)
         except OSError as error:
             return self._explain(invocation, "the connection broke: %s" % (
-                error.strerror or error), None)
+                error.strerror or error))
+        finally:
+            if invocation.upstream is not None:
+                invocation.upstream.close()
+
+    def _ask(self, invocation: Invocation) -> Tuple[str, str]:
+        request = invocation.http_request or EVENT_REQUEST
+        head = self._format_request(invocation, request)
+        upstream = self._connect(invocation.deadline)
+        try:
+            whole, answer = self._send(invocation, upstream, head)
+        except ConnectionError:
+            # [fc.connection.retry] broken before a byte of the answer came
+            if invocation.outcome is not None or invocation.event or not (
+                    upstream.used and not upstream.heard
+                    and request.method in self.rules.IDEMPOTENT):
+                raise
+            upstream.close()
+            upstream = self._dial(invocation.deadline - time.monotonic())
+            whole, answer = self._send(invocation, upstream, head)
+        has_a_body = has_body(answer, request.method)
+        kind, text = self._pass(invocation, upstream, answer, has_a_body)
+        if self.platform.on_trace:
+            self.platform.trace("answer", instance=self.id, method=request.method,
+                                kind=kind, request_id=invocation.request_id,
+                                status=answer.words[1], rule="fc.invoke.answer",
+                                fc_status=answer.get("x-fc-status"))
+        if whole and answer.keep_alive and answer.words[1] != "101" and (
+                answer.length is not None or not has_a_body):
+            upstream.watch(None, lambda: None)
+            upstream.used = True
+            with self.platform.lock:
+                if self.session.state != "stopping":
+                    invocation.upstream = None
+                    self.pool.append(upstream)
+        return kind, text
+
+    def _format_request(self, invocation: Invocation, request: HttpRequest) -> bytes:
+        """Write the head of a request to the function's server."""
+        fields, path = list(request.headers), request.target.partition("?")[0]
+        if invocation.http_request is not None:
+            fields = self.rules.pass_fields(fields, self.rules.DROPPED_REQUEST)
+            if wants_upgrade(request):
+                fields.append(("Connection", "Upgrade"))
+        if not any(name.lower() == "host" for name, _ in fields):
+            fields.insert(0, ("Host", "%s:%d" % (self.platform.fc_host, self.port)))
+        own = self.platform.fields % (invocation.request_id, invocation.control or path,
+                                      path)
+        if invocation.event or invocation.control != "/http-invoke" or any(
+                name.lower() in ("content-length", "transfer-encoding")
+                for name, _ in request.headers):
+            own += "Content-Length: %d\r\n" % len(invocation.event)
+        start = "%s %s HTTP/1.1" % (request.method, request.target)
+        return format_head(start, fields)[:-2] + (own + "\r\n").encode("latin-1")
+
+    def _send(self, invocation: Invocation, upstream: Upstream, head: bytes
+              ) -> Tuple[bool, Head]:
+        """Send a request; return whether it went out whole, and the head of the
+        answer."""
+        upstream.deadline, upstream.heard = invocation.deadline, False
+        with self.platform.lock:
+            invocation.upstream = upstream
+            if invocation.outcome is not None:  # else whoever settles it cuts it off
+                raise CallerGone
+        upstream.watch(invocation.caller, lambda: self._leave(invocation))
+        if len(invocation.event) <= 65536:
+            whole = upstream.send(head + invocation.event)
+        else:
+            whole = upstream.send(head) and upstream.send(invocation.event)
+        return whole, upstream.read_answer(self.function.response_header_bytes)
+
+    def _leave(self, invocation: Invocation) -> None:
+        """Its caller has gone. The handler runs on, and its place is taken until the
+        answer has been read away [any.outcome.cancel-instance]; raises CallerGone when
+        the instance is replaced instead [fc.caller.replace]."""
+        if invocation.outcome is not None or self.function.concurrency == 1:
+            raise CallerGone
+        invocation.answer.is_lost = True
+        self.log.drain()
+        with self.platform.lock:
+            self.platform.settle(invocation, "cancelled", message="the caller has gone")
+
+    def _pass(self, invocation: Invocation, upstream: Upstream, head: Head,
+              has_a_body: bool) -> Tuple[str, str]:
+        """Pass an answer on; return (kind, message)."""
+        answer, is_http = invocation.answer, invocation.http_request is not None
+        size = self.rules.fields_size(head.fields)
+        if size > self.function.response_header_bytes:  # [fc.limits.response]
+            return "response-too-large", (
+                "the answer's header fields have %d bytes; the limit is %d"
+                % (size, self.function.response_header_bytes))
+        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE)
+        own: Pairs = (("X-Fc-Request-Id", invocation.request_id),)
+        if answer.caller is not None:
+            left = max(0.001, invocation.deadline - time.monotonic())
+            answer.caller.limit_writes(min(SILENCE_S, left))
+        if head.words[1] == "101":  # [fc.upgrade.pass]
+            if not wants_upgrade(invocation.http_request):
+                raise BadMessage("fc.upgrade.pass", "status 101 for a request that did "
+                                 "not ask to upgrade")
+            answer.begin(head, fields, own + (("Connection", "Upgrade"),), False)
+            answer.tunnel(upstream)
+            return "ok", ""
+        # [fc.headers.reserved-response] an offer to upgrade is not for the caller
+        fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
+        answer.begin(head, fields, own, has_a_body)
+        limit = self.function.result_bytes if answer.caller is None else sys.maxsize
+        for part in read_parts(upstream.reader, head.length if has_a_body else 0,
+                               limit):
+            answer.write(part)
+        if invocation.outcome is None:  # else it was cut off, or nobody wants it
+            answer.end()
+        if answer.is_lost:
+            return "cancelled", "the caller has gone"
+        kind: str = self.rules.judge_answer(is_http, answer.status,
+                                            head.get("x-fc-status"))
+        return kind, "" if kind == "ok" else "the function answered with a failure"
 
     def _explain(self, invocation: Invocation, message: str,
-                 violation: Optional[Violation]) -> Tuple[str, str]:
+                 violation: Optional[Violation] = None) -> Tuple[str, str]:
         """Return (kind, message) of an exchange that broke off or was no HTTP
         [fc.outcome.bad-response], unless the process has ended [any.outcome.exit]."""
         process = self.process
@@ -2191,167 +2157,89 @@ class PushInstance(Instance):
                 self.platform.note_violation(violation, invocation.violations)
         return "bad-response", message
 
-    def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
+    def cut_off(self, invocation: Invocation) -> None:
+        if invocation.upstream is not None:
+            shut(invocation.upstream.socket)
+
+    def hook(self, call: str, timeout_s: float) -> Tuple[str, str]:
+        """Call a hook; return (done, failed, broken or timeout; what was seen). Blocks
+        for its limit at most."""
+        platform, rules = self.platform, self.rules
+        method = "POST" if call == "initialize" else "GET"
+        hook = Invocation(rules.new_id(), b"", HttpRequest(method, "/" + call))
+        hook.control, hook.deadline = "", time.monotonic() + timeout_s
+        facts = {"call": rules.HOOK_NAMES[call], "request_id": hook.request_id}
+        platform.note_line(rules.LOG_LINES[0].format_map(facts))
+        kind, seen = self._try(hook)
+        verdict = HOOK_VERDICTS.get(kind, "failed")
+        if kind in ("ok", "function-error"):
+            verdict = rules.judge_hook(hook.answer.status)
+            seen = "%s /%s was answered with status %d" % (method, call,
+                                                           hook.answer.status)
+        elif kind == "timeout":
+            seen = "no answer within %g s" % timeout_s
         self.log.drain()
-        platform = self.platform
-        with platform.lock:
-            if invocation.upstream is not None:
-                platform.lock.later(invocation.upstream.close)
-                invocation.upstream = None
-            platform.settle(invocation, kind, message=message,
-                            body=b"".join(invocation.answer.parts))
-            del self.work[invocation]
-            self._move("settled")
-            if kind == "timeout":  # [fc.time.others]
-                self.end([])
-            elif kind == "cancelled" and self._is_replaced() and not self.ending:
-                platform.reclaim(self)  # [fc.caller.replace]
-            elif self.ending == "kill" and not self.work:
-                platform.lock.later(self.kill)
-            self.has_room_again()
-            self._rest()
+        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict,
+                                                                           seen)
+        platform.note_line(rules.LOG_LINES[1].format_map(facts))
+        platform.trace("hook", instance=self.id, call=call, verdict=verdict, seen=seen)
+        return verdict, seen
 
-    def _is_replaced(self) -> bool:
-        """Tell whether it is replaced when a caller leaves [fc.caller.replace]."""
-        return bool(self.function.concurrency == 1)
+    # -- invocations --
 
-    def _ask(self, invocation: Invocation) -> Tuple[str, str]:
-        """Return (kind, message) of the exchange. Raises LimitReached, OSError,
-        BadMessage, BodyTooLarge, CallerGone."""
-        method, head = self._request(invocation)
-        upstream = self._connect(invocation.deadline)
+    def begin(self, invocation: Invocation) -> None:
+        if self._move("invoke") == "thaw" and self.process is not None:
+            self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
+        super().begin(invocation)
+        self.set_deadline(math.inf)     # the exchange keeps the time itself
+        if invocation.gate is not None:
+            invocation.gate.open()
+
+    def exchange(self, invocation: Invocation) -> None:
+        """Send the event and pass the answer on; then the invocation is settled. Blocks
+        until then, the function's time limit at most."""
+        kind, message = "bad-response", "an error of the platform itself"
         try:
-            whole, answer = self._send(invocation, upstream, head)
-        except ConnectionError:
-            # [fc.connection.retry] broken before a byte of the answer came
-            if invocation.outcome is not None or not (
-                    upstream.used and method in self.rules.IDEMPOTENT
-                    and not invocation.event):
-                raise
-            upstream.close()
-            upstream = self._dial(self.function.timeout_s)
-            upstream.deadline = invocation.deadline
-            whole, answer = self._send(invocation, upstream, head)
-        kind, text = self._pass(invocation, upstream, answer, method)
-        self.platform.trace("answer", instance=self.id, method=method, kind=kind,
-                            request_id=invocation.request_id, status=answer.words[1],
-                            rule="fc.invoke.answer",
-                            fc_status=answer.get("x-fc-status"))
-        delimited = answer.length is not None or not has_body(answer, method)
-        if whole and answer.keep_alive and delimited and answer.words[1] != "101":
+            kind, message = self._try(invocation)
+        finally:
+            self.log.drain()
             with self.platform.lock:
-                invocation.upstream = None
-            self._keep(upstream)
-        return kind, text
+                self._conclude(invocation, kind, message)
 
-    def _request(self, invocation: Invocation) -> Tuple[str, bytes]:
-        """Return (method, head) of the request to the function's server."""
-        request, size = invocation.http_request, len(invocation.event)
-        if request is None:  # [fc.invoke.event]
-            return "POST", self._head(
-                "POST", "/invoke", invocation.request_id, "/invoke",
-                [("Content-Type", "application/octet-stream")], size)
-        fields = self.rules.pass_fields(request.headers, self.rules.DROPPED_REQUEST)
-        if wants_upgrade(request):
-            fields.append(("Connection", "Upgrade"))
-        bodiless = not size and not any(name.lower() in (
-            "content-length", "transfer-encoding") for name, _ in request.headers)
-        return request.method, self._head(
-            request.method, request.target, invocation.request_id, "/http-invoke",
-            fields, None if bodiless else size)
-
-    def _head(self, method: str, target: str, request_id: str, control: str,
-              fields: List[Tuple[str, str]], length: Optional[int]) -> bytes:
-        own = self.platform.fields % (request_id, control, target.partition("?")[0])
-        if length is not None:
-            own += "Content-Length: %d\r\n" % length
-        if not any(name.lower() == "host" for name, _ in fields):
-            fields = [("Host", "%s:%d" % (self.platform.fc_host, self.port))] + fields
-        head = format_head("%s %s HTTP/1.1" % (method, target), fields)[:-2]
-        return head + (own + "\r\n").encode("latin-1")
-
-    def _send(self, invocation: Invocation, upstream: Upstream, head: bytes
-              ) -> Tuple[bool, Head]:
-        """Send a request; return whether it went out whole, and the head of the
-        answer."""
-        with self.platform.lock:
-            invocation.upstream = upstream
-            if invocation.outcome is not None:  # else whoever settles it cuts it off
-                raise CallerGone
-        upstream.watch(invocation.caller, lambda: self._leave(invocation))
-        if len(invocation.event) <= 65536:
-            whole = upstream.send(head + invocation.event)
-        else:
-            whole = upstream.send(head) and upstream.send(invocation.event)
-        return whole, upstream.read_answer(self.function.response_header_bytes)
-
-    def _leave(self, invocation: Invocation) -> None:
-        """Its caller has gone. The handler runs on, and its place is taken until the
-        answer has been read away [any.outcome.cancel-instance]; raises CallerGone when
-        the instance is replaced instead."""
-        if invocation.outcome is not None or self._is_replaced():
-            raise CallerGone
-        invocation.answer.is_lost = True
-        self.log.drain()
-        with self.platform.lock:
-            self.platform.settle(invocation, "cancelled", message="the caller has gone")
-
-    def _pass(self, invocation: Invocation, upstream: Upstream, head: Head,
-              method: str) -> Tuple[str, str]:
-        """Pass an answer on; return (kind, message)."""
-        answer, is_http = invocation.answer, invocation.http_request is not None
-        status, has_a_body = int(head.words[1]), has_body(head, method)
-        size = self.rules.fields_size(head.fields)
-        if size > self.function.response_header_bytes:  # [fc.limits.response]
-            return "response-too-large", (
-                "the answer's header fields have %d bytes; the limit is %d"
-                % (size, self.function.response_header_bytes))
-        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE)
-        own: Pairs = (("X-Fc-Request-Id", invocation.request_id),)
-        if invocation.caller is not None:
-            left = max(0.001, invocation.deadline - time.monotonic())
-            invocation.caller.limit_writes(min(SILENCE_S, left))
-        if status == 101:  # [fc.upgrade.pass]
-            if not wants_upgrade(invocation.http_request):
-                raise BadMessage("fc.upgrade.pass", "status 101 for a request that did "
-                                 "not ask to upgrade")
-            answer.begin(head, fields, own + (("Connection", "Upgrade"),), False)
-            answer.tunnel(upstream)
-            return "ok", ""
-        # [fc.headers.reserved-response] an offer to upgrade is not for the caller
-        fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
-        answer.begin(head, fields, own, has_a_body)
-        limit = self.function.result_bytes if answer.caller is None else sys.maxsize
-        length = head.length if has_a_body else 0
-        for part in read_parts(upstream.reader, length, limit):
-            answer.write(part)
-        if invocation.outcome is None:  # else it was cut off, or nobody wants it
-            answer.end()
-        if answer.is_lost:
-            return "cancelled", "the caller has gone"
-        kind: str = self.rules.judge_answer(is_http, status, head.get("x-fc-status"))
-        return kind, "" if kind == "ok" else "the function answered with a failure"
+    def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
+        platform = self.platform
+        platform.settle(invocation, kind, message=message,
+                        body=b"".join(invocation.answer.parts))
+        del self.work[invocation]
+        self._move("settled")
+        if kind == "timeout":  # [fc.time.others]
+            self.end([])
+        elif kind == "cancelled" and self.function.concurrency == 1 and (
+                not self.ending):
+            platform.reclaim(self)  # [fc.caller.replace]
+        elif self.ending == "kill" and not self.work:
+            platform.lock.later(self.kill)
+        self.has_room_again()
+        self._rest()
 
     # -- freeze and end --
 
     def _rest(self) -> None:
         """Freeze it when nothing runs, after the hook [fc.freeze.idle]; a waiting event
         comes first, and one that comes during the hook waits for its end."""
-        if self.session.state != "idle" or not self.function.freeze or self._resting:
+        if self.session.state != "idle" or not self.function.freeze:
             return
-        if self.function.pre_freeze:
-            self._resting = True
-            self.platform.lock.later(start_thread, self._rest_after_hook)
-        else:
+        if not self.function.pre_freeze:
             self._stand_still()
+        elif self._hook.acquire(blocking=False):
+            self.platform.lock.later(start_thread, self._rest_after_hook)
 
     def _rest_after_hook(self) -> None:
         verdict = "ended"
-        with self._hook_lock:
-            if not self.has_ended() and self.session.state == "idle":
-                verdict, _ = self.hook("pre-freeze", self.function.pre_freeze_timeout_s)
+        if not self.has_ended() and self.session.state == "idle":
+            verdict, _ = self.hook("pre-freeze", self.function.pre_freeze_timeout_s)
         with self.platform.lock:
-            self._resting = False
+            self._hook.release()
             if verdict == "broken":  # [fc.hook.broken]
                 self.end([])
             elif verdict != "ended" and self.session.state == "idle":
@@ -2362,23 +2250,21 @@ class PushInstance(Instance):
         if self._move("quiet") and self.process is not None:
             self.process.signal(signal.SIGSTOP)
 
-    def on_limit(self, state: str) -> None:
-        """Exchanges and hooks keep their limits themselves."""
-
     def retire(self) -> None:
         self._move("stop")
 
-    def before_stop(self) -> None:
-        """Thaw, and call the pre-stop hook [fc.stop.order]."""
-        with self._hook_lock:
+    def stop(self) -> None:
+        """Thaw, call the pre-stop hook, end it [fc.stop.order]. Blocks for these."""
+        with self._hook:
             if self.process is not None:
                 self.process.signal(signal.SIGCONT)
             if self.function.pre_stop and self.served and not self.has_ended():
                 self.hook("pre-stop", self.function.pre_stop_timeout_s)
+        super().stop()
 
     def exited(self, state: str, status: int) -> None:
         """Requests in flight notice the end by their connections."""
-        bound = list(self.work) if self.is_starting else []
+        bound = list(self.work) if state in STARTING else []
         self.end(bound, self.rules.ON_EXIT.get(state, ""),
                  self._exit_text(status, state) if bound else "")
         for invocation in self.work:
@@ -2430,13 +2316,11 @@ class Platform:
         self.rules: Any = RULES[self.protocol]
         self.folder, self._remove_package = open_package(code)
         self.package = "" if os.path.isdir(code) else code
-        self._on_log = on_log
+        self._on_log, self._on_note, self.on_trace = on_log, on_note, on_trace
         self._log_lock = threading.Lock()
         self._mid_line = False
         self.attach = attach
         self.cores = cores
-        self._on_note = on_note
-        self.on_trace = on_trace
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
         self.fields: str = fields_template(self.rules, self.facts)
@@ -2445,15 +2329,15 @@ class Platform:
         self.clock = Clock()
         self.instances: List[Instance] = []
         self.with_room: List[Instance] = []     # last used, last
+        self._leaving: List[Instance] = []      # they take nothing more
+        self._left = threading.Condition(self.lock.lock)
         self.queue: "collections.deque[Invocation]" = collections.deque()
         self.violations: List[Violation] = []
         self.counts: Dict[str, int] = dict.fromkeys(
             ("accepted", "cold_starts", "reused") + KINDS, 0)
+        self.pending = 0    # invocations without an outcome
         self._queue_alarm = Alarm(self._on_queue_time)
         self._memory_alarm = Alarm(self._on_memory_time)
-        self._leaving: Dict[Instance, None] = {}
-        self._left = threading.Condition(self.lock.lock)
-        self.pending = 0    # invocations without an outcome
         self._closing = self._closed = False
         self._owner = os.getpid()
         atexit.register(self.close)  # if it is forgotten
@@ -2476,39 +2360,22 @@ class Platform:
         if http is not None:
             check_request(http)
         invocation = Invocation(self.rules.new_id(), event, http)
-        if self.protocol == "fc":
-            return self.run(invocation)
-        done = threading.Lock()
-        done.acquire()
-        invocation.on_done = lambda outcome: done.release()
         self.submit(invocation)
-        done.acquire()
-        assert invocation.outcome is not None
-        return invocation.outcome
-
-    def prepare(self) -> None:
-        """Start an instance, if there is none, before there is an event: `attach` is
-        told what it needs. Failures are notes; never blocks."""
-        with self.lock:
-            if not self.instances and self.function.max_instances:
-                self._start_another()
+        return self.finish(invocation)
 
     def submit(self, invocation: Invocation) -> None:
         """Issue or queue an invocation, in the order of the calls; never blocks for
-        long. Its `on_done` is called once; for fc carry() must follow."""
+        long. `on_done` is called once. For fc, and without it, finish() must follow."""
         with self.lock:
             if self._accept(invocation):
                 self.place(invocation)
-            if self.protocol == "fc" and not (invocation.started or invocation.outcome):
+            if invocation.outcome is None and not (
+                    invocation.started if self.protocol == "fc" else
+                    invocation.on_done):
                 invocation.gate = Gate()
 
-    def run(self, invocation: Invocation) -> Outcome:
-        """Run an invocation of fc in this thread."""
-        self.submit(invocation)
-        return self.carry(invocation)
-
-    def carry(self, invocation: Invocation) -> Outcome:
-        """Wait for the instance, send the request, return the outcome."""
+    def finish(self, invocation: Invocation) -> Outcome:
+        """Block until an invocation has its outcome; for fc, bring that about."""
         if invocation.gate is not None and not invocation.gate.wait(invocation.caller):
             self.cancel(invocation)
         if invocation.outcome is None and isinstance(invocation.instance, PushInstance):
@@ -2519,21 +2386,22 @@ class Platform:
     def cancel(self, invocation: Invocation) -> bool:
         """The caller has gone; False if there is an outcome already."""
         with self.lock:
-            if not self._withdraw(invocation) and self.protocol == "fc":
+            instance = invocation.instance
+            if invocation in self.queue:
+                self.queue.remove(invocation)
+            elif instance is not None and not invocation.started:
+                instance.work.pop(invocation, None)
+                self.offer(instance)
+            elif self.protocol == "fc":
                 return False  # just begun: its exchange will notice
             return self.settle(invocation, "cancelled", message="the caller has gone")
 
-    def _withdraw(self, invocation: Invocation) -> bool:
-        """Take back what has not begun (lock held); tell whether it had not."""
-        instance = invocation.instance
-        if invocation in self.queue:
-            self.queue.remove(invocation)
-        elif instance is not None and not invocation.started:
-            del instance.work[invocation]
-            self.offer(instance)
-        else:
-            return False
-        return True
+    def prepare(self) -> None:
+        """Start an instance, if there is none, before there is an event: `attach` is
+        told what it needs. Failures are notes; never blocks."""
+        with self.lock:
+            if not self.instances and self.function.max_instances:
+                self._start_another()
 
     def drain(self, timeout_s: float = math.inf) -> bool:
         """Accept nothing new and wait until every invocation has its outcome; return
@@ -2554,14 +2422,11 @@ class Platform:
                 return
             self._closing = self._closed = True
             atexit.unregister(self.close)
-            pending = list(self.queue)
-            self.queue.clear()
-            instances = list(self.instances)
+            instances, reason = list(self.instances), "the platform was stopped"
+            while self.queue:
+                self.settle(self.queue.popleft(), "cancelled", message=reason)
             for instance in instances:
                 self.discard(instance, "stop")
-            reason = "the platform was stopped"
-            for invocation in pending:
-                self.settle(invocation, "cancelled", message=reason)
             for instance in list(self._leaving):
                 instance.end(list(instance.work), "cancelled", reason)
         try:
@@ -2598,19 +2463,18 @@ class Platform:
     def _accept(self, invocation: Invocation) -> bool:
         """Count an invocation in, or settle it."""
         function, request = self.function, invocation.http_request
+        size = invocation.size
         self.counts["accepted"] += 1
         self.pending += 1
-        size = invocation.size
         problem = "" if request is None else fc_platform.request_problem(
-            function, request.target, request.headers)
+            function, request.target, request.headers)  # [fc.limits.request]
+        if size > function.event_bytes:  # [any.event.size]
+            problem = "the event has %d bytes; the limit is %d" % (
+                size, function.event_bytes)
         if self._closing:
             self.settle(invocation, "cancelled", message="the platform stops")
-        elif size > function.event_bytes:  # [any.event.size]
-            self.settle(invocation, "request-too-large", size=size, message=(
-                "the event has %d bytes; the limit is %d"
-                % (size, function.event_bytes)))
-        elif problem:  # [fc.limits.request]
-            self.settle(invocation, "request-too-large", message=problem)
+        elif problem:
+            self.settle(invocation, "request-too-large", size=size, message=problem)
         return invocation.outcome is None
 
     def place(self, invocation: Invocation, first: bool = False) -> None:
@@ -2627,13 +2491,8 @@ class Platform:
                 return
         function = self.function
         if len(self.instances) < function.max_instances:
-            instance = self._add_instance()
-            instance.take(invocation)
-            self.offer(instance)
-            if self.protocol == "fc" or first:
-                self.lock.later(start_thread, instance.start)
-            else:  # nothing to wait for but the start of a process
-                self.lock.later(instance.start)
+            self.queue.appendleft(invocation)
+            self._start_another()
         elif not function.max_instances:  # [any.queue.limit]
             self.settle(invocation, "throttled", message="the function is disabled: "
                         "max_instances is 0")
@@ -2641,22 +2500,17 @@ class Platform:
             self.settle(invocation, "throttled", message="%d instances are busy and %d "
                         "events wait" % (len(self.instances), len(self.queue)))
         else:
-            self._enqueue(invocation, first)
+            invocation.deadline = time.monotonic() + function.queue_timeout_s
+            self.queue.insert(0 if first else len(self.queue), invocation)
+            if len(self.queue) == 1:
+                self.clock.set(self._queue_alarm, invocation.deadline)
 
-    def _enqueue(self, invocation: Invocation, first: bool) -> None:
-        invocation.deadline = time.monotonic() + self.function.queue_timeout_s
-        if first:
-            self.queue.appendleft(invocation)
-        else:
-            self.queue.append(invocation)
-        if len(self.queue) == 1:
-            self.clock.set(self._queue_alarm, invocation.deadline)
-
-    def _add_instance(self) -> Instance:
+    def _start_another(self) -> None:
         instance = (PushInstance if self.protocol == "fc" else PullInstance)(self)
         self.instances.append(instance)
         self.counts["cold_starts"] += 1
-        return instance
+        self.offer(instance)
+        self.lock.later(start_thread, instance.start)
 
     def offer(self, instance: Instance) -> None:
         """Give an instance what waits [any.queue.order]; list it if it has room left.
@@ -2668,24 +2522,19 @@ class Platform:
 
     def discard(self, instance: Instance, ending: str) -> None:
         """Let an instance take no more work and end it so; others take what waits."""
-        instance.ending = instance.ending or ending
-        if instance in self.instances:
-            self.instances.remove(instance)
-            self._leaving[instance] = None
+        if instance.ending:
+            return
+        instance.ending = ending
+        self.instances.remove(instance)
+        self._leaving.append(instance)
         if instance in self.with_room:
             self.with_room.remove(instance)
         instance.retire()
         while self.queue and len(self.instances) < self.function.max_instances:
             self._start_another()
 
-    def _start_another(self) -> None:
-        """Start an instance for what waits, if anything does."""
-        instance = self._add_instance()
-        self.offer(instance)
-        self.lock.later(start_thread, instance.start)
-
     def reclaim(self, instance: Instance) -> None:
-        """Stop an instance in order [any.instance.idle]."""
+        """Stop an instance in order."""
         self.discard(instance, "stop")
         self.lock.later(start_thread, instance.stop)
 
@@ -2694,61 +2543,62 @@ class Platform:
         """Give an invocation its one outcome [any.outcome.one]; False if it had one."""
         if invocation.outcome is not None:
             return False
-        instance = invocation.instance
-        duration = time.monotonic() - invocation.started if invocation.started else 0.0
-        tail = instance.log.take_tail() if instance is not None else b""
-        status, headers, shown = self._shown(invocation, kind, body, message, size,
-                                             start_error, duration)
+        instance, started = invocation.instance, invocation.started
+        duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
+        facts = {"request_id": invocation.request_id}
+        if kind != "ok":  # nearly always: no document to fill in
+            self._add_facts(facts, invocation, kind, duration_ms, message=message,
+                            size=str(size), start_error=start_error)
+        status, headers, shown = self.rules.caller_answer(kind, body, facts) if (
+            invocation.http_request is None) else fc_platform.caller_answer(
+                kind, body, facts, True)
         if invocation.http_request is not None and kind in ("ok", "function-error"):
             answer = invocation.answer  # [fc.http.pass]
             status, headers = answer.status, headers + tuple(answer.fields)
         invocation.outcome = Outcome(
-            kind, shown, invocation.request_id, duration * 1000,
-            tuple(invocation.violations), message, status, headers, tail)
+            kind, shown, invocation.request_id, duration_ms,
+            tuple(invocation.violations), message, status, headers,
+            instance.log.take_tail() if instance is not None else b"")
         self.counts[kind] += 1
         self.pending -= 1
         if self._closing and not self.pending:
             self._left.notify_all()
-        self.trace("outcome", request_id=invocation.request_id, kind=kind,
-                   message=message, duration_ms=round(duration * 1000, 3))
-        self.lock.later(self._tell, invocation, invocation.outcome)
-        return True
-
-    def _tell(self, invocation: Invocation, outcome: Outcome) -> None:
-        """Pass an outcome on (lock not held)."""
-        self.log_end(invocation)
+        if self.on_trace:
+            self.trace("outcome", request_id=invocation.request_id, kind=kind,
+                       message=message, duration_ms=round(duration_ms, 3))
+        if started and self._on_log is not None:
+            peak = instance.peak_mb() if instance is not None else 0.0
+            self.log_line(
+                1, invocation, duration=round(duration_ms), exact="%.3f" % duration_ms,
+                billed=math.ceil(duration_ms), peak_mb="%.3f" % peak,
+                memory_mb=self.function.memory_mb,
+                error="" if kind == "ok" else ", Error: " + message)
         if invocation.on_done is not None:
-            invocation.on_done(outcome)
+            self.lock.later(invocation.on_done, invocation.outcome)
         if invocation.gate is not None:
             invocation.gate.open()
+        return True
 
-    def _shown(self, invocation: Invocation, kind: str, body: bytes, message: str,
-               size: int, start_error: str,
-               duration: float) -> Tuple[int, Pairs, bytes]:
-        """Return what the vendor's caller sees (status, headers, body)."""
+    def _add_facts(self, facts: Facts, invocation: Invocation, kind: str,
+                   duration_ms: float, **more: str) -> None:
+        """Add what the document of a failure names."""
         function, instance = self.function, invocation.instance
-        facts = {"request_id": invocation.request_id}
-        if kind != "ok":  # nearly always: no document to fill in
-            facts.update(
-                timeout=seconds(function.timeout_s),
-                init_timeout=seconds(function.init_timeout_s),
-                size=str(size), duration="%d" % (duration * 1000), message=message,
-                limit=str(function.event_bytes if kind == "request-too-large"
-                          else function.result_bytes),
-                start_error=self.rules.START_ERRORS[start_error],
-                peak_mb="%.2f" % (instance.peak_mb() if instance is not None else 0))
-        if self.protocol == "fc":
-            return fc_platform.caller_answer(kind, body, facts,
-                                             invocation.http_request is not None)
-        answer: Tuple[int, Pairs, bytes] = self.rules.caller_answer(kind, body, facts)
-        return answer
+        facts.update(
+            more, timeout="%g" % function.timeout_s,
+            init_timeout="%g" % function.init_timeout_s,
+            duration="%d" % duration_ms,
+            limit=str(function.event_bytes if kind == "request-too-large"
+                      else function.result_bytes),
+            start_error=self.rules.START_ERRORS[more["start_error"]],
+            peak_mb="%.2f" % (instance.peak_mb() if instance is not None else 0))
 
     # -- called without the lock --
 
     def forget(self, instance: Instance) -> None:
         """The instance has ended and holds nothing any more."""
         with self.lock:
-            self._leaving.pop(instance, None)
+            if instance in self._leaving:
+                self._leaving.remove(instance)
             self._left.notify_all()
 
     def await_leaving(self) -> None:
@@ -2765,8 +2615,7 @@ class Platform:
         with self.lock:
             while self.queue and self.queue[0].deadline <= now:
                 self.settle(self.queue.popleft(), "throttled", message="no instance "
-                            "became free within %s s" % seconds(
-                                self.function.queue_timeout_s))
+                            "became free within %g s" % self.function.queue_timeout_s)
             if self.queue:
                 self.clock.set(self._queue_alarm, self.queue[0].deadline)
 
@@ -2785,7 +2634,7 @@ class Platform:
                 over = instance.over_memory()
                 if over:
                     instance.end(list(instance.work), "out-of-memory", over)
-            if any(not instance.is_idle for instance in watched):
+            if any(one.session.state not in IDLE for one in watched):
                 self.watch_memory()
 
     def environment(self, facts: Facts) -> Dict[str, str]:
@@ -2798,10 +2647,17 @@ class Platform:
 
     # -- what people read --
 
+    def _tell(self, listener: Callable[[Any], None], what: object) -> None:
+        """Call what we were given; its own errors are nothing to an invocation."""
+        try:
+            listener(what)
+        except (Exception, SystemExit):
+            sys.excepthook(*sys.exc_info())
+
     def note(self, text: str) -> None:
         """Say something to the person at the terminal."""
         if self._on_note is not None:
-            self._on_note(text)
+            self._tell(self._on_note, text)
 
     def note_violation(self, violation: Violation, found: List[Violation]) -> None:
         """Report a violation; keep it with all the others, and in `found` with those of
@@ -2820,45 +2676,27 @@ class Platform:
         if self._on_log is not None:
             with self._log_lock:
                 self._mid_line = not data.endswith(b"\n")
-                self._on_log(data)
+                self._tell(self._on_log, data)
 
     def note_line(self, line: str) -> None:
         """Print a platform line into the log, on a line of its own."""
         self.write_log((b"\n" if self._mid_line else b"")
                        + line.encode("utf-8", "backslashreplace"))
 
-    def log_start(self, invocation: Invocation) -> None:
-        """Print the vendor's line for the start of an invocation."""
+    def log_line(self, number: int, invocation: Invocation, **facts: object) -> None:
+        """Print a vendor's line: 0 before an invocation begins, 1 when it has ended."""
         if self._on_log is not None:
-            self.note_line(self.rules.LOG_LINES[0].format(
-                request_id=invocation.request_id, utc=utc_now(), call="Invoke",
-                version=self.facts["version"]))
-
-    def log_end(self, invocation: Invocation) -> None:
-        """Print the vendor's line for the end of an invocation whose log was begun."""
-        outcome = invocation.outcome
-        with invocation.framing:  # its first line may be on the way
-            is_begun = invocation.framed
-        if outcome is None or self._on_log is None or not is_begun:
-            return
-        peak = invocation.instance.peak_mb() if invocation.instance else 0.0
-        self.note_line(self.rules.LOG_LINES[1].format(
-            request_id=invocation.request_id, utc=utc_now(), call="Invoke",
-            duration=round(outcome.duration_ms), exact="%.3f" % outcome.duration_ms,
-            billed=math.ceil(outcome.duration_ms), peak_mb="%.3f" % peak,
-            memory_mb=self.function.memory_mb,
-            error="" if outcome.kind == "ok" else ", Error: " + outcome.message))
+            self.note_line(self.rules.LOG_LINES[number].format(
+                request_id=invocation.request_id, call="Invoke", utc=time.strftime(
+                    "%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                version=self.facts["version"], **facts))
 
     def trace(self, what: str, **facts: object) -> None:
         """Report a message or a change of state."""
         if self.on_trace is not None:
             passed = time.monotonic() - self._begun
-            self.on_trace(dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
-
-
-def utc_now() -> str:
-    """Return the time as fg's log shows it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            self._tell(self.on_trace,
+                       dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
 
 
 def reachable_host() -> str:
@@ -2951,7 +2789,8 @@ class Caller(Handler):
         invocation.caller = self
         if invocation.http_request is not None:
             invocation.answer = Answer(self)
-        outcome = self.server.app.run(invocation)
+        self.server.app.submit(invocation)
+        outcome = self.server.app.finish(invocation)
         self.server.on_outcome(outcome)
         if not invocation.answer.begun:
             self._answer(*native_answer(outcome))
@@ -3212,19 +3051,16 @@ def open_trace(path: str) -> Talk:
         raise ValueError("--trace %s: %s" % (path, error.strerror))
 
 
-def counted(number: int, what: str) -> str:
-    """Write `1 instance`, `2 instances`."""
-    return "%d %s%s" % (number, what, "" if number == 1 else "s")
-
-
 def summary(platform: Platform) -> str:
     """Say in one line what happened."""
     counts, broken = platform.counts, len(platform.violations)
+    calls, starts, rules = (
+        "%d %s%s" % (number, what, "" if number == 1 else "s") for number, what in (
+            (counts["accepted"], "invocation"), (counts["cold_starts"], "cold start"),
+            (broken, "broken rule")))
     kinds = ", ".join("%d %s" % (counts[kind], kind) for kind in KINDS if counts[kind])
-    return "%s: %s; %s%s" % (
-        counted(counts["accepted"], "invocation"), kinds or "none",
-        counted(counts["cold_starts"], "cold start"),
-        "; " + counted(broken, "broken rule") if broken else "")
+    return "%s: %s; %s%s" % (calls, kinds or "none", starts,
+                             "; " + rules if broken else "")
 
 
 def exports(env: Dict[str, str]) -> str:
@@ -3236,58 +3072,51 @@ def exports(env: Dict[str, str]) -> str:
 
 # ---- command line: JSON lines ----
 
-class Adapter:
-    """The JSON-lines adapter of the conformance kit (--jsonl). An outcome keeps its
-    slot until it is printed, so a reader who pauses stops the invocations, not the
-    memory."""
+def run_lines(platform: Platform, lines: Iterable[bytes], parallel: int) -> bool:
+    """Invoke for each line of the conformance kit (--jsonl), so many at a time; return
+    whether all were ok. An outcome keeps its slot until it is printed, so a reader who
+    pauses stops the invocations, not the memory. Raises OSError that names stdout."""
+    slots, stdout = threading.Semaphore(parallel), Talk(1)
+    all_ok = True
 
-    def __init__(self, platform: Platform, parallel: int) -> None:
-        self._platform = platform
-        self._parallel = parallel
-        self._slots = threading.Semaphore(parallel)
-        self._stdout = Talk(1)
-        self.all_ok = True
+    def show(document: Dict[str, object]) -> None:
+        nonlocal all_ok
+        all_ok = all_ok and document["kind"] == "ok"
+        stdout.write(json.dumps(document).encode() + b"\n")
+        slots.release()
 
-    def run(self, lines: Iterable[bytes]) -> None:
-        """Invoke for each line; returns when every outcome is printed. Raises OSError
-        that names stdout when that cannot be."""
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                self._slots.acquire()
-                self._stdout.result(b"")
-                self._take(number, line)
-        for _ in range(self._parallel):  # every outcome is printed
-            self._slots.acquire()
-        self._stdout.result(b"")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            slots.acquire()
+            stdout.result(b"")
+            submit_line(platform, number, line, show)
+    for _ in range(parallel):  # every outcome is printed
+        slots.acquire()
+    stdout.result(b"")
+    return all_ok
 
-    def _take(self, number: int, line: bytes) -> None:
-        """Place an invocation in this thread, so that they queue in order
-        [any.queue.order]; wait for it in another."""
-        platform, document = self._platform, {}
-        try:
-            document = json.loads(line)
-            if not isinstance(document, dict):
-                document = {}
-                raise ValueError("an object is expected")
-            json.dumps(document.get("id"), allow_nan=False)  # Python reads NaN
-            event, request = parse_invocation(platform.protocol, document)
-        except (ValueError, TypeError, RecursionError) as error:
-            self._print({"id": None if "JSON compliant" in str(error) else
-                         document.get("id"), "kind": "invalid-line",
-                         "message": "line %d: %s" % (number, error)})
-            return
-        invocation = Invocation(
-            platform.rules.new_id(), event, request, on_done=lambda outcome:
-            self._print(outcome_document(document.get("id"), outcome)))
-        platform.submit(invocation)
-        if platform.protocol == "fc":
-            start_thread(platform.carry, invocation)
 
-    def _print(self, document: Dict[str, object]) -> None:
-        """Print an outcome, from whatever thread has it."""
-        self.all_ok = self.all_ok and document["kind"] == "ok"
-        self._stdout.write(json.dumps(document).encode() + b"\n")
-        self._slots.release()
+def submit_line(platform: Platform, number: int, line: bytes,
+                show: Callable[[Dict[str, object]], None]) -> None:
+    """Place an invocation in this thread, so that they queue in order
+    [any.queue.order]; wait for it in another."""
+    identity = None
+    try:
+        document = json.loads(line)
+        if not isinstance(document, dict):
+            raise ValueError("an object is expected")
+        json.dumps(document.get("id"), allow_nan=False)  # Python reads NaN
+        identity = document.get("id")
+        event, request = parse_invocation(platform.protocol, document)
+    except (ValueError, TypeError, RecursionError) as error:
+        show({"id": identity, "kind": "invalid-line",
+              "message": "line %d: %s" % (number, error)})
+        return
+    invocation = Invocation(platform.rules.new_id(), event, request, on_done=lambda
+                            outcome: show(outcome_document(identity, outcome)))
+    platform.submit(invocation)
+    if platform.protocol == "fc":
+        start_thread(platform.finish, invocation)
 
 
 def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
@@ -3312,7 +3141,7 @@ def parse_invocation(protocol: str, document: Dict[str, Any]
     if "event_base64" in document:
         try:
             event = base64.b64decode(document["event_base64"], validate=True)
-        except (TypeError, binascii.Error) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError("event_base64: %s" % error)
     elif isinstance(event, str):
         event = event.encode()
@@ -3342,40 +3171,15 @@ def end_signals() -> List[signal.Signals]:
         if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def catch_signals() -> Tuple[int, int]:
-    """Let these signals interrupt nothing: their numbers come out of a pipe. An
-    exception could come while a lock is held, or be missed just before a wait."""
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    signal.set_wakeup_fd(wake_write)
-    for number in end_signals():
-        signal.signal(number, lambda number, _: None)
-    return wake_read, wake_write
-
-
-class Errand:
-    """Work in a thread of its own, so that the main one can wait for a signal too;
-    writes a zero byte when it is done."""
-
-    def __init__(self, work: Callable[[], bool], done: int) -> None:
-        self._work, self._done = work, done
-        self._error: Optional[OSError] = None
-        self._all_ok = False
-        self.thread = start_thread(self._run)
-
-    def _run(self) -> None:
-        try:
-            self._all_ok = self._work()
-        except OSError as error:
-            self._error = error
-        finally:
-            os.write(self._done, b"\0")
-
-    def result(self) -> bool:
-        """Return whether all outcomes were ok, or raise what the work raised."""
-        if self._error is not None:
-            raise self._error
-        return self._all_ok
+def report(news: "queue.SimpleQueue[object]", work: Callable[[], bool]) -> None:
+    """Put into the queue what work has come to: whether all was ok, or its error."""
+    found: object = False
+    try:
+        found = work()
+    except OSError as error:
+        found = error
+    finally:
+        news.put(found)
 
 
 def choose_core() -> List[int]:
@@ -3395,18 +3199,17 @@ def invoke_all(platform: Platform, options: argparse.Namespace, events: List[byt
         outcome = platform.invoke(event)
         body = outcome.body
         stdout.result(body if body.endswith(b"\n") or not body else body + b"\n")
-        all_ok = all_ok and outcome.kind == "ok"
+        all_ok &= outcome.kind == "ok"
         talk.failed(outcome)
     if options.jsonl:
-        adapter = Adapter(platform, options.parallel or 1)
         # a file of its own: the interpreter closes sys.stdin while we read
-        adapter.run(open(0, "rb", closefd=False))
-        all_ok = all_ok and adapter.all_ok
+        all_ok &= run_lines(platform, open(0, "rb", closefd=False),
+                            options.parallel or 1)
     return all_ok
 
 
-def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int,
-          done: int) -> None:
+def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
+          news: "queue.SimpleQueue[object]") -> None:
     """Serve callers until a signal comes; all but SIGINT drain, until the next one."""
     host, port = address
     try:
@@ -3418,14 +3221,14 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, signals: int
         door.port))
     if platform.attach:
         platform.prepare()
-    number = os.read(signals, 1)[0]
+    number = news.get()
     door.close()
     if number != signal.SIGINT:
         if platform.pending:
             talk.note("%d still running; another signal ends that now"
                       % platform.pending)
-        Errand(platform.drain, done)  # [any.stop.drain]
-        os.read(signals, 1)
+        start_thread(report, news, platform.drain)  # [any.stop.drain]
+        news.get()
     platform.close()
     door.join(0.5)  # whose invocation was cut short is told
 
@@ -3438,8 +3241,11 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     address = serve_address(options.serve) if options.serve is not None else None
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
-    all_ok = True
-    signals, done = catch_signals()  # before there is anything to put away
+    # From now on signals interrupt nothing: an exception could come while a lock is
+    # held, or be missed just before a wait. This thread waits for them, and for others.
+    news: "queue.SimpleQueue[object]" = queue.SimpleQueue()
+    for number in end_signals():
+        signal.signal(number, lambda number, _: news.put(signal.Signals(number)))
     start_thread(reap_orphans)
     with Platform(options.protocol, options.code,
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
@@ -3448,23 +3254,24 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        errand = Errand(lambda: invoke_all(platform, options, events, talk), done)
-        interrupted = os.read(signals, 1) != b"\0"
-        if not interrupted:
-            all_ok = errand.result()
-            if address is not None:
-                serve(platform, address, talk, signals, done)
+        worker = start_thread(report, news, lambda: invoke_all(platform, options,
+                                                               events, talk))
+        found = news.get()
+        if isinstance(found, OSError):
+            raise found
+        if address is not None and isinstance(found, bool):
+            serve(platform, address, talk, news)
     if events or address is not None:
         talk.note(summary(platform))
     if trace.failure is not None and trace is not talk:
         talk.note("--trace %s is not whole: %s" % (options.trace,
                                                    trace.failure.strerror))
-    if interrupted:
-        errand.thread.join(LAST_WORDS_S)
+    if isinstance(found, signal.Signals):
+        worker.join(LAST_WORDS_S)
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
-    return 0 if all_ok else FAILED
+    return 0 if found else FAILED
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

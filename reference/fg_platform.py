@@ -3,20 +3,19 @@
 """Play FunctionGraph for a bootstrap: start it, give it events, tell what came of each.
 
     python3 fg_platform.py ./my-function --event '{"key": "value"}'
-    python3 fg_platform.py ./my-function --jsonl < events    # {"id": 1, "event": TEXT}
     python3 fg_platform.py ./my-function --env A=1 --timeout 10 --event hello
+    python3 fg_platform.py ./my-function --jsonl < events    # {"id": 1, "event": TEXT}
 
 This is the whole protocol, to be read, copied and ported: tables; Session, which knows
-what a call means in which state and does no I/O; RuntimeApi, which the bootstrap calls;
-Instance, its process. A comment such as [fg.request.blocks] names the rule of SPEC.md
-that its line obeys. Standard library only, CPython 3.8 or later, Linux.
+what a call means in which state; RuntimeApi, which the bootstrap calls; Instance, its
+process. [fg.request.blocks] and the like name the rules of SPEC.md that a line obeys.
+Standard library only, CPython 3.8 or later, Linux.
 
-It runs one instance and one event at a time, so there is no queue (any.queue.limit,
-any.instance.on-demand). It leaves out memory (any.memory.limit; it says 0), packages
-(any.package.*), a log for each event (any.log.first, any.log.tail; output goes to
-stderr), callers who leave (any.caller.gone) and the limit for slow heads
-(any.limits.slow). It reads bodies whole, however large, and a signal ends it without
-awaiting the event that runs (any.stop.drain). emulator.py has all that.
+It runs one event at a time. emulator.py has what is left out: any.instance.on-demand,
+any.instance.idle, any.queue.limit, any.memory.limit, any.package.*, any.log.first,
+any.log.tail and any.log.frame (output goes to stderr), any.caller.gone, any.stop.drain
+on a signal, and to refuse what no client sends: any.http.malformed, any.http.framing,
+any.limits.head, any.limits.slow.
 """
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ import argparse
 import base64
 import contextlib
 import errno
-import io
+import http.client
 import json
 import math
 import os
@@ -37,10 +36,10 @@ import subprocess
 import sys
 import threading
 import time
-from http import HTTPStatus
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import (Any, Dict, Generator, Iterable, Iterator, List, NamedTuple,
-                    Optional, Sequence, Tuple)
+from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
@@ -54,21 +53,12 @@ Pairs = Tuple[Tuple[str, str], ...]
 
 class Violation(NamedTuple):
     """A rule of SPEC.md that the bootstrap broke, and what was seen."""
-
     rule: str
     seen: str
 
 
-class Event(NamedTuple):
-    """An event that was issued."""
-
-    request_id: str
-    body: bytes
-
-
 class Outcome(NamedTuple):
-    """What became of an event; `status`, `headers` and `body` are for the caller."""
-
+    """What became of an event; status, headers and body are what its caller sees."""
     kind: str
     body: bytes
     request_id: str
@@ -81,7 +71,6 @@ class Outcome(NamedTuple):
 
 class Row(NamedTuple):
     """One line of the states table: what is done, the next state, the rule."""
-
     action: str
     state: str
     rule: str
@@ -89,7 +78,6 @@ class Row(NamedTuple):
 
 class Field(NamedTuple):
     """A header field or environment variable; `optional`: left out when empty."""
-
     name: str
     value: str
     optional: bool = False
@@ -97,13 +85,12 @@ class Field(NamedTuple):
 
 class Limit(NamedTuple):
     """A setting: its default and the option that sets it; `zero`: may be 0."""
-
     default: float
     option: str
     zero: bool = False
 
 
-# ---- tables: the wire ----
+# ---- tables ----
 
 PROTOCOL = "fg"
 
@@ -114,33 +101,22 @@ ENDPOINTS: Dict[Tuple[str, str], str] = {
     ("POST", "/v1/runtime/invocation/error/"): "error",
 }
 
-
-def read_rows(text: str) -> Dict[Tuple[str, str], Row]:
-    """Read lines `state call|call action next-state rule` into a states table."""
-    table: Dict[Tuple[str, str], Row] = {}
-    for line in text.strip().splitlines():
-        state, calls, action, after, rule = line.split()
-        for call in calls.split("|"):
-            table[state, call] = Row(action, after, rule)
-    return table
-
-
-STATES = read_rows("""
-    starting request                       hold     idle     fg.request.first
-    starting response|error|oversize|stray refuse   starting fg.result.unknown-id
-    idle     request                       hold     idle     fg.request.blocks
-    idle     response|error|oversize|stray refuse   idle     fg.result.unknown-id
-    idle     issue                         accept   issued   any.event.issue
-    issued   request                       deliver  running  fg.request.event
-    issued   response|error|oversize|stray refuse   issued   fg.result.unknown-id
-    running  request                       hold     running  fg.request.blocks
-    running  response                      finish   idle     any.result.outcome
-    running  error                         fail     idle     any.result.outcome
-    running  oversize                      overflow idle     any.result.size
-    running  stray                         refuse   running  fg.result.unknown-id
-    stopping request                       hold     stopping any.stop.drain
-    stopping response|error|oversize|stray refuse   stopping fg.result.unknown-id
-    """)
+# (state, call) -> what is done, the next state, the rule
+STATES = {
+    ("starting", "request"): Row("hold", "idle", "fg.request.first"),
+    ("idle", "request"): Row("hold", "idle", "fg.request.blocks"),
+    ("idle", "issue"): Row("accept", "issued", "any.event.issue"),
+    ("issued", "request"): Row("deliver", "running", "fg.request.event"),
+    ("running", "request"): Row("hold", "running", "fg.request.blocks"),
+    ("running", "response"): Row("finish", "idle", "any.result.outcome"),
+    ("running", "error"): Row("fail", "idle", "any.result.outcome"),
+    ("running", "oversize"): Row("overflow", "idle", "any.result.size"),
+    ("running", "stray"): Row("refuse", "running", "fg.result.unknown-id"),
+    ("stopping", "request"): Row("hold", "stopping", "any.stop.drain"),
+}
+for _state in ("starting", "idle", "issued", "stopping"):  # nobody waits for a result
+    for _call in ("response", "error", "oversize", "stray"):
+        STATES[_state, _call] = Row("refuse", _state, "fg.result.unknown-id")
 
 RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
 ON_TIME = {"starting": "init-timeout", "issued": "not-fetched", "running": "timeout"}
@@ -149,45 +125,36 @@ NO_ANSWER = {"starting": "the bootstrap did not ask for an event",
              "issued": "the bootstrap did not fetch the event",
              "running": "the bootstrap fetched the event and posted no result"}
 
+HEADERS = (  # [fg.request.headers] [any.event.content-type]
+    Field("X-Cff-Request-Id", "{request_id}"),
+    Field("X-CFF-Invoke-Type", "sync"),
+    Field("X-CFF-Access-Key", "{access_key_id}", True),  # [any.credentials.role]
+    Field("X-CFF-Secret-Key", "{access_key_secret}", True),
+    Field("X-CFF-Security-Token", "{security_token}", True),
+    Field("X-CFF-Auth-Token", "{auth_token}", True),
+    Field("Content-Type", "application/json"))
 
-def read_fields(*rows: str) -> Tuple[Field, ...]:
-    """Read `Name value` rows; a name that begins with `?` is optional."""
-    split = (row.partition(" ") for row in rows)
-    return tuple(Field(name.lstrip("?"), value, name[0] == "?")
-                 for name, _, value in split)
+ENVIRONMENT = (  # [fg.env.api] [fg.env.table]
+    Field("RUNTIME_API_ADDR", "{api_host}:{api_port}"),
+    Field("RUNTIME_PROJECT_ID", "00000000000000000000000000000000"),
+    Field("RUNTIME_FUNC_NAME", "{name}"),
+    Field("RUNTIME_FUNC_VERSION", "{version}"),
+    Field("RUNTIME_PACKAGE", "default"),
+    Field("RUNTIME_HANDLER", "{handler}"),
+    Field("RUNTIME_TIMEOUT", "{timeout_whole_s}"),
+    Field("RUNTIME_USERDATA", "{user_data}"),
+    Field("RUNTIME_CPU", "{cpu}"),
+    Field("RUNTIME_MEMORY", "{memory_mb}"),
+    Field("RUNTIME_CODE_ROOT", "{code_root}"),
+    Field("RUNTIME_MAX_RESP_BODY_SIZE", "{result_bytes}"))
 
-
-HEADERS = read_fields(  # [fg.request.headers] [any.event.content-type]
-    "X-Cff-Request-Id {request_id}",
-    "X-CFF-Invoke-Type sync",
-    "?X-CFF-Access-Key {access_key_id}",  # [any.credentials.role]
-    "?X-CFF-Secret-Key {access_key_secret}",
-    "?X-CFF-Security-Token {security_token}",
-    "?X-CFF-Auth-Token {auth_token}",
-    "Content-Type application/json")
-
-ENVIRONMENT = read_fields(  # [fg.env.api] [fg.env.table]
-    "RUNTIME_API_ADDR {api_host}:{api_port}",
-    "RUNTIME_PROJECT_ID {project_id}",
-    "RUNTIME_FUNC_NAME {name}",
-    "RUNTIME_FUNC_VERSION {version}",
-    "RUNTIME_PACKAGE {package}",
-    "RUNTIME_HANDLER {handler}",
-    "RUNTIME_TIMEOUT {timeout_whole_s}",
-    "RUNTIME_USERDATA {user_data}",
-    "RUNTIME_CPU {cpu}",
-    "RUNTIME_MEMORY {memory_mb}",
-    "RUNTIME_CODE_ROOT {code_root}",
-    "RUNTIME_MAX_RESP_BODY_SIZE {result_bytes}")
-
-# The only variables that a bootstrap inherits [any.env.inherited], and their values
-# where the platform's own environment has none.
+# All that is inherited, and what it is where the platform has none [any.env.inherited]
 INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 RESERVED_ENV = ("RUNTIME_",)  # [any.env.names]
 MAX_ENV_BYTES = 4096  # [any.env.size]
 DEFAULT_HANDLER, DEFAULT_VERSION = "index.handler", "latest"
 
-MIB = 1048576  # [any.event.size]
+MIB = 1048576
 LIMITS = {
     "timeout_s": Limit(3, "--timeout"),
     "init_timeout_s": Limit(0, "--init-timeout", True),  # 0: as timeout_s
@@ -196,9 +163,7 @@ LIMITS = {
     "result_bytes": Limit(6 * MIB, "--max-result"),
     "grace_s": Limit(2, "--grace", True),
 }
-
-
-# ---- tables: what callers and readers of the log see ----
+FAREWELL_S = 1.0  # how long what a bootstrap sent before its end is read
 
 # kind -> (HTTP status, code, error_msg) [fg.outcome.document]
 ERRORS: Dict[str, Tuple[int, str, str]] = {
@@ -224,7 +189,7 @@ START_ERRORS = {"missing": "runtime bootstrap file is not found",
                 "mode": "runtime bootstrap file is not executable",
                 "": "runtime bootstrap file cannot be started"}
 
-# before and after the output of an invocation [any.log.frame]
+# Lines before and after the output of an event; for emulator.py [any.log.frame].
 LOG_LINES = ("{utc} Start invoke request '{request_id}', version: {version}\n",
              "{utc} Finish invoke request '{request_id}', duration: {exact}ms, "
              "billing duration: {billed}ms, memory used: {peak_mb}MB, "
@@ -234,11 +199,9 @@ LOG_LINES = ("{utc} Start invoke request '{request_id}', version: {version}\n",
 # ---- rules without I/O ----
 
 class Session:
-    """What one bootstrap may ask, and what the answer means.
-
-    Knows no socket, thread or clock; the caller serialises the calls. Polls are opaque
-    tokens, kept while their answer must wait.
-    """
+    """What a bootstrap may ask in which state, without socket, thread or clock; whoever
+    uses it serialises the calls. A poll is any token that emulator.py parks here while
+    its answer waits; in this file the thread of a poll waits, and asks again."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -250,8 +213,7 @@ class Session:
 
     def receive(self, call: str, poll: Any = None, request_id: str = "",
                 oversize: bool = False) -> Row:
-        """Take a call of the bootstrap; return what it means. `poll` is kept when the
-        action is `hold`."""
+        """Take a call; return what is to be done. `hold`: the poll is parked."""
         if call in ("response", "error"):
             if not request_id or request_id != self.request_id:
                 call = "stray"  # [fg.result.unknown-id]
@@ -274,8 +236,7 @@ class Session:
         self._on_way, self._reached = 0, False
 
     def take_polls(self) -> List[Any]:
-        """Return the parked polls that get the issued event now: one, the others are
-        held on [fg.request.blocks]."""
+        """Return the parked polls that get the event now: one [fg.request.blocks]."""
         if self.state != "issued" or not self.parked:
             return []
         polls, self.parked = self.parked[:1], self.parked[1:]
@@ -284,8 +245,8 @@ class Session:
         return polls
 
     def delivered(self, request_id: str, reached: bool) -> List[Any]:
-        """Note what became of an answer with the event; return the polls to answer
-        next, where it has reached none [any.poll.dead]."""
+        """Note whether an answer with the event arrived; return the polls that get it
+        next, when it has reached nobody [any.poll.dead]."""
         if request_id != self.request_id:
             return []  # the result was faster
         self._on_way -= 1
@@ -309,8 +270,7 @@ class Session:
         self.request_id = ""
 
     def is_owed(self, call: str) -> bool:
-        """Tell, once, whether it is the result of what ran when it was told to stop
-        [any.stop.bootstrap]."""
+        """Tell, once, if it is the result of what ran at stop [any.stop.bootstrap]."""
         was_owed = self._owes and call in ("response", "error")
         self._owes = self._owes and not was_owed
         return was_owed
@@ -319,11 +279,10 @@ class Session:
 def find_call(method: str, target: str) -> Tuple[str, str, int]:
     """Return (call, request id, 200), or ("", "", 404 or 405) [any.api.unknown]."""
     path = target.partition("?")[0]
-    prefix, slash, request_id = path.rpartition("/")
-    for known, found in ((path, ""), (prefix + slash, request_id)):
-        call = ENDPOINTS.get((method, known))
-        if call:
-            return call, found, 200
+    prefix, slash, last = path.rpartition("/")
+    for known, request_id in ((path, ""), (prefix + slash, last)):
+        if (method, known) in ENDPOINTS:
+            return ENDPOINTS[method, known], request_id, 200
     is_known = any(known in (path, prefix + slash) for _, known in ENDPOINTS)
     return "", "", 405 if is_known else 404
 
@@ -335,32 +294,30 @@ def refusal(status: int, message: str) -> Dict[str, str]:
 
 def check_env(env: Dict[str, str]) -> None:
     """Raise ValueError that names the variable which the cloud would refuse."""
-    for name in env:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):  # [any.env.names]
+    for name in env:  # [any.env.names]
+        if (not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
+                or name.startswith(RESERVED_ENV)):
             raise ValueError("environment variable %r: a name is a letter, then "
-                             "letters, digits and underscores" % name)
-        if name.startswith(RESERVED_ENV):  # [any.env.names]
-            raise ValueError("environment variable %s: the prefix is reserved for the "
-                             "platform" % name)
+                             "letters, digits and underscores; %s are reserved"
+                             % (name, ", ".join(RESERVED_ENV)))
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
-    if size > MAX_ENV_BYTES:  # [any.env.size]
+    if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
 
 
 def describe(function: Any, code_root: str) -> Facts:
     """Return what the templates name of a function, any object with its settings."""
-    facts = {"access_key_id": "", "access_key_secret": "", "security_token": "",
-             "auth_token": ""}
-    facts.update(
-        function.credentials, handler=function.handler or DEFAULT_HANDLER,
-        name=function.name, version=function.version or DEFAULT_VERSION,
-        code_root=code_root, project_id="0" * 32, package="default",
-        memory_mb=str(function.memory_mb),
+    return dict(
+        {"access_key_id": "", "access_key_secret": "", "security_token": "",
+         "auth_token": "", **function.credentials},
+        handler=function.handler or DEFAULT_HANDLER, name=function.name,
+        version=function.version or DEFAULT_VERSION,
+        code_root=code_root, memory_mb=str(function.memory_mb),
+        cpu=str(200 + 100 * function.memory_mb // 128),  # [fg.env.table]
         timeout_whole_s=str(max(1, math.ceil(function.timeout_s))),
         result_bytes=str(function.result_bytes), user_data=json.dumps(function.env),
-        cpu=str(200 + 100 * function.memory_mb // 128))  # [fg.env.table]
-    return facts
+        timeout="%g" % function.timeout_s, init_timeout="%g" % function.init_timeout_s)
 
 
 def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
@@ -371,15 +328,13 @@ def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
 
 
 def new_id() -> str:
-    """Return a request id in the vendor's form: a UUID of version 4 [any.id.form]."""
-    text = os.urandom(16).hex()
-    return "%s-%s-4%s-a%s-%s" % (text[:8], text[8:12], text[13:16], text[17:20],
-                                 text[20:])
+    """Return a request id in the vendor's form [any.id.form]."""
+    return str(uuid.uuid4())
 
 
 def caller_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, bytes]:
     """Return (status, headers, body) that the cloud shows its caller. `facts` holds
-    request_id and, for failures, timeout, init_timeout, size, limit, start_error."""
+    request_id and, for failures, what ERRORS names."""
     status, code, message = (200, "0", "") if kind == "ok" else ERRORS[kind]
     headers = (("X-Cff-Request-Id", facts["request_id"]), ("X-Func-Err-Code", code),
                ("X-Is-Func-Err", "false" if kind == "ok" else "true"))
@@ -391,439 +346,318 @@ def caller_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, byt
 
 def to_json(document: object) -> bytes:
     """Write a document without blanks."""
-    # a path that is no UTF-8 holds half surrogate pairs; \udcff is JSON, too
+    # a file name that is no UTF-8 holds half surrogate pairs; \udcff is JSON, too
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(
         "utf-8", "backslashreplace")
 
 
 # ---- the runtime API ----
 
-HEAD_BYTES, HEAD_FIELDS = 65536, 99  # [any.limits.head]; http.server takes no 100th
-# no field of a head is folded or holds a control character [any.http.malformed]
-HEAD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]\r\n"
-                  rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0-\x08\x0a-\x1f\x7f]*\r\n)*\r\n")
-CHUNK = re.compile(rb"([0-9A-Fa-f]{1,10})[ \t]*(;[^\r\n]*)?\r\n")
-REFUSALS = {"refuse": (404, "no outstanding invocation has this id"),
-            "overflow": (413, "the result is too large")}
-FAREWELL_S = 1.0  # how long what a peer sent before its end is read
-
-
-class BadRequest(Exception):
-    """What is not obeyed; the arguments are the rule and what was seen."""
-
-
 class RuntimeApi(BaseHTTPRequestHandler):
     """One connection of the bootstrap: call after call, in a thread of its own."""
 
-    server: ApiServer
+    server: Instance
     protocol_version = "HTTP/1.1"   # it stays open after an answer [any.http.reuse]
     disable_nagle_algorithm = True  # or answers wait 40 ms for an acknowledgement
 
     def handle_one_request(self) -> None:
         """Read a call and answer it, whatever its method."""
-        self.close_connection, self.command = True, ""
-        try:
-            if self.read_head():
-                self.answer_call(self.read_body())
-        except BadRequest as bad:
-            self.turn_away(*bad.args)
-        except OSError:
-            self.close_connection = True  # the peer has gone
-
-    def read_head(self) -> bool:
-        """Read a head and let http.server take it to pieces; False if none comes."""
-        head = line = self.rfile.readline(HEAD_BYTES)
-        while line.strip(b"\r\n") and len(head) <= HEAD_BYTES:
-            line = self.rfile.readline(HEAD_BYTES)
-            head += line
-        if not head:
-            return False
-        if len(head) > HEAD_BYTES or head.count(b"\n") > HEAD_FIELDS + 2:
-            raise BadRequest("any.limits.head", "%d bytes" % len(head))
-        if not HEAD.fullmatch(head):
-            raise BadRequest("any.http.malformed", repr(head[:80]))
-        connection, self.rfile = self.rfile, io.BytesIO(head)
-        self.raw_requestline = self.rfile.readline()
-        is_parsed = self.parse_request()  # answers Expect, too [any.http.continue]
-        self.rfile = connection
-        return is_parsed
+        self.close_connection = True
+        with contextlib.suppress(OSError):  # the peer has gone
+            self.raw_requestline = self.rfile.readline(65536)
+            # parse_request answers Expect, too [any.http.continue]
+            if self.raw_requestline.endswith(b"\n") and self.parse_request():
+                try:
+                    body = self.read_body()
+                except ValueError as error:
+                    self.send_error(400, str(error))
+                else:
+                    self.answer_call(body)
 
     def read_body(self) -> bytes:
-        """Return a body whose end is beyond doubt [any.http.framing]."""
-        lengths = self.headers.get_all("Content-Length", [])
-        codings = self.headers.get_all("Transfer-Encoding", [])
-        framing = ", ".join(lengths + codings).strip(" \t")
-        if codings and framing.lower() == "chunked":
-            return b"".join(iter(self.read_chunk, b""))  # [any.http.body]
-        if lengths and re.fullmatch("[0-9]{1,10}", framing):
-            return self.read_exactly(int(framing))
-        if lengths or codings:
-            raise BadRequest("any.http.framing", repr(framing[:80]))
-        return b""
-
-    def read_chunk(self) -> bytes:
-        """Return a chunk; nothing after the last one, whose trailer is read away."""
-        head = CHUNK.fullmatch(self.rfile.readline(HEAD_BYTES))
-        size = int(head[1], 16) if head else -1
-        data = self.read_exactly(size + 2) if size > 0 else b"\r\n"
-        if size < 0 or data[-2:] != b"\r\n":
-            raise BadRequest("any.http.framing", "a chunk that is none")
-        while size == 0 and self.rfile.readline(HEAD_BYTES).strip():
-            pass
-        return data[:-2]
+        """Return the whole body [any.http.body]. Raises ValueError if it is none."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.read_exactly(int(self.headers.get("Content-Length", "0")))
+        body, size = bytearray(), 1
+        while size:
+            size = int(self.rfile.readline(65536).partition(b";")[0], 16)
+            body += self.read_exactly(size)
+            while self.rfile.readline(65536).strip():
+                pass  # a trailer, up to the blank line that ends a chunk, too
+        return bytes(body)
 
     def read_exactly(self, size: int) -> bytes:
         """Return so many bytes."""
-        data = self.rfile.read(size)
-        if len(data) < size:
-            raise BadRequest("any.http.no-effect", "the body breaks off")
+        data = self.rfile.read(max(size, 0))
+        if len(data) != size:
+            raise ValueError("the body breaks off")
         return data
 
     def answer_call(self, body: bytes) -> None:
         """Let the instance judge a call; answer as the states table says."""
-        instance = self.server.instance
         call, request_id, status = find_call(self.command, self.path)
         if not call:
             seen = "%s %s" % (self.command, self.path[:80])
-            instance.violate("any.api.unknown", seen)
-            self.answer(status, to_json(refusal(status, "no such call: " + seen)))
+            self.server.violate("any.api.unknown", seen)
+            self.refuse(status, "no such call: " + seen)
             return
-        action, event = instance.receive(call, request_id, body)
-        if action == "hold":  # the instance has ended
-            self.close_connection = True
-        elif action == "deliver" and event is not None:
-            self.deliver(event)
-        elif action in REFUSALS:
-            status, message = REFUSALS[action]
-            self.answer(status, to_json(refusal(status, message)))
+        action, request_id, event = self.server.receive(call, request_id, body)
+        if action == "hold":
+            self.close_connection = True  # the instance has ended
+        elif action == "deliver":
+            self.deliver(request_id, event)
+        elif action == "refuse":
+            self.refuse(404, "no outstanding invocation has this id")
+        elif action == "overflow":
+            self.refuse(413, "the result is too large")
         else:
             self.answer(200)  # [any.http.empty]
 
-    def deliver(self, event: Event) -> None:
+    def deliver(self, request_id: str, event: bytes) -> None:
         """Answer with the event, unless the peer has hung up [any.poll.dead]."""
-        instance, reached = self.server.instance, False
+        reached = False
         try:
             speaks = select.select([self.connection], [], [], 0)[0]
             if not speaks or self.connection.recv(1, socket.MSG_PEEK):
-                self.answer(200, event.body, fill_in(HEADERS, dict(
-                    instance.facts, request_id=event.request_id)))
+                self.answer(200, event, fill_in(HEADERS, dict(
+                    self.server.facts, request_id=request_id)))
                 reached = True
         finally:
-            with instance.changed:  # another poll may get it, if it has reached nobody
-                instance.session.delivered(event.request_id, reached)
-                instance.changed.notify_all()
+            with self.server.changed:  # another poll may get it, if it reached nobody
+                self.server.session.delivered(request_id, reached)
+                self.server.changed.notify_all()
 
     def answer(self, status: int, body: bytes = b"",
                fields: Sequence[Tuple[str, str]] = ()) -> None:
         """Send an answer in one write. Raises OSError when nobody takes it."""
         head = "HTTP/1.1 %d %s\r\n%sContent-Length: %d\r\nConnection: %s\r\n\r\n" % (
-            status, HTTPStatus(status).phrase, "".join(
-                "%s: %s\r\n" % field for field in fields),
+            status, http.client.responses[status],
+            "".join("%s: %s\r\n" % field for field in fields),
             len(body), "close" if self.close_connection else "keep-alive")
         self.wfile.write(head.encode() + (b"" if self.command == "HEAD" else body))
 
-    def turn_away(self, rule: str, seen: str) -> None:
-        """Answer what is no call, and hang up [any.http.no-effect]."""
-        self.server.instance.violate(rule, seen)
+    def refuse(self, status: int, message: str) -> None:
+        """Answer with the protocol's document for a refused call."""
+        self.answer(status, to_json(refusal(status, message)))
+
+    def send_error(self, code: int, message: Optional[str] = None,
+                   explain: Optional[str] = None) -> None:
+        """Refuse what http.server cannot parse, and hang up [any.http.no-effect]."""
         self.close_connection = True
-        status = 431 if rule == "any.limits.head" else 400
-        with contextlib.suppress(OSError):
-            self.answer(status, to_json(refusal(status, seen)))
-            self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(FAREWELL_S)
-            while self.connection.recv(65536):
-                pass  # closing over unread input would destroy the answer
-
-
-class ApiServer(ThreadingHTTPServer):
-    """The runtime API of one instance, at a port of its own [any.security.instance]."""
-
-    request_queue_size = 128
-
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
-        self.threads: List[threading.Thread] = []
-        self.last_client: Any = None
-        super().__init__(("127.0.0.1", 0), RuntimeApi)  # [any.security.loopback]
-
-    def server_bind(self) -> None:
-        """Bind, and do not ask the name service, as HTTPServer would."""
-        socketserver.TCPServer.server_bind(self)
-
-    def accept_all(self) -> None:
-        """Give each connection a thread, up to the one that `close` makes."""
-        connection, client = self.get_request()
-        while client != self.last_client:
-            thread = threading.Thread(target=self.process_request_thread, daemon=True,
-                                      args=(connection, client))
-            thread.start()
-            self.threads = [one for one in self.threads if one.is_alive()] + [thread]
-            connection, client = self.get_request()
-        connection.close()
-
-    def close(self) -> None:
-        """Accept no more, once all that was sent by now is read [any.result.first]."""
-        with socket.socket() as last:
-            last.bind(("127.0.0.1", 0))
-            self.last_client = last.getsockname()
-            last.connect(self.server_address)
-            last.recv(1)  # nothing: accept_all has closed it
-        self.server_close()
-        for thread in self.threads:
-            thread.join(FAREWELL_S)
+        self.server.violate("any.http.no-effect", str(message))
+        self.refuse(code, str(message))
 
 
 # ---- one running bootstrap ----
 
-MESSAGES = {"ok": "", "function-error": "the bootstrap reported an error",
-            "throttled": "--max-instances is 0",
-            "request-too-large": "the event is over --max-event",
-            "response-too-large": "the result is over --max-result"}
-VIOLATIONS_MOST = 100  # that are kept with one event
-GROUP_TICK_S = 0.01  # between looks at what an ended bootstrap has left behind
+class Instance(ThreadingHTTPServer):
+    """A bootstrap's process, its runtime API [any.security.instance], and its event.
+    `function` is what `parse` returns. Threads meet at `changed`: a connection reports
+    what the bootstrap calls, `serve` and `watch` that it has ended, and `invoke` waits
+    for that, with the limit as its timeout."""
 
-
-class Instance:
-    """A bootstrap's process, and the event that it has.
-
-    Three kinds of threads meet at `changed`: the connections report what the bootstrap
-    calls, one waits for the end of its process, and who invokes waits for the outcome,
-    with the limit as the timeout. `function` is what `parse` returns.
-    """
+    request_queue_size = 128
+    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's asks for a name
 
     def __init__(self, function: Any) -> None:
+        super().__init__(("127.0.0.1", 0), RuntimeApi)  # [any.security.loopback]
         self.function = function
         self.facts = describe(function, function.code)
         self.process: Optional[subprocess.Popen[bytes]] = None
+        self.serving = threading.Thread(target=self.serve, daemon=True)
+        self.connections: List[threading.Thread] = []
         self.started = self.issued = self.grace_ends = 0.0  # on the monotonic clock
-        self.changed = threading.Condition()    # guards what follows
-        self.session = Session()
-        self.event: Optional[Event] = None      # until it has its outcome
+        self.changed = threading.Condition()  # guards what follows
+        self.session = Session()              # `stopping`: it gets no more events
+        self.request_id, self.event = "", b""  # no id: no event, or it has its outcome
         self.outcome: Optional[Outcome] = None
         self.violations: List[Violation] = []
         self.has_served = False
-        self.has_ended = False  # the process
-        self.is_over = False    # and what it has sent is read
-
-    # -- start --
+        self.has_ended = False                # the process, so that no poll is held
 
     def start(self) -> bool:
-        """Start the file `bootstrap`, with its output on stderr [any.start.bootstrap];
-        tell whether it came up."""
+        """Start the file `bootstrap` [any.start.bootstrap]; tell whether it came up."""
         program = os.path.join(self.function.code, "bootstrap")
-        self.server = ApiServer(self)
-        self.facts.update(api_host="127.0.0.1",
-                          api_port=str(self.server.server_address[1]))
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
         env.update(self.function.env)
-        env.update(fill_in(ENVIRONMENT, self.facts))
+        env.update(fill_in(ENVIRONMENT, dict(
+            self.facts, api_host="127.0.0.1", api_port=str(self.server_address[1]))))
+        reason = ("missing" if not os.path.isfile(program) else
+                  "" if os.access(program, os.X_OK) else "mode")
         try:
-            if not os.path.isfile(program):
-                raise OSError(errno.ENOENT, "there is no such file")
-            with open(program, "rb") as file:
-                if re.match(rb"#![^\n]*\r\n", file.read(4096)):
-                    raise OSError(errno.ENOEXEC, "its lines end with CR LF")
+            if not reason:
+                with open(program, "rb") as file:
+                    if re.match(rb"#![^\n]*\r\n", file.read(4096)):
+                        raise OSError(errno.ENOEXEC, "its lines end with CR LF")
+            self.started = time.monotonic()
             self.process = subprocess.Popen(
                 [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable]
-            self.server.server_close()
-            reason = ("missing" if not os.path.isfile(program) else
-                      "" if os.access(program, os.X_OK) else "mode")
-            self.settle("start-error", message="%s: %s (%s)" % (
-                program, START_ERRORS[reason], error.strerror),
-                start_error=START_ERRORS[reason])
+            self.facts["start_error"] = START_ERRORS[reason]
+            self.settle("start-error", "%s: %s (%s)" % (
+                program, START_ERRORS[reason], error.strerror))
             return False
-        self.started = time.monotonic()
-        threading.Thread(target=self.server.accept_all, daemon=True).start()
-        threading.Thread(target=self.watch, args=(self.process,), daemon=True).start()
+        threading.Thread(target=self.watch, daemon=True).start()
+        self.serving.start()
         return True
 
-    # -- an event --
-
-    def invoke(self, body: bytes) -> Optional[Outcome]:
-        """Return what became of an event; None if another instance may have it, as this
-        one has served and ended before it fetched it. Blocks for the limits."""
+    def invoke(self, event: bytes) -> Optional[Outcome]:
+        """Return what became of an event; None if this instance has ended, and another
+        one may have it. Blocks for the limits."""
         function, session = self.function, self.session
         with self.changed:
-            event = self.event = Event(new_id(), body)
+            self.request_id, self.event = new_id(), event
             self.outcome, self.issued = None, 0.0
-            if not function.max_instances:  # [any.queue.limit]
-                self.settle("throttled")
-            elif len(body) > function.event_bytes:  # [any.event.size]
-                self.settle("request-too-large", size=str(len(body)),
-                            limit=str(function.event_bytes))
+            if len(event) > function.event_bytes:  # [any.event.size]
+                self.settle("request-too-large", "the event is over --max-event", event)
             elif self.process or self.start():
-                init_ends = self.started + function.init_timeout_s
                 self.changed.wait_for(
-                    lambda: self.is_over or session.state != "starting",
-                    init_ends - time.monotonic())
+                    lambda: session.state != "starting",
+                    self.started + function.init_timeout_s - time.monotonic())
                 if session.state == "idle":  # [any.event.issue]
-                    self.log(0, event.request_id)
                     self.issued = time.monotonic()
-                    session.issue(event.request_id)
+                    session.issue(self.request_id)
                     self.changed.notify_all()
-                    self.changed.wait_for(lambda: self.is_over or self.outcome,
-                                          function.timeout_s)
-                if not self.outcome:
-                    self.give_up(session.state)
+                    self.changed.wait_for(
+                        lambda: self.outcome or session.state == "stopping",
+                        function.timeout_s)
+                if not self.outcome and session.state != "stopping":
+                    state = session.state
+                    session.stop()
+                    self.signal(signal.SIGKILL)  # [any.time.kill]
+                    self.settle(ON_TIME[state], NO_ANSWER[state] + " in time")
             return self.outcome
 
-    def give_up(self, state: str) -> None:
-        """Settle an event that has no result: a limit has passed, or the end came."""
-        if not self.is_over:
-            self.session.stop()
-            self.signal(signal.SIGKILL)  # [any.time.kill]
-            self.settle(ON_TIME[state], message=NO_ANSWER[state] + " in time")
-        elif not (state == "issued" and self.has_served):  # [any.event.requeue]
-            self.settle(ON_EXIT[state], message="the bootstrap ended with status %d"
-                        % self.status)
-
-    def settle(self, kind: str, body: bytes = b"", message: str = "",
-               **facts: str) -> None:
+    def settle(self, kind: str, message: str, body: bytes = b"") -> None:
         """Give the event its one outcome [any.outcome.one]."""
-        assert self.event is not None
-        request_id, function = self.event.request_id, self.function
         duration_ms = (time.monotonic() - self.issued) * 1000 if self.issued else 0.0
-        if self.issued:
-            self.log(1, request_id, duration_ms)
-        status, headers, shown = caller_answer(kind, body, dict(
-            facts, request_id=request_id, timeout="%g" % function.timeout_s,
-            init_timeout="%g" % function.init_timeout_s))
-        self.outcome = Outcome(kind, shown, request_id, duration_ms,
-                               tuple(self.violations), message or MESSAGES[kind],
-                               status, headers)
-        self.event, self.violations, self.has_served = None, [], True
+        limit = self.function.event_bytes if kind == "request-too-large" else (
+            self.function.result_bytes)
+        facts = dict(self.facts, request_id=self.request_id, size=str(len(body)),
+                     limit=str(limit))
+        status, headers, shown = caller_answer(kind, body, facts)
+        self.outcome = Outcome(kind, shown, self.request_id, duration_ms,
+                               tuple(self.violations), message, status, headers)
+        self.request_id, self.violations, self.has_served = "", [], True
 
-    def log(self, number: int, request_id: str, duration_ms: float = 0.0) -> None:
-        """Write the lines that frame the output of an invocation [any.log.frame]."""
-        print(LOG_LINES[number].format(
-            request_id=request_id, exact="%.3f" % duration_ms,
-            memory_mb=self.function.memory_mb, peak_mb="0.00",
-            billed=math.ceil(duration_ms), version=self.facts["version"],
-            utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
-            end="", file=sys.stderr, flush=True)
-
-    # -- what the connections report --
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection a thread, one that can be waited for."""
+        thread = threading.Thread(target=self.process_request_thread, daemon=True,
+                                  args=(request, client_address))
+        thread.start()
+        alive = [one for one in self.connections if one.is_alive()]
+        self.connections = [*alive, thread]
 
     def receive(self, call: str, request_id: str,
-                body: bytes) -> Tuple[str, Optional[Event]]:
-        """Take a call; return the action of the states table, and the event for a poll.
-        Blocks a poll until there is an event, or the instance has ended."""
+                body: bytes) -> Tuple[str, str, bytes]:
+        """Take a call; return the action of the states table, and id and event for a
+        poll, which blocks until there is an event or the instance has ended."""
         session, limit = self.session, self.function.result_bytes
         with self.changed:
             before = session.state
             row = session.receive(call, None, request_id, len(body) > limit)
             self.changed.notify_all()
             while row.action == "hold" and not self.has_ended:
-                session.parked.clear()  # a thread waits for each poll, and asks again
+                session.parked.clear()
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
                 row = session.receive(call)
             if row.action in RESULTS:
-                self.settle(RESULTS[row.action], body, size=str(len(body)),
-                            limit=str(limit))
+                self.settle(RESULTS[row.action], "its %s has %d bytes"
+                            % (call, len(body)), body)
             elif row.action in ("ignore", "refuse") and not session.is_owed(call):
                 self.violate(row.rule, "%s in state %s" % (call, before))
-            return row.action, self.event
+            return row.action, self.request_id, self.event
 
     def violate(self, rule: str, seen: str) -> None:
-        """Note that the bootstrap broke a rule; the first ones tell enough."""
+        """Note that the bootstrap broke a rule; the first hundred tell enough."""
         with self.changed:
-            if len(self.violations) < VIOLATIONS_MOST:
-                self.violations.append(Violation(rule, seen))
+            self.violations = [*self.violations, Violation(rule, seen)][:100]
 
-    # -- the end --
-
-    def watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the end of the process, then clean up after it."""
-        self.status = process.wait()
+    def watch(self) -> None:
+        """Wait for the end of the process, and leave nothing of it."""
+        assert self.process is not None
+        self.process.wait()
         while time.monotonic() < self.grace_ends and self.signal(0):
-            time.sleep(GROUP_TICK_S)  # what a wrapper has started ends in order, too
+            time.sleep(0.01)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)  # [any.process.group]
         with self.changed:
             self.has_ended = True
             self.changed.notify_all()
-        self.server.close()
+        socket.create_connection(("127.0.0.1", self.server_address[1])).close()
+
+    def serve(self) -> None:
+        """Serve until the process has ended, and all that it sent is read: it may be in
+        a connection that waits to be accepted [any.result.first]."""
+        while not self.has_ended or select.select([self], [], [], 0)[0]:
+            self.handle_request()  # the last one is made by `watch`
+        for thread in self.connections:
+            thread.join(FAREWELL_S)
         with self.changed:
-            self.is_over = True
+            state = self.session.state
+            self.session.stop()
+            # [any.event.requeue] what it did not fetch is for the next instance
+            if self.request_id and (state == "running" or not self.has_served):
+                assert self.process is not None
+                self.settle(ON_EXIT.get(state, "exit"), "the bootstrap ended with "
+                            "status %d" % self.process.returncode)
             self.changed.notify_all()
 
     def signal(self, number: int) -> bool:
         """Signal the whole process group; tell whether there is one."""
-        try:
-            if self.process is not None and not self.is_over:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self.process is not None and not self.has_ended:
                 os.killpg(self.process.pid, number)
                 return True
-        except (ProcessLookupError, PermissionError):
-            pass
         return False
 
     def stop(self) -> None:
         """End it in order [any.stop.order]. Blocks for `grace_s` and a bit at most."""
         with self.changed:
             self.session.stop()
+        if self.process is not None:
             self.grace_ends = time.monotonic() + self.function.grace_s
             try:
-                if self.signal(signal.SIGTERM):
-                    self.changed.wait_for(lambda: self.is_over, self.function.grace_s)
+                self.signal(signal.SIGTERM)
+                self.serving.join(self.function.grace_s)
             finally:
-                if self.signal(signal.SIGKILL):
-                    self.changed.wait_for(lambda: self.is_over, 2 * FAREWELL_S)
-
-
-def invoke_all(function: Any, events: Iterable[Tuple[object, bytes]],
-               ) -> Generator[Tuple[object, Outcome], None, None]:
-    """Yield the outcome of each event under its id; one instance at a time."""
-    instance = Instance(function)
-    try:
-        for identity, event in events:
-            outcome = None
-            while outcome is None:
-                if instance.has_ended or instance.session.state == "stopping":
-                    instance.stop()
-                    instance = Instance(function)
-                outcome = instance.invoke(event)
-            yield identity, outcome
-    finally:
-        instance.stop()
+                self.signal(signal.SIGKILL)
+                self.serving.join(2 * FAREWELL_S)
+        self.server_close()
 
 
 # ---- command line ----
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the function, and what is to be done. Exits with 2 if it cannot be."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description="FOLDER (--event TEXT | --jsonl) OPTIONS")
-    add = parser.add_argument
-    add("code", metavar="FOLDER", help="the folder with the file bootstrap")
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
+    parser.add_argument("code", metavar="FOLDER", help="with the file bootstrap")
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--event", metavar="TEXT", help="invoke once, print the answer")
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable")
-    add("--handler", default=DEFAULT_HANDLER, help="handler string (%(default)s)")
-    add("--name", default="function", help="name of the function (%(default)s)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--handler", default=DEFAULT_HANDLER)
     for name, limit in LIMITS.items():
-        add(limit.option, dest=name, metavar="N", default=limit.default,
-            type=float if name.endswith("_s") else int, help=name + " (%(default)s)")
-    add("--max-instances", type=int, default=1, help="0: no event is accepted")
-    for option in ("--parallel", "--queue", "--queue-timeout", "--idle"):
-        add(option, help="for the conformance kit; without effect")
-    parser.set_defaults(version="", region="local", credentials={})
+        parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
+                            type=float if name.endswith("_s") else int)
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
+    parser.set_defaults(name="function", version="", region="local", credentials={})
     options = parser.parse_args(words)
-    for name, limit in LIMITS.items():
-        value = getattr(options, name)
-        if not 0 <= value <= threading.TIMEOUT_MAX or value == 0 and not limit.zero:
-            parser.error("%s is out of range" % limit.option)
-    options.init_timeout_s = options.init_timeout_s or options.timeout_s
-    if not os.path.isdir(options.code):
-        parser.error("%s is not a folder" % options.code)
-    options.code = os.path.realpath(options.code)
     options.env = dict(pair.partition("=")[::2] for pair in options.env)
     try:
         check_env(options.env)
+        for name, limit in LIMITS.items():
+            value = getattr(options, name)
+            if not 0 <= value <= threading.TIMEOUT_MAX or value == 0 and not limit.zero:
+                raise ValueError("%s is out of range" % limit.option)
+        if not os.path.isdir(options.code):
+            raise ValueError("%s is not a folder" % options.code)
     except ValueError as error:
         parser.error(str(error))
+    options.init_timeout_s = options.init_timeout_s or options.timeout_s
+    options.code = os.path.realpath(options.code)
     return options
 
 
@@ -841,14 +675,13 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
 
 def print_line(identity: object, outcome: Outcome) -> None:
     """Print an outcome as a line for the conformance kit."""
-    document: Dict[str, object] = dict(outcome._asdict(), id=identity, violations=[
-        one._asdict() for one in outcome.violations])
-    try:
-        document["body"] = outcome.body.decode()
-    except UnicodeDecodeError:
-        del document["body"]
-        document["body_base64"] = base64.b64encode(outcome.body).decode()
-    print(json.dumps(document), flush=True)
+    line = dict(outcome._asdict(), id=identity,
+                body=outcome.body.decode("utf-8", "replace"),
+                violations=[one._asdict() for one in outcome.violations])
+    if line["body"].encode() != outcome.body:
+        del line["body"]
+        line["body_base64"] = base64.b64encode(outcome.body).decode()
+    print(json.dumps(line), flush=True)
 
 
 def print_answer(outcome: Outcome) -> None:
@@ -860,22 +693,29 @@ def print_answer(outcome: Outcome) -> None:
         print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:]
     options = parse(words[1:] if words[:1] == [PROTOCOL] else words)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     events = (read_events(sys.stdin.buffer) if options.jsonl
               else [(None, os.fsencode(options.event))])
-    status = 0
-    with contextlib.closing(invoke_all(options, events)) as outcomes:
-        for identity, outcome in outcomes:
+    status, instance = 0, Instance(options)
+    try:
+        for identity, event in events:
+            outcome = instance.invoke(event)
+            while outcome is None:  # the instance has ended
+                instance.stop()
+                instance = Instance(options)
+                outcome = instance.invoke(event)
             if options.jsonl:
                 print_line(identity, outcome)
             else:
                 print_answer(outcome)
                 status = int(outcome.kind != "ok")
+    finally:
+        instance.stop()
     return status
 
 

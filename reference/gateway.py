@@ -44,8 +44,10 @@ from typing import (TYPE_CHECKING, AbstractSet, Any, Callable, Deque, Dict, Iter
 if TYPE_CHECKING or not __package__:
     import emulator
     import fc_platform
+    from fc_platform import Row
 else:  # installed
     from . import emulator, fc_platform
+    from .fc_platform import Row
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
@@ -96,18 +98,18 @@ FAILURES: Dict[str, int] = {name: status for status, names in (
 RETIRING = ("HeadTimeout", "BodyTimeout", "WorkerDied", "StreamBroken")
 
 # state and call -> action, next state of a worker; states only go forward
-STATES = fc_platform.read_rows("""
-    created      installed serve     ready        fcc.launch.ready
-    created      failed    kill      stopping     fcc.launch.failed
-    created      retire    kill      stopping     fcc.stop.drain
-    ready        retire    drain     pending-stop fcc.stop.drain
-    ready        exit      forget    stopped      fcc.worker.exit
-    pending-stop drained   terminate stopping     fcc.stop.signals
-    pending-stop late      terminate stopping     fcc.stop.signals
-    pending-stop exit      forget    stopped      fcc.worker.exit
-    stopping     late      kill      stopping     fcc.stop.signals
-    stopping     exit      forget    stopped      fcc.worker.exit
-    """)
+STATES = {
+    ("created", "installed"): Row("serve", "ready", "fcc.launch.ready"),
+    ("created", "failed"): Row("kill", "stopping", "fcc.launch.failed"),
+    ("created", "retire"): Row("kill", "stopping", "fcc.stop.drain"),
+    ("ready", "retire"): Row("drain", "pending-stop", "fcc.stop.drain"),
+    ("ready", "exit"): Row("forget", "stopped", "fcc.worker.exit"),
+    ("pending-stop", "drained"): Row("terminate", "stopping", "fcc.stop.signals"),
+    ("pending-stop", "late"): Row("terminate", "stopping", "fcc.stop.signals"),
+    ("pending-stop", "exit"): Row("forget", "stopped", "fcc.worker.exit"),
+    ("stopping", "late"): Row("kill", "stopping", "fcc.stop.signals"),
+    ("stopping", "exit"): Row("forget", "stopped", "fcc.worker.exit"),
+}
 
 
 class Limit(NamedTuple):

@@ -4,15 +4,18 @@
 A check is an ordinary test function whose name is a rule id with underscores and whose
 argument `bootstrap`, `puller` or `platform` is the thing under test. All selected
 checks start in a small pool of threads when collection ends; pytest then walks through
-them in order and waits for each one. Whole files of plain tests run in parallel.py's
-processes meanwhile.
+them in order and waits for each one. In a run of everything the files of plain tests run
+beside them, each in a process of its own (file_processes.py).
 """
 
 import concurrent.futures
 import gc
 import os
 import pathlib
+import shutil
+import signal
 import sys
+import tempfile
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
@@ -23,23 +26,23 @@ sys.path.insert(0, str(HERE))
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable),
                                       os.environ.get("PATH", os.defpath)))
 
+COMPILED = HERE.parent / ".pytest_cache" / "bytecode"
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # not beside the source, then:
+    sys.dont_write_bytecode = False  # thousands of processes would wait for a compiler
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(COMPILED)
+
 import rooms  # noqa: E402, F401
 
-import bytecode  # noqa: E402
-
-bytecode.divert(HERE.parent)
-
 import checks  # noqa: E402
+import file_processes  # noqa: E402
 import implementations  # noqa: E402
 import kit  # noqa: E402
-import parallel  # noqa: E402
-import platform_run  # noqa: E402
 import report  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
-POOL_SIZE = 5  # most of the time a check waits for somebody else
-SLOW_POOL_SIZE = 2  # and what is broken on purpose is waited for in vain
+POOL_SIZE = 6  # most of the time a check waits for somebody else
+APART = ("gateway", "reference")  # rooms whose files run in processes of their own
 
 
 # ---- options ----
@@ -63,8 +66,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="how long a poll or an idle connection is held (8)")
     group.addoption("--slowest", metavar="N", type=int, default=0,
                     help="print the N checks that took longest")
-    group.addoption("--side-descriptor", metavar="FD", type=int,
-                    help="used between processes of one run")
     group.addoption("--report", metavar="DIR", help="write report.json and report.html")
 
 
@@ -74,9 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[RUN] = Session(config)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    descriptor = config.getoption("--side-descriptor")
-    if descriptor is not None:
-        config.pluginmanager.register(parallel.Reporter(config, descriptor))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing behind
 
 
 def known(what: str, names: List[str], allowed: List[str]) -> None:
@@ -113,7 +112,7 @@ class Session:
         self.unusable: Set[kit.Implementation] = set()  # and this was said
         self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(POOL_SIZE)
-        self.slow_pool = concurrent.futures.ThreadPoolExecutor(SLOW_POOL_SIZE)
+        self.apart: Optional[file_processes.FileProcesses] = None
 
     def under_test(self, config: pytest.Config) -> Tuple[
             List[kit.Implementation], List[kit.Implementation]]:
@@ -202,9 +201,7 @@ def pytest_collection_modifyitems(config: pytest.Config,
     for item in items:
         assert isinstance(item, pytest.Function)
         (kept if asked_for(session, item) else dropped).append(item)
-    by_threads = {item.path for item in kept  # they run anyway: first what does not
-                  if subject_of(item) or beginning(item.path.stem)}
-    items[:] = sorted(kept, key=lambda item: item.path in by_threads)
+    items[:] = sorted(kept, key=is_begun)  # first what is not begun before its turn
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     rules = [session.rule_of(item) for item in kept if isinstance(item, pytest.Function)]
@@ -216,8 +213,7 @@ SELECTING = ("keyword", "markexpr", "usepdb", "collectonly", "deselect", "ignore
 
 
 def is_whole(config: pytest.Config) -> bool:
-    """Tell whether this is a run of everything of ours: then the slow files of plain
-    tests run beside the checks, in processes of their own."""
+    """Tell whether this is a run of everything of ours."""
     session = config.stash[RUN]
     places = {pathlib.Path(config.invocation_params.dir, text).resolve()
               for text in config.args}
@@ -225,12 +221,10 @@ def is_whole(config: pytest.Config) -> bool:
         config.getoption(name, None) for name in SELECTING))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Start the side processes: they collect their files while this one does."""
-    if is_whole(session.config):
-        session.config.pluginmanager.register(
-            parallel.PytestProcesses(session.config), "parallel")
+def is_begun(item: pytest.Item) -> bool:
+    """Tell whether threads or processes are at a test before pytest comes to it."""
+    return (subject_of(item) is not None or beginning(item.path.stem) is not None
+            or item.path.parent.name in APART)
 
 
 def asked_for(session: Session, item: pytest.Function) -> bool:
@@ -256,13 +250,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     gc.freeze()  # what was collected stays to the end: no need to walk through it
+    if is_whole(session.config):
+        run.apart = file_processes.FileProcesses(
+            {item.path for item in session.items if item.path.parent.name in APART})
     for lane in lanes(session.items):
         run.futures.update((item.nodeid, concurrent.futures.Future()) for item in lane)
         run.pool.submit(walk, run, lane)
     for module in sorted({item.path.stem for item in session.items}):
         begin = beginning(module)
         if begin is not None:
-            begin(run.slow_pool)
+            begin(run.pool)
 
 
 def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:
@@ -306,6 +303,17 @@ def judge(session: Session, item: pytest.Function) -> report.Verdict:
     return checks.judge(check, found[1], rule.line if rule else 0)
 
 
+def pytest_runtest_protocol(item: pytest.Item) -> Optional[bool]:
+    """Show a test that a process of its file has run."""
+    apart = item.config.stash[RUN].apart
+    return True if apart is not None and apart.show(item) else None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In such a process: tell what became of a test."""
+    file_processes.note(report)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[object]:
     """Wait for a check's verdict instead of calling it a second time."""
@@ -338,11 +346,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     run = session.config.stash[RUN]
     for future in run.futures.values():
         future.cancel()
-    for pool in (run.pool, run.slow_pool):
-        pool.shutdown(wait=True, cancel_futures=True)
+    if run.apart is not None:
+        run.apart.stop()
+    run.pool.shutdown(wait=True, cancel_futures=True)
     kit.stop_idle_runs()
-    platform_run.stop_idle_runs()
-    bytecode.forget_temporary()
+    for made in COMPILED.glob(tempfile.gettempdir().lstrip("/") + "/*"):
+        shutil.rmtree(made, ignore_errors=True)  # it does not come again
     gc.freeze()  # nor when pytest collects garbage ten times over before it leaves
     folder = session.config.getoption("--report")
     if folder and not session.config.option.collectonly:
@@ -391,8 +400,7 @@ def the_spec(request: pytest.FixtureRequest) -> Iterator[spec.Spec]:
 @pytest.fixture(scope="session")
 def collected(request: pytest.FixtureRequest) -> Iterator[List[str]]:
     """The names of all tests that were found; skips unless every file was looked at."""
-    others = request.config.pluginmanager.get_plugin("parallel")
-    names = request.config.stash[RUN].collected + (others.names() if others else [])
+    names = request.config.stash[RUN].collected
     files = {name.split("::")[0].rpartition("/")[2] for name in names}
     if files != {path.name for path in HERE.glob("*/test_*.py")}:
         pytest.skip("only a part of the tests was collected")

@@ -1,6 +1,6 @@
 # test_bootstrap_any.py: what SPEC.md chapter 5 asks of every bootstrap (MIT).
-"""One rule each. `puller` is an scf or fg bootstrap, `pusher` one for fc."""
-
+"""One rule each. `puller` is an scf or fg bootstrap, `pusher` one for fc, `bootstrap`
+any of the three."""
 
 import pytest
 
@@ -11,53 +11,27 @@ from kit import (Bootstrap, Mismatch, busy_at_last, document, error_of, instruct
                  made_up_word, same)
 
 
-def test_any_error_survive(puller: Bootstrap) -> None:
+def test_any_error_survive(bootstrap: Bootstrap) -> None:
     """An instruction nobody knows fails, and the next event is handled."""
-    made_up_word(puller)
+    made_up_word(bootstrap)
 
 
-def test_any_error_survive__push(pusher: Bootstrap) -> None:
-    """An instruction nobody knows fails, and the next event is handled."""
-    made_up_word(pusher)
-
-
-def test_any_error_document(puller: Bootstrap) -> None:
+def test_any_error_document(bootstrap: Bootstrap) -> None:
     """A failed handler is reported with its errorType and errorMessage."""
-    with puller.used_pull() as run:
+    with bootstrap.used() as run:
         result = run.invoke(instruction("raise", type="Refused", message="not today"))
         same("error", result.kind)
         same(("Refused", "not today"), error_of(result))
 
 
-def test_any_error_document__push(pusher: Bootstrap) -> None:
-    """A failed handler is reported with its errorType and errorMessage."""
-    with pusher.used_push() as run:
-        result = run.invoke(instruction("raise", type="Refused", message="not today"))
-        same(("Refused", "not today"), error_of(result))
-
-
-@pytest.mark.parametrize("name", sorted(pulling.EVENTS))
-def test_any_event_opaque(puller: Bootstrap, name: str) -> None:
-    """Any text comes back byte for byte."""
-    with puller.used_pull() as run:
-        pulling.echoed(run, pulling.EVENTS[name])
-
-
-@pytest.mark.parametrize("name", sorted(pulling.BINARY))
-def test_any_event_opaque__binary(puller: Bootstrap, name: str) -> None:
-    """Bytes that are no text come back byte for byte."""
-    puller.needs("binary")
-    with puller.used_pull() as run:
-        pulling.echoed(run, pulling.BINARY[name])
-
-
 @pytest.mark.parametrize("name", sorted({**pulling.EVENTS, **pulling.BINARY}))
-def test_any_event_opaque__push(pusher: Bootstrap, name: str) -> None:
-    """Any event comes back byte for byte."""
-    pusher.needs(*["binary"] if name in pulling.BINARY else [])
+def test_any_event_opaque(bootstrap: Bootstrap, name: str) -> None:
+    """Any event comes back byte for byte, be it text or not."""
+    bootstrap.needs(*["binary"] if name in pulling.BINARY else [])
     event = {**pulling.EVENTS, **pulling.BINARY}[name]
-    with pusher.used_push() as run:
-        same(event, run.invoke(event).body, "the echo")
+    with bootstrap.used() as run:
+        result = run.invoke(event)
+        same(("response", event), (result.kind, result.body), "kind and body")
 
 
 @pytest.mark.parametrize("name", sorted(pulling.LARGE))
@@ -225,18 +199,11 @@ def test_any_result_once__lost(puller: Bootstrap, lost_again: bool) -> None:
         pulling.result_lost(run, lost_again)
 
 
-def test_any_instance_init_once(puller: Bootstrap) -> None:
+def test_any_instance_init_once(bootstrap: Bootstrap) -> None:
     """One process handles one event after the other."""
-    puller.needs("count")
-    run = puller.pull()
-    counts = [run.invoke(instruction("count")).body for _ in range(3)]
-    same([b"1", b"2", b"3"], counts, "the counts")
-
-
-def test_any_instance_init_once__push(pusher: Bootstrap) -> None:
-    """One process handles one event after the other."""
-    pusher.needs("count")
-    run = pusher.push()
+    bootstrap.needs("count")
+    is_push = bootstrap.implementation.protocol == "fc"
+    run = bootstrap.push() if is_push else bootstrap.pull()
     counts = [run.invoke(instruction("count")).body for _ in range(3)]
     same([b"1", b"2", b"3"], counts, "the counts")
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "kit"))
 
@@ -24,8 +24,18 @@ class Failure(Exception):
     """The handler failed: type and message of the error."""
 
 
+BROKEN_CLASSES: "List[Type[Base]]" = []
+
+
 class Base:
     """The test handler and what all protocols share."""
+
+    rule = ""  # that it breaks
+
+    def __init_subclass__(cls, rule: str = "") -> None:
+        cls.rule = rule
+        if rule:
+            BROKEN_CLASSES.append(cls)
 
     def __init__(self) -> None:
         self.count = self.running = 0

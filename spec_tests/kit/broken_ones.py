@@ -8,11 +8,12 @@ from typing import Dict, List, NamedTuple, Sequence
 import checks
 import kit
 from broken import bootstraps, platforms
-from implementations import module_words
+from implementations import GAPS, module_words
 
 __all__ = ["Broken", "concerned", "correct", "every"]
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
+HOSTILE = ("any.http.malformed", "any.http.framing")  # rules of that feature
 PATIENCE_S = 2.0  # what waits longer for a broken one has caught it
 
 
@@ -25,11 +26,15 @@ class Broken(NamedTuple):
     implementation: kit.Implementation
 
 
-def start(name: str, role: str, protocol: str) -> kit.Implementation:
-    """Return how the broken one, or the correct one, of that name is started."""
+def start(name: str, role: str, protocol: str, rule: str = "") -> kit.Implementation:
+    """Return how the broken one, or the correct one, of that name is started. A broken
+    platform lacks what the small ones lack, unless that is what is broken."""
     program = TESTS / "broken" / f"{role}s.py"
     command = (sys.executable, *module_words(program), name)
-    return kit.Implementation(name, protocol, command, str(program.parent), (), (),
+    is_small = role == "platform" and name not in platforms.IN_THE_TOOL
+    lacks = GAPS.get(("small", protocol), ()) if is_small else ()
+    without = tuple(one for one in lacks if one != "hostile" or rule not in HOSTILE)
+    return kit.Implementation(name, protocol, command, str(program.parent), without, (),
                               PATIENCE_S)
 
 
@@ -44,7 +49,7 @@ def every() -> List[Broken]:
                             bootstraps.BROKEN.items()}),
              ("platform", {name: entry[:2] for name, entry in
                            platforms.BROKEN.items()})]
-    return [Broken(name, role, rule, start(name, role, protocol))
+    return [Broken(name, role, rule, start(name, role, protocol, rule))
             for role, table in roles for name, (protocol, rule) in table.items()]
 
 

@@ -122,13 +122,12 @@ def cases_of(rules: Dict[str, spec.Rule], name: str, fixture: str,
 
 def trust(implementation: kit.Implementation) -> None:
     """Ask no made-up word and try no round trip before the checks."""
-    kit.PROBES[implementation] = platform_run.PROBES[implementation] = ""
+    kit.PROBES[implementation] = ""
 
 
 def release(implementation: kit.Implementation) -> None:
     """Stop what is kept running for another check of this implementation."""
     kit.stop_idle_runs(implementation)
-    platform_run.stop_idle_runs(implementation)
 
 
 def judge(check: Check, implementation: kit.Implementation,

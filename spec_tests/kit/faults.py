@@ -6,7 +6,6 @@ In each case there is one outcome of the right kind, and the next event succeeds
 
 import os
 import signal
-import time
 from typing import Dict, Iterator, NamedTuple, Tuple
 
 import platform_run
@@ -124,14 +123,8 @@ def fail(instance: Instance, fault: str) -> int:
 
 def wait_gone(process_id: int, limit_s: float) -> None:
     """Raise Mismatch unless that process is gone soon."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        try:
-            with open(f"/proc/{process_id}/stat", encoding="ascii") as file:
-                if file.read().rpartition(")")[2].split()[0] == "Z":
-                    return
-        except OSError:
+    for _ in wire.looks(limit_s):
+        if platform_run.state_of(process_id) in ("", "Z"):
             return
-        time.sleep(0.005)
     os.kill(process_id, signal.SIGKILL)
     raise Mismatch("the whole process group to be gone", "a child lives on")

@@ -25,9 +25,9 @@ HANDLER_VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER",
 # What an implementation cannot do, declared (README.md has the list of features).
 GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
     ("bash", "fc"): ("concurrency",),
-    ("small", "scf"): ("instances", "memory", "packages", "slow-heads"),
-    ("small", "fg"): ("instances", "memory", "packages", "slow-heads"),
-    ("small", "fc"): ("instances", "memory", "packages", "upgrade"),
+    ("small", "scf"): ("instances", "memory", "packages", "slow-heads", "hostile"),
+    ("small", "fg"): ("instances", "memory", "packages", "slow-heads", "hostile"),
+    ("small", "fc"): ("instances", "memory", "packages", "upgrade", "hostile"),
 }
 
 
@@ -86,8 +86,8 @@ def implementation(name: str, protocol: str, command: Sequence[str],
 
 
 def python_bootstrap(protocol: str) -> Optional[kit.Implementation]:
-    """Return reference/bootstrap.py with its handler."""
-    program = ROOT / "reference" / "bootstrap.py"
+    """Return the bootstrap of reference/ with its handler."""
+    program = ROOT / "reference" / f"{protocol}_bootstrap.py"
     if not program.exists():
         return None
     return implementation("python", protocol, (sys.executable, str(program)),

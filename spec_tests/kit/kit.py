@@ -24,14 +24,13 @@ import tempfile
 import threading
 import time
 import weakref
-from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
-                    Sequence, Tuple, Type, Union)
+from typing import (Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple,
+                    Optional, Sequence, Tuple, TypeVar, Union)
 
-import reaper
 import wire
 
 __all__ = ["Bootstrap", "FEATURES", "Implementation", "Mismatch", "PROTOCOLS",
-           "PullRun", "PushRun", "Result", "Unsupported", "instruction"]
+           "PullRun", "PushRun", "Result", "Subject", "Unsupported", "instruction"]
 
 # ---- model ----
 
@@ -56,6 +55,8 @@ FEATURES: Dict[str, str] = {
     "instances": "platform: several instances at a time, and a queue with limits",
     "packages": "platform: ZIP files as packages",
     "slow-heads": "platform: the time limit for the head of a request",
+    "hostile": "platform: refusing what no HTTP client sends",
+    "logs": "platform: what bootstraps print comes to its stderr",
     "limits": "platform: the options --max-event and --max-result",
 }
 
@@ -133,7 +134,10 @@ def describe(value: object) -> str:
     """Return a value for people; long bytes shortened."""
     if isinstance(value, bytes) and len(value) > 200:
         return f"{len(value)} bytes {value[:80]!r}…{value[-40:]!r}"
-    return repr(value)
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(describe, value)) + ")"
+    text = repr(value)
+    return text if len(text) < 2000 else f"{text[:1000]}… ({len(text)} characters)"
 
 
 # ---- the three dialects ----
@@ -213,7 +217,7 @@ def environment(protocol: str, folder: str, host: str, port: int) -> Dict[str, s
 
 # ---- the process under test ----
 
-RUNNING: "weakref.WeakSet[Process]" = weakref.WeakSet()
+RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # each has kill()
 FILE_LIMIT_BYTES = 256 * 1024 * 1024
 
 
@@ -232,7 +236,6 @@ class Process:
             raise Mismatch("a command that starts [any.start.executable]",
                            f"{shlex.join(command)}: {error.strerror}") from None
         RUNNING.add(self)
-        reaper.watch(self.popen.pid)
         cap_files(self.popen.pid)
 
     def tail(self) -> str:
@@ -262,7 +265,6 @@ class Process:
     def kill(self) -> None:
         """Kill the whole group and forget it."""
         RUNNING.discard(self)
-        reaper.forget(self.popen.pid)
         with contextlib.suppress(OSError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -552,21 +554,25 @@ class Build:
             return self.trouble
 
 
-
 BUILDS: Dict[str, "Build"] = {}  # by program
-IDLE_RUNS: Dict[Implementation, List[Run]] = {}
-PROBES: Dict[Implementation, str] = {}
+IDLE_MOST = 40  # processes that wait for another check
+IDLE_RUNS: Dict[Tuple[object, ...], List[Any]] = {}
+PROBES: Dict[Implementation, str] = {}  # what was wrong with a first exchange
 PROBE_LOCKS: Dict[Implementation, threading.Lock] = {}
 LOCK = threading.Lock()
+Lent = TypeVar("Lent")
 
 
-class Bootstrap:
-    """One implementation under test, with the log of one check."""
+class Subject:
+    """One implementation under test, with the log of one check and what that started:
+    runs, which have `frames` and `stop()`."""
+
+    wanted = ""  # of a first exchange
 
     def __init__(self, implementation: Implementation) -> None:
         self.implementation = implementation
         self.frames: List[wire.Frame] = []
-        self.runs: List[Run] = []
+        self.runs: List[Any] = []
 
     def needs(self, *features: str) -> None:
         """Raise Unsupported if one of these was declared missing."""
@@ -575,6 +581,84 @@ class Bootstrap:
                 raise KeyError(feature)
             if feature in self.implementation.without:
                 raise Unsupported(feature)
+
+    @contextlib.contextmanager
+    def lend(self, start: Callable[[], Lent], *kind: str) -> Iterator[Lent]:
+        """Lend what other checks left in order, or a new one; keep it for the next
+        check unless this one fails."""
+        key = (self.implementation, *kind)
+        with LOCK:
+            idle = IDLE_RUNS.get(key)
+            run: Any = idle.pop() if idle else None
+        run = run or start()
+        run.frames = self.frames
+        self.runs.append(run)
+        yield run
+        self.runs.remove(run)
+        keep(key, run)
+
+    def close(self) -> None:
+        """Stop whatever this check has started."""
+        for run in self.runs:
+            run.stop()
+        self.runs.clear()
+
+    def probe(self) -> None:
+        """Try a first exchange, once. Raises NotUsable, always with the same words."""
+        kind = self.implementation
+        with LOCK:
+            lock = PROBE_LOCKS.setdefault(kind, threading.Lock())
+        with lock:
+            if kind not in PROBES:
+                first = type(self)(kind)
+                try:
+                    first.exchange()
+                    PROBES[kind] = ""
+                except Mismatch as error:
+                    PROBES[kind] = str(error)
+                finally:
+                    first.close()
+        if PROBES[kind]:
+            raise NotUsable(self.wanted, PROBES[kind])
+
+    def exchange(self) -> None:
+        """Try what every check needs. Raises Mismatch."""
+        raise NotImplementedError
+
+
+def keep(key: Tuple[object, ...], run: Any) -> None:
+    """Keep a run for another check; stop the one that has waited longest."""
+    with LOCK:
+        IDLE_RUNS.setdefault(key, []).append(run)
+        count = sum(len(idle) for idle in IDLE_RUNS.values())
+        oldest = next(idle for idle in IDLE_RUNS.values() if idle)
+        surplus = oldest.pop(0) if count > IDLE_MOST else None
+        IDLE_RUNS[key] = IDLE_RUNS.pop(key)  # used last, so the last one to go
+    if surplus is not None:
+        surplus.stop()
+
+
+def stop_idle_runs(only: Optional[Implementation] = None) -> None:
+    """Stop what waits for another check, of one implementation or all."""
+    with LOCK:
+        wanted = [key for key in IDLE_RUNS if only is None or key[0] == only]
+        runs = [run for key in wanted for run in IDLE_RUNS.pop(key)]
+    for run in runs:
+        run.stop()
+
+
+@atexit.register
+def stop_everything() -> None:
+    """Kill every process that is still there when the interpreter ends."""
+    for process in list(RUNNING):
+        process.kill()
+
+
+class Bootstrap(Subject):
+    """A bootstrap under test."""
+
+    wanted = ("a first exchange by the rules: it starts, and its test handler fails at a"
+              " made-up word (spec_tests/README.md)")
 
     def pull(self, folder: str = "", only: Sequence[str] = ()) -> PullRun:
         """Start an instance of scf or fg; it dies with the check."""
@@ -589,78 +673,31 @@ class Bootstrap:
         self.runs.append(run)
         return run
 
-    @contextlib.contextmanager
-    def used_pull(self) -> Iterator[PullRun]:
+    def used_pull(self) -> ContextManager[PullRun]:
         """Lend an instance that other checks left in order, or a new one."""
-        run = self.borrow(PullRun)
-        assert isinstance(run, PullRun)
-        yield run
-        self.give_back(run)
+        return self.lend(lambda: PullRun(self))
 
-    @contextlib.contextmanager
-    def used_push(self) -> Iterator[PushRun]:
+    def used_push(self) -> ContextManager[PushRun]:
         """Lend an instance that other checks left in order, or a new one."""
-        run = self.borrow(PushRun)
-        assert isinstance(run, PushRun)
-        yield run
-        self.give_back(run)
+        return self.lend(lambda: PushRun(self))
 
-    def borrow(self, kind: Union[Type[PullRun], Type[PushRun]]) -> Run:
-        """Take an idle instance, or start one."""
-        with LOCK:
-            idle = IDLE_RUNS.get(self.implementation)
-            run = idle.pop() if idle else None
-        if run is None:
-            run = kind(self)
-        run.frames = self.frames
-        self.runs.append(run)
-        return run
+    def used(self) -> ContextManager[Any]:
+        """Lend an instance of any protocol."""
+        is_push = self.implementation.protocol == "fc"
+        return self.used_push() if is_push else self.used_pull()
 
-    def give_back(self, run: Run) -> None:
-        """Keep an instance for the next check; one that failed is not kept."""
-        self.runs.remove(run)
-        with LOCK:
-            IDLE_RUNS.setdefault(self.implementation, []).append(run)
-
-    def close(self) -> None:
-        """Kill whatever this check has started."""
-        for run in self.runs:
-            assert isinstance(run, (PullRun, PushRun))
-            run.stop()
-        self.runs.clear()
-
-    def probe(self) -> None:
-        """Ask once for a made-up word. Raises Mismatch, always the same one."""
-        with LOCK:
-            lock = PROBE_LOCKS.setdefault(self.implementation, threading.Lock())
-        with lock:
-            if self.implementation not in PROBES:
-                PROBES[self.implementation] = self.probed()
-        if PROBES[self.implementation]:
-            raise NotUsable("a first exchange by the rules: it starts, and its test handler"
-                            " fails at a made-up word (spec_tests/README.md)",
-                            PROBES[self.implementation])
-
-    def probed(self) -> str:
-        """Return what is wrong with the test handler, or nothing."""
+    def exchange(self) -> None:
+        """Build it if need be; ask for a made-up word. Raises Mismatch."""
         build = BUILDS.get(self.implementation.command[0])
         trouble = build.result() if build is not None else ""
         if trouble:
-            return trouble
-        probe = Bootstrap(self.implementation)
-        try:
-            made_up_word(probe)
-            return ""
-        except Mismatch as error:
-            return str(error)
-        finally:
-            probe.close()
+            raise Mismatch("a program that can be built", trouble)
+        made_up_word(self)
 
 
 def made_up_word(bootstrap: Bootstrap) -> None:
     """Raise Mismatch if an instruction that nobody knows does not fail as such."""
-    pull = bootstrap.implementation.protocol != "fc"
-    with bootstrap.used_pull() if pull else bootstrap.used_push() as run:
+    with bootstrap.used() as run:
         result = run.invoke(instruction("flumqat"))
         if result.kind != "error":
             raise Mismatch("the made-up word `flumqat` to fail",
@@ -678,24 +715,6 @@ def error_of(result: Result) -> Tuple[str, str]:
         raise Mismatch("a JSON object with errorType and errorMessage",
                        describe(result.body)) from None
 
-
-def stop_idle_runs(only: Optional[Implementation] = None) -> None:
-    """Kill the instances, of one implementation or all, that wait for another check."""
-    with LOCK:
-        wanted = [key for key in IDLE_RUNS if only is None or key == only]
-        runs = [run for key in wanted for run in IDLE_RUNS.pop(key)]
-    for run in runs:
-        assert isinstance(run, (PullRun, PushRun))
-        run.stop()
-
-
-def stop_everything() -> None:
-    """Kill every bootstrap that is still there when the interpreter ends."""
-    for process in list(RUNNING):
-        process.kill()
-
-
-atexit.register(stop_everything)
 
 # ---- how a command is started ----
 

@@ -6,7 +6,6 @@ platform), and drives both ends: events and outcomes as JSON lines, and the proc
 the platform has started (`Instance`), which is played_bootstrap.py.
 """
 
-import atexit
 import base64
 import contextlib
 import json
@@ -21,19 +20,17 @@ import subprocess
 import tempfile
 import threading
 import time
-import weakref
 import zipfile
 from typing import (Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Union)
 
 import kit
 import light_http
-import reaper
 import wire
 from kit import Mismatch
 
 __all__ = ["CLOCKED", "Instance", "LIMITED", "Outcome", "PAIR", "PlatformRun",
-           "PlatformUnderTest", "Reply", "stop_idle_runs"]
+           "PlatformUnderTest", "Reply"]
 
 # Options that several checks have in common, so that they can share a platform.
 LIMITED = ("--timeout", "1", "--grace", "60")
@@ -43,7 +40,6 @@ PAIR = ("--parallel", "2", "--max-instances", "2")
 PLAYED = str(pathlib.Path(__file__).resolve().with_name("played_bootstrap.py"))
 RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
 EVENT_BYTES = 2000
-IDLE_MOST = 24  # platforms that wait for another check
 GARBAGE_LINES = 5  # of a platform's stdout that are kept for people
 QUIET_S = 0.1  # a wrong answer to a call that has to wait would come at once
 SETTLE_S = 0.06  # for steps of the platform that cannot be seen from outside
@@ -58,7 +54,20 @@ class Outcome(NamedTuple):
     body: bytes
     request_id: str
     violations: Tuple[str, ...]
+    status: int
+    headers: Tuple[Tuple[str, str], ...]  # names in lower case
     line: Dict[str, Any]
+
+
+def outcome_of(line: Dict[str, Any]) -> Outcome:
+    """Return a line as an outcome. Raises ValueError, TypeError, KeyError."""
+    body = (base64.b64decode(line["body_base64"]) if "body_base64" in line
+            else str(line.get("body", "")).encode())
+    return Outcome(line["kind"], body, str(line.get("request_id", "")),
+                   tuple(str(one["rule"]) for one in line.get("violations", ())),
+                   int(line.get("status", 200)),
+                   tuple((str(name).lower(), str(value))
+                         for name, value in line.get("headers", ())), line)
 
 
 class Reply(NamedTuple):
@@ -95,6 +104,15 @@ class Environment(Dict[str, str]):
         raise Mismatch(f"the variable {name}", "it is not set")
 
 
+def state_of(process_id: int) -> str:
+    """Return the letter that the system has for what a process does; "" for none."""
+    try:
+        with open(f"/proc/{process_id}/stat", encoding="latin-1") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 class Instance:
     """One process that the platform started, at the end of a control connection."""
 
@@ -102,7 +120,7 @@ class Instance:
         self.run = run
         self.sock = sock
         self.lines = sock.makefile("rb")
-        sock.settimeout(run.patience_s)
+        sock.settimeout(run.patience_s + 1.0)  # than the instance's own
         hello = marshal.load(self.lines)
         self.pid: int = hello["pid"]
         self.environ = Environment(hello["environ"])
@@ -144,23 +162,18 @@ class Instance:
 
     def reaped(self, limit_s: float) -> None:
         """Wait until the platform has taken note of the end. Raises Mismatch."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
+        for _ in wire.looks(limit_s):
             try:
                 os.kill(self.pid, 0)
             except OSError:
                 return
-            time.sleep(0.002)
         raise Mismatch("the end of a process to be noticed", "it is a zombie, or there")
 
     def frozen(self, limit_s: float) -> None:
         """Wait until the process stands still. Raises Mismatch."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
-                if file.read().rpartition(")")[2].split()[0] == "T":
-                    return
-            time.sleep(0.005)
+        for _ in wire.looks(limit_s):
+            if state_of(self.pid) == "T":
+                return
         raise Mismatch("a process that is stopped", "it runs")
 
     # -- as a client of the runtime API --
@@ -346,8 +359,7 @@ class PlatformRun:
         self.package = package
         threading.Thread(target=self.accept, daemon=True).start()
         self.popen = self.launch()
-        RUNNING.add(self)
-        reaper.watch(self.popen.pid)
+        kit.RUNNING.add(self)
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
@@ -376,7 +388,6 @@ class PlatformRun:
                 sock, _ = self.control.accept()
                 instance = Instance(self, sock)
                 self.processes.append(instance.pid)
-                reaper.watch(instance.pid)
                 self.arrived.put(instance)
             except (OSError, EOFError, ValueError, KeyError, TypeError):
                 if self.control.fileno() < 0:
@@ -400,10 +411,11 @@ class PlatformRun:
 
     def tail(self) -> str:
         """Return the end of what the platform said on stderr, and any garbage."""
-        size = self.errors.seek(0, os.SEEK_END)
-        self.errors.seek(max(0, size - 800))
-        said = wire.show(self.errors.read())
-        return said + wire.show(b"".join(self.garbage)[:300])
+        return wire.show(self.said()[-800:]) + wire.show(b"".join(self.garbage)[:300])
+
+    def said(self) -> bytes:
+        """Return all that came to the platform's stderr, also from bootstraps."""
+        return os.pread(self.errors.fileno(), 1 << 26, 0)
 
     def issue(self, event: bytes, **fields: object) -> None:
         """Hand an event to the platform; for fc also method, path and headers."""
@@ -438,19 +450,20 @@ class PlatformRun:
             if time.monotonic() > deadline:
                 raise Mismatch(what, f"nothing in {limit_s} s; {self.tail()}")
 
-    def outcome(self, kind: str = "") -> Outcome:
-        """Return the next outcome, which must be of that kind if one is given."""
+    def outcome(self, kind: str = "", instance: Optional[Instance] = None) -> Outcome:
+        """Return the next outcome, which must be of that kind if one is given; after it
+        the instance, if one is given, is idle."""
         line = self.wait_for(self.outcomes, f"an outcome {kind}", self.patience_s)
-        body = (base64.b64decode(line["body_base64"]) if "body_base64" in line
-                else str(line.get("body", "")).encode())
-        found = Outcome(line["kind"], body, str(line.get("request_id", "")),
-                        tuple(str(one["rule"]) for one in line.get("violations", ())),
-                        line)
+        try:
+            found = outcome_of(line)
+        except (ValueError, TypeError, KeyError):
+            raise Mismatch("an outcome as in spec_tests/README.md", str(line)) from None
         self.last_id = found.request_id
         self.note("outcome", json.dumps(line)[:1500].encode())
         if kind and found.kind not in kind.split(" or "):
             raise Mismatch(f"the outcome {kind}", f"{found.kind}: "
                            f"{wire.show(found.body)} {line.get('message', '')}")
+        self.idle = instance or self.idle
         return found
 
     def no_outcome(self) -> None:
@@ -480,11 +493,9 @@ class PlatformRun:
 
     def stop(self) -> None:
         """Kill the platform and what it started."""
-        RUNNING.discard(self)
-        reaper.forget(self.popen.pid)
+        kit.RUNNING.discard(self)
         for process_id in self.processes:
             kill_if(process_id, str(self.code))
-            reaper.forget(process_id)
         with contextlib.suppress(OSError):
             os.killpg(self.popen.pid, signal.SIGTERM)
         try:
@@ -504,6 +515,8 @@ class PlatformRun:
         self.errors.close()
         shutil.rmtree(self.code, ignore_errors=True)
 
+    kill = stop  # at the end of the kit
+
     def wait(self, seconds: float) -> None:
         """Let time pass that a clock of the platform must not count."""
         time.sleep(seconds)
@@ -515,7 +528,7 @@ class PlatformRun:
         self.settle()
 
     def abandon(self, *instances: Instance) -> None:
-        """End bootstraps in each of which one event runs; their outcomes are nothing."""
+        """End bootstraps in each of which an event runs, whatever becomes of it."""
         for instance in instances:
             self.discard(instance)
             self.outcome()
@@ -607,25 +620,10 @@ def kill_if(process_id: int, word: str) -> None:
 
 # ---- what a check gets ----
 
-IDLE_RUNS: Dict[Tuple[kit.Implementation, Tuple[str, ...]], List[PlatformRun]] = {}
-PROBES: Dict[kit.Implementation, str] = {}
-LOCKS: Dict[kit.Implementation, threading.Lock] = {}
-LOCK = threading.Lock()
+class PlatformUnderTest(kit.Subject):
+    """A platform under test."""
 
-
-class PlatformUnderTest:
-    """One platform under test, with the log of one check."""
-
-    def __init__(self, implementation: kit.Implementation) -> None:
-        self.implementation = implementation
-        self.frames: List[wire.Frame] = []
-        self.runs: List[PlatformRun] = []
-
-    def needs(self, *features: str) -> None:
-        """Raise Unsupported if one of these was declared missing."""
-        for feature in features:
-            if feature in self.implementation.without:
-                raise kit.Unsupported(feature)
+    wanted = "a platform that does as in spec_tests/README.md"
 
     def options(self, more: Sequence[str]) -> Tuple[str, ...]:
         """Return the options of a platform: one instance, limits scaled down, these."""
@@ -636,7 +634,7 @@ class PlatformUnderTest:
             usual += ["--max-result", str(RESULT_BYTES),
                       "--max-event", str(EVENT_BYTES)]
         if self.implementation.protocol == "fg" and "--init-timeout" not in more:
-            usual += ["--init-timeout", "60"]  # it is --timeout else, which may be short
+            usual += ["--init-timeout", "60"]  # else it is --timeout, perhaps short
         return (*usual, *more)
 
     def result_bytes(self) -> int:
@@ -663,59 +661,41 @@ class PlatformUnderTest:
         return self._lend((*port, *options))
 
     @contextlib.contextmanager
+    def fetched(self, event: bytes = b"hello") -> Iterator[Instance]:
+        """Lend a bootstrap that has fetched an event; it posts a result afterwards."""
+        with self.used_run() as run:
+            instance = run.fetched(event)
+            yield instance
+            run.finish(instance)
+
+    @contextlib.contextmanager
+    def served(self, event: bytes = b"hello", **fields: object) -> Iterator[Instance]:
+        """Lend a server that has an invocation; it is answered afterwards."""
+        with self.used_run() as run:
+            instance = run.served(event, **fields)
+            yield instance
+            run.settled(instance)
+
+    def answered(self, status: int, headers: wire.Headers, body: bytes,
+                 outcome: str = "ok", **fields: object) -> Outcome:
+        """Answer an invocation of fc so; return its outcome, which must be of that
+        kind."""
+        with self.used_run() as run:
+            instance = run.served(b"hello" if not fields else b"", **fields)
+            instance.answer(status, headers, body)
+            found = run.outcome(outcome, instance)
+            return found
+
+    @contextlib.contextmanager
     def _lend(self, wanted: Tuple[str, ...]) -> Iterator[PlatformRun]:
-        key = (self.implementation, wanted)
-        with LOCK:
-            idle = IDLE_RUNS.get(key)
-            run = idle.pop() if idle else None
-        run = run or PlatformRun(self, wanted, USUAL)
-        run.frames = self.frames
-        run.patience_s = self.implementation.patience_s  # the last check may have less
-        self.runs.append(run)
-        yield run
-        run.no_outcome()
-        self.runs.remove(run)
-        keep(key, run)
+        with self.lend(lambda: PlatformRun(self, wanted, USUAL), "", *wanted) as run:
+            run.patience_s = self.implementation.patience_s  # it may have had less
+            yield run
+            run.no_outcome()
 
-    def close(self) -> None:
-        """Kill whatever this check has started."""
-        for run in self.runs:
-            run.stop()
-        self.runs.clear()
-
-    def probe(self) -> None:
-        """Try one round trip, once for each platform. Raises Mismatch."""
-        with LOCK:
-            lock = LOCKS.setdefault(self.implementation, threading.Lock())
-        with lock:
-            if self.implementation not in PROBES:
-                PROBES[self.implementation] = self.probed()
-        if PROBES[self.implementation]:
-            raise kit.NotUsable("a platform that does as in spec_tests/README.md",
-                                PROBES[self.implementation])
-
-    def probed(self) -> str:
-        """Return what is wrong with a simple round trip, or nothing."""
-        probe = PlatformUnderTest(self.implementation)
-        try:
-            round_trip(probe)
-            return ""
-        except Mismatch as error:
-            return str(error)
-        finally:
-            probe.close()
-
-
-def keep(key: Tuple[kit.Implementation, Tuple[str, ...]], run: PlatformRun) -> None:
-    """Keep a platform for another check; stop the one that has waited longest."""
-    with LOCK:
-        IDLE_RUNS.setdefault(key, []).append(run)
-        count = sum(len(idle) for idle in IDLE_RUNS.values())
-        oldest = next(idle for idle in IDLE_RUNS.values() if idle)
-        surplus = oldest.pop(0) if count > IDLE_MOST else None
-        IDLE_RUNS[key] = IDLE_RUNS.pop(key)  # used last, so the last one to go
-    if surplus is not None:
-        surplus.stop()
+    def exchange(self) -> None:
+        """Try one round trip. Raises Mismatch."""
+        round_trip(self)
 
 
 def round_trip(platform: PlatformUnderTest) -> None:
@@ -725,31 +705,10 @@ def round_trip(platform: PlatformUnderTest) -> None:
             run.settled(run.served(b"flumqat"), b"taquml")
             instance = run.served(b"flumqat")
             instance.answer(404, [("x-fc-status", "404")], b"{}")
-            run.outcome("function-error")
-            run.idle = instance
+            run.outcome("function-error", instance)
         return
     with platform.used_run() as run:
         run.finish(run.fetched(b"flumqat"), b"taquml")
         instance = run.fetched(b"flumqat")
         instance.result(b"{}", "error")
-        run.outcome("function-error")
-        run.idle = instance
-
-
-def stop_idle_runs(only: Optional[kit.Implementation] = None) -> None:
-    """Stop the platforms, of one implementation or all, that wait for another check."""
-    with LOCK:
-        wanted = [key for key in IDLE_RUNS if only is None or key[0] == only]
-        runs = [run for key in wanted for run in IDLE_RUNS.pop(key)]
-    for run in runs:
-        run.stop()
-
-
-def stop_everything() -> None:
-    """Kill every platform that is still there when the interpreter ends."""
-    for run in list(RUNNING):
-        run.stop()
-
-
-RUNNING: "weakref.WeakSet[PlatformRun]" = weakref.WeakSet()
-atexit.register(stop_everything)
+        run.outcome("function-error", instance)

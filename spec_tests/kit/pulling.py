@@ -281,9 +281,7 @@ def ends_on_sigterm(run: PullRun, is_away: bool) -> None:
         run.api.leave()
         time.sleep(AWAY_S)
     run.process.popen.terminate()
-    status = run.process.wait(run.patience_s)
-    if status not in (0, 143, -15):
-        raise Mismatch("exit status 0 or death by SIGTERM", f"status {status}")
+    run.process.wait(run.patience_s)  # its status means nothing
 
 
 def ends_after_result(run: PullRun, pause_s: float) -> None:

@@ -4,8 +4,8 @@
 `place(folder, plan)` makes this the bootstrap of a code folder. An event that is a JSON
 list is a script, whose steps are those of STEPS; its result is what the last step
 returned. Any other event is echoed. For fc a GET of `/do/HEX` is a script too. `plan`
-maps `start` and paths of hooks to scripts; it holds for the first process only, unless
-its member `always` is true.
+maps `start`, `after` (each result; scf and fg) and paths of hooks to scripts; it holds
+for the first process only, unless its member `always` is true.
 """
 
 import posix
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 kept = []  # type: List[bytearray]
 served = [0]
+apis = []  # type: List[Api]
 
 
 # ---- for tests ----
@@ -124,7 +125,43 @@ def on_term(word: str) -> None:
     light_http.aside(watch)
 
 
+# ---- steps that speak to the runtime API (scf, fg) on a connection of their own ----
+
+
+def post(text: str) -> light_http.Socket:
+    """Send, and wait for no answer. `{response}`, `{error}` and `{next}` in the text
+    become the paths of this event."""
+    for name in ("response", "error", "next"):
+        text = text.replace("{%s}" % name, apis[0].path(name))
+    peer = apis[0].connect()
+    peer.sendall(text.encode("latin-1"))
+    apis[0].kept.append(peer)
+    return peer
+
+
+def ask(text: str) -> str:
+    """Send; return first line and body of the answer."""
+    start, _, body, _ = light_http.read_message(post(text))
+    return start + " " + body.decode("latin-1")
+
+
+def half(text: str) -> None:
+    """Send, end the stream, and wait until the other side ends it."""
+    peer = post(text)
+    peer.shutdown(SHUT_WR)
+    while peer.recv(65536):
+        pass
+
+
+def fail(text: str) -> str:
+    """Let the result of this event be an error."""
+    apis[0].kind = "error"
+    return text
+
+
 STEPS = {
+    "ask": ask, "half": half, "drop": lambda text: post(text).close(), "fail": fail,
+    "post": lambda text: post(text) and None,
     "out": lambda fd, text: posix.write(fd, text.encode()) and None,
     "exit": lambda status: posix._exit(status), "kill": kill, "fork": fork,
     "alloc": alloc, "fork-alloc": fork_alloc, "flood": flood, "tell": tell,
@@ -189,34 +226,55 @@ def script_of(event: bytes) -> "Optional[List[Any]]":
 # ---- pull ----
 
 
+class Api:
+    """The runtime API, and the event that is being handled."""
+
+    def __init__(self) -> None:
+        self.is_scf = "SCF_RUNTIME_API" in light_http.ENVIRON
+        self.port = int(light_http.ENVIRON["SCF_RUNTIME_API_PORT"] if self.is_scf else
+                        light_http.ENVIRON["RUNTIME_API_ADDR"].rpartition(":")[2])
+        self.event_id = ""
+        self.kind = ""
+        self.kept = []  # type: List[light_http.Socket]
+
+    def connect(self) -> light_http.Socket:
+        """Return a new connection."""
+        return light_http.connect("127.0.0.1", self.port)
+
+    def path(self, name: str) -> str:
+        """Return the path of `next`, `response` or `error`."""
+        if self.is_scf:
+            return "/runtime/invocation/" + name
+        base = "/v1/runtime/invocation/"
+        return base + ("request" if name == "next" else name + "/" + self.event_id)
+
+    def call(self, peer: light_http.Socket, method: str, path: str,
+             body: bytes = b"") -> bytes:
+        """Make a call on the connection; return the body of the answer."""
+        peer.sendall(b"%s %s HTTP/1.1\r\nHost: api\r\nContent-Length: %d\r\n\r\n" % (
+            method.encode(), path.encode(), len(body)) + body)
+        _, fields, answer, _ = light_http.read_message(peer)
+        self.event_id = fields.get("x-cff-request-id", "")
+        return answer
+
+
 def pull() -> None:
     """Be a bootstrap of scf or fg."""
     plan = take_plan()
+    api = Api()
+    apis.append(api)
     run(plan.get("start", []), None)
-    is_scf = "SCF_RUNTIME_API" in light_http.ENVIRON
-    port = light_http.ENVIRON["SCF_RUNTIME_API_PORT"] if is_scf else \
-        light_http.ENVIRON["RUNTIME_API_ADDR"].rpartition(":")[2]
-    base = "/runtime/invocation/" if is_scf else "/v1/runtime/invocation/"
-    peer = light_http.connect("127.0.0.1", int(port))
-    if is_scf:
-        ask(peer, "POST", "/runtime/init/ready", b"")
+    peer = api.connect()
+    if api.is_scf:
+        api.call(peer, "POST", "/runtime/init/ready")
     while True:
-        fields, event = ask(peer, "GET", base + ("next" if is_scf else "request"), b"")
+        event = api.call(peer, "GET", api.path("next"))
         served[0] += 1
+        api.kind = "response"
         script = script_of(event)
         result = event if script is None else run(script, None)
-        own = "" if is_scf else "/" + fields["x-cff-request-id"]
-        ask(peer, "POST", base + "response" + own, result or b"")
+        api.call(peer, "POST", api.path(api.kind), result or b"")
         run(plan.get("after", []), None)
-
-
-def ask(peer: light_http.Socket, method: str, path: str,
-        body: bytes) -> "Tuple[Dict[str, str], bytes]":
-    """Make a call on the one connection; return fields and body of the answer."""
-    peer.sendall(b"%s %s HTTP/1.1\r\nHost: api\r\nContent-Length: %d\r\n\r\n" % (
-        method.encode(), path.encode(), len(body)) + body)
-    _, fields, answer, _ = light_http.read_message(peer)
-    return fields, answer
 
 
 # ---- push ----

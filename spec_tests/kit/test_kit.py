@@ -14,11 +14,10 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 import broken_ones
-import bytecode
 import checks
 import conftest
+import file_processes
 import kit
-import parallel
 import report
 import spec
 import test_bootstrap_any
@@ -53,11 +52,9 @@ def implementation(name: str, protocol: str) -> kit.Implementation:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_bad_bootstrap(name: str, protocol: str) -> None:
     """A bootstrap that cannot be one fails, in bounded time, and is no error."""
-    fixture = "pusher" if protocol == "fc" else "puller"
-    function = (test_bootstrap_any.test_any_error_survive__push if protocol == "fc"
-                else test_bootstrap_any.test_any_error_survive)
     began = time.monotonic()
-    check = checks.Check("any.error.survive", fixture, function, {}, name)
+    check = checks.Check("any.error.survive", "bootstrap",
+                         test_bootstrap_any.test_any_error_survive, {}, name)
     verdict = checks.judge(check, implementation(name, protocol))
     assert verdict.verdict == "fail" and verdict.seen
     assert time.monotonic() - began < BOUND_S
@@ -69,7 +66,8 @@ def test_bad_platform(name: str, protocol: str) -> None:
     """A platform that cannot be one fails, in bounded time, and is no error."""
     began = time.monotonic()
     check = checks.Check("any.result.bytes", "platform",
-                         test_platform_any.test_any_result_bytes__empty, {}, name)
+                         test_platform_any.test_any_result_bytes, {"body": b""},
+                         name)
     verdict = checks.judge(check, implementation(name, protocol))
     assert verdict.verdict == "fail" and verdict.seen
     assert time.monotonic() - began < BOUND_S
@@ -104,7 +102,7 @@ def test_unsupported() -> None:
     """A feature that was declared missing is unsupported, not failed."""
     base = dataclasses.replace(broken_ones.correct("scf"), without=("count",))
     function = test_bootstrap_any.test_any_instance_init_once
-    check = checks.Check("any.instance.init-once", "puller", function, {}, "count")
+    check = checks.Check("any.instance.init-once", "bootstrap", function, {}, "count")
     assert checks.judge(check, base).verdict == "unsupported"
 
 
@@ -125,44 +123,37 @@ def test_declared_gap(name: str, gap: str) -> None:
     assert found == {("pass", ""), ("unsupported", gap)}, found
 
 
-def test_bytecode(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is kept beside what pytest keeps, or elsewhere where that cannot be written;
-    what is loaded and compiled already is there from the start."""
-    folder = bytecode.chosen(tmp_path)
-    assert folder.parent == tmp_path / ".pytest_cache" and not list(folder.iterdir())
-    compiled = tmp_path / "cache" / "mine.pyc"
-    compiled.parent.mkdir()
-    compiled.touch()
-    module = types.ModuleType("mine")
-    vars(module).update(__file__=str(tmp_path / "mine.py"), __cached__=str(compiled))
-    monkeypatch.setitem(sys.modules, "mine", module)
-    bytecode.lend(str(folder))
-    assert (folder / str(tmp_path / "mine.pyc").lstrip("/")).samefile(compiled)
-    bytecode.lend(str(folder))  # again: what is there stays
-    (tmp_path / "file").touch()
-    elsewhere = bytecode.chosen(tmp_path / "file")
-    assert tmp_path not in elsewhere.parents and elsewhere.is_dir()
+def test_file_process(tmp_path: pathlib.Path) -> None:
+    """What the process of a file says of a test counts; if it says nothing, that test
+    has failed."""
+    (tmp_path / "conftest.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'spec_tests' / 'kit')!r})\n"
+        "from file_processes import note as pytest_runtest_logreport\n")
+    (tmp_path / "test_it.py").write_text(
+        "import os, pytest\ndef test_good(): pass\n"
+        "def test_bad(): assert 1 == 2\n"
+        "@pytest.mark.skip(reason='just so')\ndef test_left(): pass\n"
+        "def test_last(): os._exit(3)\n")
+    processes = file_processes.FileProcesses([])
+    found = processes.run(tmp_path / "test_it.py")
+    processes.stop()
+    seen = {name.rpartition("::")[2]: verdict for name, verdict in found.items()}
+    assert (seen["test_good"], seen[""][0]) == (("passed", ""), "failed")
+    assert seen["test_bad"][0] == "failed" and "1 == 2" in seen["test_bad"][1]
+    assert seen["test_left"] == ("skipped", "Skipped: just so") and len(seen) == 4
 
 
-def test_side_shown(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a side process skipped is shown with its reason; what it lost has failed."""
-    shown: List[pytest.TestReport] = []
-    hook = types.SimpleNamespace(
-        pytest_report_from_serializable=pytestconfig.hook.pytest_report_from_serializable,
-        pytest_runtest_logstart=lambda **_: None, pytest_runtest_logfinish=lambda **_: None,
-        pytest_runtest_logreport=lambda report: shown.append(report))
-    skipped = pytest.TestReport("it", ("it.py", 1, "it"), {}, "skipped",
-                                ("it.py", 1, "Skipped: no reason"), "call")
-    sent = json.dumps(pytestconfig.hook.pytest_report_to_serializable(
-        config=pytestconfig, report=skipped))
-    monkeypatch.setattr(parallel, "LOTS", ())
-    shower = parallel.PytestProcesses(
-        types.SimpleNamespace(hook=hook))  # type: ignore[arg-type]
-    for reports in [json.loads(sent)], []:
-        shower._show(types.SimpleNamespace(  # type: ignore[arg-type]
-            wait=lambda name: reports, last_words=lambda: "killed by a test"), "it")
-    assert shown[0].longrepr == skipped.longrepr
-    assert (shown[1].outcome, shown[1].longrepr) == ("failed", "killed by a test")
+def test_contract_options() -> None:
+    """README.md names every option that the kit passes to a platform."""
+    places = [*(ROOT / "spec_tests" / "platform").glob("*.py"),
+              *(ROOT / "spec_tests" / "kit" / name for name in (
+                  "platform_run.py", "calls.py", "faults.py"))]
+    passed = {word for path in places for word in re.findall(
+        r'"(--[a-z-]+)"', path.read_text(encoding="utf-8"))}
+    for transcript in spec.load().transcripts:
+        passed.update(re.findall(r"--[a-z-]+", transcript.options))
+    contract = (ROOT / "spec_tests" / "README.md").read_text(encoding="utf-8")
+    assert passed - set(re.findall(r"--[a-z-]+", contract)) == set()
 
 
 REFUSED: Dict[str, Tuple[Dict[str, Any], str]] = {

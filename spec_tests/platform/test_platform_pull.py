@@ -1,5 +1,5 @@
 # test_platform_pull.py: what SPEC.md chapters 7 and 8 ask of a platform (MIT).
-"""One rule each, beside the states tables, which test_platform_states.py covers."""
+"""One rule each, beside the cases of test_platform_generated.py."""
 
 import re
 from typing import Dict
@@ -8,7 +8,7 @@ import pytest
 
 import wire
 from kit import Mismatch, document, same
-from platform_run import CLOCKED, LIMITED, PlatformUnderTest, Instance, PlatformRun
+from platform_run import CLOCKED, Instance, PlatformRun, PlatformUnderTest
 
 
 def times_out_soon(run: PlatformRun, instance: Instance) -> None:
@@ -26,11 +26,9 @@ def times_out_soon(run: PlatformRun, instance: Instance) -> None:
     ("SCF_RUNTIME_API", r"\d+\.\d+\.\d+\.\d+"), ("SCF_RUNTIME_API_PORT", r"\d+")])
 def test_scf_env_api(platform: PlatformUnderTest, name: str, wanted: str) -> None:
     """The runtime API's address is an IP literal and a port."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.fetched() as instance:
         if not re.fullmatch(wanted, instance.environ.get(name, "")):
             raise Mismatch(f"{name} like {wanted}", repr(instance.environ.get(name)))
-        run.finish(instance)
 
 
 def test_scf_env_handler(platform: PlatformUnderTest) -> None:
@@ -42,47 +40,29 @@ def test_scf_env_handler(platform: PlatformUnderTest) -> None:
 
 def test_scf_env_handler__default(platform: PlatformUnderTest) -> None:
     """Without a configured handler it is index.main_handler."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.fetched() as instance:
         same("index.main_handler", instance.environ.get("_HANDLER"))
-        run.finish(instance)
 
 
 @pytest.mark.parametrize("name", ["SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION",
                                   "TENCENTCLOUD_RUNENV", "USER_CODE_ROOT"])
 def test_scf_env_documented(platform: PlatformUnderTest, name: str) -> None:
     """The variables that describe the function are set."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.fetched() as instance:
         same(True, bool(instance.environ.get(name)), f"{name} set")
-        run.finish(instance)
 
 
 def test_any_credentials_role__scf(platform: PlatformUnderTest) -> None:
     """A function without a role has no credential variables."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.fetched() as instance:
         same([], [name for name in instance.environ
                   if re.match("TENCENTCLOUD_(SECRET|SESSION)", name)])
-        run.finish(instance)
 
 
 def test_any_start_cwd__scf(platform: PlatformUnderTest) -> None:
     """The working folder is the code folder."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        same(str(run.code.resolve()), instance.cwd)
-        run.finish(instance)
-
-
-@pytest.mark.parametrize("body", [b"", b" ", b'{"msg": "ready"}', b"x" * 900])
-def test_scf_ready_first__any_body(platform: PlatformUnderTest, body: bytes) -> None:
-    """ready is accepted with any body."""
-    with platform.used_run() as run:
-        instance = run.starting(b"hello")
-        same(200, instance.ready(body).status)
-        instance.fetch()
-        run.finish(instance)
+    with platform.fetched() as instance:
+        same(str(instance.run.code.resolve()), instance.cwd)
 
 
 def test_scf_next_headers(platform: PlatformUnderTest) -> None:
@@ -99,10 +79,8 @@ def test_scf_next_headers(platform: PlatformUnderTest) -> None:
 @pytest.mark.parametrize("event", [b"{}", b"no json"])
 def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) -> None:
     """The event is sent as application/json."""
-    with platform.used_run() as run:
-        instance = run.fetched(event)
+    with platform.fetched(event) as instance:
         same("application/json", instance.fetch().header("content-type"))
-        run.finish(instance)
 
 
 def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
@@ -135,27 +113,6 @@ def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
             run.wait(0.75)
             instance.fetch()
         times_out_soon(run, instance)
-
-
-def test_any_event_timeout__scf_not_fetched(platform: PlatformUnderTest) -> None:
-    """An event that is not fetched is not-fetched."""
-    with platform.used_run(*LIMITED) as run:
-        instance = run.starting(b"hello")
-        instance.ready()
-        run.outcome("not-fetched")
-        run.discard(instance)
-
-
-def test_any_result_size__scf(platform: PlatformUnderTest) -> None:
-    """A result over the limit is response-too-large, and the state is locked."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        head = wire.request_bytes("POST", instance.result_path(), [
-            ("Content-Length", str(run.result_bytes + 1))])
-        same(413, instance.ask(head, run.result_bytes + 1).status)
-        same(200, instance.result(b"short").status)
-        run.outcome("response-too-large")
-        run.idle = instance
 
 
 SCF_DOCUMENTS: Dict[str, Dict[str, object]] = {
@@ -193,12 +150,10 @@ def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
 
 def test_fg_env_api(platform: PlatformUnderTest) -> None:
     """RUNTIME_API_ADDR is an IP address and a port, without a scheme."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.fetched() as instance:
         address = instance.environ.get("RUNTIME_API_ADDR", "")
         if not re.fullmatch(r"\d+\.\d+\.\d+\.\d+:\d+", address):
             raise Mismatch("IP:port", address)
-        run.finish(instance)
 
 
 @pytest.mark.parametrize("name", [
@@ -207,10 +162,8 @@ def test_fg_env_api(platform: PlatformUnderTest) -> None:
     "RUNTIME_CPU", "RUNTIME_MEMORY", "RUNTIME_CODE_ROOT"])
 def test_fg_env_table(platform: PlatformUnderTest, name: str) -> None:
     """The variables that describe the function are set."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.fetched() as instance:
         same(True, bool(instance.environ.get(name)), f"{name} set")
-        run.finish(instance)
 
 
 @pytest.mark.parametrize("name,value", [("RUNTIME_TIMEOUT", "7"),
@@ -235,18 +188,14 @@ def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
 
 def test_fg_env_table__code_root(platform: PlatformUnderTest) -> None:
     """RUNTIME_CODE_ROOT is the absolute path of the code folder."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        same(str(run.code.resolve()), instance.environ["RUNTIME_CODE_ROOT"])
-        run.finish(instance)
+    with platform.fetched() as instance:
+        same(str(instance.run.code.resolve()), instance.environ["RUNTIME_CODE_ROOT"])
 
 
 def test_fg_start_path(platform: PlatformUnderTest) -> None:
     """The bootstrap is started by its absolute path."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        same(str(run.code.resolve() / "bootstrap"), instance.argv[0])
-        run.finish(instance)
+    with platform.fetched() as instance:
+        same(str(instance.run.code.resolve() / "bootstrap"), instance.argv[0])
 
 
 @pytest.mark.parametrize("rule,name,wanted", [
@@ -275,13 +224,11 @@ def test_any_credentials_role__fg(platform: PlatformUnderTest) -> None:
 
 def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
     """A refused call is answered with error_code and error_msg, both strings."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.fetched() as instance:
         path = instance.result_path("response", "nobody")
         reply = instance.ask(wire.request_bytes("POST", path, (), b"x"))
         same({"error_code": str, "error_msg": str},
              {name: type(value) for name, value in document(reply.body).items()})
-        run.finish(instance)
 
 
 def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
@@ -326,22 +273,12 @@ def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
         times_out_soon(run, instance)
 
 
-def test_any_event_timeout__fg_not_fetched(platform: PlatformUnderTest) -> None:
-    """An event that is not fetched is not-fetched."""
-    with platform.used_run(*LIMITED) as run:
-        run.finish(run.fetched(b"before"))
-        run.issue(b"hello")
-        run.outcome("not-fetched")
-        run.discard_idle()
-
-
 def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
     """The caller of a failed function sees the posted body."""
     with platform.used_run() as run:
         instance = run.fetched(b"hello")
         instance.result(b"\0 it failed \xff", "error")
-        same(b"\0 it failed \xff", run.outcome("function-error").body)
-        run.idle = instance
+        same(b"\0 it failed \xff", run.outcome("function-error", instance).body)
 
 
 FG_DOCUMENTS = {

@@ -11,26 +11,32 @@ wait has a limit.
 import contextlib
 import json
 import os
+import pathlib
 import queue
+import signal
 import socket
 import struct
 import threading
 import time
-from typing import (TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, TypeVar,
-                    Union)
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
 
 import emulator
+import pytest
+import scripted_bootstrap
 import wire
-from emulator import FrontDoor, Listener, Platform
+from emulator import Platform
 
-if TYPE_CHECKING:
-    import pytest
+__all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event",
+           "fifo", "held", "open_door", "outcome_of", "process_state", "processes",
+           "scale", "until", "within"]
 
-__all__ = ["Peer", "Harness", "held", "no_thread_once", "processes", "until", "within"]
+PROTOCOLS = pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
+PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))
 
 PATIENCE_S = 8.0  # for things that come at once; only a failing test waits so long
 RESET = struct.pack("ii", 1, 0)
 T = TypeVar("T")
+Own = TypeVar("Own", bound="Harness")
 
 
 def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
@@ -46,6 +52,33 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
     thread.join(limit_s)
     assert results, "no outcome within %g s" % limit_s
     return results[0]
+
+
+def background(function: Callable[..., object], *arguments: object) -> threading.Thread:
+    """Call it in a thread of its own; return the thread."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def event(*steps: List[Any]) -> bytes:
+    """Return a script for scripted_bootstrap.py as an event."""
+    return json.dumps(steps).encode()
+
+
+def scale(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
+    """Scale down limits of the emulator that no option sets."""
+    for name, value in limits.items():
+        monkeypatch.setattr(emulator, name, value)
+
+
+def open_door(platform: Platform) -> Any:
+    """Return a front door on a free port of loopback."""
+    listener: Any = getattr(emulator, "Listener", None)
+    if listener is None:
+        return emulator.FrontDoor(platform, "127.0.0.1", 0)
+    return listener("127.0.0.1", 0, emulator.FrontDoor(platform),  # the old one
+                    getattr(platform, "loop"))
 
 
 class Peer(wire.Channel):
@@ -108,15 +141,14 @@ class Harness:
         self.seen: List[str] = []   # what serve() was asked, in order
         settings.setdefault("timeout_s", PATIENCE_S)
         settings.setdefault("grace_s", 0.5)
+        settings.setdefault("on_note", self.notes.append)
         if not code:
             settings["attach"] = self.env.put
             settings.setdefault("port", self._listen() if protocol == "fc" else 0)
         elif protocol == "fc":
             settings.setdefault("port", 0)
-        self.platform = Platform(protocol, code or ".", on_note=self.notes.append,
-                                 **settings)
-        self.door = Listener("127.0.0.1", 0, FrontDoor(self.platform),
-                             self.platform.loop)
+        self.platform = Platform(protocol, code or ".", **settings)
+        self.door = open_door(self.platform)
 
     def _on_crash(self, args: threading.ExceptHookArgs) -> None:
         self.crashes.append("%s: %s" % (args.exc_type.__name__, args.exc_value))
@@ -130,7 +162,7 @@ class Harness:
         port: int = self.server.getsockname()[1]
         return port
 
-    def __enter__(self) -> "Harness":
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -181,6 +213,10 @@ class Harness:
         peer.close()
         return document
 
+    def states(self) -> List[str]:
+        """Return the states of the instances."""
+        return [one["state"] for one in self.state()["instances"]]
+
     def ends(self, kind: str, count: int = 1) -> bool:
         """Wait until so many invocations had that outcome."""
         return until(lambda: self.platform.counts[kind] >= count)
@@ -201,13 +237,13 @@ class Harness:
                     peer = self.accept()
                 except OSError:
                     return
-                threading.Thread(target=self._serve, args=(peer, answer),
-                                 daemon=True).start()
+                background(self.serve_on, peer, answer)
 
-        threading.Thread(target=run, daemon=True).start()
+        background(run)
 
-    def _serve(self, peer: Peer,
-               answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+    def serve_on(self, peer: Peer,
+                 answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+        """Be a server on one connection."""
         with contextlib.suppress(wire.WireError):
             while True:
                 request = peer.read(3600)
@@ -249,23 +285,6 @@ def outcome_of(caller: Peer) -> Tuple[str, bytes]:
     return message.header("x-outcome") or message.start, message.body
 
 
-# ---- what is missing ----
-
-
-def no_thread_once(name: str, monkeypatch: "pytest.MonkeyPatch") -> threading.Event:
-    """Let the next thread of that function not start; tell when it has not."""
-    aside, tried = emulator.aside, threading.Event()
-
-    def fail(call: Callable[..., object], *arguments: object) -> threading.Thread:
-        if call.__name__ == name and not tried.is_set():
-            tried.set()
-            raise RuntimeError("can't start new thread")
-        return aside(call, *arguments)
-
-    monkeypatch.setattr(emulator, "aside", fail)
-    return tried
-
-
 # ---- what is left ----
 
 
@@ -285,3 +304,36 @@ def processes(mark: str) -> List[str]:
         except OSError:
             pass  # it has ended
     return found
+
+
+def process_state(process_id: int) -> str:
+    """Return the letter that stands for the state of a process, X if it is gone."""
+    try:
+        with open(f"/proc/{process_id}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+# ---- fixtures ----
+
+
+@pytest.fixture
+def code(tmp_path: pathlib.Path) -> Iterator[str]:
+    """A code folder with scripted_bootstrap.py; what is left of it is killed."""
+    folder = scripted_bootstrap.place(tmp_path / "code")
+    yield folder
+    for process_id in processes(folder):
+        with contextlib.suppress(OSError):
+            os.kill(int(process_id), signal.SIGKILL)
+
+
+@pytest.fixture
+def fifo(tmp_path: pathlib.Path) -> Callable[[str], str]:
+    """Make FIFOs by which process and test wait for each other."""
+    def made(name: str) -> str:
+        path = str(tmp_path / name)
+        os.mkfifo(path)
+        return path
+
+    return made

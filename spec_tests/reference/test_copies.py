@@ -1,46 +1,45 @@
-# test_copies.py: each file of reference/ works alone, on every Python found (MIT).
-"""Copy one file into an empty folder, under another name, and run it there.
+# test_copies.py: what is said to stand alone does, on every Python found (MIT).
+"""Copy a file into an empty folder, under another name, and run it there; the small
+platforms have their own test of that.
 
 Interpreters are looked for, not listed: implementations.py says where.
 """
 
 import os
 import pathlib
-import re
+import shutil
 import subprocess
 import sys
-from typing import Any, Dict, List
+from typing import Any, List
 
-import misbehave
 import pytest
+import scripted_bootstrap
 from emulator import Platform
 from gateways import Container, profile
 from harness import within
 from implementations import Version, interpreters
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
-FLOORS = {"bootstrap.py": (3, 6)}  # of the others: 3.8
-OTHERS_FLOOR = (3, 8)
 HANDLER = "def handler(event, context):\n    return {'got': event}\n"
 
 
-def cases(*names: str) -> List[Any]:
-    """Return each of the files with each interpreter that it promises to run on."""
-    return [pytest.param(name, version, id="%s-%s" % (
-        name, ".".join(map(str, version))))
-            for name in names for version in interpreters()
-            if version >= FLOORS.get(name, OTHERS_FLOOR)]
+def since(floor: Version) -> pytest.MarkDecorator:
+    """Return the interpreters from that version on as cases."""
+    cases: List[Any] = [pytest.param(version, id=".".join(map(str, version)))
+                        for version in interpreters() if version >= floor]
+    return pytest.mark.parametrize("version", cases)
 
 
 def copy(name: str, folder: pathlib.Path, new_name: str, version: Version) -> str:
     """Copy a file into a folder with an interpreter in its first line; return it."""
     folder.mkdir(exist_ok=True)
-    target = folder / new_name
     source = (REFERENCE / name).read_text(encoding="utf-8")
     assert source.startswith("#!/usr/bin/env python3\n")
-    target.write_text("#!%s -I\n%s" % (interpreters()[version], source), encoding="utf-8")
-    target.chmod(0o755)
-    return str(target)
+    program = folder / new_name
+    program.write_text("#!%s -I\n%s" % (interpreters()[version], source),
+                       encoding="utf-8")
+    program.chmod(0o755)
+    return str(program)
 
 
 def run(*command: str) -> str:
@@ -56,52 +55,36 @@ def test_current_interpreter_is_among_them() -> None:
     assert sys.version_info[:2] in interpreters()
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in REFERENCE.glob("*.py")))
-def test_imports_nothing_of_ours(name: str) -> None:
-    """No file of reference/ imports another one."""
-    source = (REFERENCE / name).read_text(encoding="utf-8")
-    ours = "|".join(path.stem for path in REFERENCE.glob("*.py"))
-    assert not re.search(r"^\s*(import|from) (%s|custom_runtime)\b" % ours, source, re.M)
-
-
-@pytest.mark.parametrize("name", ["emulator.py", "gateway.py"])  # who have options
-def test_version_of_a_copy(name: str, tmp_path: pathlib.Path) -> None:
-    """Copied alone as `bootstrap`, the file tells its version and leaves nothing."""
-    oldest = min(version for version in interpreters() if version >= OTHERS_FLOOR)
-    program = copy(name, tmp_path / "alone", "bootstrap", oldest)
-    assert re.search(r"\d+\.\d+\.\d+", run(program, "--version"))
-    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["bootstrap"]
-
-
-@pytest.mark.parametrize("name,version", cases("emulator.py"))
-def test_round_trip_of_an_emulator_copy(name: str, version: Version,
-                                        tmp_path: pathlib.Path) -> None:
-    """A copy of the emulator runs a bootstrap, on every interpreter."""
-    program = copy(name, tmp_path / "alone", "x.py", version)
-    code = misbehave.place(tmp_path / "code")
-    assert run(program, "scf", code, "--event", "hello") == "hello\n"
-
-
-@pytest.mark.parametrize("name,version", cases("gateway.py"))
-def test_fcc_end_nothing__floor(name: str, version: Version,
-                                tmp_path: pathlib.Path) -> None:
-    """A copy of the gateway runs a worker, on every interpreter."""
-    program = copy(name, tmp_path / "alone", "x.py", version)
-    with Container([profile()], python=interpreters()[version],
-                   program=program) as container:
-        assert container.invoke(b"hi").body == b"hi"
-        assert container.ask("PUT", "/-/profiles", b"[]").status == 200
-
-
-@pytest.mark.parametrize("name,version", cases("bootstrap.py"))
-@pytest.mark.parametrize("protocol", ("scf", "fg", "fc"))
-def test_round_trip_of_a_bootstrap_copy(name: str, version: Version, protocol: str,
-                                        tmp_path: pathlib.Path) -> None:
-    """A copy of the bootstrap beside a handler serves each platform."""
+@since((3, 6))
+@pytest.mark.parametrize("name", sorted(
+    path.name for path in REFERENCE.glob("*_bootstrap.py")))
+def test_copy_of_a_bootstrap(name: str, version: Version,
+                             tmp_path: pathlib.Path) -> None:
+    """A bootstrap file alone, beside a handler, serves its platform."""
+    protocol = name.partition("_")[0]
     copy(name, tmp_path, "bootstrap", version)
     (tmp_path / "mine.py").write_text(HANDLER)
-    settings: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}
+    settings: Any = {"port": 0} if protocol == "fc" else {}
     with Platform(protocol, str(tmp_path), handler="mine.handler", timeout_s=20,
                   **settings) as platform:
         outcome = within(60, lambda: platform.invoke(b'{"a":[1]}'))
     assert outcome.body == b'{"got":{"a":[1]}}', (outcome.message, outcome.log)
+
+
+@since((3, 8))
+def test_copy_of_the_emulator(version: Version, tmp_path: pathlib.Path) -> None:
+    """The emulator, beside the three platform files, runs a bootstrap."""
+    for protocol in ("fc", "scf", "fg"):
+        shutil.copy(str(REFERENCE / (protocol + "_platform.py")), str(tmp_path))
+    program = copy("emulator.py", tmp_path, "emulator.py", version)
+    code = scripted_bootstrap.place(tmp_path / "code")
+    command = [interpreters()[version], program, "scf", code]
+    assert run(*command, "--event", "hello") == "hello\n"
+
+
+@since((3, 8))
+def test_fcc_end_nothing__floor(version: Version) -> None:
+    """The gateway runs a worker on every interpreter."""
+    with Container([profile()], python=interpreters()[version]) as container:
+        assert container.invoke(b"hi").body == b"hi"
+        assert container.ask("PUT", "/-/profiles", b"[]").status == 200

@@ -15,8 +15,8 @@ import sys
 import time
 from typing import Dict, List, NamedTuple
 
-import misbehave
 import pytest
+import scripted_bootstrap
 from implementations import interpreters
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
@@ -43,7 +43,7 @@ def protocol(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def code(tmp_path: pathlib.Path) -> str:
     """A folder whose bootstrap echoes, or does what its event says."""
-    return misbehave.place(tmp_path / "code")
+    return scripted_bootstrap.place(tmp_path / "code")
 
 
 def words_of(protocol: str, *words: str) -> List[str]:
@@ -70,7 +70,7 @@ def test_event(protocol: str, code: str) -> None:
 
 def test_event_that_fails(protocol: str, code: str) -> None:
     """The caller's document on stdout, one line for people on stderr, status 1."""
-    done = run(*words_of(protocol, code, "--event", "exit 3"))
+    done = run(*words_of(protocol, code, "--event", '[["exit", 3]]'))
     assert done.status == 1 and json.loads(done.out)
     assert "exit: the bootstrap ended with status 3" in done.err
     assert TRACEBACK not in done.err
@@ -94,7 +94,7 @@ def test_lines(protocol: str, code: str) -> None:
 
 def test_replaced(protocol: str, code: str) -> None:
     """After an instance has ended the next event starts another one."""
-    lines = '{"id": 1, "event": "exit 3"}\n{"id": 2, "event": "b"}\n'
+    lines = '{"id": 1, "event": "[[\\"exit\\", 3]]"}\n{"id": 2, "event": "b"}\n'
     done = run(*words_of(protocol, code, "--jsonl"), stdin=lines)
     assert [json.loads(line)["kind"] for line in done.out.splitlines()] == ["exit", "ok"]
 
@@ -183,7 +183,7 @@ def test_at_rest_and_stopped(protocol: str, code: str) -> None:
     with subprocess.Popen(words_of(protocol, code, "--jsonl"), stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as platform:
         assert platform.stdin is not None and platform.stdout is not None
-        platform.stdin.write(b'{"id": 1, "event": "pid"}\n')
+        platform.stdin.write(b'{"id": 1, "event": "[[\\"pid\\"]]"}\n')
         platform.stdin.flush()
         child = int(json.loads(platform.stdout.readline())["body"])
         counts = [switches(platform.pid)]

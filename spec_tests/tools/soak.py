@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
-# soak.py: very many invocations, and what they leave behind in the platform (MIT).
-"""Invoke a scripted bootstrap very often, and see that the platform does not grow.
+# soak.py: very many invocations, and what they leave behind in the emulator (MIT).
+"""Invoke a scripted bootstrap very often, and see that the emulator does not grow.
 
-    python3 spec_tests/tools/soak.py [COUNT]     100,000 invocations over fc, scf and fg
+    python3 spec_tests/tools/soak.py             100,000 invocations of each protocol
+    python3 spec_tests/tools/soak.py --quick     3,000; or say how many
 
-Prints, for each protocol, resident memory, threads and open files after the first 1,000
-invocations and at the end, as JSON lines. Every hundredth invocation is a mean one: a
-large event, a function that ends, an event that is too large. Status 1 if it grew.
+Every hundredth invocation is a mean one: a function that ends, a large event, one that
+is too large, much output. Prints, for each protocol, what the emulator holds after the
+first 1,000 and at the end, as a JSON line. Status 1 if anything has grown: memory by
+more than 5 %, or threads, open files or processes at all.
 """
 
+import argparse
 import json
+import os
 import pathlib
 import sys
 import tempfile
-import time
-from typing import Any, Dict
+from http.client import HTTPConnection
+from typing import Dict
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
@@ -22,80 +26,88 @@ sys.path.insert(0, str(TESTS))
 import rooms  # noqa: E402, F401
 
 import scripted_bootstrap  # noqa: E402
-from emulator import MIB, Platform  # noqa: E402
-from harness import held, until  # noqa: E402
+import wire  # noqa: E402
+from benchmark import (  # noqa: E402
+    LOOPBACK, MIB, PYTHON, REFERENCE, Server, children_of, proc_field)
 
+PROTOCOLS = ("scf", "fg", "fc")
 WARM = 1000
-SETTLE_S = 4.0
-GROWTH_MB = 5.0  # the allocator keeps what a large event once took
+ANSWER_LIMIT_S = 30.0
+SETTLE_LIMIT_S = 5.0    # for threads and processes that are about to end
+# With an arena for each thread, memory depends on which thread got the large event.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+ALLOWED = {"memory_kb": 1.05, "threads": 1.0, "files": 1.0, "processes": 1.0}
 MEAN = ((b'[["exit", 3]]', "exit"), (b"x" * MIB, "ok"),
         (b"x" * (7 * MIB), "request-too-large"),
         (b'[["flood", 100000, "780a"]]', "ok"))
 
 
-def resident_mb() -> float:
-    """Return how much memory this process holds now."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return round(int(line.split()[1]) / 1024, 2)
-    return 0.0
+def invoke(door: HTTPConnection, event: bytes) -> str:
+    """Return the kind of the outcome."""
+    door.request("POST", "/-/invoke", event)
+    answer = door.getresponse()
+    answer.read()
+    return answer.getheader("x-outcome") or str(answer.status)
 
 
-def figures(platform: Platform) -> Dict[str, float]:
-    """Measure when the platform is at rest."""
-    until(lambda: platform.invoke(b"rest").kind == "ok"
-          and len(platform.instances) == 1)
-    files, threads = held()
-    return {"memory_mb": resident_mb(), "threads": threads, "files": files}
+def held(server: Server) -> Dict[str, int]:
+    """Return what the emulator holds."""
+    return {"memory_kb": proc_field(server.pid, "VmRSS"),
+            "threads": proc_field(server.pid, "Threads"),
+            "files": len(os.listdir("/proc/%d/fd" % server.pid)),
+            "processes": len(children_of(server.pid))}
 
 
-def soak(protocol: str, count: int, warm: int, folder: str) -> Dict[str, object]:
-    """Invoke so often; return the figures after `warm` invocations and at the end."""
-    settings: Dict[str, Any] = {}
-    if protocol == "fc":
-        settings = {"port": 0, "event_bytes": 6 * MIB}
-    began = time.monotonic()
-    first: Dict[str, float] = {}
-    last: Dict[str, float] = {}
-
-    def is_settled() -> bool:  # a connection that just closes is no growth
-        last.update(figures(platform))
-        return not grew(first, last)
-
-    with Platform(protocol, folder, **settings, timeout_s=30) as platform:
-        for number in range(1, count + 1):
-            event, kind = MEAN[number // 100 % len(MEAN)] if number % 100 == 0 else (
-                b"event %d" % number, "ok")
-            outcome = platform.invoke(event)
-            if outcome.kind != kind:
-                raise SystemExit("%s: invocation %d: %s" % (protocol, number, outcome))
-            if number == warm:
-                first = figures(platform)
-        until(is_settled, SETTLE_S)
-    return {"protocol": protocol, "count": count, "first": first, "last": last,
-            "seconds": round(time.monotonic() - began, 1)}
-
-
-def grew(first: Dict[str, float], last: Dict[str, float]) -> bool:
+def grew(first: Dict[str, int], last: Dict[str, int]) -> bool:
     """Tell whether there is more at the end than there was."""
-    return (last["threads"] > first["threads"] or last["files"] > first["files"]
-            or last["memory_mb"] > first["memory_mb"] + GROWTH_MB)
+    return any(last[name] > first[name] * share for name, share in ALLOWED.items())
 
 
-def main(count: int) -> int:
+def soak(server: Server, count: int) -> Dict[str, Dict[str, int]]:
+    """Invoke so often; return what was held after 1,000 invocations and at the end."""
+    door = HTTPConnection(LOOPBACK, server.port, timeout=ANSWER_LIMIT_S)
+    first: Dict[str, int] = {}
+    for number in range(1, count + 1):
+        event, kind = MEAN[number // 100 % len(MEAN)] if number % 100 == 0 else (
+            b"event %d" % number, "ok")
+        seen = invoke(door, event)
+        if seen != kind:
+            raise SystemExit("invocation %d: %s instead of %s" % (number, seen, kind))
+        if number in (min(WARM, count // 2), count):
+            invoke(door, b"rest")      # so there is an instance again
+            last = held(server)
+            first = first or last
+    for _ in wire.looks(SETTLE_LIMIT_S):
+        last = held(server)
+        if not grew(first, last):
+            break
+    door.close()
+    return {"first": first, "last": last}
+
+
+def main() -> int:
     """Soak all protocols; return the exit status."""
-    status = 0
-    for protocol, share in (("scf", 0.4), ("fg", 0.3), ("fc", 0.3)):
+    parser = argparse.ArgumentParser(description="Invoke very often.")
+    parser.add_argument("count", nargs="?", type=int)
+    parser.add_argument("--quick", action="store_true", help="3,000 of each")
+    options, status = parser.parse_args(), 0
+    count = options.count or (3_000 if options.quick else 100_000)
+    for protocol in PROTOCOLS:
         with tempfile.TemporaryDirectory() as place:
             folder = scripted_bootstrap.place(pathlib.Path(place) / "code")
-            own = round(count * share)
-            result = soak(protocol, own, min(WARM, own // 2), folder)
-        print(json.dumps(result), flush=True)
-        first, last = result["first"], result["last"]
-        assert isinstance(first, dict) and isinstance(last, dict)
-        status |= grew(first, last)
+            server = Server([
+                *PYTHON, str(REFERENCE / "emulator.py"), protocol, folder, "--quiet",
+                "--serve", "%s:0" % LOOPBACK, "--max-event", str(6 * MIB),
+                *(["--port", "0"] if protocol == "fc" else [])], ONE_ARENA, place)
+            try:
+                found = soak(server.wait_for_address(), count)
+            finally:
+                server.process.terminate()
+                server.stop()
+        print(json.dumps({"protocol": protocol, "count": count, **found}), flush=True)
+        status |= grew(found["first"], found["last"])
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(int((sys.argv + ["100000"])[1])))
+    sys.exit(main())

@@ -24,7 +24,6 @@ import rooms  # noqa: E402, F401
 import broken_ones  # noqa: E402
 import checks  # noqa: E402
 import kit  # noqa: E402
-import platform_run  # noqa: E402
 import spec  # noqa: E402
 
 COVERAGE = TESTS / "coverage.txt"
@@ -136,7 +135,6 @@ def main(argv: Sequence[str]) -> int:
             KILLS.write_text(kills(), encoding="utf-8")
         finally:
             kit.stop_idle_runs()
-            platform_run.stop_idle_runs()
     return 0
 
 

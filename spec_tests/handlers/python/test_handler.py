@@ -1,4 +1,4 @@
-"""The test handler for reference/bootstrap.py; spec_tests/README.md has its contract.
+"""The test handler for the bootstraps of reference/; spec_tests/README.md has its contract.
 
 Name it `test_handler.handle`. The event says what to do; see `handle`.
 """

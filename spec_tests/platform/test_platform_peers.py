@@ -1,0 +1,339 @@
+# test_platform_peers.py: what a platform does with peers that are hasty or slow (MIT).
+"""Bootstraps that hang up, that send on, that do not read, and that end meanwhile.
+
+Each mechanism that these checks look for can be left out of a platform without a trace
+elsewhere. `pull_platform` is one for scf or fg, `platform` any of the three.
+"""
+
+import subprocess
+from typing import List
+
+import pytest
+
+import kit
+import wire
+from kit import Mismatch, same
+from platform_run import (CLOCKED, LIMITED, PAIR, Instance, PlatformRun,
+                          PlatformUnderTest)
+
+LARGE_BYTES = 6 << 20  # the limit of a message, and more than any buffer holds
+HEAD_LIMIT_S = 10  # head_timeout_s
+
+
+def idle_one(run: PlatformRun) -> Instance:
+    """Return a bootstrap of scf or fg that has served an event, and is idle."""
+    run.finish(run.fetched(b"before"))
+    instance, run.idle = run.idle, None
+    assert instance is not None
+    return instance
+
+
+def ready_for(run: PlatformRun, event: bytes) -> Instance:
+    """Return a new bootstrap to which the event is issued as soon as it polls."""
+    instance = run.starting(event)
+    if run.protocol == "scf":
+        instance.ready()
+    return instance
+
+
+# ---- slow ----
+
+
+def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
+    """A request whose head comes byte by byte, and never ends, is dropped in time."""
+    pull_platform.needs("slow-heads")
+    with pull_platform.bare_run("--timeout", "60") as run:
+        instance = run.fetched(b"hello")
+        number = instance.open()
+        instance.send(number, b"GET /")
+        for _ in range(HEAD_LIMIT_S + 1):
+            run.wait(1.0)
+            instance.send(number, b"x")
+        reply = instance.read(number, 1.0)
+        if reply.status == 408:  # that is said, too
+            reply = instance.read(number, 1.0)
+        same("closed", reply.end, "the connection")
+        run.discard(instance)
+        run.outcome("exit")
+
+
+def test_any_limits_slow__in_time(pull_platform: PlatformUnderTest) -> None:
+    """A poll that comes byte by byte, and soon enough, brings the event."""
+    with pull_platform.used_run() as run:
+        instance = ready_for(run, b"hello")
+        number = instance.open()
+        for byte in instance.poll_bytes():
+            instance.send(number, bytes([byte]))
+        same(b"hello", instance.fetch(number).body)
+        run.finish(instance)
+
+
+def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
+    """A large event reaches a bootstrap in full that does not read it at once."""
+    with pull_platform.bare_run() as run:
+        instance = idle_one(run)
+        number = instance.park()
+        run.settle()
+        run.issue(b"x" * LARGE_BYTES)
+        run.wait(0.8)
+        same(LARGE_BYTES, instance.fetch(number).body_bytes, "bytes of the event")
+        run.finish(instance)
+        run.discard_idle()
+
+
+def test_any_event_timeout__unread(platform: PlatformUnderTest) -> None:
+    """The limit strikes where an event is never read."""
+    with platform.bare_run("--timeout", "1") as run:
+        instance = deaf(run)
+        run.outcome("timeout or not-fetched")
+        instance.reaped(run.patience_s)
+        run.settle()
+
+
+def test_any_instance_on_demand__unread(platform: PlatformUnderTest) -> None:
+    """Where an event is never read, the next one goes to another instance."""
+    platform.needs("instances")
+    with platform.bare_run(*PAIR, "--timeout", "5") as run:
+        instance = deaf(run)
+        if run.protocol == "fc":
+            run.settled(run.served(b"another"))
+        else:
+            other = ready_for(run, b"another")
+            other.fetch()
+            run.finish(other)
+        run.abandon(instance)
+        run.discard_idle()
+
+
+def deaf(run: PlatformRun) -> Instance:
+    """Return a bootstrap to which a large event is sent, and which does not read it."""
+    if run.protocol == "fc":
+        run.issue(b"x" * LARGE_BYTES)
+        instance = run.instance()
+        instance.listen()
+    else:
+        instance = ready_for(run, b"x" * LARGE_BYTES)
+        instance.park()
+    run.settle()
+    return instance
+
+
+# ---- gone ----
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_any_poll_dead__not_fetched(pull_platform: PlatformUnderTest,
+                                    reset: bool) -> None:
+    """A poll whose connection is gone has fetched nothing."""
+    with pull_platform.used_run(*LIMITED) as run:
+        instance = idle_one(run)
+        instance.close(instance.park(), reset)
+        run.settle()
+        run.issue(b"precious")
+        run.outcome("not-fetched")
+        run.discard(instance)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_any_poll_dead__one_lives(pull_platform: PlatformUnderTest, place: int) -> None:
+    """Of several polls the one whose connection is there brings the event."""
+    with pull_platform.used_run() as run:
+        instance = idle_one(run)
+        polls: List[int] = []
+        for _ in range(3):
+            polls.append(instance.park())
+            run.settle()
+        living = polls.pop(place)
+        for number in polls:
+            instance.close(number)
+        run.settle()
+        run.issue(b"precious")
+        same(b"precious", instance.fetch(living).body)
+        run.finish(instance)
+
+
+def test_any_event_requeue__scf_first(platform: PlatformUnderTest) -> None:
+    """A bootstrap that ends before it fetches its very first event costs this event."""
+    with platform.used_run() as run:
+        instance = run.starting(b"hello")
+        instance.ready()
+        run.settle()
+        instance.end("exit", status=0)
+        run.outcome("exit")
+
+
+@pytest.mark.parametrize("polls", [False, True])
+def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> None:
+    """An event that nobody had fetched when its instance ended is served by the next
+    one, and before any other."""
+    with pull_platform.used_run(*CLOCKED) as run:
+        instance = idle_one(run)
+        if polls:
+            instance.close(instance.park())
+            run.settle()
+        run.issue(b"first")
+        run.settle()
+        run.issue(b"second")
+        run.settle()
+        instance.end("exit", status=0)
+        following = run.instance()
+        if run.protocol == "scf":
+            following.ready()
+        for event in (b"first", b"second"):
+            same(event, following.fetch().body, "the event for the next instance")
+            run.finish(following)
+
+
+def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
+    """A large result counts whose sender ends right behind its last byte."""
+    with pull_platform.bare_run() as run:
+        instance = run.fetched(b"hello")
+        head = wire.request_bytes("POST", instance.result_path(),
+                                  [("Content-Length", str(LARGE_BYTES))])
+        ends_behind(instance, instance.open(), head)
+        same(LARGE_BYTES, len(run.outcome("ok").body), "bytes of the result")
+        instance.reaped(run.patience_s)
+        run.settle()
+
+
+def test_any_result_first__fc_large(platform: PlatformUnderTest) -> None:
+    """A large answer counts whose sender ends right behind its last byte."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        ends_behind(instance, instance.asked,
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE_BYTES)
+        same(LARGE_BYTES, len(run.outcome("ok").body), "bytes of the result")
+        instance.reaped(run.patience_s)
+        run.settle()
+
+
+def ends_behind(instance: Instance, number: int, head: bytes) -> None:
+    """Have the bootstrap send a large message and end, with nothing in between."""
+    instance.end("send", n=number, parts=[head, LARGE_BYTES])
+    instance.end("exit", status=0)
+
+
+def test_any_stop_order__child(platform: PlatformUnderTest) -> None:
+    """What a shell has started may end in order although the shell ends at once."""
+    run = platform.run("--grace", "30")
+    program = run.code / "bootstrap"
+    program.rename(run.code / "child")
+    # written by a process of its own: see changed_bootstrap()
+    subprocess.run(["sh", "-c", 'printf "#!/bin/sh\\n\\"%s/child\\" &\\nwait\\n" "$1" '
+                    '> "$1/bootstrap"; chmod 755 "$1/bootstrap"', "sh", str(run.code)],
+                   check=True)
+    if run.protocol == "fc":
+        instance = run.served(b"hello")
+        instance.order("ignore", signal=15)
+        run.settled(instance)
+    else:
+        instance = run.fetched(b"hello")
+        instance.order("ignore", signal=15)
+        run.finish(instance)
+    run.end_input()
+    run.wait(0.3)
+    instance.order("print", to=1, text=b"in order\n")
+    instance.end("exit", status=0)
+    same(0, run.popen.wait(run.patience_s), "exit status of the platform")
+
+
+# ---- hasty ----
+
+REFUSED = {
+    "nonsense": ("any.http.malformed", b"NONSENSE\r\n\r\n", 400),
+    "two-lengths": ("any.http.framing", b"POST /x HTTP/1.1\r\n"
+                    b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "many-fields": ("any.limits.head", b"GET /x HTTP/1.1\r\n"
+                    + b"X-A: b\r\n" * 101 + b"\r\n", 431)}
+
+
+@pytest.mark.parametrize("name,rule", [(name, REFUSED[name][0]) for name in REFUSED])
+def test_any_http_refused(pull_platform: PlatformUnderTest, name: str,
+                          rule: str) -> None:
+    """A refusal reaches a peer that has sent more, as far as it could."""
+    pull_platform.needs("hostile")
+    _, head, status = REFUSED[name]
+    with pull_platform.fetched() as instance:
+        number = instance.open()
+        instance.send(number, head, LARGE_BYTES)
+        same(status, instance.read(number).status, "status")
+        instance.close(number)
+
+
+def test_any_result_size__chunked(pull_platform: PlatformUnderTest) -> None:
+    """The answer to chunks that are too large reaches a peer that has sent more."""
+    size = pull_platform.result_bytes() + LARGE_BYTES
+    with pull_platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        number = instance.open()
+        head = wire.request_bytes("POST", instance.result_path(),
+                                  [("Transfer-Encoding", "chunked")])
+        instance.send(number, head, b"%x\r\n" % size, size, b"\r\n0\r\n\r\n")
+        same(413, instance.read(number).status, "status")
+        instance.close(number)
+        run.outcome("response-too-large", instance)
+
+
+def test_any_result_size__read_away(pull_platform: PlatformUnderTest) -> None:
+    """A result that is much too large is read to its end, then all goes on."""
+    size = pull_platform.result_bytes() + LARGE_BYTES
+    with pull_platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        number = instance.open()
+        head = wire.request_bytes("POST", instance.result_path(),
+                                  [("Content-Length", str(size))])
+        same(True, instance.send(number, head, size), "all taken")
+        same(413, instance.read(number).status, "status")
+        run.outcome("response-too-large")
+        run.issue(b"next")
+        instance.send(number, instance.poll_bytes())
+        same(b"next", instance.fetch(number).body, "the event on the same connection")
+        run.finish(instance)
+
+
+def test_any_http_reuse__behind_a_poll(pull_platform: PlatformUnderTest) -> None:
+    """A call sent behind a poll that is held is answered after it."""
+    with pull_platform.used_run() as run:
+        instance = idle_one(run)
+        number = instance.park()
+        path, status = ("/runtime/init/ready", b"200") if run.protocol == "scf" else \
+            (instance.result_path("error", "nobody"), b"404")
+        instance.send(number, wire.request_bytes("POST", path, (), b" "))
+        run.settle()
+        run.issue(b"hello")
+        first = instance.read(number)
+        same(b"hello", first.body[:5], "the event on the poll")
+        instance.request_id = first.header(
+            kit.DIALECTS[run.protocol].id_header) or ""
+        second = first.body[5:] or instance.read(number).start.encode()
+        if second[8:12] != b" " + status:
+            raise Mismatch(f"the status {status!r} after the event", repr(second[:80]))
+        instance.close(number)
+        run.finish(instance)
+
+
+# ---- slow to answer, fc ----
+
+
+def test_any_event_timeout__fc_drip(platform: PlatformUnderTest) -> None:
+    """An answer that comes byte by byte, and never ends, is a timeout."""
+    with platform.used_run(*LIMITED) as run:
+        instance = run.served(b"hello")
+        instance.send(instance.asked, b"HTTP/1.1 200 OK\r\nX-Long: ")
+        for _ in range(25):
+            if run.outcomes.empty():
+                instance.answer_bytes(b"x")  # its process may be gone meanwhile
+                run.wait(0.1)
+        same(False, run.outcomes.empty(), "an outcome after 1 s, while it drips")
+        run.outcome("timeout")
+        instance.reaped(run.patience_s)
+        run.settle()
+
+
+def test_fc_invoke_answer__drip(platform: PlatformUnderTest) -> None:
+    """An answer that comes byte by byte is one like any other."""
+    with platform.used_run() as run:
+        instance = run.served(b"hello")
+        for byte in wire.response(200, [("x-fc-status", "200")], b"done"):
+            instance.send(instance.asked, bytes([byte]))
+        same(b"done", run.outcome("ok", instance).body)

@@ -1,0 +1,478 @@
+# test_http_functions.py: HTTP functions, as caller and function see the platform (MIT).
+"""The test is both ends: what one side sends, when the other one gets it, and how."""
+
+import contextlib
+import fcntl
+import select
+import struct
+import termios
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+
+import wire
+from harness import Harness, Peer, background, outcome_of, until
+
+MIB = 1048576
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = b"HTTP/1.1 200 OK\r\n\r\n"  # a body that ends with the connection
+COUNTED = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+
+
+@pytest.fixture
+def harness() -> Iterator[Harness]:
+    """A platform whose fc function is the test."""
+    with Harness("fc") as made:
+        yield made
+
+
+def chunk(data: bytes) -> bytes:
+    """Return one chunk of a chunked body."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def asked(harness: Harness, method: str = "GET", path: str = "/x",
+          body: Any = None) -> Tuple[Peer, Peer]:
+    """Return a caller and the function that has its request."""
+    caller = harness.call(method, path, body)
+    function = harness.accept()
+    function.request()
+    return caller, function
+
+
+# ---- streaming ----
+
+
+@pytest.mark.parametrize("head,size", ((CHUNKED, 0), (COUNTED, 6), (ENDLESS, -1)),
+                         ids=("chunked", "counted", "endless"))
+def test_fc_answer_streamed(harness: Harness, head: bytes, size: int) -> None:
+    """A part is at the caller before the function has made the next one."""
+    caller, function = asked(harness)
+    function.send(head + (chunk(b"one") if size == 0 else b"one"))
+    assert ("Transfer-Encoding: chunked" in caller.head()) == (size <= 0)
+    assert (caller.exactly(3) if size > 0 else caller.chunk()) == b"one"
+    function.send(chunk(b"two") + chunk(b"") if size == 0 else b"two")
+    assert (caller.exactly(3) if size > 0 else caller.chunk()) == b"two"
+    if size < 0:
+        function.close()
+    assert size > 0 or caller.chunk() == b""
+
+
+def test_fc_answer_streamed__http_1_0(harness: Harness) -> None:
+    """A caller of HTTP/1.0 gets no chunks, but the bytes and the end."""
+    caller = harness.caller(b"GET /stream HTTP/1.0\r\n\r\n")
+    function = harness.accept()
+    function.request()
+    function.send(CHUNKED + chunk(b"one"))
+    assert "Connection: close" in caller.head()
+    assert caller.exactly(3) == b"one"
+    function.send(chunk(b"two") + chunk(b""))
+    assert caller.everything() == b"two"
+
+
+STARTED = pytest.mark.parametrize("start", (
+    CHUNKED + chunk(b"half"), ENDLESS + b"half", COUNTED + b"half", b""),
+    ids=("chunked", "endless", "counted", "no answer"))
+
+
+@STARTED
+def test_any_event_timeout__fc_half_answer(start: bytes) -> None:
+    """An answer cut off by the time limit does not look like a whole one."""
+    with Harness("fc", timeout_s=0.2) as harness:
+        caller, function = asked(harness)
+        function.send(start)
+        if start:
+            assert not caller.everything().endswith(b"0\r\n\r\n")
+        else:
+            assert caller.answer().status == 502
+        assert harness.ends("timeout")
+
+
+@STARTED
+@pytest.mark.parametrize("body", (None, b"x" * MIB), ids=("no body", "1 MiB"))
+def test_any_caller_gone__http(harness: Harness, start: bytes, body: bytes) -> None:
+    """A caller who leaves before the end is noticed, whatever has been sent so far."""
+    caller, function = asked(harness, "POST" if body else "GET", "/x", body)
+    if start:
+        function.send(start)
+        caller.head()
+    caller.close()
+    assert until(lambda: harness.platform.counts["cancelled"] == 1, 3)
+
+
+@STARTED
+def test_any_outcome_cancel_instance__fc(start: bytes) -> None:
+    """What a caller left behind keeps its place until it has answered."""
+    with Harness("fc", concurrency=2) as harness:
+        caller, function = asked(harness, "GET", "/first")
+        _, other = asked(harness, "GET", "/other")
+        function.send(start)
+        if start:
+            caller.head()
+        caller.close()
+        assert harness.ends("cancelled")
+        late = harness.call("GET", "/late")
+        assert until(lambda: harness.state()["queued"] == 1) and harness.quiet()
+        function.close()
+        assert harness.accept().request().path == "/late"
+        late.close()
+
+
+def test_fc_time_others__caller_gone() -> None:
+    """What a caller left behind is bound by the time limit; then the instance ends."""
+    with Harness("fc", concurrency=2, timeout_s=0.3) as harness:
+        caller, function = asked(harness)
+        caller.close()
+        assert harness.ends("cancelled")
+        assert function.everything() == b""
+        assert until(lambda: not harness.states())
+        assert harness.platform.counts["timeout"] == 0
+
+
+# ---- bodies ----
+
+
+def send_soon(peer: Peer, data: bytes) -> None:
+    """Send while the test goes on; the other side need not take it."""
+    def send() -> None:
+        with contextlib.suppress(wire.WireError):
+            peer.send(data)
+
+    background(send)
+
+
+PATHS = pytest.mark.parametrize("path", ("/up", "/-/invoke"))
+
+
+@PATHS
+@pytest.mark.parametrize("size", (0, 1, 65537, 32 * MIB))
+def test_any_event_bytes__sizes(harness: Harness, size: int, path: str) -> None:
+    """A body of up to 32 MB reaches the function whole."""
+    body = b"0123456789abcdef" * (size // 16) + b"z" * (size % 16)
+    caller = harness.caller()
+    send_soon(caller, b"POST %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (
+        path.encode(), size) + body)
+    function = harness.accept()
+    assert function.request().body == body
+    function.reply(b"got it")
+    assert caller.answer("POST").body == b"got it"
+
+
+@PATHS
+@pytest.mark.parametrize("framing",
+                         ("Content-Length: 33554433", "Transfer-Encoding: chunked"),
+                         ids=("counted", "chunked"))
+def test_any_event_size__one_more(harness: Harness, path: str, framing: str) -> None:
+    """One byte more than 32 MB is refused; who sends it all first sees the refusal."""
+    over = b"x" * (32 * MIB + 1)
+    body = over if framing.endswith("1") else chunk(over) + chunk(b"")
+    caller = harness.caller()
+    send_soon(caller, b"POST %s HTTP/1.1\r\n%s\r\n\r\n" % (
+        path.encode(), framing.encode()) + body)
+    assert b"InvalidArgument" in caller.answer("POST").body
+    assert harness.ends("request-too-large") and harness.quiet()
+
+
+@PATHS
+def test_any_event_size__rest_is_no_request(path: str) -> None:
+    """What is left of a body that passed the limit is not read as a request."""
+    with Harness("fc", event_bytes=1000) as harness:
+        caller = harness.caller(
+            b"POST %s HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"fffff\r\n%s" % (path.encode(), b"x" * 1001))
+        assert b"InvalidArgument" in caller.answer("POST").body
+        with contextlib.suppress(wire.WireError):  # it may have hung up already
+            caller.send(wire.request_bytes("GET", "/-/state"))
+        assert caller.everything() == b""
+
+
+@pytest.mark.parametrize("body", (b"zz\r\n", b"2\r\nabc\r\n", b"-1\r\n", b"2 2\r\nab"))
+def test_any_http_framing__chunked_caller(harness: Harness, body: bytes) -> None:
+    """A caller's malformed body is the caller's fault; no function hears of it."""
+    caller = harness.caller(b"POST /up HTTP/1.1\r\n"
+                            b"Transfer-Encoding: chunked\r\n\r\n" + body)
+    assert caller.answer("POST").status == 400
+    assert harness.platform.counts["bad-response"] == 0 and harness.quiet()
+
+
+@pytest.mark.parametrize("late", (False, True), ids=("with the head", "after it"))
+def test_any_http_reuse__posts(harness: Harness, late: bool) -> None:
+    """A caller's connection outlives any number of requests with a body."""
+    harness.serve(lambda request: wire.response(200, body=request.body))
+    caller = harness.caller()
+    for _ in range(200):
+        head = b"POST /up HTTP/1.1\r\nContent-Length: 4\r\n\r\n"
+        if late:
+            caller.send(head)
+        caller.send(b"body" if late else head + b"body")
+        assert caller.answer("POST").body == b"body"
+
+
+def test_any_http_continue__refused() -> None:
+    """A connection that ends with an answer says so in it."""
+    with Harness("fc", event_bytes=10) as harness:
+        caller = harness.caller(b"POST /-/invoke HTTP/1.1\r\nExpect: 100-continue\r\n"
+                                b"Content-Length: 11\r\n\r\n")
+        assert "Connection: close" in caller.head()
+
+
+def test_any_http_continue__caller(harness: Harness) -> None:
+    """A caller that expects 100 gets it before it sends the body, and only then."""
+    caller = harness.caller(b"POST /up HTTP/1.1\r\nExpect: 100-continue\r\n"
+                            b"Content-Length: 4\r\n\r\n")
+    assert caller.head() == ["HTTP/1.1 100 Continue"]
+    caller.send(b"body")
+    function = harness.accept()
+    request = function.request()
+    assert request.body == b"body" and request.header("expect") is None
+    function.reply(b"done")
+    assert caller.answer("POST").status == 200
+
+
+def test_fc_limits_result__http(harness: Harness) -> None:
+    """An HTTP answer has no size limit."""
+    caller, function = asked(harness)
+    send_soon(function, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (33 * MIB)
+              + b"x" * (33 * MIB))
+    assert len(caller.answer().body) == 33 * MIB
+
+
+# ---- methods and versions ----
+
+
+@pytest.mark.parametrize("method,status,announced", (
+    ("HEAD", 200, "5"), ("GET", 204, ""), ("GET", 304, "5")))
+def test_fc_http_pass__no_body(harness: Harness, method: str, status: int,
+                               announced: str) -> None:
+    """Answers that have no body leave the connections of both sides in order."""
+    caller, function = asked(harness, method)
+    length = "Content-Length: %s\r\n" % announced if announced else ""
+    function.send(("HTTP/1.1 %d X\r\n%s\r\n" % (status, length)).encode())
+    assert caller.answer(method).body == b""
+    caller.send(wire.request_bytes("GET", "/next"))
+    function.request()
+    function.reply(b"whole")
+    assert caller.answer("GET").body == b"whole"
+
+
+# ---- header fields ----
+
+
+@pytest.mark.parametrize("field", (
+    "X-Fc-Request-Id: forged", "x-fc-foo: forged", "Connection: close, forged",
+    "Keep-Alive: forged", "Expect: 100-continue"))
+def test_fc_headers_reserved_request__callers(harness: Harness, field: str) -> None:
+    """A caller's field that belongs to the platform does not reach the function."""
+    caller = harness.caller(("GET / HTTP/1.1\r\n%s\r\n\r\n" % field).encode())
+    function = harness.accept()
+    head = "\n".join(function.head())
+    assert "forged" not in head and field not in head
+    function.reply()
+    assert caller.answer().status == 200
+
+
+@pytest.mark.parametrize("field", (
+    "X-Fc-Foo: forged", "Connection: forged", "Keep-Alive: forged", "Date: forged",
+    "Server: forged", "Upgrade: forged", "X-Fc-Request-Id: forged"))
+def test_fc_headers_reserved_response__functions(harness: Harness, field: str) -> None:
+    """A function's field that belongs to the platform does not reach the caller."""
+    caller, function = asked(harness)
+    function.reply(b"body", 200, field)
+    assert "forged" not in "\n".join(caller.head())
+    assert caller.exactly(4) == b"body"
+
+
+PASSED = ["Host: my.example", "Cookie: a=b", "Cookie: c=d", "Authorization: Bearer t",
+          "Content-Type: text/x", "X-Empty:", "Accept: */*", "Te: trailers", "X-A: 1"]
+
+
+def test_fc_http_pass__fields(harness: Harness) -> None:
+    """All other fields pass in both directions, in number and order, unchanged."""
+    caller = harness.caller(
+        ("GET / HTTP/1.1\r\n%s\r\n\r\n" % "\r\n".join(PASSED)).encode())
+    function = harness.accept()
+    heads = [function.head()]
+    function.reply(b"", 200, *PASSED)
+    heads.append(caller.head())
+    for head in heads:
+        assert [line.strip() for line in head if line.strip() in PASSED] == PASSED
+
+
+# ---- connections to the function ----
+
+
+def warm(harness: Harness, count: int = 1) -> List[Peer]:
+    """Let the platform have so many connections that were used once."""
+    pairs = [asked(harness, path="/warm") for _ in range(count)]
+    for caller, function in pairs:
+        function.reply(b"warm")
+        assert caller.answer().body == b"warm"
+        caller.close()
+    assert harness.ends("ok", count)
+    return [function for _, function in pairs]
+
+
+@pytest.mark.parametrize("method", ("GET", "TRACE", "POST", "DELETE"))
+@pytest.mark.parametrize("how", ("close", "reset"))
+def test_fc_connection_retry__methods(harness: Harness, method: str, how: str) -> None:
+    """An idempotent request is sent once more, on a new connection; no other is."""
+    function = warm(harness)[0]
+    caller = harness.call(method, "/again")
+    function.request()
+    function.reset() if how == "reset" else function.close()
+    if method in ("GET", "TRACE"):
+        function = harness.accept()
+        assert function.request().method == method
+        function.reply()
+        assert caller.answer(method).status == 200
+    else:
+        assert caller.answer(method).status == 502
+        assert harness.ends("bad-response") and harness.quiet()
+
+
+def test_fc_connection_retry__only_once() -> None:
+    """After one retry, which is on a new connection, the platform gives up."""
+    with Harness("fc", concurrency=3) as harness:
+        functions = warm(harness, 3)
+        caller = harness.call("GET", "/again")
+        ready = select.select([peer.sock for peer in functions], [], [], 10)[0]
+        taken = next(peer for peer in functions if peer.sock in ready)
+        taken.request()
+        taken.close()
+        second = harness.accept()  # on a new one, though two old ones are left
+        assert second.request().path == "/again"
+        second.close()
+        assert caller.answer().status == 502 and harness.quiet()
+
+
+def unsent(peer: Peer) -> int:
+    """Return how many bytes the other side has not acknowledged yet."""
+    return int(struct.unpack("i", fcntl.ioctl(peer.sock, termios.TIOCOUTQ, b"1234"))[0])
+
+
+def test_fc_connection_retry__not_after_a_byte(harness: Harness) -> None:
+    """A connection that breaks within the answer is no reason to ask again."""
+    function = warm(harness)[0]
+    caller = harness.call("GET", "/again")
+    function.request()
+    function.send(b"HTTP/1.1 20")
+    assert until(lambda: not unsent(function))
+    function.reset()
+    assert caller.answer().status == 502 and harness.quiet()
+
+
+def test_fc_connection_reuse__closed_while_idle(harness: Harness) -> None:
+    """A connection that the server closed while idle costs nothing, even for POST."""
+    warm(harness)[0].close()
+    caller = harness.call("POST", "/again", b"body")
+    function = harness.accept()
+    assert function.request().body == b"body"
+    function.reply(b"again")
+    assert caller.answer("POST").body == b"again"
+
+
+@pytest.mark.parametrize("stray", (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray", b"x", b"\r\n"),
+    ids=("answer", "letter", "empty line"))
+@pytest.mark.parametrize("late", (False, True), ids=("at once", "while idle"))
+def test_fc_invoke_answer__not_the_next_ones(harness: Harness, stray: bytes,
+                                             late: bool) -> None:
+    """Bytes beyond an answer are not taken for the answer to the next request."""
+    caller = harness.event(b"first")
+    function = harness.accept()
+    function.request()
+    function.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+                  + (b"" if late else stray))
+    assert outcome_of(caller) == ("ok", b"ok")
+    if late:
+        function.send(stray)
+        assert until(lambda: not unsent(function))
+    caller = harness.event(b"second")
+    function = harness.accept()  # the old connection is of no use any more
+    function.request()
+    function.reply(b"second")
+    assert outcome_of(caller) == ("ok", b"second")
+
+
+@pytest.mark.parametrize("count", (1, 2, 200))
+def test_fc_concurrency_limit__http(count: int) -> None:
+    """So many requests run in one instance at a time; one more waits for its turn."""
+    with Harness("fc", concurrency=count) as harness:
+        callers = [harness.call("GET", "/x") for _ in range(count)]
+        functions = [harness.accept() for _ in callers]
+        paths = [function.request().path for function in functions]
+        callers.append(harness.call("GET", "/late"))
+        assert until(lambda: harness.state()["queued"] == 1) and harness.quiet()
+        functions[0].reply(b"1")
+        assert functions[0].request().path == "/late" and paths == ["/x"] * count
+        for function in functions:
+            function.reply(b"1")
+        assert [caller.answer().body for caller in callers] == [b"1"] * (count + 1)
+        assert harness.platform.counts["cold_starts"] == 1
+
+
+# ---- upgrade ----
+
+UPGRADE = ("GET", "/chat", None, ("Connection", "Upgrade"), ("Upgrade", "websocket"))
+SWITCH = (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+          b"Connection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n")
+
+
+def upgraded(harness: Harness) -> Tuple[Peer, Peer]:
+    """Return caller and function of a connection that was upgraded."""
+    caller = harness.call(*UPGRADE)
+    function = harness.accept()
+    head = function.head()
+    assert "Upgrade: websocket" in head and "Connection: Upgrade" in head
+    function.send(SWITCH)
+    lines = caller.head()
+    assert lines[0].split()[1] == "101"
+    assert "Upgrade: websocket" in lines and "Connection: Upgrade" in lines
+    return caller, function
+
+
+def test_fc_upgrade_pass(harness: Harness) -> None:
+    """After the upgrade bytes pass in both directions as they come."""
+    caller, function = upgraded(harness)
+    for number in range(10):
+        caller.send(b"\x81%c" % number)
+        assert function.exactly(2) == b"\x81%c" % number
+        function.send(b"\x82%c" % number)
+        assert caller.exactly(2) == b"\x82%c" % number
+    caller.close()
+    assert function.everything() == b"" and harness.ends("ok")
+
+
+ENDS: Dict[str, Tuple[int, bytes]] = {"caller": (0, b""), "function": (1, b"bye")}
+
+
+@pytest.mark.parametrize("side,last", ENDS.values(), ids=list(ENDS))
+@pytest.mark.parametrize("how", ("close", "reset"))
+def test_fc_upgrade_pass__ended(harness: Harness, side: int, last: bytes,
+                                how: str) -> None:
+    """When one side ends it, or breaks it off, the other gets the end."""
+    peers = upgraded(harness)
+    if how == "close" and last:
+        peers[side].send(last)
+    peers[side].reset() if how == "reset" else peers[side].close()
+    assert peers[1 - side].everything() == (last if how == "close" else b"")
+    assert harness.ends("ok")
+
+
+def test_fc_upgrade_pass__ended_by_time() -> None:
+    """The time limit ends it on both sides."""
+    with Harness("fc", timeout_s=0.2) as harness:
+        caller, function = upgraded(harness)
+        assert (caller.everything(), function.everything()) == (b"", b"")
+        assert harness.ends("timeout")
+
+
+def test_fc_upgrade_pass__refused(harness: Harness) -> None:
+    """A function that does not upgrade answers as always, without `Upgrade`."""
+    caller = harness.call(*UPGRADE)
+    function = harness.accept()
+    function.request()
+    function.reply(b"no", 426, "Upgrade: websocket")
+    answer = caller.answer()
+    assert (answer.status, answer.body) == (426, b"no")
+    assert answer.header("upgrade") is None
