@@ -655,6 +655,7 @@ class Worker:
             while self.pool:
                 upstream = self.pool.pop()
                 if upstream.is_usable():
+                    upstream.deadline = math.inf  # the call's alarm cuts it off
                     return upstream
                 upstream.close()
         except IndexError:
