@@ -302,6 +302,7 @@ class Head(NamedTuple):
     `words` are method, target, version; or version, status, reason. `fields` keeps
     order, case and duplicates, `table` goes by lower-case name. `length` of the body:
     -1 = chunked, None = none announced. `keep_alive`: another message may follow.
+    `is_request`: its first line is that of a request.
     """
 
     words: Tuple[str, str, str]
@@ -309,6 +310,7 @@ class Head(NamedTuple):
     table: Dict[str, str]
     length: Optional[int]
     keep_alive: bool
+    is_request: bool = False
 
     def get(self, name: str) -> str:
         """Return the value of a field, named in lower case; "" when it is absent."""
@@ -345,7 +347,9 @@ def parse_any(data: bytes) -> Head:
     connection = table.get("connection", "").lower()
     return Head((words[0], words[1], words[2]), tuple(fields), table,
                 body_length(table), "keep-alive" in connection if "HTTP/1.0" in words
-                else "close" not in connection)
+                else "close" not in connection,
+                words[2] in ("HTTP/1.1", "HTTP/1.0") and bool(
+                    TOKEN.fullmatch(words[0]) and TARGET.fullmatch(words[1])))
 
 
 parse_short = functools.lru_cache(256)(parse_any)
@@ -379,7 +383,7 @@ def read_head(reader: "io.BufferedReader[Any]",
         more = reader.peek(1)
         if not more and not taken.strip():
             return None, 0
-        if time.monotonic() > deadline:
+        if taken and time.monotonic() > deadline:
             raise BadMessage("any.limits.slow", "a head takes too long", 408)
         if not more:
             raise BadMessage("any.http.no-effect", "end of stream after %r"
@@ -485,12 +489,14 @@ def start_thread(call: Callable[..., object], *arguments: Any) -> threading.Thre
     return thread
 
 
+DONTWAIT = int(socket.MSG_DONTWAIT)     # as its name it costs microseconds
+PEEK = int(socket.MSG_PEEK) | DONTWAIT
+
+
 def shut(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     """Wake whoever reads the connection, or writes to it; its owner closes it."""
-    try:
+    with contextlib.suppress(OSError):  # the peer was faster
         connection.shutdown(how)
-    except OSError:
-        pass  # the peer was faster
 
 
 def timeval(limit_s: float) -> bytes:
@@ -568,24 +574,18 @@ class Handler(BaseHTTPRequestHandler):
         head, self.ahead = read_head(self.rfile, self.limit_reads)
         if head is None:
             return False
-        if head is not self.head:  # else it came to the letter once more
-            self._take_head(head)
-        self.unread = bool(head.length)
-        self.respond()
-        if self._answered.locked():
-            self._await_answer()
-        return not self.closing and (not self.unread or self._skip_body())
-
-    def _take_head(self, head: Head) -> None:
+        self.head, self.unread = head, bool(head.length)
+        self.closing = not head.keep_alive
         self.command, self.path, self.request_version = head.words
-        if self.request_version not in ("HTTP/1.1", "HTTP/1.0") or not (
-                TOKEN.fullmatch(self.command) and TARGET.fullmatch(self.path)):
+        if not head.is_request:
             raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
         if len(head.fields) > HEAD_FIELDS:  # [any.limits.head]
             raise BadMessage("any.limits.head", "%d header fields" % len(head.fields),
                              431)
-        self.head = head
-        self.closing = not head.keep_alive
+        self.respond()
+        if self._answered.locked():
+            self._await_answer()
+        return not self.closing and (not self.unread or self._skip_body())
 
     def read_body(self, limit: int) -> bytes:
         """Return the request's body. Raises BodyTooLarge, BadMessage, OSError."""
@@ -632,14 +632,11 @@ class Handler(BaseHTTPRequestHandler):
     def _linger(self) -> None:
         """Read on for a moment: closed over unread input, the answer would be lost."""
         deadline, left = time.monotonic() + LINGER_S, SKIP_BYTES
-        try:
+        with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
             self.limit_reads(LINGER_S)
             while left > 0 and time.monotonic() < deadline:
-                data = self.connection.recv(65536)
-                left -= len(data) or left
-        except OSError:
-            pass
+                left -= len(self.connection.recv(65536)) or left
 
     # -- answering --
 
@@ -666,7 +663,7 @@ class Handler(BaseHTTPRequestHandler):
     def has_gone(self) -> bool:
         """Tell, without blocking, whether the peer of a deferred answer hung up."""
         try:
-            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self.connection.recv(1, PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -682,7 +679,7 @@ class Handler(BaseHTTPRequestHandler):
         so that a slow reader holds up nobody. False when the peer is gone."""
         head = self._announce_end(head)
         try:
-            sent = self.connection.sendmsg((head, body), (), socket.MSG_DONTWAIT)
+            sent = self.connection.sendmsg((head, body), (), DONTWAIT)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -783,14 +780,12 @@ class Server(ThreadingHTTPServer):
         """Stop listening when all that connected earlier has its thread; connections
         go on. May be called twice."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        try:
+        with contextlib.suppress(OSError):  # it is closed already
             with socket.socket(self.address_family) as last:
                 last.bind((host, 0))
                 self._last = last.getsockname()
                 last.connect((host, self.port))
                 self._thread.join()
-        except OSError:
-            pass  # it is closed
 
     def join(self, timeout_s: float) -> None:
         """Wait until every connection has ended, at most so long."""
@@ -820,7 +815,8 @@ class Clock:
     thread of its own, so nothing that blocks there delays another limit."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._alarms: Set[Alarm] = set()    # those that are on
         self._looks_at = math.inf           # when the thread looks at them next
         self._open = True
@@ -837,7 +833,7 @@ class Clock:
     def set(self, alarm: Alarm, deadline: float) -> None:
         """Move an alarm's deadline. To move it back wakes nobody: the thread looks at
         it at the old time, and once more at the new one."""
-        with self._changed:
+        with self._lock:
             alarm.deadline = deadline
             if deadline == math.inf:
                 self._alarms.discard(alarm)
@@ -874,58 +870,48 @@ class Clock:
 
 def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     """Return (code folder, clean-up) for a folder or a ZIP. Raises ValueError."""
-    if os.path.isdir(path):
-        return os.path.abspath(path), lambda: None
-    if not os.path.exists(path):
-        raise ValueError("%s does not exist; CODE is a folder or a ZIP" % path)
-    import shutil  # these are a tenth of the memory at rest, and only ZIPs need them
-    import tempfile
-    import zipfile
-
-    if not zipfile.is_zipfile(path):
-        raise ValueError("%s is neither a folder nor a ZIP" % path)
-    folder = tempfile.mkdtemp(prefix="custom-runtime-")
+    folder = ""
     try:
-        unpack(path, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
+        if os.path.isdir(path):
+            return os.path.abspath(path), lambda: None
+        if not os.path.exists(path):
+            raise ValueError("does not exist; CODE is a folder or a ZIP")
+        import shutil  # these are a tenth of the memory at rest; only ZIPs need them
+        import tempfile
+        import zipfile
 
-
-def unpack(path: str, folder: str) -> None:
-    """Unpack a ZIP with its modes. Raises ValueError that names a hostile entry."""
-    import zipfile
-    import zlib
-
-    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("is neither a folder nor a ZIP")
+        folder = tempfile.mkdtemp(prefix="custom-runtime-")
         with zipfile.ZipFile(path) as archive:
             check_entries(archive.infolist())
             for entry in archive.infolist():
                 target = archive.extract(entry, folder)
                 if not entry.is_dir():  # [any.package.mode]
                     os.chmod(target, entry.external_attr >> 16 & 0o777 or 0o644)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError,
-            OSError, UnicodeError) as error:
-        raise ValueError("%s: %s" % (path, error))
+    except Exception as error:  # each way to compress has errors of its own
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError("%s %s" % (path, error))
+    return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_entries(entries: Sequence[Any]) -> None:
     """Raise ValueError for entries that leave the folder [any.package.zip]."""
     if len(entries) > ZIP_ENTRIES:
-        raise ValueError("the ZIP has %d entries; at most %d are unpacked"
+        raise ValueError("has %d entries; at most %d are unpacked"
                          % (len(entries), ZIP_ENTRIES))
     if sum(entry.file_size for entry in entries) > ZIP_BYTES:  # no more is ever read
-        raise ValueError("the ZIP unpacks to more than %d MiB" % (ZIP_BYTES // MIB))
+        raise ValueError("unpacks to more than %d MiB" % (ZIP_BYTES // MIB))
     for entry in entries:
         name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
         if not name:
-            raise ValueError("the ZIP has an entry without a name")
+            raise ValueError("has an entry without a name")
         if name.startswith(("/", "\\")) or ":" in name[:3] or ".." in re.split(
                 r"[/\\]", name):
-            raise ValueError("the ZIP's entry %r leaves the code folder" % name)
+            raise ValueError("has an entry %r that leaves the code folder" % name)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ValueError("the ZIP's entry %r is a link, device or socket" % name)
+            raise ValueError("has an entry %r that is a link, device or socket" % name)
 
 
 def check_program(words: Sequence[str], folder: str, package: str) -> None:
@@ -1027,10 +1013,8 @@ class Process:
         SPAWNED.set()
         self.pid = self._popen.pid
         if cores:  # the emulator itself is pinned to one core; its children are not
-            try:
+            with contextlib.suppress(OSError):  # it has ended
                 os.sched_setaffinity(self.pid, cores)
-            except OSError:
-                pass  # it has ended
         self._kill = os.killpg if leads else os.kill
         self._on_exit = on_exit
         self.peak_mb = 0.0      # of the group as sampled, of the leader at its end
@@ -1042,10 +1026,9 @@ class Process:
         self._thread = start_thread(self._watch)
 
     def _watch(self) -> None:
-        try:  # WNOWAIT: while the leader is a zombie its group id cannot be given away
+        # WNOWAIT: while the leader is a zombie its group id cannot be given away
+        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            pass  # who started us ignores SIGCHLD: nothing but the end can be told
         while self._grace_ends > time.monotonic() and has_others(self.pid):
             time.sleep(GROUP_TICK_S)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)
@@ -1068,10 +1051,8 @@ class Process:
         """Signal the whole group."""
         with self._lock:
             if not self.exited.is_set():
-                try:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     self._kill(self.pid, number)
-                except (ProcessLookupError, PermissionError):
-                    pass
 
     def has_ended(self) -> bool:
         """Tell whether the leader has ended, even if nobody has noticed yet."""
@@ -1117,11 +1098,10 @@ def is_dying(pid: int) -> bool:
 
 def group_members() -> Iterator[Tuple[int, int]]:
     """Yield each process and its group."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:  # to open a file there takes fifty times as long
-            yield int(name), os.getpgid(int(name))
-        except OSError:
-            pass  # it has ended
+    for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):  # it has ended
+            # to open a file there takes fifty times as long
+            yield number, os.getpgid(number)
 
 
 def has_others(group: int) -> bool:
@@ -1137,22 +1117,13 @@ def measure(processes: Iterable[Process]) -> None:
     sizes = dict.fromkeys(by_group, 0.0)
     for number, group in group_members():
         if group in sizes:
-            sizes[group] += memory_mb(number)
+            with contextlib.suppress(OSError):  # it has ended
+                with open("/proc/%d/smaps_rollup" % number, "rb") as file:
+                    sizes[group] += sum(int(line.split()[1]) / 1024 for line in file
+                                        if line.startswith(b"Pss:"))
     for group, process in by_group.items():
         process.peak_mb = max(process.peak_mb, sizes[group])
         process.measured = now
-
-
-def memory_mb(number: int) -> float:
-    """Return the proportional share of memory of a process; 0 when it has ended."""
-    try:
-        with open("/proc/%d/smaps_rollup" % number, "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return 0.0
 
 
 class Log:
@@ -1163,11 +1134,12 @@ class Log:
         self._lock = threading.Lock()
         self._tail = b""
         self._read_end = -1     # of the pipe, while it is open
+        self._poll = select.poll()
 
     def open(self) -> int:
         """Return the end of a pipe for the bootstrap; the caller closes it."""
         self._read_end, write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
+        self._poll.register(self._read_end, select.POLLIN)
         start_thread(self._pump, self._read_end)
         return write_end
 
@@ -1184,11 +1156,10 @@ class Log:
         """Take what is waiting, 1 MiB at most; so that a log holds what was printed
         before a result. Never blocks on the pipe."""
         with self._lock:
-            for _ in range(16 if self._read_end >= 0 else 0):
-                try:
-                    data = os.read(self._read_end, 65536)
-                except BlockingIOError:
+            for _ in range(16):
+                if self._read_end < 0 or not self._poll.poll(0):
                     return
+                data = os.read(self._read_end, 65536)
                 if not data:
                     self._read_end = -1
                     return
@@ -1249,9 +1220,94 @@ class Gate:
             return self._read_end.fileno() in dict(poll.poll())
 
 
+class Answer:
+    """Where the answer of an fc function goes: to its HTTP caller as it is produced,
+    or, where there is none, into the outcome."""
+
+    def __init__(self, caller: Optional[Handler] = None) -> None:
+        self.caller = caller
+        self.begun = False
+        self.is_lost = False    # its caller does not take it any more
+        self.status = 0
+        self.fields: List[Tuple[str, str]] = []
+        self.parts: List[bytes] = []
+        self._chunked = False
+
+    def begin(self, head: Head, fields: List[Tuple[str, str]], own: Pairs,
+              has_a_body: bool, whole: bytes = b"") -> None:
+        """Take the head; `own` are fields for the caller alone. A body whose size was
+        announced can go with it."""
+        self.status, self.fields, caller = int(head.words[1]), fields, self.caller
+        if caller is None:
+            return
+        out = [*fields, *own]
+        if head.length is not None and head.length >= 0:
+            out.append(("Content-Length", str(head.length)))
+        elif has_a_body and caller.request_version == "HTTP/1.1":
+            self._chunked = True  # [fc.answer.streamed]
+            out.append(("Transfer-Encoding", "chunked"))
+        elif has_a_body:
+            caller.closing = True
+        if caller.closing:
+            out.append(("Connection", "close"))
+        self.begun = not self.is_lost
+        self._send(format_head(status_line(self.status), out) + whole)
+
+    def write(self, data: bytes) -> None:
+        """Take a part of the body."""
+        if self.caller is None:
+            self.parts.append(data)
+        else:
+            self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            if self.caller is not None and not self.is_lost:
+                self.caller.connection.sendall(data)
+        except OSError:
+            self.is_lost = True  # the exchange notices
+
+    def tunnel(self, upstream: "Upstream") -> None:
+        """Pass what follows an upgrade through until either side ends it."""
+        if self.caller is None:
+            raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
+        self.caller.closing = True
+        self.caller.limit_reads(0)
+        upstream.watch(None, lambda: None)  # either side may end it, that is no fault
+        thread = start_thread(copy, self.caller.rfile, upstream.socket)
+        try:
+            copy(upstream.reader, self.caller.connection)
+        finally:
+            shut(self.caller.connection)
+            shut(upstream.socket)
+            thread.join()
+
+
+def copy(source: "io.BufferedReader[Any]", target: socket.socket) -> None:
+    """Copy bytes until the source ends, then end the target."""
+    with contextlib.suppress(OSError, ValueError):  # either side broke; both end
+        for data in read_parts(source, None):
+            target.sendall(data)
+    shut(target)
+
+
 class Invocation:
     """One event on its way; `outcome` is set exactly once, under the platform's lock.
     """
+
+    started = 0.0           # monotonic; 0 = not issued yet
+    deadline = math.inf     # of its wait in the queue, then of its run
+    issues = 0              # how often it was issued
+    outcome: Optional[Outcome] = None
+    instance: Optional["Instance"] = None
+    gate: Optional[Gate] = None     # where a thread waits for it
+    upstream: Optional["Upstream"] = None   # fc: the connection it runs on
+    answer = Answer()       # fc: where the answer goes
 
     def __init__(self, request_id: str, event: bytes,
                  http_request: Optional[HttpRequest] = None,
@@ -1264,15 +1320,7 @@ class Invocation:
         self.control = "/http-invoke" if http_request else "/invoke"  # fc
         self.on_done = on_done
         self.caller = caller
-        self.gate: Optional[Gate] = None    # without on_done: where a thread waits
-        self.started = 0.0          # monotonic; 0 = not issued yet
-        self.deadline = math.inf    # of its wait in the queue, then of its run
-        self.issues = 0             # how often it was issued
-        self.outcome: Optional[Outcome] = None
         self.violations: List[Violation] = []
-        self.instance: Optional["Instance"] = None
-        self.answer = Answer()      # fc: where the answer goes
-        self.upstream: Optional["Upstream"] = None  # fc: the connection it runs on
 
 
 # ---- instances ----
@@ -1380,7 +1428,7 @@ class Instance:
                 self.log.take_tail()
         self.served += 1
         if not invocation.issues:
-            platform.log_line(0, invocation)  # before anybody gets its event
+            platform.log_line(0, invocation.request_id)  # before anybody gets its event
         invocation.started = time.monotonic()
         invocation.deadline = invocation.started + self.function.timeout_s
         invocation.issues += 1
@@ -1408,7 +1456,7 @@ class Instance:
             if self.alarm.deadline < math.inf:
                 return  # it was moved meanwhile
             if self.session.state in IDLE:
-                self.platform.reclaim(self)  # [any.instance.idle]
+                self.platform.discard(self, "stop")  # [any.instance.idle]
             else:
                 self.on_limit(self.session.state)
 
@@ -1506,6 +1554,7 @@ class PullInstance(Instance):
         super().__init__(platform)
         self.session = self.rules.Session()
         self.api: Optional[Server] = None
+        self.is_over = False    # no poll is held any more
         self._head = "%s\r\n%sContent-Length: %%d\r\n\r\n" % (
             status_line(200), platform.fields)
 
@@ -1578,7 +1627,9 @@ class PullInstance(Instance):
                 invocation: Optional[Invocation]) -> None:
         """Answer a call as soon as the lock is released, before anything else."""
         later = self.platform.lock.later
-        if action == "hold":  # [scf.next.blocks] [fg.request.blocks]
+        if action == "hold" and self.is_over:
+            later(api.give_up)
+        elif action == "hold":  # [scf.next.blocks] [fg.request.blocks]
             api.defer()  # whoever has the event answers
         elif action == "deliver" and invocation is not None:
             api.defer()
@@ -1626,7 +1677,10 @@ class PullInstance(Instance):
                 describe_status(status), DURING.get(state, "")))
 
     def cleanup(self) -> None:
-        for poll in self.session.parked:
+        with self.platform.lock:
+            self.is_over = True
+            polls = list(self.session.parked)
+        for poll in polls:
             poll.give_up()  # its thread may wait, with a request behind it
         if self.api is not None:
             self.api.close()
@@ -1694,6 +1748,7 @@ class Upstream(io.RawIOBase):
         self.used = False           # it has carried a request before this one
         self.heard = False          # the server has said something since this one
         self._poll = select.poll()
+        self._events = 0            # of the server that it waits for
         self._caller = -1
         self._on_gone: Callable[[], None] = lambda: None
 
@@ -1710,7 +1765,9 @@ class Upstream(io.RawIOBase):
     def wait(self, events: int) -> int:
         """Block until the server has something, or takes something; return what."""
         number = self.socket.fileno()
-        self._poll.register(number, events)
+        if events != self._events:
+            self._poll.register(number, events)
+            self._events = events
         while True:
             left = self.deadline - time.monotonic()
             if left <= 0:
@@ -1739,7 +1796,7 @@ class Upstream(io.RawIOBase):
         view = memoryview(data)
         while view:
             try:
-                view = view[self.socket.send(view, socket.MSG_DONTWAIT):]
+                view = view[self.socket.send(view, DONTWAIT):]
             except BlockingIOError:
                 if self.wait(select.POLLIN | select.POLLOUT) & select.POLLIN:
                     return False
@@ -1759,8 +1816,8 @@ class Upstream(io.RawIOBase):
                 raise ConnectionError(errno.ECONNRESET, "it was closed without an "
                                       "answer")
             version, status, _ = head.words
-            if not version.startswith("HTTP/1.") or not re.fullmatch(r"[1-9]\d\d",
-                                                                     status):
+            if not version.startswith("HTTP/1.") or not (
+                    len(status) == 3 and status.isdecimal() and status[0] != "0"):
                 raise BadMessage("any.http.malformed", repr(" ".join(head.words)[:80]))
             if status[0] != "1" or status == "101":
                 return head
@@ -1773,6 +1830,7 @@ class Upstream(io.RawIOBase):
             self.reader.peek(1)
         except LimitReached:
             self._poll.register(self.socket, select.POLLIN)
+            self._events = select.POLLIN
             return not self._poll.poll(0)
         return False
 
@@ -1791,84 +1849,6 @@ def wants_upgrade(request: Optional[HttpRequest]) -> bool:
     """Tell whether a caller asked to go on with another protocol."""
     return request is not None and any(name.lower() == "upgrade"
                                        for name, _ in request.headers)
-
-
-class Answer:
-    """Where the answer of an fc function goes: to its HTTP caller as it is produced,
-    or, where there is none, into the outcome."""
-
-    def __init__(self, caller: Optional[Handler] = None) -> None:
-        self.caller = caller
-        self.begun = False
-        self.is_lost = False    # its caller does not take it any more
-        self.status = 0
-        self.fields: List[Tuple[str, str]] = []
-        self.parts: List[bytes] = []
-        self._chunked = False
-
-    def begin(self, head: Head, fields: List[Tuple[str, str]], own: Pairs,
-              has_a_body: bool, whole: bytes = b"") -> None:
-        """Take the head; `own` are fields for the caller alone. A body whose size was
-        announced can go with it."""
-        self.status, self.fields, caller = int(head.words[1]), fields, self.caller
-        if caller is None:
-            return
-        out = [*fields, *own]
-        if head.length is not None and head.length >= 0:
-            out.append(("Content-Length", str(head.length)))
-        elif has_a_body and caller.request_version == "HTTP/1.1":
-            self._chunked = True  # [fc.answer.streamed]
-            out.append(("Transfer-Encoding", "chunked"))
-        elif has_a_body:
-            caller.closing = True
-        if caller.closing:
-            out.append(("Connection", "close"))
-        self.begun = not self.is_lost
-        self._send(format_head(status_line(self.status), out) + whole)
-
-    def write(self, data: bytes) -> None:
-        """Take a part of the body."""
-        if self.caller is None:
-            self.parts.append(data)
-        else:
-            self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
-
-    def end(self) -> None:
-        """The answer is complete."""
-        if self._chunked:
-            self._send(b"0\r\n\r\n")
-
-    def _send(self, data: bytes) -> None:
-        try:
-            if self.caller is not None and not self.is_lost:
-                self.caller.connection.sendall(data)
-        except OSError:
-            self.is_lost = True  # the exchange notices
-
-    def tunnel(self, upstream: Upstream) -> None:
-        """Pass what follows an upgrade through until either side ends it."""
-        if self.caller is None:
-            raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
-        self.caller.closing = True
-        self.caller.limit_reads(0)
-        upstream.watch(None, lambda: None)  # either side may end it, that is no fault
-        thread = start_thread(copy, self.caller.rfile, upstream.socket)
-        try:
-            copy(upstream.reader, self.caller.connection)
-        finally:
-            shut(self.caller.connection)
-            shut(upstream.socket)
-            thread.join()
-
-
-def copy(source: "io.BufferedReader[Any]", target: socket.socket) -> None:
-    """Copy bytes until the source ends, then end the target."""
-    try:
-        for data in read_parts(source, None):
-            target.sendall(data)
-    except (OSError, ValueError):
-        pass  # either side broke; both end
-    shut(target)
 
 
 def free_port() -> int:
@@ -1899,6 +1879,7 @@ def accepts(host: str, port: int) -> bool:
 EVENT_REQUEST = HttpRequest("POST", "/invoke", (  # [fc.invoke.event]
     ("Content-Type", "application/octet-stream"),))
 HOOK_VERDICTS = {"timeout": "timeout", "exit": "broken", "out-of-memory": "broken"}
+format_again = functools.lru_cache(256)(format_head)
 
 
 class PushInstance(Instance):
@@ -1928,7 +1909,16 @@ class PushInstance(Instance):
     def launch(self) -> None:
         """Start the server, wait for its port, run the initializer."""
         platform, function = self.platform, self.function
-        self._choose_port()
+        if not self.port:
+            self.port = free_port()
+        elif not platform.attach:  # else the server may be there already
+            platform.await_leaving()  # our own last instance may still be ending
+            try:
+                try_port(self.port)
+            except OSError as error:
+                raise StartError("port", "port %d is taken by another program (%s). "
+                                 "Stop it, or use --port 0 with a server that reads "
+                                 "FC_SERVER_PORT" % (self.port, error.strerror))
         self.spawn(dict(platform.facts, instance_id=self.id, port=str(self.port)))
         self._await_port()
         with platform.lock:
@@ -1945,19 +1935,6 @@ class PushInstance(Instance):
                 kind, text = ("init-timeout", "timed out") if verdict == "timeout" \
                     else ("init-error", "failed")
                 self.end(list(self.work), kind, "the initializer %s: %s" % (text, seen))
-
-    def _choose_port(self) -> None:
-        """Find a free port, or raise StartError when the fixed one is taken."""
-        if not self.port:
-            self.port = free_port()
-        elif not self.platform.attach:  # else the server may be there already
-            self.platform.await_leaving()  # our own last instance may still be ending
-            try:
-                try_port(self.port)
-            except OSError as error:
-                raise StartError("port", "port %d is taken by another program (%s). "
-                                 "Stop it, or use --port 0 with a server that reads "
-                                 "FC_SERVER_PORT" % (self.port, error.strerror))
 
     def _await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises StartError."""
@@ -2008,6 +1985,8 @@ class PushInstance(Instance):
     def _try(self, invocation: Invocation) -> Tuple[str, str]:
         """Send a request and take the answer; return (kind, message). Blocks until the
         deadline at most."""
+        invocation.answer = Answer(invocation.caller if invocation.http_request
+                                   else None)
         try:
             return self._ask(invocation)
         except (LimitReached, socket.timeout):
@@ -2074,7 +2053,8 @@ class PushInstance(Instance):
                 for name, _ in request.headers):
             own += "Content-Length: %d\r\n" % len(invocation.event)
         start = "%s %s HTTP/1.1" % (request.method, request.target)
-        return format_head(start, fields)[:-2] + (own + "\r\n").encode("latin-1")
+        own += "\r\n"
+        return format_again(start, tuple(fields))[:-2] + own.encode("latin-1")
 
     def _send(self, invocation: Invocation, upstream: Upstream, head: bytes
               ) -> Tuple[bool, Head]:
@@ -2112,7 +2092,8 @@ class PushInstance(Instance):
             return "response-too-large", (
                 "the answer's header fields have %d bytes; the limit is %d"
                 % (size, self.function.response_header_bytes))
-        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE)
+        fields = self.rules.pass_fields(head.fields, self.rules.DROPPED_RESPONSE) if (
+            is_http) else []
         own: Pairs = (("X-Fc-Request-Id", invocation.request_id),)
         if answer.caller is not None:
             left = max(0.001, invocation.deadline - time.monotonic())
@@ -2168,8 +2149,7 @@ class PushInstance(Instance):
         method = "POST" if call == "initialize" else "GET"
         hook = Invocation(rules.new_id(), b"", HttpRequest(method, "/" + call))
         hook.control, hook.deadline = "", time.monotonic() + timeout_s
-        facts = {"call": rules.HOOK_NAMES[call], "request_id": hook.request_id}
-        platform.note_line(rules.LOG_LINES[0].format_map(facts))
+        platform.log_line(0, hook.request_id, rules.HOOK_NAMES[call])
         kind, seen = self._try(hook)
         verdict = HOOK_VERDICTS.get(kind, "failed")
         if kind in ("ok", "function-error"):
@@ -2179,9 +2159,8 @@ class PushInstance(Instance):
         elif kind == "timeout":
             seen = "no answer within %g s" % timeout_s
         self.log.drain()
-        facts["error"] = "" if verdict == "done" else ", Error: %s, %s" % (verdict,
-                                                                           seen)
-        platform.note_line(rules.LOG_LINES[1].format_map(facts))
+        platform.log_line(1, hook.request_id, rules.HOOK_NAMES[call], error="" if
+                          verdict == "done" else ", Error: %s, %s" % (verdict, seen))
         platform.trace("hook", instance=self.id, call=call, verdict=verdict, seen=seen)
         return verdict, seen
 
@@ -2216,7 +2195,7 @@ class PushInstance(Instance):
             self.end([])
         elif kind == "cancelled" and self.function.concurrency == 1 and (
                 not self.ending):
-            platform.reclaim(self)  # [fc.caller.replace]
+            platform.discard(self, "stop")  # [fc.caller.replace]
         elif self.ending == "kill" and not self.work:
             platform.lock.later(self.kill)
         self.has_room_again()
@@ -2285,14 +2264,6 @@ class PushInstance(Instance):
 
 # ---- the platform ----
 
-def fields_template(rules: Any, facts: Facts) -> str:
-    """Write the fields that accompany an event, with %s where they differ."""
-    mark = os.urandom(16).hex()  # no setting holds it
-    marked = dict(facts, request_id=mark, control_path=mark, base_path=mark)
-    text = format_head("", rules.fill_in(rules.HEADERS, marked))[2:-2].decode("latin-1")
-    return text.replace("%", "%%").replace(mark, "%s")
-
-
 class Platform:
     """Starts, reuses and stops instances of one function, and invokes it.
 
@@ -2323,8 +2294,8 @@ class Platform:
         self.cores = cores
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
-        self.fields: str = fields_template(self.rules, self.facts)
-        self.fc_host = reachable_host()
+        self.fields = self._fields_template()
+        self.fc_host = fc_platform.HOST
         self.lock = DeferringLock()
         self.clock = Clock()
         self.instances: List[Instance] = []
@@ -2430,8 +2401,6 @@ class Platform:
             for instance in list(self._leaving):
                 instance.end(list(instance.work), "cancelled", reason)
         try:
-            for thread in [start_thread(instance.stop) for instance in instances]:
-                thread.join()
             self.await_leaving()
         except BaseException:  # Ctrl-C: whoever it was has no patience
             for instance in instances:
@@ -2521,10 +2490,13 @@ class Platform:
             self.with_room.append(instance)
 
     def discard(self, instance: Instance, ending: str) -> None:
-        """Let an instance take no more work and end it so; others take what waits."""
+        """Let an instance take no more work; others take what waits. `ending`: "stop"
+        it in order now, or "kill" it when nothing runs in it any more."""
         if instance.ending:
             return
         instance.ending = ending
+        if ending == "stop":
+            self.lock.later(start_thread, instance.stop)
         self.instances.remove(instance)
         self._leaving.append(instance)
         if instance in self.with_room:
@@ -2532,11 +2504,6 @@ class Platform:
         instance.retire()
         while self.queue and len(self.instances) < self.function.max_instances:
             self._start_another()
-
-    def reclaim(self, instance: Instance) -> None:
-        """Stop an instance in order."""
-        self.discard(instance, "stop")
-        self.lock.later(start_thread, instance.stop)
 
     def settle(self, invocation: Invocation, kind: str, *, body: bytes = b"",
                message: str = "", size: int = 0, start_error: str = "") -> bool:
@@ -2569,9 +2536,9 @@ class Platform:
         if started and self._on_log is not None:
             peak = instance.peak_mb() if instance is not None else 0.0
             self.log_line(
-                1, invocation, duration=round(duration_ms), exact="%.3f" % duration_ms,
-                billed=math.ceil(duration_ms), peak_mb="%.3f" % peak,
-                memory_mb=self.function.memory_mb,
+                1, invocation.request_id, duration=round(duration_ms),
+                exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
+                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
                 error="" if kind == "ok" else ", Error: " + message)
         if invocation.on_done is not None:
             self.lock.later(invocation.on_done, invocation.outcome)
@@ -2637,6 +2604,14 @@ class Platform:
             if any(one.session.state not in IDLE for one in watched):
                 self.watch_memory()
 
+    def _fields_template(self) -> str:
+        """Write the fields that accompany an event, with %s where they differ."""
+        mark = os.urandom(16).hex()  # no setting holds it
+        fields = self.rules.fill_in(self.rules.HEADERS, dict(
+            self.facts, request_id=mark, control_path=mark, base_path=mark))
+        text = format_head("", fields)[2:-2].decode("latin-1")
+        return text.replace("%", "%%").replace(mark, "%s")
+
     def environment(self, facts: Facts) -> Dict[str, str]:
         """Return the bootstrap's whole environment [any.env.inherited]."""
         env = {name: os.environ.get(name, value)
@@ -2683,12 +2658,13 @@ class Platform:
         self.write_log((b"\n" if self._mid_line else b"")
                        + line.encode("utf-8", "backslashreplace"))
 
-    def log_line(self, number: int, invocation: Invocation, **facts: object) -> None:
+    def log_line(self, number: int, request_id: str, call: str = "Invoke",
+                 **facts: object) -> None:
         """Print a vendor's line: 0 before an invocation begins, 1 when it has ended."""
         if self._on_log is not None:
+            utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self.note_line(self.rules.LOG_LINES[number].format(
-                request_id=invocation.request_id, call="Invoke", utc=time.strftime(
-                    "%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                request_id=request_id, call=call, utc=utc,
                 version=self.facts["version"], **facts))
 
     def trace(self, what: str, **facts: object) -> None:
@@ -2697,17 +2673,6 @@ class Platform:
             passed = time.monotonic() - self._begun
             self._tell(self.on_trace,
                        dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
-
-
-def reachable_host() -> str:
-    """Return 127.0.0.2, from where a server bound to 127.0.0.1 cannot be reached
-    [fc.start.probe]; 127.0.0.1 on hosts that lack the address."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.2", 0))
-            return "127.0.0.2"
-        except OSError:
-            return "127.0.0.1"
 
 
 # ---- front door ----
@@ -2787,8 +2752,6 @@ class Caller(Handler):
         """Run an invocation of fc in this thread, and answer."""
         assert isinstance(self.server, FrontDoor)
         invocation.caller = self
-        if invocation.http_request is not None:
-            invocation.answer = Answer(self)
         self.server.app.submit(invocation)
         outcome = self.server.app.finish(invocation)
         self.server.on_outcome(outcome)
@@ -3267,7 +3230,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         talk.note("--trace %s is not whole: %s" % (options.trace,
                                                    trace.failure.strerror))
     if isinstance(found, signal.Signals):
-        worker.join(LAST_WORDS_S)
+        worker.join(LAST_WORDS_S if events else 0.1)  # it may wait for stdin
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
@@ -3276,6 +3239,11 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit status."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # a standard file that is closed is an empty one
+            os.open(os.devnull, os.O_RDWR)
     words, command = list(sys.argv[1:] if argv is None else argv), []
     if "--" in words:
         at = words.index("--")

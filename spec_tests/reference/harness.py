@@ -15,7 +15,9 @@ import pathlib
 import queue
 import signal
 import socket
+import socketserver
 import struct
+import sys
 import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
@@ -27,7 +29,7 @@ import wire
 from emulator import Platform
 
 __all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event",
-           "fifo", "held", "open_door", "outcome_of", "process_state", "processes",
+           "fifo", "held", "outcome_of", "process_state", "processes",
            "scale", "until", "within"]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
@@ -70,15 +72,6 @@ def scale(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
     """Scale down limits of the emulator that no option sets."""
     for name, value in limits.items():
         monkeypatch.setattr(emulator, name, value)
-
-
-def open_door(platform: Platform) -> Any:
-    """Return a front door on a free port of loopback."""
-    listener: Any = getattr(emulator, "Listener", None)
-    if listener is None:
-        return emulator.FrontDoor(platform, "127.0.0.1", 0)
-    return listener("127.0.0.1", 0, emulator.FrontDoor(platform),  # the old one
-                    getattr(platform, "loop"))
 
 
 class Peer(wire.Channel):
@@ -136,7 +129,10 @@ class Harness:
         self.crashes: List[str] = []
         self._closed = False
         self._hook = threading.excepthook
+        self._on_error = socketserver.BaseServer.handle_error
         threading.excepthook = self._on_crash
+        setattr(socketserver.BaseServer, "handle_error", lambda *_: self._note_crash(
+            *sys.exc_info()[:2]))
         self.server: Optional[socket.socket] = None
         self.seen: List[str] = []   # what serve() was asked, in order
         settings.setdefault("timeout_s", PATIENCE_S)
@@ -148,10 +144,13 @@ class Harness:
         elif protocol == "fc":
             settings.setdefault("port", 0)
         self.platform = Platform(protocol, code or ".", **settings)
-        self.door = open_door(self.platform)
+        self.door = emulator.FrontDoor(self.platform, "127.0.0.1", 0)
 
     def _on_crash(self, args: threading.ExceptHookArgs) -> None:
-        self.crashes.append("%s: %s" % (args.exc_type.__name__, args.exc_value))
+        self._note_crash(args.exc_type, args.exc_value)
+
+    def _note_crash(self, kind: Optional[type], error: Optional[BaseException]) -> None:
+        self.crashes.append("%s: %s" % (kind, error))
 
     def _listen(self) -> int:
         self.server = socket.socket()
@@ -182,6 +181,7 @@ class Harness:
             self.server.shutdown(socket.SHUT_RDWR)  # wakes who accepts
             self.server.close()
         threading.excepthook = self._hook
+        setattr(socketserver.BaseServer, "handle_error", self._on_error)
 
     # -- as a caller --
 

@@ -38,7 +38,7 @@ def test_any_event_one_instance__load(protocol: str, code: str) -> None:
     assert not any(outcome.violations for outcome in outcomes)
 
 
-@PROTOCOLS
+@PULL
 def test_any_instance_replace__load(protocol: str, code: str) -> None:
     """Bootstraps that end in between lose no event of the others."""
     events = [event(["exit", 3]) if number % 7 == 0 else b"event %d" % number

@@ -258,30 +258,6 @@ def test_fc_http_pass__no_body(harness: Harness, method: str, status: int,
 # ---- header fields ----
 
 
-@pytest.mark.parametrize("field", (
-    "X-Fc-Request-Id: forged", "x-fc-foo: forged", "Connection: close, forged",
-    "Keep-Alive: forged", "Expect: 100-continue"))
-def test_fc_headers_reserved_request__callers(harness: Harness, field: str) -> None:
-    """A caller's field that belongs to the platform does not reach the function."""
-    caller = harness.caller(("GET / HTTP/1.1\r\n%s\r\n\r\n" % field).encode())
-    function = harness.accept()
-    head = "\n".join(function.head())
-    assert "forged" not in head and field not in head
-    function.reply()
-    assert caller.answer().status == 200
-
-
-@pytest.mark.parametrize("field", (
-    "X-Fc-Foo: forged", "Connection: forged", "Keep-Alive: forged", "Date: forged",
-    "Server: forged", "Upgrade: forged", "X-Fc-Request-Id: forged"))
-def test_fc_headers_reserved_response__functions(harness: Harness, field: str) -> None:
-    """A function's field that belongs to the platform does not reach the caller."""
-    caller, function = asked(harness)
-    function.reply(b"body", 200, field)
-    assert "forged" not in "\n".join(caller.head())
-    assert caller.exactly(4) == b"body"
-
-
 PASSED = ["Host: my.example", "Cookie: a=b", "Cookie: c=d", "Authorization: Bearer t",
           "Content-Type: text/x", "X-Empty:", "Accept: */*", "Te: trailers", "X-A: 1"]
 

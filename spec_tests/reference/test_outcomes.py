@@ -250,7 +250,7 @@ def test_any_outcome_one__close_cancels(protocol: str, code: str) -> None:
 
 
 @PULL
-def test_any_outcome_exit__not_fetched(protocol: str, code: str) -> None:
+def test_any_event_requeue(protocol: str, code: str) -> None:
     """An event that an instance which served before did not fetch is not lost."""
     gate = pathlib.Path(code, "gate")
     os.mkfifo(gate)

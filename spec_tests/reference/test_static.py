@@ -94,9 +94,9 @@ def tree_of(path: pathlib.Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-BUDGETS = {"scf_platform": 880, "fg_platform": 885, "fc_platform": 1135,
-           "scf_bootstrap": 250, "fg_bootstrap": 250, "fc_bootstrap": 450,
-           "emulator": 3455, "gateway": 2410}
+BUDGETS = {"scf_platform": 720, "fg_platform": 725, "fc_platform": 800,
+           "scf_bootstrap": 285, "fg_bootstrap": 290, "fc_bootstrap": 490,
+           "emulator": 3310, "gateway": 2410}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
