@@ -1117,13 +1117,19 @@ def measure(processes: Iterable[Process]) -> None:
     sizes = dict.fromkeys(by_group, 0.0)
     for number, group in group_members():
         if group in sizes:
-            with contextlib.suppress(OSError):  # it has ended
-                with open("/proc/%d/smaps_rollup" % number, "rb") as file:
-                    sizes[group] += sum(int(line.split()[1]) / 1024 for line in file
-                                        if line.startswith(b"Pss:"))
+            sizes[group] += memory_mb(number)
     for group, process in by_group.items():
         process.peak_mb = max(process.peak_mb, sizes[group])
         process.measured = now
+
+
+def memory_mb(number: int) -> float:
+    """Return the memory of a process, its share of shared pages; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        with open("/proc/%d/smaps_rollup" % number, "rb") as file:
+            return sum(int(line.split()[1]) / 1024 for line in file
+                       if line.startswith(b"Pss:"))
+    return 0.0
 
 
 class Log:
