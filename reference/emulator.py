@@ -1672,12 +1672,11 @@ class PullInstance(Instance):
 
     def exited(self, state: str, status: int) -> None:
         over = self.over_memory()
-        self.platform.discard(self, "kill")
-        for invocation in list(self.work):
-            if state == "issued" and not over and self.served > 1 and (
-                    invocation.issues < MAX_ISSUES):  # [any.event.requeue] unseen
-                del self.work[invocation]
-                self.platform.place(invocation, first=True)
+        unseen = [one for one in self.work if state == "issued" and not over
+                  and self.served > 1 and one.issues < MAX_ISSUES]
+        for invocation in unseen:  # [any.event.requeue]
+            del self.work[invocation]
+        self.platform.discard(self, "kill", unseen)
         self.end(list(self.work), "out-of-memory" if over else self.rules.ON_EXIT.get(
             state, "exit"), over or "the bootstrap ended %s %s" % (
                 describe_status(status), DURING.get(state, "")))
@@ -2495,9 +2494,11 @@ class Platform:
         if instance.has_room() and instance not in self.with_room:
             self.with_room.append(instance)
 
-    def discard(self, instance: Instance, ending: str) -> None:
-        """Let an instance take no more work; others take what waits. `ending`: "stop"
-        it in order now, or "kill" it when nothing runs in it any more."""
+    def discard(self, instance: Instance, ending: str,
+                unseen: Sequence[Invocation] = ()) -> None:
+        """Let an instance take no more work; others take what it has not seen, and then
+        what waits. `ending`: "stop" it in order now, or "kill" it when nothing runs in
+        it any more."""
         if instance.ending:
             return
         instance.ending = ending
@@ -2508,6 +2509,8 @@ class Platform:
         if instance in self.with_room:
             self.with_room.remove(instance)
         instance.retire()
+        for invocation in unseen:
+            self.place(invocation, first=True)
         while self.queue and len(self.instances) < self.function.max_instances:
             self._start_another()
 
