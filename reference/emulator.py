@@ -1666,7 +1666,6 @@ class PullInstance(Instance):
 
     def exited(self, state: str, status: int) -> None:
         over = self.over_memory()
-        self.platform.discard(self, "kill")
         for invocation in list(self.work):
             if state == "issued" and not over and self.served > 1 and (
                     invocation.issues < MAX_ISSUES):  # [any.event.requeue] unseen
