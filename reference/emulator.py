@@ -1490,7 +1490,7 @@ class Instance:
         """Kill the process, unless it is stopping in order."""
         if self.process is not None and self.ending == "kill":
             self.process.signal(signal.SIGKILL)
-        elif self.platform.attach:
+        elif self.platform.attach and self.ending == "kill":
             self.cleanup()
 
     def stop(self) -> None:
@@ -1678,7 +1678,7 @@ class PullInstance(Instance):
     def cleanup(self) -> None:
         with self.platform.lock:
             self.is_over = True
-            polls = list(self.session.parked)
+            polls, self.session.parked = self.session.parked, []
         for poll in polls:
             poll.give_up()  # its thread may wait, with a request behind it
         if self.api is not None:
@@ -2011,9 +2011,9 @@ class PushInstance(Instance):
         try:
             whole, answer = self._send(invocation, upstream, head)
         except ConnectionError:
-            # [fc.connection.retry] broken before a byte of the answer came
+            # [fc.connection.retry] broken before a byte of the answer came; not a hook
             if invocation.outcome is not None or invocation.event or not (
-                    upstream.used and not upstream.heard
+                    upstream.used and not upstream.heard and invocation.control
                     and request.method in self.rules.IDEMPOTENT):
                 raise
             upstream.close()
