@@ -2921,7 +2921,7 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
     events = []
     for text in options.event:
         if text == "-":
-            events.append(sys.stdin.buffer.read())
+            events.append(open(0, "rb", closefd=False).read())
         elif text.startswith("@"):
             events.append(read_file("--event", text[1:]))
         else:
