@@ -1204,20 +1204,24 @@ class Gate:
     """Where a thread waits for its invocation, and notices that the caller leaves."""
 
     def __init__(self) -> None:
-        self._read_end, self._write_end = socket.socketpair()
+        self._read_end, self._write_end = os.pipe()
 
     def open(self) -> None:
-        """Let the thread go on; may be called before it waits, and again."""
-        self._write_end.close()
+        """Let the thread go on; may be called before it waits, and again (lock held).
+        """
+        if self._write_end >= 0:
+            os.close(self._write_end)
+            self._write_end = -1
 
     def wait(self, caller: Optional[Handler]) -> bool:
         """Block until the gate opens (True) or the caller has gone (False)."""
         poll = select.poll()
-        poll.register(self._read_end, select.POLLIN)
+        poll.register(self._read_end, 0)  # its end is told in any case
         if caller is not None:
             poll.register(caller.connection, select.POLLRDHUP)
-        with self._read_end:
-            return self._read_end.fileno() in dict(poll.poll())
+        ready = dict(poll.poll())
+        os.close(self._read_end)
+        return self._read_end in ready
 
 
 class Answer:
