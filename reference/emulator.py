@@ -36,7 +36,6 @@ import io
 import json
 import math
 import os
-import queue
 import re
 import resource
 import select
@@ -2249,8 +2248,6 @@ class PushInstance(Instance):
         bound = list(self.work) if state in STARTING else []
         self.end(bound, self.rules.ON_EXIT.get(state, ""),
                  self._exit_text(status, state) if bound else "")
-        for invocation in self.work:
-            self.cut_off(invocation)
 
     def _exit_text(self, status: int, state: str) -> str:
         return "%s. It ended %s %s" % (
@@ -2258,8 +2255,13 @@ class PushInstance(Instance):
             describe_status(status), DURING[state])
 
     def cleanup(self) -> None:
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self.work and time.monotonic() < deadline:
+            time.sleep(GROUP_TICK_S)  # what it sent before its end is read
         with self.platform.lock:
             pool, self.pool = self.pool, []
+            for invocation in self.work:
+                self.cut_off(invocation)  # a child in another group holds it open
         for upstream in pool:
             upstream.close()
         super().cleanup()
@@ -3137,15 +3139,15 @@ def end_signals() -> List[signal.Signals]:
         if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def report(news: "queue.SimpleQueue[object]", work: Callable[[], bool]) -> None:
-    """Put into the queue what work has come to: whether all was ok, or its error."""
-    found: object = False
+def report(found: List[object], done: int, work: Callable[[], bool]) -> None:
+    """Note what work has come to: whether all was ok, or its error; then write a zero
+    byte, so that the main thread can wait for a signal too."""
     try:
-        found = work()
+        found.append(work())
     except OSError as error:
-        found = error
+        found.append(error)
     finally:
-        news.put(found)
+        os.write(done, b"\0")
 
 
 def choose_core() -> List[int]:
@@ -3174,8 +3176,8 @@ def invoke_all(platform: Platform, options: argparse.Namespace, events: List[byt
     return all_ok
 
 
-def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
-          news: "queue.SimpleQueue[object]") -> None:
+def serve(platform: Platform, address: Tuple[str, int], talk: Talk, news: int,
+          done: int) -> None:
     """Serve callers until a signal comes; all but SIGINT drain, until the next one."""
     host, port = address
     try:
@@ -3187,14 +3189,14 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
         door.port))
     if platform.attach:
         platform.prepare()
-    number = news.get()
+    number = os.read(news, 1)[0]
     door.close()
     if number != signal.SIGINT:
         if platform.pending:
             talk.note("%d still running; another signal ends that now"
                       % platform.pending)
-        start_thread(report, news, platform.drain)  # [any.stop.drain]
-        news.get()
+        start_thread(report, [], done, platform.drain)  # [any.stop.drain]
+        os.read(news, 1)
     platform.close()
     door.join(0.5)  # whose invocation was cut short is told
 
@@ -3208,10 +3210,13 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     # From now on signals interrupt nothing: an exception could come while a lock is
-    # held, or be missed just before a wait. This thread waits for them, and for others.
-    news: "queue.SimpleQueue[object]" = queue.SimpleQueue()
+    # held, or be missed just before a wait. Their numbers come out of a pipe.
+    news, done = os.pipe()
+    os.set_blocking(done, False)
+    signal.set_wakeup_fd(done)
     for number in end_signals():
-        signal.signal(number, lambda number, _: news.put(signal.Signals(number)))
+        signal.signal(number, lambda number, _: None)
+    found: List[object] = []
     start_thread(reap_orphans)
     with Platform(options.protocol, options.code,
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
@@ -3220,24 +3225,24 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        worker = start_thread(report, news, lambda: invoke_all(platform, options,
-                                                               events, talk))
-        found = news.get()
-        if isinstance(found, OSError):
-            raise found
-        if address is not None and isinstance(found, bool):
-            serve(platform, address, talk, news)
+        worker = start_thread(report, found, done, lambda: invoke_all(
+            platform, options, events, talk))
+        interrupted = os.read(news, 1) != b"\0"
+        if found and isinstance(found[0], OSError):
+            raise found[0]
+        if address is not None and not interrupted:
+            serve(platform, address, talk, news, done)
     if events or address is not None:
         talk.note(summary(platform))
     if trace.failure is not None and trace is not talk:
         talk.note("--trace %s is not whole: %s" % (options.trace,
                                                    trace.failure.strerror))
-    if isinstance(found, signal.Signals):
+    if interrupted:
         worker.join(LAST_WORDS_S if events else 0.1)  # it may wait for stdin
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
-    return 0 if found else FAILED
+    return 0 if found == [True] else FAILED
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
