@@ -9,23 +9,22 @@
 This is the whole protocol, to be read, copied and ported: tables; Session, which knows
 what may be done in which state; the functions that judge an answer; Platform, which
 runs the server and is its client. A comment such as [fc.invoke.send] names the rule of
-SPEC.md that its line obeys. Standard library only, CPython 3.8 or later; where there is
-no 127.0.0.2, as on macOS, it does not notice a server that listens on 127.0.0.1 alone.
+SPEC.md that its line obeys. Standard library only, CPython 3.8 or later.
 
 It runs one instance and one invocation at a time. emulator.py has what it leaves out:
-more of both (any.instance.on-demand, fc.time.others), a queue (any.queue.limit), memory
-(any.memory.limit), packages (any.package.*), logs (any.log.*; output goes to stderr),
-WebSocket (fc.upgrade.pass), callers over HTTP, who see an answer while it is produced
-and may leave (fc.answer.streamed, any.caller.gone), answers that no HTTP server sends
-(any.http.malformed, any.http.framing), that fill the memory, or begin before a large
-request is read, and signals that await the invocation in work (any.stop.drain).
+more of both (any.instance.on-demand, any.instance.idle, fc.time.others), a queue
+(any.queue.limit), memory (any.memory.limit), packages (any.package.*), logs
+(any.log.first, any.log.tail, any.log.frame; output goes to stderr), WebSocket
+(fc.upgrade.pass), callers over HTTP, who see an answer while it is produced and may
+leave (fc.answer.streamed, any.caller.gone, fc.caller.replace), signals that await the
+invocation in work (any.stop.drain), and answers that no HTTP server sends
+(any.http.malformed, any.http.framing) or that begin before a large request is read.
 """
 from __future__ import annotations
 
 import argparse
 import base64
 import contextlib
-import http.client
 import json
 import math
 import os
@@ -36,6 +35,8 @@ import subprocess
 import sys
 import threading
 import time
+from http.client import (HTTPConnection, HTTPException, HTTPResponse, InvalidURL,
+                         LineTooLong)
 from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
@@ -99,6 +100,7 @@ ENDPOINTS: Dict[Tuple[str, str], str] = {
     ("GET", "/pre-freeze"): "pre-freeze",
     ("GET", "/pre-stop"): "pre-stop",
 }
+# names of hooks in LOG_LINES
 HOOK_NAMES = {"initialize": "Initialize", "pre-freeze": "PreFreeze",
               "pre-stop": "PreStop"}
 IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "TRACE")  # [fc.connection.retry]
@@ -120,6 +122,7 @@ STATES = {
     ("initializing", "stop"): Row("discard", "stopping", "fc.stop.order"),
 }
 
+# state -> outcome when the limit is over, when the process ends; for emulator.py
 ON_TIME = {"starting": "init-timeout", "initializing": "init-timeout",
            "busy": "timeout"}
 ON_EXIT = {"starting": "start-error", "initializing": "init-error", "busy": "exit"}
@@ -145,7 +148,7 @@ HEADERS = (  # [fc.headers.common] [fc.headers.empty]
     Field("X-Fc-Client-Ip", ""),
     Field("X-Fc-Retry-Count", "0"))
 
-ENVIRONMENT = (  # [fc.env.table] [fc.env.port]
+ENVIRONMENT = (  # [fc.env.table] [fc.env.port] [any.credentials.role]
     Field("FC_SERVER_PORT", "{port}"),
     Field("FC_CUSTOM_LISTEN_PORT", "{port}"),
     Field("FC_FUNC_CODE_PATH", "{code_root}"),
@@ -156,7 +159,6 @@ ENVIRONMENT = (  # [fc.env.table] [fc.env.port]
     Field("FC_INSTANCE_ID", "{instance_id}"),
     Field("FC_REGION", "{region}"),
     Field("FC_ACCOUNT_ID", "{account_id}"),
-    # [any.credentials.role]
     Field("ALIBABA_CLOUD_ACCESS_KEY_ID", "{access_key_id}", True),
     Field("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "{access_key_secret}", True),
     Field("ALIBABA_CLOUD_SECURITY_TOKEN", "{security_token}", True))
@@ -232,8 +234,7 @@ LOG_LINES = ("FC {call} Start RequestId: {request_id}\n",
 
 class Session:
     """What may be asked of an instance in which state. It knows no socket, thread or
-    clock; the caller serialises the calls.
-    """
+    clock; the caller serialises the calls."""
 
     def __init__(self, concurrency: int) -> None:
         self.state = "starting"
@@ -258,9 +259,7 @@ def judge_answer(is_http: bool, status: int, fc_status: str) -> str:
     """Return the outcome of an invocation's answer: ok or function-error."""
     if fc_status:  # the field wins over the status line [fc.answer.outcome]
         return "function-error" if fc_status == "404" else "ok"
-    if status == 404 and not is_http:  # [fc.answer.outcome]
-        return "function-error"
-    return "ok"
+    return "function-error" if status == 404 and not is_http else "ok"
 
 
 def judge_hook(status: int) -> str:
@@ -300,8 +299,7 @@ def check_env(env: Dict[str, str]) -> None:
             raise ValueError("environment variable %r: a name is a letter, then "
                              "letters, digits and underscores" % name)
         if name.startswith(RESERVED_ENV):
-            raise ValueError("environment variable %s: the prefix is reserved for the "
-                             "platform" % name)
+            raise ValueError("environment variable %s: its prefix is reserved" % name)
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
@@ -346,8 +344,8 @@ def exit_text(status: int, words: Sequence[str]) -> str:
 
 def caller_answer(kind: str, body: bytes, facts: Facts,
                   is_http: bool = False) -> Tuple[int, Pairs, bytes]:
-    """Return (status, headers, body) that the cloud shows its caller. `facts` holds what
-    the texts above name. Of an HTTP function's answer he sees all [fc.http.pass]."""
+    """Return (status, headers, body) that the cloud shows its caller; `facts` are what
+    the texts name. An HTTP function's own answer is passed on [fc.http.pass]."""
     # [fc.headers.caller-id]
     headers: Pairs = (("X-Fc-Request-Id", facts["request_id"]),)
     if kind == "ok":
@@ -392,7 +390,7 @@ class Request(NamedTuple):
 class Answer(NamedTuple):
     """What the server answered."""
     status: int
-    headers: Sequence[Tuple[str, str]]
+    fields: Sequence[Tuple[str, str]]
     body: bytes
     fc_status: str
 
@@ -405,8 +403,7 @@ class Failure(Exception):
         self.kind, self.message, self.reason = kind, message, reason
 
 
-def put_head(connection: http.client.HTTPConnection, request: Request,
-             facts: Facts) -> None:
+def put_head(connection: HTTPConnection, request: Request, facts: Facts) -> None:
     """Prepare the head of a request [fc.headers.common]. Raises Failure."""
     path = request.target.partition("?")[0]
     facts = dict(facts, base_path=path,  # [fc.invoke.control-path]
@@ -414,27 +411,27 @@ def put_head(connection: http.client.HTTPConnection, request: Request,
     headers = pass_fields(request.headers, DROPPED_REQUEST)
     has_host = any(name.lower() == "host" for name, _ in headers)
     try:
-        connection.putrequest(request.method, request.target, has_host, True)
+        connection.putrequest(request.method, request.target, skip_host=has_host,
+                              skip_accept_encoding=True)
         for name, value in headers + fill_in(HEADERS, facts):
             connection.putheader(name, value)
         connection.putheader("Content-Length", str(len(request.body)))
-    except (ValueError, http.client.InvalidURL) as error:  # [any.security.values]
+    except (ValueError, InvalidURL) as error:  # [any.security.values]
         raise Failure("request-too-large", "it cannot be sent: %s" % error)
 
 
-def read_answer(response: http.client.HTTPResponse, request: Request,
-                function: Any) -> Answer:
+def read_answer(response: HTTPResponse, request: Request, function: Any) -> Answer:
     """Return an answer in full. Raises Failure, or what http.client does."""
-    headers = [(name, value.strip()) for name, value in response.getheaders()]
-    if fields_size(headers) > function.response_header_bytes:  # [fc.limits.response]
-        raise Failure("response-too-large", "the header fields of the answer have %d "
-                      "bytes" % fields_size(headers))
-    if response.status < 200 or response.headers.defects:
-        raise http.client.HTTPException("half a head, or status %d" % response.status)
+    fields = [(name, value.strip()) for name, value in response.getheaders()]
+    if fields_size(fields) > function.response_header_bytes:  # [fc.limits.response]
+        raise Failure("response-too-large", "the answer's header fields have %d bytes"
+                      % fields_size(fields))
+    if response.status < 200 or response.headers.defects:  # 101, lines without a colon
+        raise HTTPException("half a head, or status %d" % response.status)
     body = response.read()
     if len(body) > function.result_bytes and not request.is_http:  # [fc.limits.result]
         raise Failure("response-too-large", "the result has %d bytes" % len(body))
-    return Answer(response.status, headers, body,
+    return Answer(response.status, fields, body,
                   response.getheader("X-Fc-Status", "").strip())
 
 
@@ -446,31 +443,26 @@ def hang_up(connection: socket.socket) -> None:
 
 # ---- the platform ----
 
-EXIT_S = 0.5  # a process that ends closes its connections a moment earlier
-
-
 class Platform:
     """A function's server, one process at a time: start it, ask it, freeze it, stop it.
 
-    One thread does all this, and waits at the connection to the server; another one
-    waits for the end of the process. `function` is what `parse` returns.
+    One thread does all this, and waits at the connection to the server, where a timer
+    hangs up at the deadline; another thread waits for the end of the process.
     """
 
     def __init__(self, function: Any) -> None:
-        self.function = function
+        self.function = function  # as `parse` returns it
         self.facts = describe(function, function.code)
         self.session = Session(function.concurrency)
-        self.process: Optional[subprocess.Popen[bytes]] = None
-        self.status = 0      # of the process that ended last
-        self.ended = threading.Event()  # the process, and all of its group
+        self.process: subprocess.Popen[bytes]  # the first invocation starts it
+        self.ended = threading.Event()         # the process, and all of its group
         self.ended.set()
-        self.grace_ends = 0.0           # on the monotonic clock
-        self.kept: Optional[http.client.HTTPConnection] = None  # [fc.connection.reuse]
+        self.grace_ends = 0.0                  # on the monotonic clock
+        self.kept: Optional[HTTPConnection] = None  # [fc.connection.reuse]
 
     def invoke(self, request: Request) -> Outcome:
-        """Return what became of an invocation [any.outcome.one]. Blocks for the limits of
-        start, Initializer and invocation. Call freeze() when the caller has the outcome.
-        """
+        """Return what became of an invocation [any.outcome.one]. Blocks for the limits,
+        also those of a start. Call freeze() when the caller has the outcome."""
         request_id, begin = new_id(), time.monotonic()
         answer, failure = Answer(200, (), b"", ""), Failure("", "")
         try:
@@ -493,10 +485,12 @@ class Platform:
             request.is_http)
         if request.is_http and kind in ("ok", "function-error"):
             status = answer.status  # [fc.http.pass] [fc.headers.reserved-response]
-            headers += tuple(pass_fields(answer.headers, {"upgrade", *DROPPED_RESPONSE}))
-        violations = (Violation("fc.outcome.bad-response", failure.message),)
-        return Outcome(kind, body, request_id, duration_ms, violations if kind ==
-                       "bad-response" else (), failure.message, status, headers)
+            headers += tuple(pass_fields(answer.fields, {"upgrade", *DROPPED_RESPONSE}))
+        violations: Tuple[Violation, ...] = ()
+        if kind == "bad-response":
+            violations = (Violation("fc.outcome.bad-response", failure.message),)
+        return Outcome(kind, body, request_id, duration_ms, violations, failure.message,
+                       status, headers)
 
     def check(self, request: Request) -> None:
         """Raise Failure when no instance gets the request [any.event.size]."""
@@ -508,24 +502,23 @@ class Platform:
         if problem:
             raise Failure("request-too-large", problem)
 
-    # -- start --
-
     def start(self) -> None:
         """Start the server, and initialise it. Raises Failure."""
-        # [fc.start.command] [any.start.bootstrap]
-        function = self.function
+        function = self.function  # [fc.start.command] [any.start.bootstrap]
         words = function.command or [os.path.join(function.code, "bootstrap")]
-        program, reason = os.path.join(function.code, words[0]), "port"
+        program = os.path.join(function.code, words[0])
+        what, reason = "port %d" % function.port, "port"
         self.session, self.kept = Session(function.concurrency), None
         try:
             with socket.socket() as probe:  # for a port that is free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("0.0.0.0", function.port))
-                port = probe.getsockname()[1]
-            self.facts.update(port=str(port), instance_id="c-" + os.urandom(6).hex())
+                self.facts.update(port=str(probe.getsockname()[1]),
+                                  instance_id="c-" + os.urandom(6).hex())
             env = {name: os.environ.get(name, INHERITED[name]) for name in INHERITED}
             env.update(function.env)
             env.update(fill_in(ENVIRONMENT, self.facts))
+            what = words[0]
             reason = ("missing" if not os.path.exists(program) else
                       "mode" if not os.access(program, os.X_OK) else "")
             self.process = subprocess.Popen(  # [any.start.cwd] [any.process.group]
@@ -533,9 +526,9 @@ class Platform:
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable] [fc.start.failed]
             raise Failure("start-error", "%s: %s (%s)" % (
-                words[0], START_ERRORS[reason], error.strerror), reason)
+                what, START_ERRORS[reason], error.strerror), reason)
         self.ended.clear()
-        threading.Thread(target=self.watch, args=[self.process], daemon=True).start()
+        threading.Thread(target=self.watch, daemon=True).start()
         self.await_port()
         self.initialize()
 
@@ -552,18 +545,16 @@ class Platform:
                     raise Failure("start-error", "nothing listens on 0.0.0.0:%s in time"
                                   % self.facts["port"], "port")
         raise Failure("start-error", exit_text(
-            self.status, self.function.command or ["/code/bootstrap"]))
+            self.process.returncode, self.function.command or ["/code/bootstrap"]))
 
     def initialize(self) -> None:
-        """Call the Initializer, if there is one [fc.initialize.once]. Raises Failure."""
+        """Call the Initializer if there is one [fc.initialize.once]. Raises Failure."""
         if self.function.initializer:
             verdict = self.call_hook("initialize", self.function.initializer_timeout_s)
             if verdict != "done":  # [fc.initialize.failed] [any.init.timeout]
                 raise Failure("init-timeout" if verdict == "timeout" else "init-error",
                               "the Initializer: " + verdict)
         self.session.move("initialized")
-
-    # -- requests --
 
     def call_hook(self, call: str, limit_s: float) -> str:
         """Call a hook; return done, failed, broken or timeout [fc.hook.success]."""
@@ -577,26 +568,28 @@ class Platform:
     def ask(self, request: Request, request_id: str, limit_s: float) -> Answer:
         """Send a request and return the answer. Raises Failure."""
         deadline = time.monotonic() + limit_s
-        facts = dict(self.facts, request_id=request_id)
         try:
             may_retry = self.kept and request.method in IDEMPOTENT
-            answer = self.exchange(request, facts, deadline)
+            answer = self.exchange(request, request_id, deadline)
             if not answer and may_retry:  # [fc.connection.retry]
-                answer = self.exchange(request, facts, deadline)
+                answer = self.exchange(request, request_id, deadline)
             if not answer or time.monotonic() >= deadline:
                 raise ConnectionError("the connection was closed")
             return answer
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException, MemoryError, OverflowError) as error:
+            self.kept = None
             is_late = time.monotonic() >= deadline
-            if self.ended.wait(0 if is_late else EXIT_S):  # [any.outcome.exit]
-                raise Failure("exit", "the bootstrap ended with status %d" % self.status)
+            # a process that ends closes its connections a moment earlier
+            if self.ended.wait(0 if is_late else 0.5):  # [any.outcome.exit]
+                raise Failure("exit", "the bootstrap ended with status %d"
+                              % self.process.returncode)
             if is_late:  # [any.event.timeout]
                 raise Failure("timeout", "no answer within %g s" % limit_s)
-            too_large = isinstance(error, http.client.LineTooLong)
+            too_large = isinstance(error, LineTooLong)
             raise Failure("response-too-large" if too_large else "bad-response",
                           "no valid answer: %s" % error)
 
-    def exchange(self, request: Request, facts: Facts,
+    def exchange(self, request: Request, request_id: str,
                  deadline: float) -> Optional[Answer]:
         """Send a request on the connection that was kept, or a new one. Return the
         answer, None if the connection ends before it."""
@@ -606,15 +599,14 @@ class Platform:
         timer.daemon = True
         timer.start()
         try:
-            put_head(connection, request, facts)
-            with contextlib.suppress(OSError):  # the answer tells whether it arrived
+            put_head(connection, request, dict(self.facts, request_id=request_id))
+            first_byte = b""
+            with contextlib.suppress(ConnectionError):
                 connection.endheaders(request.body)
                 if sys.platform == "linux":  # else an answer in two parts takes 40 ms
                     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            try:
-                if not peer.recv(1, socket.MSG_PEEK):
-                    return None
-            except ConnectionError:
+                first_byte = peer.recv(1, socket.MSG_PEEK)  # waits
+            if not first_byte:  # only then may it be sent again
                 return None
             answer = read_answer(connection.getresponse(), request, self.function)
             if connection.sock:  # the server keeps it open, too
@@ -625,9 +617,9 @@ class Platform:
             if not self.kept:
                 connection.close()
 
-    def dial(self, deadline: float) -> http.client.HTTPConnection:
+    def dial(self, deadline: float) -> HTTPConnection:
         """Open a connection."""
-        connection = http.client.HTTPConnection(
+        connection = HTTPConnection(
             HOST, int(self.facts["port"]), max(0.001, deadline - time.monotonic()))
         connection.connect()
         connection.sock.settimeout(None)
@@ -636,16 +628,15 @@ class Platform:
     # -- freeze and end --
 
     def freeze(self) -> None:
-        """Freeze it, as nothing runs in it [fc.freeze.idle]."""
-        if self.function.freeze and self.session.state == "idle":
-            verdict = "done"
-            if self.function.pre_freeze:  # [fc.freeze.hook]
-                limit_s = self.function.pre_freeze_timeout_s
-                verdict = self.call_hook("pre-freeze", limit_s)
-            if verdict == "broken":  # [fc.hook.broken]
-                self.kill()
-            elif self.session.move("quiet"):
-                self.signal(signal.SIGSTOP)
+        """Freeze it if nothing runs in it [fc.freeze.idle]."""
+        function = self.function
+        if not function.freeze or self.session.state != "idle":
+            return
+        if function.pre_freeze and "broken" == self.call_hook(
+                "pre-freeze", function.pre_freeze_timeout_s):  # [fc.freeze.hook]
+            self.kill()  # [fc.hook.broken]
+        elif self.session.move("quiet"):
+            self.signal(signal.SIGSTOP)
 
     def stop(self) -> None:
         """Stop it: in order if nothing runs in it, else at once [fc.stop.order]."""
@@ -666,9 +657,9 @@ class Platform:
         self.signal(signal.SIGKILL)
         self.ended.wait()
 
-    def watch(self, process: "subprocess.Popen[bytes]") -> None:
+    def watch(self) -> None:
         """Wait for the end of the process, and let the other thread know."""
-        self.status = process.wait()
+        self.process.wait()
         while time.monotonic() < self.grace_ends and self.signal(0):
             time.sleep(0.01)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)  # [any.process.group]
@@ -677,7 +668,7 @@ class Platform:
     def signal(self, number: int) -> bool:
         """Signal the whole process group; tell whether there is one."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self.process and not self.ended.is_set():
+            if not self.ended.is_set():
                 os.killpg(self.process.pid, number)
                 return True
         return False
@@ -689,26 +680,24 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the function, and what is to be done. Exits with 2 if it cannot be."""
     at = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        description="FOLDER (--event TEXT | --jsonl) OPTIONS -- COMMAND ARG ...")
-    add = parser.add_argument
-    add("code", metavar="FOLDER", help="the folder with the file bootstrap")
+        usage=argparse.SUPPRESS, description="FOLDER OPTIONS -- COMMAND ARG ...")
+    parser.add_argument("code", metavar="FOLDER", help="with the file bootstrap")
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--event", metavar="TEXT", help="invoke once, print the answer")
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable")
-    add("--handler", default=DEFAULT_HANDLER, help="handler string (%(default)s)")
-    add("--name", default="function", help="name of the function (%(default)s)")
-    add("--port", type=int, default=DEFAULT_PORT, help="0: a free one (%(default)s)")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--handler", default=DEFAULT_HANDLER)
+    parser.add_argument("--name", default="function")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0: a free one")
     for hook in ("--initializer", "--pre-freeze", "--pre-stop"):
-        add(hook, action="store_true", help="the function has this hook")
-    add("--freeze", action="store_true", default=True, help="when idle, as by default")
-    add("--no-freeze", action="store_false", dest="freeze", help="never")
+        parser.add_argument(hook, action="store_true", help="there is this hook")
+    parser.add_argument("--freeze", action="store_true", default=True)
+    parser.add_argument("--no-freeze", action="store_false", dest="freeze")
     for name, limit in LIMITS.items():
-        add(limit.option, dest=name, metavar="N", default=limit.default,
-            type=float if name.endswith("_s") else int, help=name + " (%(default)s)")
-    for option in ("max-instances", "parallel", "queue", "queue-timeout", "idle"):
-        add("--" + option, help="without effect; the conformance kit gives it")
+        parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
+                            type=float if name.endswith("_s") else int)
+    parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
+                        "--idle", metavar="N", help="for the kit; without effect")
     parser.set_defaults(version="", region="local", credentials={})
     function = parser.parse_args(words[:at])
     function.command = words[at + 1:]
@@ -728,10 +717,8 @@ def check_function(function: argparse.Namespace) -> None:
         value = getattr(function, name)
         if not 0 <= value <= threading.TIMEOUT_MAX or value == 0 and not limit.zero:
             raise ValueError("%s is out of range" % limit.option)
-    if function.concurrency > MAX_CONCURRENCY:  # [fc.concurrency.limit]
-        raise ValueError("--concurrency is at most %d" % MAX_CONCURRENCY)
-    if not 0 <= function.port <= 65535:
-        raise ValueError("--port is out of range")
+    if function.concurrency > MAX_CONCURRENCY or not 0 <= function.port <= 65535:
+        raise ValueError("--concurrency or --port is out of range")
     if not os.path.isdir(function.code):
         raise ValueError("%s is not a folder" % function.code)
 
@@ -756,41 +743,35 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
 
 def print_line(identity: object, outcome: Outcome) -> None:
     """Print an outcome as a line for the conformance kit."""
-    document: Dict[str, object] = dict(outcome._asdict(), id=identity, violations=[
-        one._asdict() for one in outcome.violations])
-    try:
-        document["body"] = outcome.body.decode()
-    except UnicodeDecodeError:
-        del document["body"]
-        document["body_base64"] = base64.b64encode(outcome.body).decode()
-    print(json.dumps(document), flush=True)
+    line = dict(outcome._asdict(), id=identity,
+                body=outcome.body.decode("utf-8", "replace"),
+                violations=[one._asdict() for one in outcome.violations])
+    if line["body"].encode() != outcome.body:
+        del line["body"]
+        line["body_base64"] = base64.b64encode(outcome.body).decode()
+    print(json.dumps(line), flush=True)
 
 
-def print_answer(outcome: Outcome) -> None:
-    """Print what the caller sees, and on stderr what was wrong."""
-    sys.stdout.buffer.write(outcome.body + b"\n")
-    if outcome.kind != "ok":
-        print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    function = parse(words[1:] if words[:1] == [PROTOCOL] else words)
+    function = parse(sys.argv[2 if sys.argv[1:2] == [PROTOCOL] else 1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    platform = Platform(function)
+    status, platform = 0, Platform(function)
     try:
         if function.jsonl:
             for identity, request in read_events(sys.stdin.buffer):
                 print_line(identity, platform.invoke(request))
                 platform.freeze()
-            return 0
-        outcome = platform.invoke(Request(os.fsencode(function.event)))
-        print_answer(outcome)
-        return int(outcome.kind != "ok")
+        else:
+            outcome = platform.invoke(Request(os.fsencode(function.event)))
+            sys.stdout.buffer.write(outcome.body + b"\n")
+            if outcome.kind != "ok":
+                print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
+                status = 1
     finally:
         platform.stop()
+    return status
 
 
 if __name__ == "__main__":

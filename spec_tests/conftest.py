@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
@@ -355,9 +356,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     gc.freeze()  # nor when pytest collects garbage ten times over before it leaves
     folder = session.config.getoption("--report")
     if folder and not session.config.option.collectonly:
-        table = HERE / "kills.txt"
-        report.write(pathlib.Path(folder), run.spec, run.verdicts,
-                     table.read_text(encoding="utf-8") if table.exists() else "")
+        option = session.config.getoption
+        judged = "%s, %s" % (option("--bootstrap") or option("--platform") or "ours",
+                             time.strftime("%Y-%m-%d %H:%M"))
+        report.write(pathlib.Path(folder), run.spec, run.verdicts, judged)
 
 
 def why_unchecked(session: Session, name: str) -> str:

@@ -15,7 +15,7 @@ __all__ = ["VERDICTS", "Verdict", "count", "plain", "write"]
 VERDICTS = ("pass", "fail", "unsupported", "excluded", "error")
 WORST_FIRST = ("error", "fail", "unsupported", "excluded", "pass")
 MARKS = {"pass": "✓", "fail": "✗", "unsupported": "–", "excluded": "∅", "error": "!"}
-FRAMES_SHOWN = 8  # of a failure on the terminal; the pages have all
+FRAMES_SHOWN = 8  # of a failure; report.json has all
 DETAILS_SHOWN = 5  # failing cases behind one cell
 
 
@@ -64,168 +64,76 @@ def plain(verdict: Verdict) -> str:
 
 
 def write(folder: pathlib.Path, text: spec.Spec, verdicts: Sequence[Verdict],
-          kills: str) -> None:
-    """Write report.json and report.html into the folder."""
+          judged: str) -> None:
+    """Write report.json and report.html into the folder; `judged` says of what."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"counts": count(verdicts), "excluded": text.exclusions,
+    data = {"judged": judged, "counts": count(verdicts), "excluded": text.exclusions,
             "verdicts": [{**verdict._asdict(), "frames": [frame._asdict()
                           for frame in verdict.frames]} for verdict in verdicts]}
     (folder / "report.json").write_text(
         json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page(text, verdicts, kills), encoding="utf-8")
+    (folder / "report.html").write_text(page(text, verdicts, judged), encoding="utf-8")
 
 
-Cells = Dict[Tuple[str, str], List[Verdict]]
+def page(text: spec.Spec, verdicts: Sequence[Verdict], judged: str) -> str:
+    """Return one page that needs nothing from elsewhere: a table for each role."""
+    numbers = ", ".join(f"{number} {name}" for name, number in count(verdicts).items())
+    legend = " ".join(f"{mark} {name}" for name, mark in MARKS.items())
+    tables = [table(text, role, [one for one in verdicts if one.role == role])
+              for role in sorted({one.role for one in verdicts})]
+    return PAGE % (html.escape(judged), numbers, legend, "\n".join(tables))
 
 
-def columns(verdicts: Sequence[Verdict]) -> List[Tuple[str, str, str]]:
-    """Return role, protocol and name of each implementation, in order."""
-    return sorted({(one.role, one.protocol, one.implementation) for one in verdicts})
+def table(text: spec.Spec, role: str, verdicts: Sequence[Verdict]) -> str:
+    """Return the table of a role: a row for each rule, a column for what was judged."""
+    heads = sorted({(one.protocol, one.implementation) for one in verdicts})
+    known = {rule.id: rule for rule in text.rules if rule.role == role
+             and rule.id.split(".")[0] in {"any", *(head[0] for head in heads)}}
+    rules = [*known, *sorted({one.rule for one in verdicts} - set(known))]
+    rows = [row(text, known.get(rule), rule, [
+        [one for one in verdicts if one.rule == rule
+         and (one.protocol, one.implementation) == head] for head in heads])
+        for rule in rules]
+    names = "".join(f"<th>{html.escape(' '.join(head))}</th>" for head in heads)
+    return (f"<h2>{html.escape(role)}</h2><table><tr><th>rule</th>{names}</tr>\n"
+            + "\n".join(rows) + "</table>")
 
 
-def cells(verdicts: Sequence[Verdict]) -> Cells:
-    """Return the verdicts by rule and column."""
-    found: Cells = {}
-    for one in verdicts:
-        column = " ".join((one.role, one.protocol, one.implementation))
-        found.setdefault((one.rule, column), []).append(one)
-    return found
-
-
-def worst(verdicts: Sequence[Verdict]) -> str:
-    """Return the verdict of a cell: the worst of its checks."""
-    kinds = {one.verdict for one in verdicts}
-    return next(kind for kind in WORST_FIRST if kind in kinds)
-
-
-def page(text: spec.Spec, verdicts: Sequence[Verdict], kills: str) -> str:
-    """Return the matrix as one page that needs nothing from elsewhere."""
-    heads = columns(verdicts)
-    found = cells(verdicts)
-    known = [rule.id for rule in text.rules]
-    rules = known + sorted({one.rule for one in verdicts} - set(known))
-    shown = [rule for rule in rules if rule in text.exclusions
-             or any((rule, " ".join(head)) in found for head in heads)]
-    rows = "\n".join(row(text, rule, heads, found) for rule in shown)
-    numbers = " · ".join(f"{number} {name}" for name, number in count(verdicts).items())
-    head = "".join(f'<th scope="col"><span>{html.escape(role)}</span> '
-                   f'<b>{html.escape(protocol)}</b> {html.escape(name)}</th>'
-                   for role, protocol, name in heads)
-    return PAGE.format(numbers=html.escape(numbers), head=head, rows=rows,
-                       kills=html.escape(kills), style=STYLE, script=SCRIPT,
-                       legend=" ".join(f'<span class="{name}">{mark}</span> {name}'
-                                       for name, mark in MARKS.items()))
-
-
-def row(text: spec.Spec, rule: str, heads: Sequence[Tuple[str, str, str]],
-        found: Cells) -> str:
-    """Return one line of the matrix: the rule and a cell for each implementation."""
-    known = next((one for one in text.rules if one.id == rule), None)
-    place = f"SPEC.md:{known.line} · {known.level}" if known else ""
-    title = html.escape(known.text if known else "", quote=True)
-    parts = [f'<th scope="row" title="{title}">{html.escape(rule)}'
-             f"<small>{place}</small></th>"]
-    for head in heads:
-        here = found.get((rule, " ".join(head)), [])
-        if here:
-            parts.append(cell(here))
-        elif rule in text.exclusions and concerns(known, head):
-            reason = html.escape(text.exclusions[rule], quote=True)
-            parts.append(f'<td class="excluded" title="{reason}">'
-                         f'{MARKS["excluded"]}</td>')
-        else:
-            parts.append('<td class="none"></td>')
-    kind = worst([one for head in heads for one in
-                  found.get((rule, " ".join(head)), [])] or [EXCLUDED])
-    return f'<tr data-worst="{kind}">{"".join(parts)}</tr>'
-
-
-EXCLUDED = Verdict("", 0, "", "", "", "", "excluded")
-
-
-def concerns(rule: Optional[spec.Rule], head: Tuple[str, str, str]) -> bool:
-    """Tell whether a rule is about the role and protocol of a column."""
-    return rule is not None and rule.role == head[0] \
-        and rule.id.split(".")[0] in ("any", head[1])
+def row(text: spec.Spec, rule: Optional[spec.Rule], name: str,
+        cells: Sequence[Sequence[Verdict]]) -> str:
+    """Return a line of a table: the rule, its sentence, and what became of it."""
+    about = f"SPEC.md:{rule.line}<br>{html.escape(rule.text)}" if rule else ""
+    reason = text.exclusions.get(name, "not judged: there is no check")
+    parts = [f"<td><b>{html.escape(name)}</b> {about}</td>"]
+    parts += [cell(one) if one else "<td></td>" for one in cells]
+    if not any(cells):
+        parts[1:] = [f'<td colspan="{len(cells)}">{html.escape(reason)}</td>']
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def cell(verdicts: Sequence[Verdict]) -> str:
-    """Return one cell; a failing one opens to show the wire."""
-    kind = worst(verdicts)
-    mark = f"{MARKS[kind]}"
+    """Return the worst verdict of a rule; what failed shows the wire."""
+    kinds = {one.verdict for one in verdicts}
+    kind = next(one for one in WORST_FIRST if one in kinds)
     passed = sum(one.verdict == "pass" for one in verdicts)
-    label = f"{kind}: {passed} of {len(verdicts)} checks pass"
-    if kind in ("pass", "excluded"):
-        return f'<td class="{kind}" title="{label}">{mark}</td>'
-    bad = [one for one in verdicts if one.verdict != "pass"]
-    inner = "".join(detail(one) for one in bad[:DETAILS_SHOWN])
-    return (f'<td class="{kind}"><details><summary title="{label}" '
-            f'aria-label="{label}">{mark}</summary><div>{inner}</div></details></td>')
+    bad = [one for one in verdicts if one.verdict in ("fail", "error")]
+    inner = "".join(f"<details open><summary>{html.escape(one.case)}</summary>"
+                    f"<pre>{html.escape(plain(one))}</pre></details>"
+                    for one in bad[:DETAILS_SHOWN])
+    return f'<td class="{kind}">{MARKS[kind]} {passed}/{len(verdicts)}{inner}</td>'
 
 
-def detail(verdict: Verdict) -> str:
-    """Return what was expected and seen in one check, and its exchange."""
-    frames = "".join(f"<h4>{html.escape(frame.who)}</h4><pre>{html.escape(frame.text)}"
-                     "</pre>" for frame in verdict.frames)
-    return (f"<h3>{html.escape(verdict.case)}</h3><p><b>{verdict.verdict}</b> "
-            f"SPEC.md:{verdict.line}</p><p>expected: "
-            f"<code>{html.escape(verdict.expected)}</code></p><p>seen: "
-            f"<code>{html.escape(verdict.seen)}</code></p>{frames}")
-
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c62828;
-  --odd: #9a6700; --back: #fff; --text: #1b1b1b; --soft: #f3f4f6; }
-@media (prefers-color-scheme: dark) { :root { --good: #57c773; --bad: #ff7b72;
-  --odd: #e0b341; --back: #16181c; --text: #e6e6e6; --soft: #22262c; } }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; background: var(--back);
-  color: var(--text); }
-h1 { font-size: 1.3rem; } label { margin-right: 1rem; }
-.frame { overflow: auto; max-height: 85vh; border: 1px solid var(--line); }
-table { border-collapse: collapse; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem .5rem; text-align: center;
-  vertical-align: top; }
-thead th { position: sticky; top: 0; background: var(--soft); font-weight: normal; }
-thead th span { display: block; font-size: .75rem; }
-tbody th { position: sticky; left: 0; background: var(--soft); text-align: left;
-  font-weight: normal; white-space: nowrap; }
-tbody th small { display: block; opacity: .7; }
-.pass { color: var(--good); } .fail, .error { color: var(--bad); font-weight: bold; }
-.unsupported, .excluded { color: var(--odd); }
-summary { cursor: pointer; list-style-position: inside; }
-summary:focus-visible, input:focus-visible { outline: 2px solid; outline-offset: 2px; }
-details div { text-align: left; min-width: 24rem; max-width: 44rem; color: var(--text);
-  font-weight: normal; }
-pre, code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85em; }
-pre { background: var(--soft); padding: .4rem; margin: .2rem 0; }
-h3, h4 { margin: .6rem 0 0; font-size: .9rem; }
-"""
-SCRIPT = """
-const only = document.getElementById('only'), find = document.getElementById('find');
-function show() {
-  for (const row of document.querySelectorAll('tbody tr')) {
-    const bad = ['fail', 'error'].includes(row.dataset.worst);
-    const named = row.cells[0].textContent.includes(find.value.trim());
-    row.hidden = only.checked && !bad || !named;
-  }
-}
-only.addEventListener('change', show); find.addEventListener('input', show);
-"""
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Conformance report</title><style>{style}</style></head>
-<body><h1>Conformance report</h1>
-<p>{numbers}. {legend}. A cell holds the worst of its checks; open a failing one to see
-what was on the wire. Point at a rule for its text.</p>
-<p><label><input type="checkbox" id="only"> only failures</label>
-<label>rule <input type="search" id="find" placeholder="scf.next"></label></p>
-<div class="frame" tabindex="0" role="region" aria-label="Rules and implementations">
-<table><thead><tr><th scope="col">rule</th>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody></table></div>
-<details><summary>Kill table: which checks catch what is broken on purpose</summary>
-<pre>{kills}</pre></details>
-<script>{script}</script></body></html>
+<title>Conformance report</title><style>
+:root { color-scheme: light dark; } body { font: 15px/1.4 system-ui, sans-serif; }
+table { border-collapse: collapse; } td, th { border-bottom: 1px solid #8884;
+  padding: .2rem .5rem; text-align: left; vertical-align: top; max-width: 40rem; }
+.pass { color: #1a7f37; } .fail, .error { color: #c62828; } .unsupported { color: #9a6700; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+</style></head><body><h1>Conformance report</h1>
+<p>Judged: %s. %s. Legend: %s; behind it, how many checks of the rule pass.</p>
+%s
+</body></html>
 """

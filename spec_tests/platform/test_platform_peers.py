@@ -166,7 +166,7 @@ def test_any_event_requeue__scf_first(platform: PlatformUnderTest) -> None:
 def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> None:
     """An event that nobody had fetched when its instance ended is served by the next
     one, and before any other."""
-    with pull_platform.used_run(*CLOCKED) as run:
+    with pull_platform.used_run(*CLOCKED, "--max-instances", "1") as run:
         instance = idle_one(run)
         if polls:
             instance.close(instance.park())

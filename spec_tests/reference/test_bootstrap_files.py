@@ -19,8 +19,7 @@ import pytest
 import wire
 from implementations import interpreters
 
-ROOT = next(folder for folder in pathlib.Path(__file__).resolve().parents
-            if (folder / "SPEC.md").exists())
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "reference"
 HANDLERS = ROOT / "spec_tests" / "handlers" / "python" / "own_handlers.py"
 LIMIT_S = 20.0
