@@ -385,6 +385,11 @@ class PullRun(Run):
         return Result(paths[exchange.request.path], exchange.request.body,
                       exchange.request), exchange
 
+    def answered(self, event: bytes) -> wire.Exchange:
+        """Answer the next poll with the event; return the result's call, not answered."""
+        self.poll().reply(200, self.headers(), event)
+        return self.result()[1]
+
     def answer(self, *pieces: bytes, pause_s: float = 0.0) -> Result:
         """Answer the next poll with raw bytes; return the result, acknowledged."""
         try:
