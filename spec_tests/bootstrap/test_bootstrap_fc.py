@@ -17,7 +17,7 @@ def test_fc_start_port(bootstrap: Bootstrap) -> None:
 
 def test_fc_start_port__custom(bootstrap: Bootstrap) -> None:
     """The server listens on the port that FC_CUSTOM_LISTEN_PORT alone names."""
-    bootstrap.push(but=["FC_SERVER_PORT"]).alive()
+    bootstrap.push(but="FC_SERVER_PORT").alive()
 
 
 def test_fc_start_port__first(bootstrap: Bootstrap) -> None:

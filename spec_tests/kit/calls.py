@@ -15,8 +15,6 @@ from kit import Mismatch, document, same
 from platform_run import Instance, PlatformRun
 from wire import Message
 
-__all__ = ["Case", "attempt", "cases"]
-
 EVENT = b'{"what": "the event"}'
 NEXT_EVENT = b'{"what": "the next event"}'
 UNKNOWN_ID = "11111111-2222-4333-8444-555555555555"

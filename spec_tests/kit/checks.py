@@ -18,9 +18,6 @@ import report
 import spec
 import wire
 
-__all__ = ["Check", "FILES", "FIXTURES", "all_checks", "judge", "protocols_of", "release",
-           "rule_names", "trust"]
-
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 # Where the checks are: these files judge a stranger's work, all others only ours.
 FILES = (*sorted((TESTS / "bootstrap").glob("test_*.py")),

@@ -13,8 +13,6 @@ import wire
 from kit import Mismatch
 from platform_run import Instance, PlatformRun
 
-__all__ = ["Fault", "attempt", "cases"]
-
 SIGNALS = ("ILL", "ABRT", "BUS", "FPE", "KILL", "SEGV", "TERM")
 FAULTS: Dict[str, Tuple[str, Dict[str, int]]] = {
     "exit-0": ("exit", {"status": 0}), "exit-3": ("exit", {"status": 3}),

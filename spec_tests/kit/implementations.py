@@ -14,9 +14,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import kit
 
-__all__ = ["START_EMULATOR", "Version", "bootstraps", "go_tool", "interpreters",
-           "module_words", "platforms", "run_go"]
-
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 HANDLER_VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER",
@@ -122,7 +119,8 @@ def go_bootstrap(protocol: str) -> Optional[kit.Implementation]:
     if not folder.exists():
         shutil.copytree(sample, folder)
         shutil.copy(TESTS / "handlers" / "go" / "handler.go", folder)
-        kit.BUILDS[str(folder / "bootstrap")] = kit.Build(lambda: build_go(folder))
+        kit.BUILDS[str(folder / "bootstrap")] = functools.lru_cache(maxsize=None)(
+            lambda: build_go(folder))
     return implementation("go", protocol, (str(folder / "bootstrap"),), folder,
                           "index.handle")
 

@@ -13,8 +13,6 @@ from kit import Mismatch, document, same
 
 from platform_run import PlatformUnderTest, Instance, PlatformRun
 
-__all__ = ["against_bootstrap", "against_platform", "can_play"]
-
 
 def can_play(transcript: spec.Transcript) -> bool:
     """Tell whether JSON lines can carry it; a caller who leaves is not among that."""

@@ -17,9 +17,6 @@ import re
 import sys
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-__all__ = ["Diagram", "FormError", "Rule", "Spec", "Step", "Table", "Transcript",
-           "lint", "load", "parse"]
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC_PATH = ROOT / "SPEC.md"
 
