@@ -248,6 +248,7 @@ class Instance:
         if reply.end != "whole" or reply.status != 200:
             raise Mismatch("an event", f"{reply.end}, {reply.start!r}")
         self.request_id = reply.header(kit.DIALECTS[self.run.protocol].id_header) or ""
+        self.got = reply
         return reply
 
     def result_path(self, kind: str = "response",

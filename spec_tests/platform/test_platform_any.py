@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import subprocess
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -64,6 +64,68 @@ def test_any_package_zip(push_platform: PlatformUnderTest, name: str) -> None:
     """A ZIP package with an entry that leads out is refused."""
     push_platform.needs("packages")
     push_platform.run(zipped=True, extra=EVIL[name]).refused()
+
+
+DOTTED = r"\d+\.\d+\.\d+\.\d+"
+VARIABLES = {  # rule, name, and what it is like
+    "scf": [("scf.env.api", "SCF_RUNTIME_API", DOTTED),
+            ("scf.env.api", "SCF_RUNTIME_API_PORT", r"\d+"),
+            ("scf.env.handler", "_HANDLER", r"index\.main_handler"),
+            ("any.start.cwd", "cwd", "CODE"),
+            *(("scf.env.documented", name, ".+") for name in (
+                "SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION", "TENCENTCLOUD_RUNENV",
+                "USER_CODE_ROOT"))],
+    "fg": [("fg.env.api", "RUNTIME_API_ADDR", DOTTED + r":\d+"),
+           ("fg.start.path", "argv[0]", "CODE/bootstrap"),
+           ("fg.env.table", "RUNTIME_CODE_ROOT", "CODE"),
+           *(("fg.env.table", "RUNTIME_" + name, ".+") for name in (
+               "PROJECT_ID", "FUNC_NAME", "FUNC_VERSION", "PACKAGE", "HANDLER",
+               "TIMEOUT", "USERDATA", "CPU", "MEMORY"))],
+    "fc": [("any.start.cwd", "cwd", "CODE"),
+           *(("fc.env.table", "FC_" + name, ".+") for name in (
+               "FUNC_CODE_PATH", "FUNCTION_NAME", "FUNCTION_HANDLER", "REGION",
+               "FUNCTION_MEMORY_SIZE", "INSTANCE_ID", "ACCOUNT_ID"))]}
+
+
+def variables(protocol: str) -> pytest.MarkDecorator:
+    """Run a check over the variables of that protocol, each under its rule."""
+    return pytest.mark.parametrize("rule,name,wanted", VARIABLES[protocol])
+
+
+def has(platform: PlatformUnderTest, name: str, wanted: str) -> None:
+    """Raise Mismatch unless a variable is like that; CODE stands for the code folder."""
+    with platform.fetched() as instance:
+        told = {**instance.environ, "cwd": instance.cwd, "argv[0]": instance.argv[0]}
+        wanted = wanted.replace("CODE", re.escape(str(instance.run.code.resolve())))
+        if not re.fullmatch(wanted, told.get(name, "")):
+            raise Mismatch(f"{name} like {wanted}", repr(told.get(name)))
+
+
+@variables("scf")
+def test_scf_env(platform: PlatformUnderTest, rule: str, name: str, wanted: str) -> None:
+    """The variables of the table are set."""
+    has(platform, name, wanted)
+
+
+@variables("fg")
+def test_fg_env(platform: PlatformUnderTest, rule: str, name: str, wanted: str) -> None:
+    """The variables of the table are set."""
+    has(platform, name, wanted)
+
+
+@variables("fc")
+def test_fc_env(platform: PlatformUnderTest, rule: str, name: str, wanted: str) -> None:
+    """The variables of the table are set."""
+    has(platform, name, wanted)
+
+
+def test_any_credentials_role(platform: PlatformUnderTest) -> None:
+    """A function without a role has no credentials, in no variable and no field."""
+    with platform.fetched() as instance:
+        fields = [name for name, _ in instance.got.headers if name[:5].lower() != "x-fc-"]
+        same([], [name for name in fields if re.search("(?i)key|token", name)])
+        same([], [name for name in instance.environ if re.match(
+            "TENCENTCLOUD_(SECRET|SESSION)|ALIBABA_CLOUD_", name)])
 
 
 def test_any_env_user(platform: PlatformUnderTest) -> None:
@@ -258,6 +320,29 @@ def test_any_event_bytes(pull_platform: PlatformUnderTest, body: bytes) -> None:
     """The event arrives byte for byte."""
     with pull_platform.used_run() as run:
         instance = run.fetched(body)  # compares
+        run.finish(instance)
+
+
+@pytest.mark.parametrize("event", [b"{}", b"no json"])
+def test_any_event_content_type(pull_platform: PlatformUnderTest, event: bytes) -> None:
+    """The event is sent as application/json."""
+    with pull_platform.fetched(event) as instance:
+        same(["application/json"], instance.got.values("content-type"))
+
+
+def test_any_event_issue(pull_platform: PlatformUnderTest) -> None:
+    """A second event waits until the instance is idle."""
+    with pull_platform.running(*CLOCKED, event=b"one") as (run, instance):
+        run.issue(b"two")
+        run.settle()
+        number: Optional[int] = instance.park()
+        if run.protocol == "scf":
+            same(b"one", instance.fetch(number).body, "the event while one runs")
+            number = None
+        else:
+            same("", instance.read(number or 0, 0.05).start, "an answer while one runs")
+        run.finish(instance)
+        same(b"two", instance.fetch(number).body, "the event afterwards")
         run.finish(instance)
 
 

@@ -22,46 +22,10 @@ def times_out_soon(run: PlatformRun, instance: Instance) -> None:
 # ---- scf ----
 
 
-@pytest.mark.parametrize("name,wanted", [
-    ("SCF_RUNTIME_API", r"\d+\.\d+\.\d+\.\d+"), ("SCF_RUNTIME_API_PORT", r"\d+")])
-def test_scf_env_api(platform: PlatformUnderTest, name: str, wanted: str) -> None:
-    """The runtime API's address is an IP literal and a port."""
-    with platform.fetched() as instance:
-        if not re.fullmatch(wanted, instance.environ.get(name, "")):
-            raise Mismatch(f"{name} like {wanted}", repr(instance.environ.get(name)))
-
-
 def test_scf_env_handler(platform: PlatformUnderTest) -> None:
     """_HANDLER is the function's handler."""
     run = platform.run("--handler", "mine.handle")
     same("mine.handle", run.starting().environ.get("_HANDLER"))
-
-
-def test_scf_env_handler__default(platform: PlatformUnderTest) -> None:
-    """Without a configured handler it is index.main_handler."""
-    with platform.fetched() as instance:
-        same("index.main_handler", instance.environ.get("_HANDLER"))
-
-
-@pytest.mark.parametrize("name", ["SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION",
-                                  "TENCENTCLOUD_RUNENV", "USER_CODE_ROOT"])
-def test_scf_env_documented(platform: PlatformUnderTest, name: str) -> None:
-    """The variables that describe the function are set."""
-    with platform.fetched() as instance:
-        same(True, bool(instance.environ.get(name)), f"{name} set")
-
-
-def test_any_credentials_role__scf(platform: PlatformUnderTest) -> None:
-    """A function without a role has no credential variables."""
-    with platform.fetched() as instance:
-        same([], [name for name in instance.environ
-                  if re.match("TENCENTCLOUD_(SECRET|SESSION)", name)])
-
-
-def test_any_start_cwd__scf(platform: PlatformUnderTest) -> None:
-    """The working folder is the code folder."""
-    with platform.fetched() as instance:
-        same(str(instance.run.code.resolve()), instance.cwd)
 
 
 def test_scf_next_headers(platform: PlatformUnderTest) -> None:
@@ -72,24 +36,6 @@ def test_scf_next_headers(platform: PlatformUnderTest) -> None:
     same(("256", "5000"), (reply.header("Memory_Limit_In_Mb"),
                            reply.header("Time_Limit_In_Ms")))
     same(reply.header("Request_Id"), run.finish(instance).request_id)
-
-
-@pytest.mark.parametrize("event", [b"{}", b"no json"])
-def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) -> None:
-    """The event is sent as application/json."""
-    with platform.fetched(event) as instance:
-        same("application/json", instance.fetch().header("content-type"))
-
-
-def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
-    """A second event waits until the instance is idle."""
-    with platform.running(*CLOCKED, event=b"one") as (run, instance):
-        run.issue(b"two")
-        run.settle()
-        same(b"one", instance.fetch().body, "the event while one runs")
-        run.finish(instance)
-        same(b"two", instance.fetch().body, "the event afterwards")
-        run.finish(instance)
 
 
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
@@ -143,24 +89,6 @@ def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
 # ---- fg ----
 
 
-def test_fg_env_api(platform: PlatformUnderTest) -> None:
-    """RUNTIME_API_ADDR is an IP address and a port, without a scheme."""
-    with platform.fetched() as instance:
-        address = instance.environ.get("RUNTIME_API_ADDR", "")
-        if not re.fullmatch(r"\d+\.\d+\.\d+\.\d+:\d+", address):
-            raise Mismatch("IP:port", address)
-
-
-@pytest.mark.parametrize("name", [
-    "RUNTIME_PROJECT_ID", "RUNTIME_FUNC_NAME", "RUNTIME_FUNC_VERSION",
-    "RUNTIME_PACKAGE", "RUNTIME_HANDLER", "RUNTIME_TIMEOUT", "RUNTIME_USERDATA",
-    "RUNTIME_CPU", "RUNTIME_MEMORY", "RUNTIME_CODE_ROOT"])
-def test_fg_env_table(platform: PlatformUnderTest, name: str) -> None:
-    """The variables that describe the function are set."""
-    with platform.fetched() as instance:
-        same(True, bool(instance.environ.get(name)), f"{name} set")
-
-
 @pytest.mark.parametrize("name,value", [("RUNTIME_TIMEOUT", "7"),
                                         ("RUNTIME_CPU", "400")])
 def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
@@ -180,22 +108,9 @@ def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
     same({"A": "1", "B": "two words"}, document(environ["RUNTIME_USERDATA"]))
 
 
-def test_fg_env_table__code_root(platform: PlatformUnderTest) -> None:
-    """RUNTIME_CODE_ROOT is the absolute path of the code folder."""
-    with platform.fetched() as instance:
-        same(str(instance.run.code.resolve()), instance.environ["RUNTIME_CODE_ROOT"])
-
-
-def test_fg_start_path(platform: PlatformUnderTest) -> None:
-    """The bootstrap is started by its absolute path."""
-    with platform.fetched() as instance:
-        same(str(instance.run.code.resolve() / "bootstrap"), instance.argv[0])
-
-
 @pytest.mark.parametrize("rule,name,wanted", [
     ("fg.request.headers", "X-Cff-Request-Id", r"[A-Za-z0-9-]+"),
-    ("fg.request.headers", "X-CFF-Invoke-Type", "sync"),
-    ("any.event.content-type", "Content-Type", "application/json")])
+    ("fg.request.headers", "X-CFF-Invoke-Type", "sync")])
 def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
                            wanted: str) -> None:
     """The event comes with exactly one such field."""
@@ -204,15 +119,6 @@ def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
         values = instance.fetch().values(name)
         if len(values) != 1 or not re.fullmatch(wanted, values[0]):
             raise Mismatch(f"one field {name}: {wanted}", repr(values))
-        run.finish(instance)
-
-
-def test_any_credentials_role__fg(platform: PlatformUnderTest) -> None:
-    """A function without an agency gets no credential fields."""
-    with platform.used_run() as run:
-        instance = run.starting(b"hello")
-        names = [name.lower() for name, _ in instance.fetch().headers]
-        same([], [name for name in names if re.search("key|token", name)])
         run.finish(instance)
 
 
@@ -238,17 +144,6 @@ def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
         instance.request_id = served[0].header("X-Cff-Request-Id") or ""
         for number in polls:
             instance.close(number)
-        run.finish(instance)
-
-
-def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
-    """A second event waits until the instance is idle."""
-    with platform.running(*CLOCKED, event=b"one") as (run, instance):
-        run.issue(b"two")
-        number = instance.park()
-        same("", instance.read(number, 0.05).start, "an answer while one runs")
-        run.finish(instance)
-        same(b"two", instance.fetch(number).body, "the event afterwards")
         run.finish(instance)
 
 
