@@ -112,10 +112,8 @@ def busy_at_last(attempt: Callable[[float], None]) -> None:
     """Try it with more and more time until something under test is busy; the last
     Mismatch counts. Where nothing tells, a loaded machine needs longer to begin."""
     for pause_s in (0.1, 0.4):
-        try:
+        with contextlib.suppress(Mismatch, wire.WireError):
             return attempt(pause_s)
-        except (Mismatch, wire.WireError):
-            pass
     attempt(1.6)
 
 

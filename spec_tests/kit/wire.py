@@ -295,8 +295,10 @@ class Channel:
             if not re.match(r"^\d+$", length) or int(length) > BODY_LIMIT_BYTES:
                 raise Garbage(f"bad Content-Length {length!r}")
             return self.take(int(length), deadline)
-        if not is_response:
-            return b""
+        return self.rest(deadline) if is_response else b""
+
+    def rest(self, deadline: float) -> bytes:
+        """Return everything up to the end of the connection."""
         try:
             while True:
                 self.more(deadline)
