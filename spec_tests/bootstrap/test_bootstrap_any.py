@@ -61,12 +61,26 @@ def test_any_event_large__push(pusher: Bootstrap, size_mb: int) -> None:
         same(event, run.invoke(event).body, "the echo")
 
 
-@pytest.mark.parametrize("framing", ["lower-case", "upper-case", "no-blank", "decoys"])
-def test_any_http_header_case(puller: Bootstrap, framing: str) -> None:
-    """The fields of an event are found in any letter case, and nowhere else."""
+HEARD = instruction("echo", text="heard")
+FRAMED = [  # rule, how an event is sent, what comes back of it
+    *(("any.http.header-case", framing, HEARD, b"heard") for framing in (
+        "lower-case", "upper-case", "no-blank", "decoys")),
+    *(("any.http.chunked-event", "chunked", event, event) for event in (
+        pulling.EVENTS["json"], pulling.EVENTS["lines"], pulling.EVENTS["empty"])),
+    ("any.http.chunked-event", "odd-chunks", b"z" * 0xAB, b"z" * 0xAB),
+    ("any.http.interim", "interim", b"heard", b"heard"),
+    *(("any.poll.retry", framing, HEARD, b"heard") for framing in (
+        "plain", "two-writes", "drip", "no-reason"))]
+
+
+@pytest.mark.parametrize("rule,framing,event,wanted", FRAMED, ids=[
+    f"{rule}-{framing}-{number}" for number, (rule, framing, *_) in enumerate(FRAMED)])
+def test_any_event_framed(puller: Bootstrap, rule: str, framing: str, event: bytes,
+                          wanted: bytes) -> None:
+    """An event is one event in whatever form and pieces it arrives."""
     with puller.used_pull() as run:
-        result = pulling.framed(run, framing, instruction("echo", text="heard"))
-        same(("response", b"heard"), (result.kind, result.body))
+        result = pulling.framed(run, framing, event)
+        same(("response", wanted), (result.kind, result.body))
 
 
 @pytest.mark.parametrize("case", ["lower", "upper", "swapcase"])
@@ -81,14 +95,6 @@ def test_any_http_header_case__push(pusher: Bootstrap, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "lines", "empty"])
-def test_any_http_chunked_event(puller: Bootstrap, name: str) -> None:
-    """An event in chunks comes back whole."""
-    event = pulling.EVENTS[name]
-    with puller.used_pull() as run:
-        same(event, pulling.framed(run, "chunked", event).body)
-
-
-@pytest.mark.parametrize("name", ["json", "lines", "empty"])
 def test_any_http_chunked_event__push(pusher: Bootstrap, name: str) -> None:
     """An event in chunks comes back whole."""
     event = pulling.EVENTS[name]
@@ -100,37 +106,19 @@ def test_any_http_chunked_event__push(pusher: Bootstrap, name: str) -> None:
         same(event, run.read_result(answer).body, "the echo")
 
 
-def test_any_http_chunked_event__odd(bootstrap: Bootstrap) -> None:
+def test_any_http_chunked_event__push_odd(pusher: Bootstrap) -> None:
     """Chunks may have capital letters, extensions and a trailer."""
-    event = b"z" * 0xAB
-    with bootstrap.used() as run:
-        if bootstrap.implementation.protocol != "fc":
-            same(event, pulling.framed(run, "odd-chunks", event).body)
-            return
+    with pusher.used_push() as run:
         head = wire.request_bytes("POST", "/invoke", [
             *run.headers(), ("transfer-encoding", "Chunked")])
-        answer = run.ask(head + wire.odd_chunks(event), "POST")
-        same(event, run.read_result(answer).body, "the echo")
-
-
-def test_any_http_interim(puller: Bootstrap) -> None:
-    """Interim answers are skipped."""
-    with puller.used_pull() as run:
-        same(b"heard", pulling.framed(run, "interim", b"heard").body)
+        answer = run.ask(head + wire.odd_chunks(b"z" * 0xAB), "POST")
+        same(b"z" * 0xAB, run.read_result(answer).body, "the echo")
 
 
 def test_any_http_interim__result(puller: Bootstrap) -> None:
     """Interim answers to a result are skipped, too."""
     with puller.used_pull() as run:
         pulling.acknowledged_with(run, [pulling.INTERIM, wire.response(200)])
-
-
-@pytest.mark.parametrize("framing", ["plain", "two-writes", "drip", "no-reason"])
-def test_any_poll_retry__pieces(puller: Bootstrap, framing: str) -> None:
-    """An event that arrives in pieces is an event and no failed poll."""
-    with puller.used_pull() as run:
-        event = instruction("echo", text="heard")
-        same(b"heard", pulling.framed(run, framing, event).body)
 
 
 @pytest.mark.parametrize("name", sorted(pulling.NO_EVENT))
@@ -140,24 +128,16 @@ def test_any_poll_retry(puller: Bootstrap, name: str) -> None:
         pulling.survives(run, pulling.NO_EVENT[name])
 
 
-@pytest.mark.parametrize("name", sorted(pulling.CUT))
+CUT = {**pulling.CUT, **pulling.CUT_BODY, "reset": []}
+
+
+@pytest.mark.parametrize("name", sorted(CUT))
 def test_any_poll_retry__cut(puller: Bootstrap, name: str) -> None:
-    """A poll that breaks is followed by another one."""
+    """A poll that breaks is followed by another one, and an answer that breaks off is no
+    event."""
     with puller.used_pull() as run:
-        pulling.cut_off(run, pulling.CUT[name])
-
-
-@pytest.mark.parametrize("name", sorted(pulling.CUT_BODY))
-def test_any_poll_retry__body_cut(puller: Bootstrap, name: str) -> None:
-    """An answer that breaks off is no event: another poll follows, and no result."""
-    with puller.used_pull() as run:
-        pulling.cut_off(run, pulling.CUT_BODY[name])
-
-
-def test_any_poll_retry__reset(puller: Bootstrap) -> None:
-    """A poll whose connection is reset is followed by another one."""
-    with puller.used_pull() as run:
-        pulling.cut_off(run, [], reset=True)
+        run.poll().drop(*pulling.filled_in(run, CUT[name]), reset=name == "reset")
+        run.alive()
 
 
 PAUSE_S = 0.04  # the rule says 50 ms; clocks are not that exact

@@ -119,8 +119,7 @@ def fail(instance: Instance, fault: str) -> int:
 
 def wait_gone(process_id: int, limit_s: float) -> None:
     """Raise Mismatch unless that process is gone soon."""
-    for _ in wire.looks(limit_s):
-        if platform_run.state_of(process_id) in ("", "Z"):
-            return
-    os.kill(process_id, signal.SIGKILL)
-    raise Mismatch("the whole process group to be gone", "a child lives on")
+    if not any(platform_run.state_of(process_id) in ("", "Z")
+               for _ in wire.looks(limit_s)):
+        os.kill(process_id, signal.SIGKILL)
+        raise Mismatch("the whole process group to be gone", "a child lives on")

@@ -124,19 +124,13 @@ class Instance:
 
     def reaped(self) -> None:
         """Wait until the platform has taken note of the end. Raises Mismatch."""
-        for _ in wire.looks(self.run.patience_s):
-            try:
-                os.kill(self.pid, 0)
-            except OSError:
-                return
-        raise Mismatch("the end of a process to be noticed", "it is a zombie, or there")
+        if not any(not state_of(self.pid) for _ in wire.looks(self.run.patience_s)):
+            raise Mismatch("the end of a process to be noticed", "it is there, or a zombie")
 
     def frozen(self) -> None:
         """Wait until the process stands still. Raises Mismatch."""
-        for _ in wire.looks(self.run.patience_s):
-            if state_of(self.pid) == "T":
-                return
-        raise Mismatch("a process that is stopped", "it runs")
+        if not any(state_of(self.pid) == "T" for _ in wire.looks(self.run.patience_s)):
+            raise Mismatch("a process that is stopped", "it runs")
 
     # -- as a client of the runtime API --
 

@@ -134,12 +134,6 @@ def survives(run: PullRun, pieces: Sequence[bytes]) -> None:
     run.alive()
 
 
-def cut_off(run: PullRun, pieces: Sequence[bytes], reset: bool = False) -> None:
-    """Raise Mismatch unless a poll that breaks is followed by another one."""
-    run.poll().drop(*filled_in(run, pieces), reset=reset)
-    run.alive()
-
-
 # ---- what is said to a result ----
 
 ACKNOWLEDGEMENTS: Dict[str, Sequence[bytes]] = {

@@ -149,13 +149,10 @@ def test_any_env_names(pull_platform: PlatformUnderTest, setting: str) -> None:
     pull_platform.run("--env", setting).refused()
 
 
-RESERVED = {"scf": ["SCF_X", "QCLOUD_X", "TENCENTCLOUD_X"], "fg": ["RUNTIME_X"],
-            "fc": ["FC_X"]}
-
-
 def test_any_env_names__reserved(platform: PlatformUnderTest) -> None:
     """A variable whose name belongs to the platform is refused."""
-    for name in RESERVED[platform.implementation.protocol]:
+    reserved = {"scf": "SCF_X QCLOUD_X TENCENTCLOUD_X", "fg": "RUNTIME_X", "fc": "FC_X"}
+    for name in reserved[platform.implementation.protocol].split():
         platform.run("--env", f"{name}=y").refused()
 
 
@@ -232,28 +229,25 @@ def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest) -> None:
         run.finish(instance, b"the whole result")
 
 
-def test_any_http_length(pull_platform: PlatformUnderTest) -> None:
-    """Every answer has a Content-Length."""
+FORMS: List[Tuple[str, str]] = [  # rule, and a field that comes with the result
+    ("any.http.length", ""), ("any.http.empty", ""), ("any.result.at-once", ""),
+    ("any.http.body", "Transfer-Encoding: chunked"),
+    *(("any.result.bytes", "Content-Type: " + kind) for kind in (
+        "", "text/plain", "application/x-www-form-urlencoded", "nonsense"))]
+
+
+@pytest.mark.parametrize("rule,field", FORMS)
+def test_any_result_form(pull_platform: PlatformUnderTest, rule: str, field: str) -> None:
+    """A result in any form is acknowledged with 200 and nothing, with its length, and is
+    the outcome without another poll."""
     with pull_platform.running() as (run, instance):
-        reply = instance.result(b"done")
-        same("0", reply.header("content-length"))
-        run.outcome("ok", instance)
-
-
-def test_any_http_empty(pull_platform: PlatformUnderTest) -> None:
-    """An accepted result is answered with 200 and nothing."""
-    with pull_platform.running() as (run, instance):
-        reply = instance.result(b"done")
-        same((200, b""), (reply.status, reply.body))
-        run.outcome("ok", instance)
-
-
-def test_any_http_body(pull_platform: PlatformUnderTest) -> None:
-    """A result in chunks is the same as one with a length."""
-    with pull_platform.running() as (run, instance):
-        fields = [("Transfer-Encoding", "chunked")]
-        instance.ask(instance.post_bytes(None, fields) + wire.chunked(b"in several chunks"))
-        same(b"in several chunks", run.outcome("ok", instance).body)
+        name, _, value = field.partition(": ")
+        is_chunked = value == "chunked"
+        head = instance.post_bytes(None if is_chunked else b"a=b&c",
+                                   [(name, value)] if name else [])
+        reply = instance.ask(head + (wire.chunked(b"a=b&c") if is_chunked else b""))
+        same((200, "0", b""), (reply.status, reply.header("content-length"), reply.body))
+        same(b"a=b&c", run.outcome("ok", instance).body)
 
 
 def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
@@ -266,17 +260,6 @@ def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
         instance.send(number, b"done")
         same(200, instance.read(number).status, "final status")
         run.outcome("ok", instance)
-
-
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded",
-                                  "nonsense"])
-def test_any_result_bytes__content_type(pull_platform: PlatformUnderTest,
-                                        kind: str) -> None:
-    """The Content-Type of a result means nothing."""
-    with pull_platform.running() as (run, instance):
-        fields = [("Content-Type", kind)]
-        instance.ask(instance.post_bytes(b"a=b&c", fields))
-        same(b"a=b&c", run.outcome("ok", instance).body)
 
 
 def test_any_http_reuse(pull_platform: PlatformUnderTest) -> None:
@@ -351,13 +334,6 @@ def test_any_result_bytes(platform: PlatformUnderTest, body: bytes) -> None:
     """The result reaches the caller byte for byte."""
     with platform.used_run() as run:
         run.serve(b"hello", body)  # compares
-
-
-def test_any_result_at_once(pull_platform: PlatformUnderTest) -> None:
-    """The outcome is there without another poll."""
-    with pull_platform.running() as (run, instance):
-        instance.result(b"done")
-        run.outcome("ok", instance)
 
 
 def test_any_event_size(pull_platform: PlatformUnderTest) -> None:
