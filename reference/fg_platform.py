@@ -700,7 +700,7 @@ def print_line(identity: object, outcome: Outcome) -> None:
 
 def print_answer(outcome: Outcome) -> None:
     """Print what the caller sees, and on stderr what was wrong."""
-    sys.stdout.buffer.write(outcome.body + b"\n")
+    sys.stdout.buffer.write(outcome.body + b"\n" * (outcome.body[-1:] != b"\n"))
     for rule, seen in outcome.violations:
         print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
     if outcome.kind != "ok":
