@@ -83,9 +83,10 @@ def soak(server: Server, protocol: str, count: int) -> bool:
 def main() -> int:
     """Soak all protocols; return the exit status."""
     parser = argparse.ArgumentParser(description="Invoke very often.")
-    parser.add_argument("count", nargs="?", type=int, default=100_000)
-    parser.add_argument("--quick", action="store_const", const=3000, dest="count")
-    count, has_grown = parser.parse_args().count, False
+    parser.add_argument("count", nargs="?", type=int)
+    parser.add_argument("--quick", action="store_true", help="3,000 of each")
+    options, has_grown = parser.parse_args(), False
+    count = options.count or (3_000 if options.quick else 100_000)
     for protocol in ("scf", "fg", "fc"):
         with tempfile.TemporaryDirectory() as place:
             server = Server([
