@@ -218,12 +218,18 @@ def test_any_http_no_effect(pull_platform: PlatformUnderTest) -> None:
         run.finish(instance, b"honest")
 
 
-def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest) -> None:
-    """A result that ends before its announced length is none."""
+@pytest.mark.parametrize("left_out", ["half a line", "no blank line", "half a body"])
+def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest,
+                                      left_out: str) -> None:
+    """A result that ends before its announced length is none, nor is one whose head
+    breaks off, not even without a body."""
     with pull_platform.running() as (run, instance):
+        whole = instance.post_bytes(b"")
         number = instance.open()
-        fields = [("Content-Length", "10")]
-        instance.send(number, instance.post_bytes(None, fields) + b"12345")
+        instance.send(number, {
+            "half a line": whole[:-10], "no blank line": whole[:-2],
+            "half a body": instance.post_bytes(None, [("Content-Length", "10")]) + b"12345",
+        }[left_out])
         instance.close(number)
         run.settle()
         run.finish(instance, b"the whole result")
