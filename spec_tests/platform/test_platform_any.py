@@ -354,7 +354,7 @@ def test_any_event_size(pull_platform: PlatformUnderTest) -> None:
 def test_any_event_size__unit(pull_platform: PlatformUnderTest) -> None:
     """The limit of 6 MB is 6,291,456 bytes."""
     run = pull_platform.run("--max-event", "6291456", "--max-result", "6291456")
-    instance = run.fetched(b"hello")
+    instance = run.fetched()
     head = instance.post_bytes(None, [("Content-Length", str(6 << 20))])
     same(200, instance.ask(head, 6 << 20).status)
     same(6 << 20, len(run.outcome("ok").body))
@@ -511,7 +511,7 @@ def test_any_memory_limit(pull_platform: PlatformUnderTest) -> None:
     """An instance that takes more memory than its limit is ended."""
     pull_platform.needs("memory")
     run = pull_platform.run("--memory", "64", "--timeout", "10")
-    instance = run.fetched(b"hello")
+    instance = run.fetched()
     instance.end("eat", bytes=100 << 20)
     run.outcome("out-of-memory")
     instance.reaped()
@@ -523,7 +523,7 @@ def test_any_memory_limit(pull_platform: PlatformUnderTest) -> None:
 def test_any_stop_drain(pull_platform: PlatformUnderTest) -> None:
     """An invocation that runs when the input ends comes to its outcome."""
     run = pull_platform.run()
-    instance = run.fetched(b"hello")
+    instance = run.fetched()
     instance.order("ignore", signal=15)
     run.end_input()
     run.settle()
@@ -542,7 +542,7 @@ def test_any_stop_order(pull_platform: PlatformUnderTest) -> None:
 def test_any_process_group__leftovers(pull_platform: PlatformUnderTest) -> None:
     """When the platform has ended, nothing of the instance is left."""
     run = pull_platform.run("--grace", "0.2")
-    instance = run.fetched(b"hello")
+    instance = run.fetched()
     child = instance.order("fork")["child"]
     address = instance.address()
     run.finish(instance)
@@ -557,7 +557,7 @@ def test_any_log_streams(platform: PlatformUnderTest) -> None:
     """What a bootstrap prints is in the log before its result, and in order."""
     platform.needs("logs")
     with platform.used_run() as run:
-        instance = run.fetched() if run.protocol == "fc" else run.fetched(b"hello")
+        instance = run.fetched() if run.protocol == "fc" else run.fetched()
         mark = os.urandom(8).hex().encode()
         for number, to in enumerate((1, 2, 1)):
             text = b"<%s %d>\n" % (mark, number)
@@ -601,7 +601,7 @@ def test_any_security_values(push_platform: PlatformUnderTest) -> None:
     run = push_platform.run("--name", "a\r\nX-Evil: 1")
     run.patience_s = 2.0
     try:
-        instance = run.fetched(b"hello")
+        instance = run.fetched()
     except Mismatch:
         return  # refused, or never sent: as good
     same(None, instance.got.header("x-evil"), "the field X-Evil")

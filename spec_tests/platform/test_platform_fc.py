@@ -3,7 +3,7 @@
 
 import json
 import re
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -263,18 +263,11 @@ def test_fc_start_failed__file(platform: PlatformUnderTest, code: str) -> None:
         same(code, document(run.outcome("start-error").body)["Code"])
 
 
-def test_fc_start_command(platform: PlatformUnderTest) -> None:
-    """The words after -- are the start command."""
-    run = platform.run("--", "./bootstrap", "one")
-    instance = run.fetched(b"hello")
-    same(["one"], instance.argv[1:])
-
-
-def test_fc_start_command__words(platform: PlatformUnderTest) -> None:
-    """The words of the start command see no shell."""
-    words = ["a b", "$HOME", "*", ";", "'"]
+@pytest.mark.parametrize("words", [["one"], ["a b", "$HOME", "*", ";", "'"]])
+def test_fc_start_command(platform: PlatformUnderTest, words: List[str]) -> None:
+    """The words after -- are the start command, and see no shell."""
     run = platform.run("--", "./bootstrap", *words)
-    same(words, run.fetched(b"hello").argv[1:])
+    same(words, run.fetched().argv[1:])
 
 
 def test_fc_env_port(platform: PlatformUnderTest) -> None:
@@ -290,7 +283,7 @@ def test_fc_env_port(platform: PlatformUnderTest) -> None:
 def test_fc_initialize_form__configured(platform: PlatformUnderTest) -> None:
     """Without a configured Initializer the first request is the event."""
     with platform.new_run() as run:
-        instance = run.fetched(b"hello")
+        instance = run.fetched()
         same("POST /invoke HTTP/1.1", instance.got.start)
         run.finish(instance)
 
@@ -306,7 +299,7 @@ def initialised(run: PlatformRun, status: int = 200, *answer: Any) -> None:
 def test_fc_initialize_form(platform: PlatformUnderTest) -> None:
     """The Initializer is POST /initialize without a body, before the event."""
     with platform.new_run("--initializer") as run:
-        instance = run.fetched(b"hello")
+        instance = run.fetched()
         same(("POST /initialize HTTP/1.1", 0),
              (instance.got.start, instance.got.body_bytes))
         same("/initialize", instance.got.header("x-fc-control-path"))

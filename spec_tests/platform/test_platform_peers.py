@@ -27,7 +27,7 @@ def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
     """A request whose head comes byte by byte, and never ends, is dropped in time."""
     pull_platform.needs("slow-heads")
     with pull_platform.bare_run("--timeout", "60") as run:
-        instance = run.fetched(b"hello")
+        instance = run.fetched()
         number = instance.open()
         instance.send(number, b"GET /")
         for _ in range(HEAD_LIMIT_S + 1):
@@ -44,7 +44,7 @@ def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
 def test_any_limits_slow__in_time(pull_platform: PlatformUnderTest) -> None:
     """A poll that comes byte by byte, and soon enough, brings the event."""
     with pull_platform.used_run() as run:
-        instance = run.ready(b"hello")
+        instance = run.ready()
         number = instance.open()
         for byte in instance.poll_bytes():
             instance.send(number, bytes([byte]))
@@ -164,7 +164,7 @@ def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> Non
 def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
     """A large result counts whose sender ends right behind its last byte."""
     with pull_platform.bare_run() as run:
-        instance = run.fetched(b"hello")
+        instance = run.fetched()
         head = instance.post_bytes(None, [("Content-Length", str(LARGE_BYTES))])
         ends_behind(instance, instance.open(), head)
         same(LARGE_BYTES, len(run.outcome("ok").body), "bytes of the result")

@@ -8,7 +8,7 @@ import pytest
 
 import wire
 from kit import Mismatch, document, same
-from platform_run import CLOCKED, Instance, PlatformRun, PlatformUnderTest
+from platform_run import CLOCKED, Instance, Outcome, PlatformRun, PlatformUnderTest
 
 
 def times_out_soon(run: PlatformRun, instance: Instance) -> None:
@@ -68,22 +68,27 @@ SCF_DOCUMENTS: Dict[str, Dict[str, object]] = {
 }
 
 
+def failed(run: PlatformRun, kind: str) -> Outcome:
+    """Return the outcome of an event that fails in this way."""
+    instance = run.starting() if kind == "init-error" else run.ready()
+    if kind != "init-error":
+        instance.fetch()
+    if kind == "function-error":
+        instance.result(b"it failed", "error")
+    elif kind != "timeout":
+        instance.end("exit", status=0)
+    outcome = run.outcome(kind)
+    run.discard(instance)
+    return outcome
+
+
 @pytest.mark.parametrize("kind", sorted(SCF_DOCUMENTS))
 def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
     """The caller of a failure sees the error document with the values of the table."""
     with platform.used_run("--timeout", "1") as run:
-        instance = run.starting(b"hello")
-        if kind != "init-error":
-            instance.ready()
-            instance.fetch()
-        if kind == "function-error":
-            instance.result(b"it failed", "error")
-        elif kind != "timeout":
-            instance.end("exit", status=0)
-        outcome = run.outcome(kind)
-        seen = document(outcome.body)
-        same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id}, seen)
-        run.discard(instance)
+        outcome = failed(run, kind)
+        same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id},
+             document(outcome.body))
 
 
 # ---- fg ----
@@ -95,7 +100,7 @@ def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
                               value: str) -> None:
     """Seconds, MB and millicores, as decimal numbers."""
     with platform.used_run("--timeout", "7", "--memory", "256") as run:
-        instance = run.starting(b"hello")
+        instance = run.starting()
         same((value, "256"),
              (instance.environ[name], instance.environ["RUNTIME_MEMORY"]))
         run.abandon(instance)
@@ -115,7 +120,7 @@ def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
                            wanted: str) -> None:
     """The event comes with exactly one such field."""
     with platform.used_run() as run:
-        instance = run.starting(b"hello")
+        instance = run.starting()
         values = instance.fetch().values(name)
         if len(values) != 1 or not re.fullmatch(wanted, values[0]):
             raise Mismatch(f"one field {name}: {wanted}", repr(values))
@@ -175,12 +180,6 @@ FG_DOCUMENTS = {
 def test_fg_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
     """The caller of a failure sees code and text of the table."""
     with platform.used_run("--timeout", "1") as run:
-        instance = run.starting(b"hello")
-        if kind != "init-error":
-            instance.fetch()
-        if kind != "timeout":
-            instance.end("exit", status=0)
         code, text = FG_DOCUMENTS[kind]
-        seen = document(run.outcome(kind).body)
-        same({"error_code": f"FSS.{code}", "error_msg": text}, seen)
-        run.discard(instance)
+        same({"error_code": f"FSS.{code}", "error_msg": text},
+             document(failed(run, kind).body))
