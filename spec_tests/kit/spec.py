@@ -22,7 +22,6 @@ SPEC_PATH = ROOT / "SPEC.md"
 
 # ---- model ----
 
-KEYWORDS = ("MUST NOT", "SHOULD NOT", "MUST", "SHOULD", "MAY")
 ROLES = ("platform", "bootstrap", "gateway", "handler", "caller", "worker")
 PROTOCOLS = ("any", "fc", "scf", "fg", "fcc")
 
