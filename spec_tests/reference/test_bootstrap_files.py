@@ -24,7 +24,6 @@ REFERENCE = ROOT / "reference"
 HANDLERS = ROOT / "spec_tests" / "handlers" / "python" / "own_handlers.py"
 LIMIT_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-PYTHONS = [path for version, path in interpreters().items() if version >= (3, 6)]
 
 ENVS: Dict[str, Dict[str, str]] = {
     "scf": {"SCF_FUNCTIONNAME": "f", "TENCENTCLOUD_SECRETID": "ak"}, "fc": {},
@@ -246,12 +245,6 @@ def test_signal_after_event(protocol: str, tmp_path: pathlib.Path) -> None:
         assert function.process.wait(LIMIT_S) == 0
 
 
-def test_forked_process_dies(protocol: str, tmp_path: pathlib.Path) -> None:
-    """A process that the handler forked dies of SIGTERM; the bootstrap goes on."""
-    with Function(protocol, "mine.fork", tmp_path) as function:
-        assert [function.invoke(b"")[1] for _ in range(2)] == [b"15", b"15"]
-
-
 # ---- the log ----
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -263,15 +256,6 @@ def test_log(python: str, protocol: str, tmp_path: pathlib.Path) -> None:
         function.send(b"die")
         function.process.wait(LIMIT_S)
         assert function.printed() == ("\u540d\n".encode() * 2, b"halfhalf\n")
-
-
-def test_log_without_reader(protocol: str, tmp_path: pathlib.Path) -> None:
-    """A failure is reported even when nobody reads the log."""
-    with Function(protocol, "mine.fail", tmp_path) as function:
-        assert function.process.stderr is not None
-        function.process.stderr.close()
-        function.process.stderr = None
-        assert [function.invoke(b"")[0] for _ in range(2)] == [False, False]
 
 
 # ---- fc: hooks and WSGI ----

@@ -49,14 +49,6 @@ def test_any_instance_replace__load(protocol: str, code: str) -> None:
         "exit" if number % 7 == 0 else one for number, one in enumerate(events)]
 
 
-def test_fc_concurrency_limit__one_instance(code: str) -> None:
-    """fc sends up to `concurrency` requests into one instance before another starts."""
-    with Harness("fc", code, concurrency=8, timeout_s=30) as harness:
-        outcomes = invoke_all(harness.platform, [event(["sleep", 0.2])] * 8, 8)
-        assert [one.kind for one in outcomes] == ["ok"] * 8
-        assert harness.platform.counts["cold_starts"] == 1
-
-
 @PROTOCOLS
 def test_any_outcome_one__256_connections(protocol: str, code: str) -> None:
     """256 callers at once each get their own answer."""
@@ -64,17 +56,6 @@ def test_any_outcome_one__256_connections(protocol: str, code: str) -> None:
         events = [b"caller %d" % number for number in range(256)]
         callers = [harness.event(one) for one in events]
         assert [outcome_of(one) for one in callers] == [("ok", one) for one in events]
-
-
-@PULL
-def test_any_http_reuse__pipelined_callers(protocol: str, code: str) -> None:
-    """Events pipelined by one caller are answered in their order."""
-    with Harness(protocol, code) as harness:
-        caller = harness.event(event(["sleep", 0.1], ["say", "slept"]))
-        for number in range(5):
-            caller.send(wire.request_bytes("POST", "/-/invoke", (), b"%d" % number))
-        bodies = [caller.answer("POST").body for _ in range(6)]
-    assert bodies == [b"slept", b"0", b"1", b"2", b"3", b"4"]
 
 
 # ---- callers who leave ----

@@ -72,26 +72,6 @@ def test_one_shot(protocol: str, code: str) -> None:
     assert "3 ok; 1 cold start" in done.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("closed,options,status,out,err", (
-    ("<&-", ("--jsonl",), 0, b"", ""), ("<&-", ("--event", "-"), 0, b"", "1 ok"),
-    (">&-", ("--event", "x"), 0, b"", "1 ok"),
-    ("2>&-", ("--event", "x"), 0, b"x\n", ""),
-    ("<&- >&- 2>&-", ("--event", FAIL), 1, b"", "")))
-def test_closed_files(closed: str, options: Tuple[str, ...], status: int, out: bytes,
-                      err: str, code: str) -> None:
-    """A standard file that is closed is an empty one."""
-    done = run(["sh", "-c", 'exec "$@" ' + closed, "sh", *words("scf", code, *options)])
-    assert (done.status, done.out) == (status, out)
-    assert err in done.err and bool(err) == bool(done.err)
-    assert "Traceback" not in done.err
-
-
-def test_one_shot_long_name(code: str) -> None:
-    """`functiongraph` means fg, and CODE may stand behind the options."""
-    done = run([*START_EMULATOR, "functiongraph", "--event", "x", code])
-    assert done.out == b"x\n", done.err
-
-
 @pytest.mark.parametrize("body", (b"hello\n", b"\xff\0\xfe", b""))
 def test_any_event_bytes__from_file(body: bytes, code: str,
                                     tmp_path: pathlib.Path) -> None:
@@ -115,25 +95,6 @@ def test_exit_status(options: Tuple[str, ...], status: int, code: str) -> None:
     done = run(words("scf", code, *options))
     assert done.status == status
     assert ("any.http.no-effect" in done.err) == (HALF in options)
-
-
-POSTS_AT_THE_END = """#!/usr/bin/env bash
-api=http://$SCF_RUNTIME_API:$SCF_RUNTIME_API_PORT/runtime
-trap 'curl -s -d again $api/invocation/response; exit 0' TERM
-curl -s -d ' ' $api/init/ready
-curl -s $api/invocation/next >event
-curl -s -d "$(cat event)" $api/invocation/response
-sleep 60 & wait
-"""
-
-
-def test_exit_status__at_the_end(code: str) -> None:
-    """A rule that is broken at the very end counts, and is in the last line."""
-    pathlib.Path(code, "bootstrap").write_text(POSTS_AT_THE_END)
-    done = run(words("scf", code, "--strict", "--event", "x"))
-    assert done.status == 3 and done.out == b"x\n"
-    assert "broke scf.result.locked" in done.err
-    assert done.err.splitlines()[-1].endswith("1 ok; 1 cold start; 1 broken rule")
 
 
 @pytest.mark.parametrize("protocol,option,said", (
@@ -207,30 +168,6 @@ def test_usage_error__arguments(arguments: Tuple[str, ...], word: str) -> None:
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("script,name", (
-    ('ulimit -f 0; exec "$@"', "code.zip"),
-    ('mkdir x; cd x; rmdir ../x; exec "$@"', ".")),
-    ids=("no temporary folder", "deleted folder"))
-def test_usage_error__folder(script: str, name: str, code: str,
-                             tmp_path: pathlib.Path) -> None:
-    """Where there is no folder to use: status 2, and one line that names CODE."""
-    shutil.make_archive(str(tmp_path / "code"), "zip", code)
-    path = name if name == "." else str(tmp_path / name)
-    done = run(["sh", "-c", 'cd "$0"; ' + script, str(tmp_path),
-                *words("scf", path, "--event", "x")])
-    assert (done.status, done.out, done.err.count("\n")) == (2, b"", 1), done.err
-    assert done.err.startswith("emulator: %s " % path)
-
-
-def test_any_credentials_role__unknown(code: str, tmp_path: pathlib.Path) -> None:
-    """A misspelt key is refused, and those that are known are told."""
-    (tmp_path / "c.json").write_text('{"access_key": "x"}')
-    done = run(words("fc", code, "--event", "x", "--credentials",
-                     str(tmp_path / "c.json")))
-    assert done.status == 2 and "--credentials" in done.err
-    assert "access_key_id, access_key_secret, security_token, auth_token" in done.err
-
-
 def test_help() -> None:
     """--help knows each option of SPEC.md's limits tables; --version both versions."""
     said = run([*START_EMULATOR, "--help"]).out.decode()
@@ -257,18 +194,6 @@ def test_closed_stdout(protocol: str, task: str, code: str) -> None:
         said = process.stderr.read()
     assert process.returncode == 1 and b"Traceback" not in said
     assert b"BrokenPipe" not in said
-
-
-@pytest.mark.parametrize("task", ("--event", "--jsonl"))
-@pytest.mark.parametrize("protocol", ("scf", "fc"))
-def test_full_stdout(protocol: str, task: str, code: str) -> None:
-    """A stdout that cannot be written: status 1, one line names it and the error."""
-    texts = ["x"] if task == "--event" else []
-    done = run(["sh", "-c", 'exec "$@" > /dev/full', "sh",
-                *words(protocol, code, "--quiet", task, *texts)],
-               b'{"event": "x"}\n' * 3, PYTHONUNBUFFERED="")
-    assert done.status == 1 and done.err.count("\n") == 1
-    assert "stdout" in done.err and os.strerror(errno.ENOSPC) in done.err
 
 
 # ---- the adapter ----
@@ -457,15 +382,6 @@ def test_any_stop_drain__signal(protocol: str, number: int, code: str,
     assert answers[0][0] == "ok" and gone(int(answers[0][1]))
 
 
-@PROTOCOLS
-def test_any_stop_drain__many_signals(protocol: str, code: str) -> None:
-    """Signals until the end do not change the status."""
-    with live(words(protocol, code, "--serve", "0")) as one:
-        assert one.ask("x") == ("ok", b"x")
-        keep_terminating(one.process)
-        assert one.end(signal.SIGTERM) == 0
-
-
 def listens(port: int) -> bool:
     """Tell whether somebody takes connections there."""
     try:
@@ -507,18 +423,6 @@ def test_any_process_group__leftovers_signal(protocol: str, number: int, code: s
     assert gone(process_id) and list((tmp_path / "temporary").iterdir()) == []
 
 
-@PROTOCOLS
-def test_any_outcome_exit__at_once(protocol: str, code: str) -> None:
-    """kill -9 of the bootstrap in the middle of an event gives `exit` at once."""
-    with live(words(protocol, code, "--jsonl", "--timeout", "600")) as one:
-        one.write(json.dumps({"event": PID}).encode())
-        process_id = int(json.loads(one.line())["body"])
-        one.write(json.dumps({"event": HANG}).encode())
-        assert hangs(code)
-        os.kill(process_id, signal.SIGKILL)
-        assert json.loads(one.line())["kind"] == "exit"
-
-
 # ---- attach ----
 
 
@@ -546,14 +450,3 @@ def test_attach(protocol: str, code: str) -> None:
         with by_hand(one, protocol, code):  # before there is an event
             assert [one.ask(text) for text in ("a", "b")] == [
                 ("ok", b"a"), ("ok", b"b")]
-
-
-@PULL
-def test_attach__port_taken(protocol: str, code: str) -> None:
-    """A runtime API whose port is taken is a start-error that names the port."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = run(words(protocol, code, "--attach", "--event", "x", "--port",
-                         str(port)))
-    said = "start-error: no runtime API on port %d: " % port
-    assert done.status == 1 and said in done.err

@@ -1,13 +1,18 @@
 # test_hooks.py: initialise, freeze and stop hooks (MIT).
 """The function's server is the test: it answers hooks in every way."""
 
+import pathlib
+import signal
 import threading
 from typing import Any, Callable, Dict, Optional
 
 import pytest
-
+import scripted_bootstrap
 import wire
-from harness import Harness, background, outcome_of, until
+from harness import (Harness, background, code, event, outcome_of, process_state,
+                     processes, until)
+
+__all__ = ["code"]
 
 NAMES = ("initializer", "pre_freeze", "pre_stop")
 LIMITS: Dict[str, Any] = {name + "_timeout_s": 0.15 for name in NAMES}
@@ -91,21 +96,6 @@ def test_fc_initialize_failed__caller_gone(reply: Optional[bytes],
         assert harness.outcome(b"next") == ("ok", b"next")
 
 
-def test_fc_concurrency_limit__initializing() -> None:
-    """Requests that arrive during the Initializer wait for it, then go together."""
-    with Harness("fc", initializer=True, concurrency=3) as harness:
-        callers = [harness.call("GET", "/x") for _ in range(3)]
-        function = harness.accept()
-        function.request()
-        assert until(lambda: harness.platform.counts["accepted"] == 3)
-        assert harness.quiet()
-        function.reply()
-        for peer in (function, harness.accept(), harness.accept()):
-            peer.request()
-            peer.reply(b"x")
-        assert [caller.answer().body for caller in callers] == [b"x"] * 3
-
-
 # ---- freeze ----
 
 
@@ -155,6 +145,31 @@ def test_fc_freeze_idle__switched_off() -> None:
         assert harness.states() == ["idle"] and harness.seen == ["/invoke", "/invoke"]
 
 
+# ---- the process fails ----
+
+FATAL: Dict[str, Any] = {"exit": ["exit", 3], "SIGKILL": ["kill", 9],
+                         "SIGSTOP": ["kill", int(signal.SIGSTOP)]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", FATAL)
+def test_any_outcome_one__hook(name: str, how: str, code: str) -> None:
+    """A process that ends or stops within a hook costs the event in initialise alone."""
+    path = "/initialize" if name == "initializer" else "/" + name.replace("_", "-")
+    scripted_bootstrap.place(pathlib.Path(code), {path: [FATAL[how]]})
+    limits = LIMITS if how == "SIGSTOP" else AMPLE
+    with Harness("fc", code, **{name: True}, **limits) as harness:
+        kind, process_id = harness.outcome(event(["pid"]))
+        assert kind == ("ok" if path != "/initialize" else
+                        "init-timeout" if how == "SIGSTOP" else "init-error")
+        if name == "pre_freeze":  # an event that comes earlier would meet the fault
+            assert until(lambda: process_state(int(process_id)) == "X"
+                         or "frozen" in harness.states())
+        if name != "pre_stop":
+            assert harness.outcome(b"next") == ("ok", b"next")
+    assert processes(code) == []
+
+
 # ---- stop ----
 
 
@@ -186,14 +201,3 @@ def test_fc_stop_order__hook_is_waited_for() -> None:
         function.reply()
         closing.join(10)
         assert not closing.is_alive()
-
-
-def test_any_instance_idle__pre_stop() -> None:
-    """An instance that is idle for long is stopped with its hook, and replaced."""
-    with Harness("fc", pre_stop=True, idle_s=0.1) as harness:
-        harness.serve(echo)
-        assert harness.outcome(b"a") == ("ok", b"a")
-        assert until(lambda: not harness.states())
-        assert until(lambda: harness.seen == ["/invoke", "/pre-stop"])
-        assert harness.outcome(b"b") == ("ok", b"b")
-        assert harness.platform.counts["cold_starts"] == 2

@@ -186,36 +186,6 @@ def test_any_event_size__rest_is_no_request(path: str) -> None:
         assert caller.everything() == b""
 
 
-@pytest.mark.parametrize("body", (b"zz\r\n", b"2\r\nabc\r\n", b"-1\r\n", b"2 2\r\nab"))
-def test_any_http_framing__chunked_caller(harness: Harness, body: bytes) -> None:
-    """A caller's malformed body is the caller's fault; no function hears of it."""
-    caller = harness.caller(b"POST /up HTTP/1.1\r\n"
-                            b"Transfer-Encoding: chunked\r\n\r\n" + body)
-    assert caller.answer("POST").status == 400
-    assert harness.platform.counts["bad-response"] == 0 and harness.quiet()
-
-
-@pytest.mark.parametrize("late", (False, True), ids=("with the head", "after it"))
-def test_any_http_reuse__posts(harness: Harness, late: bool) -> None:
-    """A caller's connection outlives any number of requests with a body."""
-    harness.serve(lambda request: wire.response(200, body=request.body))
-    caller = harness.caller()
-    for _ in range(200):
-        head = b"POST /up HTTP/1.1\r\nContent-Length: 4\r\n\r\n"
-        if late:
-            caller.send(head)
-        caller.send(b"body" if late else head + b"body")
-        assert caller.answer("POST").body == b"body"
-
-
-def test_any_http_continue__refused() -> None:
-    """A connection that ends with an answer says so in it."""
-    with Harness("fc", event_bytes=10) as harness:
-        caller = harness.caller(b"POST /-/invoke HTTP/1.1\r\nExpect: 100-continue\r\n"
-                                b"Content-Length: 11\r\n\r\n")
-        assert "Connection: close" in caller.head()
-
-
 def test_any_http_continue__caller(harness: Harness) -> None:
     """A caller that expects 100 gets it before it sends the body, and only then."""
     caller = harness.caller(b"POST /up HTTP/1.1\r\nExpect: 100-continue\r\n"
@@ -227,14 +197,6 @@ def test_any_http_continue__caller(harness: Harness) -> None:
     assert request.body == b"body" and request.header("expect") is None
     function.reply(b"done")
     assert caller.answer("POST").status == 200
-
-
-def test_fc_limits_result__http(harness: Harness) -> None:
-    """An HTTP answer has no size limit."""
-    caller, function = asked(harness)
-    send_soon(function, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (33 * MIB)
-              + b"x" * (33 * MIB))
-    assert len(caller.answer().body) == 33 * MIB
 
 
 # ---- methods and versions ----
@@ -258,22 +220,6 @@ def test_fc_http_pass__no_body(harness: Harness, method: str, status: int,
 # ---- header fields ----
 
 
-PASSED = ["Host: my.example", "Cookie: a=b", "Cookie: c=d", "Authorization: Bearer t",
-          "Content-Type: text/x", "X-Empty:", "Accept: */*", "Te: trailers", "X-A: 1"]
-
-
-def test_fc_http_pass__fields(harness: Harness) -> None:
-    """All other fields pass in both directions, in number and order, unchanged."""
-    caller = harness.caller(
-        ("GET / HTTP/1.1\r\n%s\r\n\r\n" % "\r\n".join(PASSED)).encode())
-    function = harness.accept()
-    heads = [function.head()]
-    function.reply(b"", 200, *PASSED)
-    heads.append(caller.head())
-    for head in heads:
-        assert [line.strip() for line in head if line.strip() in PASSED] == PASSED
-
-
 # ---- connections to the function ----
 
 
@@ -286,24 +232,6 @@ def warm(harness: Harness, count: int = 1) -> List[Peer]:
         caller.close()
     assert harness.ends("ok", count)
     return [function for _, function in pairs]
-
-
-@pytest.mark.parametrize("method", ("GET", "TRACE", "POST", "DELETE"))
-@pytest.mark.parametrize("how", ("close", "reset"))
-def test_fc_connection_retry__methods(harness: Harness, method: str, how: str) -> None:
-    """An idempotent request is sent once more, on a new connection; no other is."""
-    function = warm(harness)[0]
-    caller = harness.call(method, "/again")
-    function.request()
-    function.reset() if how == "reset" else function.close()
-    if method in ("GET", "TRACE"):
-        function = harness.accept()
-        assert function.request().method == method
-        function.reply()
-        assert caller.answer(method).status == 200
-    else:
-        assert caller.answer(method).status == 502
-        assert harness.ends("bad-response") and harness.quiet()
 
 
 def test_fc_connection_retry__only_once() -> None:

@@ -78,20 +78,6 @@ def test_any_stop_order__group(protocol: str, settings: Dict[str, Any], word: st
 
 
 @PROTOCOLS
-def test_any_stop_order__wrapper(protocol: str, code: str) -> None:
-    """What a wrapper has started has the grace, too, when the wrapper ends at once."""
-    folder = pathlib.Path(code)
-    (folder / "bootstrap").rename(folder / "real")
-    (folder / "bootstrap").write_text(
-        "#!/bin/sh\nloop() { while :; do sleep 0.05; done; }\ncd %s\n(trap 'sleep 0.2; "
-        "echo bye > farewell; exit' TERM; loop) &\n./real\n:\n" % code)
-    (folder / "bootstrap").chmod(0o755)
-    with Harness(protocol, code, grace_s=8) as harness:
-        assert harness.outcome(b"event") == ("ok", b"event")
-    assert (folder / "farewell").exists() and processes(code) == []
-
-
-@PROTOCOLS
 def test_any_instance_idle__process(protocol: str, code: str) -> None:
     """An instance that is idle for long ends in order; the next one is new."""
     scripted_bootstrap.place(pathlib.Path(code), {"start": [["on-term", "end"]]})
@@ -121,32 +107,6 @@ def test_any_instance_on_demand__fc_port(way: str, code: str, fifo: Make) -> Non
         elif way != "idle":
             assert outcome_of(caller)[0] == way
         assert until(lambda: not harness.states())
-        assert harness.outcome(b"next") == ("ok", b"next")
-
-
-@PROTOCOLS
-def test_any_stop_order__long_limits(protocol: str, code: str) -> None:
-    """The longest time limits that there are break no clock, no wait and no stop."""
-    longest: Dict[str, Any] = {
-        name: emulator.MAX_LIMIT_S for name in emulator.LIMITS[protocol]
-        if name.endswith("_s")}
-    if protocol == "fc":  # and each request needs a new connection
-        longest.update(pre_freeze=True, pre_stop=True)
-        scripted_bootstrap.place(pathlib.Path(code), {"/pre-freeze": [["close"]],
-                                                      "/pre-stop": [["close"]]})
-    with Harness(protocol, code, **longest) as harness:
-        assert harness.outcome(b"first") == ("ok", b"first")
-        assert harness.outcome(b"next") == ("ok", b"next")
-    assert processes(code) == []
-
-
-def test_any_outcome_one__full_backlog(code: str) -> None:
-    """A server that accepts nothing cannot make its callers wait past the limit."""
-    scripted_bootstrap.place(pathlib.Path(code),
-                             {"backlog": 0, "listening": [["hang"]]})
-    with Harness("fc", code, concurrency=4, timeout_s=0.3) as harness:
-        callers = [harness.event(b"x") for _ in range(4)]
-        assert [outcome_of(caller)[0] for caller in callers] == ["timeout"] * 4
         assert harness.outcome(b"next") == ("ok", b"next")
 
 
@@ -193,21 +153,6 @@ def test_any_stop_drain__replaced(protocol: str, code: str, fifo: Make) -> None:
         assert outcome_of(queued) == ("ok", b"queued")
         drain.join(8)
         assert not drain.is_alive()
-
-
-@PULL
-def test_any_stop_bootstrap__result(protocol: str, code: str, fifo: Make) -> None:
-    """A result that comes after SIGTERM breaks no rule."""
-    here, go = fifo("here"), fifo("go")
-    scripted_bootstrap.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
-    with Harness(protocol, code) as harness:
-        caller = harness.event(event(["tell", here], ["wait", go], ["say", "late"]))
-        scripted_bootstrap.wait(here)
-        closer = background(harness.platform.close)
-        assert outcome_of(caller)[0] == "cancelled"
-        scripted_bootstrap.tell(go)
-        closer.join(8)
-        assert harness.platform.violations == []
 
 
 # ---- memory ----
@@ -288,14 +233,6 @@ def test_any_process_group__never_closed(protocol: str, code: str) -> None:
     assert (done.returncode, done.stdout) == (0, "ok\n1\n") and processes(code) == []
 
 
-def test_any_outcome_exit__children_ignored(code: str) -> None:
-    """A program that ignores SIGCHLD can use the platform."""
-    done = run_script("signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
-                      "with emulator.Platform('scf', sys.argv[1]) as platform:\n"
-                      "    print(platform.invoke(b'x').kind)\n", code)
-    assert (done.stdout, done.stderr) == ("ok\n", "") and processes(code) == []
-
-
 def test_any_process_group__interrupted_close(code: str) -> None:
     """Ctrl-C while it stops leaves no process."""
     scripted_bootstrap.place(pathlib.Path(code), {"start": [["on-term", "ignore"]]})
@@ -310,13 +247,3 @@ def test_any_process_group__interrupted_close(code: str) -> None:
         "platform.close()\n", code)
     assert done.stdout == "ok\n" and "KeyboardInterrupt" in done.stderr
     assert until(lambda: processes(code) == [])
-
-
-def test_any_process_group__forked(code: str) -> None:
-    """In a process that was forked close() does nothing to the instances."""
-    done = run_script("with emulator.Platform('scf', sys.argv[1]) as platform:\n"
-                      "    platform.invoke(b'x')\n"
-                      "    if not os.fork(): os._exit(platform.close() or 0)\n"
-                      "    print(os.wait()[1], platform.invoke(b'y').kind)\n"
-                      "    print(platform.counts['cold_starts'])\n", code)
-    assert done.stdout == "0 ok\n1\n", done.stderr

@@ -35,15 +35,6 @@ class Logged(Harness):
 
 
 @PROTOCOLS
-def test_any_log_streams__order(protocol: str, code: str) -> None:
-    """What goes to stdout and stderr in turn arrives in that order."""
-    steps = [["out", 1 + number % 2, "%d\n" % number] for number in range(200)]
-    with Logged(protocol, code) as logged:
-        outcome = logged.invoke(*steps)
-    assert outcome.log == b"".join(b"%d\n" % number for number in range(200))
-
-
-@PROTOCOLS
 def test_any_log_first(protocol: str, code: str) -> None:
     """Output of the initialisation is with the first invocation, and only there."""
     scripted_bootstrap.place(pathlib.Path(code), {"start": [["out", 2, "starting\n"]]})
@@ -113,18 +104,6 @@ def test_any_log_tail(protocol: str, code: str) -> None:
     assert outcome.log == b"a" * 4000 + b"b" * 96
 
 
-def test_any_log_frame__hook(code: str) -> None:
-    """What a hook prints stands between its lines."""
-    scripted_bootstrap.place(pathlib.Path(code),
-                             {"/pre-freeze": [["out", 1, "hooked\n"]]})
-    with Logged("fc", code, pre_freeze=True) as logged:
-        for count in range(1, 21):
-            logged.invoke(["say", "event"])
-            assert until(lambda: logged.text.count("PreFreeze End") == count)
-    assert len(re.findall(r"PreFreeze Start [^\n]*\nhooked\nFC PreFreeze End",
-                          logged.text)) == 20
-
-
 def resident_mb() -> float:
     """Return how much memory this process holds now."""
     text = pathlib.Path("/proc/self/statm").read_text()
@@ -158,19 +137,3 @@ def test_any_log_streams__escaped_child(protocol: str, code: str) -> None:
         assert logged.invoke(["exit", 3]).kind == "exit"
         assert logged.invoke(["say", "next"]).body == b"next"
         os.kill(child, 0)  # it is still there, and holds its end
-
-
-@pytest.mark.parametrize("name", ["on_log", "on_trace"])
-@pytest.mark.parametrize("error", (ZeroDivisionError("deaf"), SystemExit("deaf")),
-                         ids=("error", "exit"))
-def test_any_outcome_one__deaf(name: str, error: BaseException, code: str,
-                               capfd: pytest.CaptureFixture[str]) -> None:
-    """A listener that raises is shown as such, and the invocation goes on."""
-    def deaf(_: object) -> None:
-        raise error
-
-    settings: Dict[str, Any] = {name: deaf}
-    with Platform("scf", code, **settings) as platform:
-        for text in (b"one", b"two"):
-            assert within(5, lambda: platform.invoke(text)).body == text
-    assert "deaf" in capfd.readouterr().err

@@ -121,23 +121,6 @@ def test_any_package_zip__bomb(limit: str, value: int, word: str,
         Platform("scf", path)
 
 
-@pytest.mark.parametrize("method", (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA,
-                                    zipfile.ZIP_BZIP2),
-                         ids=("deflate", "lzma", "bzip2"))
-def test_any_package_zip__garbled(method: int, tmp_path: pathlib.Path) -> None:
-    """Compressed data that cannot be read refuses the package, whatever the method."""
-    path = tmp_path / "code.zip"
-    info = zipfile.ZipInfo("a")
-    info.external_attr, info.compress_type = FILE << 16, method
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(info, bytes(range(256)) * 9)
-    data = bytearray(path.read_bytes())
-    data[40:80] = b"\xff" * 40  # behind the entry's head and the method's own
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match="code.zip"):
-        Platform("scf", str(path))
-
-
 SPOILT = ("checksum", "cut", "encrypted", "empty", "no zip", "end alone", "missing")
 
 
@@ -212,24 +195,6 @@ def test_any_start_bootstrap__place(where: str, tmp_path: pathlib.Path) -> None:
     assert outcome.kind == "start-error" and "top of the folder" in outcome.message
 
 
-@pytest.mark.parametrize("line", (b"#! /bin/sh\n", b"#!/usr/bin/env sh\n",
-                                  b"#!/bin/sh -u\n"))
-def test_any_start_bootstrap__exec(line: bytes, tmp_path: pathlib.Path) -> None:
-    """A first line with a blank, with env or with an option starts."""
-    (tmp_path / "bootstrap").write_bytes(line + b"exit 7\n")
-    (tmp_path / "bootstrap").chmod(0o755)
-    outcome = invoke(str(tmp_path))
-    assert outcome.kind == "init-error" and "status 7" in outcome.message
-
-
-def test_fc_start_command__no_shell(code: str) -> None:
-    """The words of the command reach the program without a shell."""
-    words = ["$HOME", "a b", "", "*", ";", "'"]
-    outcome = invoke(os.path.relpath(code), "fc", event(["argv"]),
-                     command=[sys.executable, "bootstrap", *words])
-    assert json.loads(outcome.body) == ["bootstrap", *words]
-
-
 def test_fc_start_port__taken(code: str) -> None:
     """An occupied port gives start-error at once, and names the port."""
     with socket.socket() as other:
@@ -239,17 +204,3 @@ def test_fc_start_port__taken(code: str) -> None:
         outcome = invoke(code, "fc", port=port)
     assert outcome.kind == "start-error" and outcome.status == 412
     assert str(port) in outcome.message and "--port 0" in outcome.message
-
-
-@pytest.mark.parametrize("plan,code_word,message", (
-    ({"host": "127.0.0.1"}, "FunctionNotStarted", "Bind 0.0.0.0"),
-    ({"start": [["hang"]]}, "FunctionNotStarted", "within 0.4 s"),
-    ({"start": [["exit", 9]]}, "CAExited", "status 9")),
-    ids=("loopback", "deadline", "exit"))
-def test_fc_start_failed__said(plan: Any, code_word: str, message: str,
-                               code: str) -> None:
-    """A server that does not start is told why."""
-    scripted_bootstrap.place(pathlib.Path(code), plan)
-    outcome = invoke(code, "fc", start_timeout_s=0.4)
-    assert outcome.kind == "start-error" and message in outcome.message
-    assert ('"Code":"%s"' % code_word).encode() in outcome.body

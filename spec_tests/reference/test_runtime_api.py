@@ -85,44 +85,6 @@ def attached(request: pytest.FixtureRequest) -> Iterator[Attached]:
 # ---- polls ----
 
 
-@pytest.mark.parametrize("reset", (False, True), ids=("closed", "reset"))
-@pytest.mark.parametrize("count", (1, 5))
-def test_any_poll_dead__and_one_alive(attached: Attached, reset: bool,
-                                      count: int) -> None:
-    """Polls that hang up get no event; the one that waits does."""
-    for _ in range(count):
-        poll = attached.park()
-        poll.reset() if reset else poll.close()
-    alive = attached.park()
-    caller = attached.harness.event(b"precious")
-    assert attached.read(alive).body == b"precious"
-    attached.finish(caller)
-    assert not attached.harness.platform.violations
-
-
-def test_any_poll_dead__then_alive(attached: Attached) -> None:
-    """With dead polls only, the event waits for the next poll."""
-    attached.park().reset()
-    caller = attached.harness.event(b"precious")
-    assert attached.ask(attached.poll(), "GET").body == b"precious"
-    attached.finish(caller)
-
-
-def test_fg_request_blocks__parallel(attached: Attached) -> None:
-    """Parallel polls: scf answers all with the event, fg exactly one of them."""
-    polls = [attached.park() for _ in range(3)]
-    caller = attached.harness.event(b"shared")
-    got: List[Optional[bytes]] = []
-    for poll in polls:
-        try:
-            got.append(poll.read(8 if attached.protocol == "scf" else 0.1, "GET").body)
-        except wire.Silence:
-            got.append(None)
-    assert got.count(b"shared") == (3 if attached.protocol == "scf" else 1)
-    if attached.protocol == "scf":
-        attached.finish(caller)
-
-
 # ---- connections ----
 
 
@@ -137,16 +99,6 @@ def test_any_http_reuse__pipelined(attached: Attached) -> None:
     assert attached.read(peer).body == b"two"
     peer.send(attached.result(b"2"))
     assert [outcome_of(one) for one in callers] == [("ok", b"1"), ("ok", b"2")]
-
-
-def test_any_http_reuse__behind_a_poll(attached: Attached) -> None:
-    """What is pipelined behind a poll that waits is answered after it."""
-    peer = attached.dial()
-    peer.send(attached.poll() + wire.request_bytes("GET", "/nothing"))
-    caller = attached.harness.event(b"one")
-    assert attached.read(peer).body == b"one"
-    assert attached.read(peer).status == 404
-    attached.finish(caller)
 
 
 @pytest.mark.parametrize("early", (True, False), ids=("before an event", "in it"))
@@ -176,34 +128,7 @@ def test_any_result_outcome__many_violations(attached: Attached, early: bool) ->
     assert len(attached.harness.platform.violations) == 150
 
 
-def test_any_http_body__bytewise(attached: Attached) -> None:
-    """A result counts the same however it is cut into packets."""
-    caller = attached.harness.event(b"x")
-    attached.ask(attached.poll(), "GET")
-    peer, data = attached.dial(), b"\r\n\r\n" + attached.result(b"done")
-    for at in range(len(data)):
-        peer.send(data[at:at + 1])
-    assert attached.read(peer, "POST").status == 200
-    assert outcome_of(caller) == ("ok", b"done")
-
-
 # ---- large bodies and slow peers ----
-
-
-def test_any_result_size__answer_arrives(attached: Attached) -> None:
-    """Who sends all of an oversize result before reading sees 413, and goes on."""
-    caller = attached.harness.event(b"x")
-    peer = attached.park()
-    attached.read(peer)
-    peer.send(attached.result(b"x" * (8 * MIB)))
-    answer = attached.read(peer, "POST")
-    assert answer.status == 413 and outcome_of(caller)[0] == "response-too-large"
-    if answer.header("connection") == "close":
-        peer = attached.dial()
-    caller = attached.harness.event(b"next")
-    peer.send(attached.poll())
-    assert attached.read(peer).body == b"next"
-    attached.finish(caller)
 
 
 def test_any_event_bytes__large(attached: Attached) -> None:
@@ -215,21 +140,6 @@ def test_any_event_bytes__large(attached: Attached) -> None:
     peer.send(attached.result(large))
     assert attached.read(peer, "POST").status == 200
     assert outcome_of(caller) == ("ok", large)
-
-
-@PULL
-def test_any_event_timeout__peer_does_not_read(protocol: str) -> None:
-    """A bootstrap that does not read its large event holds up neither limit nor API."""
-    with Harness(protocol, max_instances=1, timeout_s=0.3) as harness:
-        first = harness.event(b"x" * (6 * MIB))
-        address = harness.api()
-        if protocol == "scf":
-            ready = Peer(socket.create_connection(address, 5))
-            ready.send(wire.request_bytes("POST", "/runtime/init/ready", (), b""))
-        poll = Peer(socket.create_connection(address, 5))
-        poll.send(wire.request_bytes("GET", BASE[protocol] + POLL[protocol]))
-        assert outcome_of(first)[0] in ("timeout", "not-fetched")
-        poll.close()
 
 
 def test_any_outcome_one__caller_does_not_read(attached: Attached) -> None:

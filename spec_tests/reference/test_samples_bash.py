@@ -90,14 +90,6 @@ def test_any_error_document(protocol: str, tmp_path: pathlib.Path) -> None:
     assert document == {"errorType": 'T"', "errorMessage": 'a\\b  & "'}
 
 
-@pytest.mark.parametrize("protocol", ("scf", "fg"))
-def test_any_event_opaque__curlrc(protocol: str, tmp_path: pathlib.Path) -> None:
-    """A ~/.curlrc, here one that puts the head into the body, changes no event."""
-    code = copied(protocol, tmp_path)
-    (code / ".curlrc").write_text("include\nfail\nlocation\n")
-    assert outcomes(protocol, code, "hi")[0]["body"] == "Echoing request: 'hi'\n"
-
-
 def test_fc_concurrency_bootstrap__one_handler(tmp_path: pathlib.Path) -> None:
     """Events that come together are handled one after the other, none in another's
     place; the connections that wait do not keep the sample from ending (fc)."""

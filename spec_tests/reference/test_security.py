@@ -79,16 +79,6 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
 # ---- slow and silent peers ----
 
 
-@pytest.mark.parametrize("data", (
-    b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nA: b\r\n\r"))
-def test_any_limits_slow(target: Target, data: bytes,
-                         monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that is not completed is dropped."""
-    scale(monkeypatch, HEAD_TIMEOUT_S=0.05)
-    answer = target.last_word(data)
-    assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
-
-
 def drip(peer: Peer, data: bytes) -> None:
     """Send a byte every 10 ms until the peer hangs up."""
     pause = threading.Event()
@@ -118,19 +108,6 @@ def test_any_limits_slow__body(target: Target, framing: str,
     scale(monkeypatch, SILENCE_S=0.05, LINGER_S=0.05)
     assert b"HTTP/1.1 2" not in target.last_word(
         ("POST %s HTTP/1.1\r\n%s\r\n\r\n3\r\n" % (target.path, framing)).encode())
-
-
-def test_any_limits_slow__too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit of connections further ones are closed at once, then served."""
-    scale(monkeypatch, MAX_CONNECTIONS=5)
-    with Harness("scf") as harness:
-        crowd = [harness.caller(b"GET /-/health HTTP/1.1\r\n\r\n") for _ in range(5)]
-        assert [peer.answer().status for peer in crowd] == [200] * 5
-        assert harness.caller().everything() == b""
-        for peer in crowd:
-            peer.close()
-        assert until(lambda: harness.caller(
-            b"GET /-/health HTTP/1.0\r\n\r\n").everything() != b"")
 
 
 # ---- large heads, lying lengths ----
@@ -269,21 +246,6 @@ def test_any_security_values__caller(where: str, text: str) -> None:
         assert until(lambda: harness.states()[0] in ("idle", "frozen"))
 
 
-BROKEN_SETTINGS = [("fc", setting, "a\r\nInjected: b") for setting in (
-    "name", "handler", "version", "credentials")] + [
-    ("fg", "credentials", "a\r\nB: c")] + [
-    ("scf", setting, "a\0b") for setting in ("name", "handler", "version", "region")]
-
-
-@pytest.mark.parametrize("protocol,setting,value", BROKEN_SETTINGS)
-def test_any_security_values__settings(protocol: str, setting: str, value: Any) -> None:
-    """A setting that would break a field or a variable is refused before any event."""
-    if setting == "credentials":
-        value = {"access_key_id": value}
-    with pytest.raises(ValueError, match=setting + "|access_key_id"):
-        Platform(protocol, ".", **{setting: value}).close()
-
-
 # ---- ids ----
 
 
@@ -319,21 +281,6 @@ def post(address: Tuple[str, int], path: str) -> int:
     status = peer.answer("POST").status
     peer.close()
     return status
-
-
-def test_any_security_instance__ids() -> None:
-    """The id of another instance's invocation is unknown in this one, either way."""
-    with Harness("fg", max_instances=2) as harness:
-        callers, places = [], []
-        for _ in range(2):
-            callers.append(harness.event(b"event"))
-            places.append(harness.api())
-        ids = [fetch(place) for place in places]
-        path = "/v1/runtime/invocation/response/"
-        assert {place[0] for place in places} == {"127.0.0.1"} and len(set(places)) == 2
-        assert [post(places[one], path + ids[1 - one]) for one in (0, 1)] == [404, 404]
-        assert [post(places[one], path + ids[one]) for one in (0, 1)] == [200, 200]
-        assert [outcome_of(caller) for caller in callers] == [("ok", b"body")] * 2
 
 
 # ---- secrets and environment ----

@@ -16,13 +16,9 @@ from harness import PULL
 
 Row = Dict[str, str]
 RULES: Dict[str, Any] = {"fc": fc_platform, "scf": scf_platform, "fg": fg_platform}
-FIRST = {"scf": "ready", "fg": "request"}
 POLL = {"scf": "next", "fg": "request"}
-STATES = ("starting", "idle", "issued", "running", "stopping")
 RESULTS = ("response", "error")
 OVERSIZE = "oversize"
-ID = {"right": "id-2", "previous": "id-1", "wrong": "id-9", "prefix": "id-",
-      "empty": ""}
 
 
 def rows_of(protocol: str) -> List[Row]:
@@ -34,43 +30,6 @@ def rows_of(protocol: str) -> List[Row]:
 # ---- pull sessions ----
 
 
-def session_in(protocol: str, state: str) -> Any:
-    """Return a session in that state by the shortest way; no poll is parked."""
-    session = RULES[protocol].Session()
-    if state == "starting":
-        return session
-    session.receive(FIRST[protocol], "first")
-    session.withdraw("first")
-    if state in ("issued", "running"):
-        session.issue("id-2")
-    if state == "running":
-        session.receive(POLL[protocol], "second")
-    if state == "stopping":
-        session.stop()
-    assert session.state == state and not session.parked
-    return session
-
-
-CALLS = {OVERSIZE: ("response", "id-2", True), "stray": ("response", "id-9", False)}
-
-
-@pytest.mark.parametrize("protocol,row", [pytest.param(protocol, row, id="%s-%s-%s" % (
-    row["rule"], row["state"], row["call"]))
-    for protocol in ("scf", "fg") for row in rows_of(protocol)])
-def test_session_follows_the_states_table(protocol: str, row: Row) -> None:
-    """Action, next state and rule of each call are those of SPEC.md."""
-    session = session_in(protocol, row["state"])
-    call, request_id, oversize = CALLS.get(row["call"], (
-        row["call"], ID["right"] if row["call"] in RESULTS else "", False))
-    if call == "issue":
-        session.issue("id-3")
-    else:
-        move = session.receive(call, "poll", request_id, oversize)
-        assert (move.action, move.rule) == (row["action"], row["rule"])
-        assert session.parked == (["poll"] if move.action == "hold" else [])
-    assert session.state == row["next state"]
-
-
 @PULL
 def test_states_table_is_complete(protocol: str) -> None:
     """Each call of each endpoint has a row in each state; `issue` in idle alone."""
@@ -78,35 +37,6 @@ def test_states_table_is_complete(protocol: str) -> None:
              "fg": ("request", *RESULTS, OVERSIZE, "stray")}[protocol]
     listed = {(row["state"], row["call"]) for row in rows_of(protocol)}
     assert listed == {*itertools.product(STATES, calls), ("idle", "issue")}
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("call", RESULTS)
-@pytest.mark.parametrize("oversize", (False, True), ids=("fits", OVERSIZE))
-@pytest.mark.parametrize("which", ID)
-def test_fg_result_unknown_id(state: str, call: str, oversize: bool,
-                              which: str) -> None:
-    """Only the id of the running invocation is accepted, whatever the size."""
-    session = session_in("fg", state)
-    move = session.receive(call, None, ID[which], oversize)
-    counts = state == "running" and which == "right"
-    assert (move.action == "refuse") == (move.rule == "fg.result.unknown-id") != counts
-    assert session.state == ("idle" if counts else state)
-
-
-@pytest.mark.parametrize("protocol,polls,served", (
-    ("scf", ["a"], ["a"]), ("scf", ["a", "b"], ["a", "b"]), ("scf", [], []),
-    ("fg", ["a"], ["a"]), ("fg", ["a", "b"], ["a"]), ("fg", [], [])))
-def test_parked_polls(protocol: str, polls: List[str], served: List[str]) -> None:
-    """A parked poll gets the event at the issue: on scf all, on fg the oldest."""
-    session = session_in(protocol, "idle")
-    for poll in polls:
-        assert session.receive(POLL[protocol], poll).action == "hold"
-    assert session.take_polls() == []
-    session.issue("id-2")
-    assert session.take_polls() == served and session.take_polls() == []
-    assert session.state == ("running" if served else "issued")
-    assert session.parked == polls[len(served):]
 
 
 @PULL
@@ -135,19 +65,6 @@ def test_any_poll_dead__withdraw(protocol: str, state: str) -> None:
     session.receive(POLL[protocol], "gone")
     assert (session.withdraw("gone"), session.withdraw("gone")) == (True, False)
     assert session.parked == []
-
-
-@PULL
-@pytest.mark.parametrize("state", STATES)
-def test_any_stop_drain__session(protocol: str, state: str) -> None:
-    """After stop() polls wait for ever, no result counts, and one is owed if it ran."""
-    session = session_in(protocol, state)
-    session.stop()
-    assert session.receive(POLL[protocol], "poll").action == "hold"
-    assert session.receive("response", None, "id-2").action in ("ignore", "refuse")
-    assert session.take_polls() == [] and session.state == "stopping"
-    assert session.is_owed("response") == (state == "running")
-    assert not session.is_owed("response")
 
 
 # ---- push sessions ----

@@ -76,29 +76,6 @@ def test_event_that_fails(protocol: str, code: str) -> None:
     assert TRACEBACK not in done.err
 
 
-def test_protocol_word(protocol: str, code: str) -> None:
-    """A leading word with the protocol's name, which the kit gives, changes nothing."""
-    assert run(*words_of(protocol, protocol, code, "--event", "hello")).out == "hello\n"
-
-
-def test_lines(protocol: str, code: str) -> None:
-    """--jsonl prints one outcome for each line, with these members."""
-    lines = '{"id": 1, "event": "a"}\n{"id": "two", "event_base64": "/w=="}\n'
-    done = run(*words_of(protocol, code, "--jsonl"), stdin=lines)
-    first, second = map(json.loads, done.out.splitlines())
-    assert (first["id"], first["kind"], first["body"]) == (1, "ok", "a")
-    assert (second["id"], second["kind"], second["body_base64"]) == ("two", "ok", "/w==")
-    assert {"request_id", "duration_ms", "violations", "message", "status",
-            "headers"} <= set(first)
-
-
-def test_replaced(protocol: str, code: str) -> None:
-    """After an instance has ended the next event starts another one."""
-    lines = '{"id": 1, "event": "[[\\"exit\\", 3]]"}\n{"id": 2, "event": "b"}\n'
-    done = run(*words_of(protocol, code, "--jsonl"), stdin=lines)
-    assert [json.loads(line)["kind"] for line in done.out.splitlines()] == ["exit", "ok"]
-
-
 # ---- bad input ----
 
 BAD_USE = {

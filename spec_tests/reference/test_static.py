@@ -52,13 +52,6 @@ def test_bash_syntax(path: pathlib.Path) -> None:
     assert run("bash", "-n", str(path)) == (0, "")
 
 
-def test_bash_samples_are_found() -> None:
-    """The samples and the script of the CI are among the scripts checked."""
-    names = {name_of(path) for path in BASH}
-    assert {"examples/bash/%s/bootstrap" % one for one in ("fc", "scf", "fg")} <= names
-    assert ".ci/run" in names
-
-
 @pytest.fixture(scope="session")
 def go() -> str:
     """The Go command; it is a test dependency."""
@@ -80,12 +73,6 @@ def test_gofmt(folder: pathlib.Path, go: str) -> None:
     gofmt = str(beside) if beside.exists() else shutil.which("gofmt")
     command = (gofmt, "-l", ".") if gofmt else (go, "fmt", "-n", "./...")
     assert implementations.run_go(*command, folder=folder) == (0, "")
-
-
-def test_go_samples_are_found() -> None:
-    """There is a main.go for each protocol."""
-    assert {"examples/go/%s" % name for name in ("fc", "scf", "fg")} <= {
-        name_of(folder) for folder in GO if (folder / "main.go").exists()}
 
 
 @functools.lru_cache(maxsize=None)
