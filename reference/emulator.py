@@ -36,7 +36,6 @@ import io
 import json
 import math
 import os
-import queue
 import re
 import resource
 import select
@@ -1117,13 +1116,19 @@ def measure(processes: Iterable[Process]) -> None:
     sizes = dict.fromkeys(by_group, 0.0)
     for number, group in group_members():
         if group in sizes:
-            with contextlib.suppress(OSError):  # it has ended
-                with open("/proc/%d/smaps_rollup" % number, "rb") as file:
-                    sizes[group] += sum(int(line.split()[1]) / 1024 for line in file
-                                        if line.startswith(b"Pss:"))
+            sizes[group] += memory_mb(number)
     for group, process in by_group.items():
         process.peak_mb = max(process.peak_mb, sizes[group])
         process.measured = now
+
+
+def memory_mb(number: int) -> float:
+    """Return the memory of a process, its share of shared pages; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        with open("/proc/%d/smaps_rollup" % number, "rb") as file:
+            return sum(int(line.split()[1]) / 1024 for line in file
+                       if line.startswith(b"Pss:"))
+    return 0.0
 
 
 class Log:
@@ -1204,20 +1209,24 @@ class Gate:
     """Where a thread waits for its invocation, and notices that the caller leaves."""
 
     def __init__(self) -> None:
-        self._read_end, self._write_end = socket.socketpair()
+        self._read_end, self._write_end = os.pipe()
 
     def open(self) -> None:
-        """Let the thread go on; may be called before it waits, and again."""
-        self._write_end.close()
+        """Let the thread go on; may be called before it waits, and again (lock held).
+        """
+        if self._write_end >= 0:
+            os.close(self._write_end)
+            self._write_end = -1
 
     def wait(self, caller: Optional[Handler]) -> bool:
         """Block until the gate opens (True) or the caller has gone (False)."""
         poll = select.poll()
-        poll.register(self._read_end, select.POLLIN)
+        poll.register(self._read_end, 0)  # its end is told in any case
         if caller is not None:
             poll.register(caller.connection, select.POLLRDHUP)
-        with self._read_end:
-            return self._read_end.fileno() in dict(poll.poll())
+        ready = dict(poll.poll())
+        os.close(self._read_end)
+        return self._read_end in ready
 
 
 class Answer:
@@ -1490,7 +1499,7 @@ class Instance:
         """Kill the process, unless it is stopping in order."""
         if self.process is not None and self.ending == "kill":
             self.process.signal(signal.SIGKILL)
-        elif self.platform.attach:
+        elif self.platform.attach and self.ending == "kill":
             self.cleanup()
 
     def stop(self) -> None:
@@ -1666,11 +1675,11 @@ class PullInstance(Instance):
 
     def exited(self, state: str, status: int) -> None:
         over = self.over_memory()
-        unseen = [one for one in self.work if state == "issued" and not over
-                  and self.served > 1 and one.issues < MAX_ISSUES]
-        for invocation in unseen:  # [any.event.requeue]
-            del self.work[invocation]
-        self.platform.discard(self, "kill", unseen)
+        for invocation in list(self.work):
+            if state == "issued" and not over and self.served > 1 and (
+                    invocation.issues < MAX_ISSUES):  # [any.event.requeue] unseen
+                del self.work[invocation]
+                self.platform.place(invocation, first=True)
         self.end(list(self.work), "out-of-memory" if over else self.rules.ON_EXIT.get(
             state, "exit"), over or "the bootstrap ended %s %s" % (
                 describe_status(status), DURING.get(state, "")))
@@ -1678,7 +1687,7 @@ class PullInstance(Instance):
     def cleanup(self) -> None:
         with self.platform.lock:
             self.is_over = True
-            polls = list(self.session.parked)
+            polls, self.session.parked = self.session.parked, []
         for poll in polls:
             poll.give_up()  # its thread may wait, with a request behind it
         if self.api is not None:
@@ -2011,9 +2020,9 @@ class PushInstance(Instance):
         try:
             whole, answer = self._send(invocation, upstream, head)
         except ConnectionError:
-            # [fc.connection.retry] broken before a byte of the answer came
+            # [fc.connection.retry] broken before a byte of the answer came; not a hook
             if invocation.outcome is not None or invocation.event or not (
-                    upstream.used and not upstream.heard
+                    upstream.used and not upstream.heard and invocation.control
                     and request.method in self.rules.IDEMPOTENT):
                 raise
             upstream.close()
@@ -2245,8 +2254,6 @@ class PushInstance(Instance):
         bound = list(self.work) if state in STARTING else []
         self.end(bound, self.rules.ON_EXIT.get(state, ""),
                  self._exit_text(status, state) if bound else "")
-        for invocation in self.work:
-            self.cut_off(invocation)
 
     def _exit_text(self, status: int, state: str) -> str:
         return "%s. It ended %s %s" % (
@@ -2254,8 +2261,13 @@ class PushInstance(Instance):
             describe_status(status), DURING[state])
 
     def cleanup(self) -> None:
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self.work and time.monotonic() < deadline:
+            time.sleep(GROUP_TICK_S)  # what it sent before its end is read
         with self.platform.lock:
             pool, self.pool = self.pool, []
+            for invocation in self.work:
+                self.cut_off(invocation)  # a child in another group holds it open
         for upstream in pool:
             upstream.close()
         super().cleanup()
@@ -2488,11 +2500,9 @@ class Platform:
         if instance.has_room() and instance not in self.with_room:
             self.with_room.append(instance)
 
-    def discard(self, instance: Instance, ending: str,
-                unseen: Sequence[Invocation] = ()) -> None:
-        """Let an instance take no more work; others take what it has not seen, and then
-        what waits. `ending`: "stop" it in order now, or "kill" it when nothing runs in
-        it any more."""
+    def discard(self, instance: Instance, ending: str) -> None:
+        """Let an instance take no more work; others take what waits. `ending`: "stop"
+        it in order now, or "kill" it when nothing runs in it any more."""
         if instance.ending:
             return
         instance.ending = ending
@@ -2503,8 +2513,6 @@ class Platform:
         if instance in self.with_room:
             self.with_room.remove(instance)
         instance.retire()
-        for invocation in unseen:
-            self.place(invocation, first=True)
         while self.queue and len(self.instances) < self.function.max_instances:
             self._start_another()
 
@@ -2925,7 +2933,7 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
     events = []
     for text in options.event:
         if text == "-":
-            events.append(sys.stdin.buffer.read())
+            events.append(open(0, "rb", closefd=False).read())
         elif text.startswith("@"):
             events.append(read_file("--event", text[1:]))
         else:
@@ -3137,15 +3145,15 @@ def end_signals() -> List[signal.Signals]:
         if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def report(news: "queue.SimpleQueue[object]", work: Callable[[], bool]) -> None:
-    """Put into the queue what work has come to: whether all was ok, or its error."""
-    found: object = False
+def report(found: List[object], done: int, work: Callable[[], bool]) -> None:
+    """Note what work has come to: whether all was ok, or its error; then write a zero
+    byte, so that the main thread can wait for a signal too."""
     try:
-        found = work()
+        found.append(work())
     except OSError as error:
-        found = error
+        found.append(error)
     finally:
-        news.put(found)
+        os.write(done, b"\0")
 
 
 def choose_core() -> List[int]:
@@ -3174,8 +3182,8 @@ def invoke_all(platform: Platform, options: argparse.Namespace, events: List[byt
     return all_ok
 
 
-def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
-          news: "queue.SimpleQueue[object]") -> None:
+def serve(platform: Platform, address: Tuple[str, int], talk: Talk, news: int,
+          done: int) -> None:
     """Serve callers until a signal comes; all but SIGINT drain, until the next one."""
     host, port = address
     try:
@@ -3187,14 +3195,14 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk,
         door.port))
     if platform.attach:
         platform.prepare()
-    number = news.get()
+    number = os.read(news, 1)[0]
     door.close()
     if number != signal.SIGINT:
         if platform.pending:
             talk.note("%d still running; another signal ends that now"
                       % platform.pending)
-        start_thread(report, news, platform.drain)  # [any.stop.drain]
-        news.get()
+        start_thread(report, [], done, platform.drain)  # [any.stop.drain]
+        os.read(news, 1)
     platform.close()
     door.join(0.5)  # whose invocation was cut short is told
 
@@ -3208,10 +3216,13 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     # From now on signals interrupt nothing: an exception could come while a lock is
-    # held, or be missed just before a wait. This thread waits for them, and for others.
-    news: "queue.SimpleQueue[object]" = queue.SimpleQueue()
+    # held, or be missed just before a wait. Their numbers come out of a pipe.
+    news, done = os.pipe()
+    os.set_blocking(done, False)
+    signal.set_wakeup_fd(done)
     for number in end_signals():
-        signal.signal(number, lambda number, _: news.put(signal.Signals(number)))
+        signal.signal(number, lambda number, _: None)
+    found: List[object] = []
     start_thread(reap_orphans)
     with Platform(options.protocol, options.code,
                   on_log=None if options.quiet else talk.write, on_note=talk.note,
@@ -3220,24 +3231,24 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   else None,
                   cores=None if options.no_pin else choose_core(),
                   **settings) as platform:
-        worker = start_thread(report, news, lambda: invoke_all(platform, options,
-                                                               events, talk))
-        found = news.get()
-        if isinstance(found, OSError):
-            raise found
-        if address is not None and isinstance(found, bool):
-            serve(platform, address, talk, news)
+        worker = start_thread(report, found, done, lambda: invoke_all(
+            platform, options, events, talk))
+        interrupted = os.read(news, 1) != b"\0"
+        if found and isinstance(found[0], OSError):
+            raise found[0]
+        if address is not None and not interrupted:
+            serve(platform, address, talk, news, done)
     if events or address is not None:
         talk.note(summary(platform))
     if trace.failure is not None and trace is not talk:
         talk.note("--trace %s is not whole: %s" % (options.trace,
                                                    trace.failure.strerror))
-    if isinstance(found, signal.Signals):
+    if interrupted:
         worker.join(LAST_WORDS_S if events else 0.1)  # it may wait for stdin
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
-    return 0 if found else FAILED
+    return 0 if found == [True] else FAILED
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -3,12 +3,10 @@
 
 import contextlib
 import http.client
-import itertools
 import json
 import os
 import pathlib
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -22,12 +20,13 @@ from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, T
 import wire
 from implementations import module_words
 
-__all__ = ["Answer", "Container", "call_of", "fields_of", "keep_terminating", "profile",
+__all__ = ["Answer", "Container", "call_of", "keep_terminating", "profile",
            "until"]
 
 HERE = pathlib.Path(__file__).resolve().parent
 TESTS = HERE.parent
 GATEWAY = TESTS.parent / "reference" / "gateway.py"
+BOOTSTRAP = TESTS.parent / "reference" / "fc_bootstrap.py"
 WORKER = HERE / "workers" / "worker.py"
 PATIENCE_S = 10.0
 
@@ -74,12 +73,6 @@ def until(condition: Callable[[], Any], what: str = "") -> Any:
 def call_of(do: str, **more: Any) -> bytes:
     """Return the event that makes the test worker do something."""
     return json.dumps({"do": do, **more}).encode()
-
-
-def fields_of(function: str = "echo") -> Dict[str, str]:
-    """Return the fields with which FC sends an event."""
-    return {"X-Fc-Control-Path": "/invoke", "X-Fc-Function-Name": "outer",
-            "X-Fc-Request-Id": "1-test", "x-noslated-dispatch": function}
 
 
 def keep_terminating(process: "subprocess.Popen[bytes]") -> None:
@@ -163,23 +156,6 @@ class Container:
                     found.append(int(name))
         return found
 
-    def sockets(self) -> int:
-        """Count the sockets of the gateway: to callers and workers, and its listener."""
-        return sum(os.readlink(path).startswith("socket:") for path in
-                   pathlib.Path(f"/proc/{self.process.pid}/fd").iterdir())
-
-    @contextlib.contextmanager
-    def no_more_files(self) -> Iterator[None]:
-        """Let the gateway open no file; one that accept() waits for is there already."""
-        used = os.listdir(f"/proc/{self.process.pid}/fd")
-        free = next(number for number in itertools.count() if str(number) not in used)
-        before = resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (free, before[1]))
-        try:
-            yield
-        finally:
-            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, before)
-
     # Calls
 
     @contextlib.contextmanager
@@ -205,7 +181,8 @@ class Container:
     def invoke(self, event: bytes = b"hi", function: str = "echo",
                **headers: str) -> Answer:
         """Send an event as FC does; underscores in names of headers become hyphens."""
-        fields = fields_of(function)
+        fields = {"X-Fc-Control-Path": "/invoke", "X-Fc-Function-Name": "outer",
+                  "X-Fc-Request-Id": "1-test", "x-noslated-dispatch": function}
         fields.update((name.replace("_", "-"), value) for name, value in headers.items())
         return self.ask("POST", "/invoke", event, fields)
 

@@ -4,13 +4,12 @@
 
     python3 spec_tests/tools/benchmark_gateway.py [--quick] [--json]
 
-The worker is bootstrap.py with the test handler. Warm, twice: what dispatching costs, over
-a proxy that calls one worker directly through the gateway's own HTTP code; and what the
-gateway costs behind emulator.py fc, over the emulator calling the worker itself. Medians
-of the rounds' ratios, of the duration and of the processor time of all processes on a
-side, which other load blurs less. The access log goes to a file. Cold: a call to a
-disposable function over a bare start of the same program up to its first answer. Idle:
-processor time and context switches while a worker waits. No load but its own.
+The worker is fc_bootstrap.py with the test handler. Warm: what dispatching costs, over a
+proxy that calls one worker directly through the same plumbing. Medians of the rounds'
+ratios, of the duration and of the processor time of all processes on a side, which other
+load blurs less. The access log goes to a file. Cold: a call to a disposable function over
+a bare start of the same program up to its first answer. PEER_GATEWAY names another
+gateway to be measured in place of ours. No load but its own.
 """
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -32,7 +32,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 REFERENCE = TESTS.parent / "reference"
 HANDLERS = TESTS / "handlers" / "python"
-WORKER_ARGV = [sys.executable, "-I", "-S", str(REFERENCE / "bootstrap.py")]
+WORKER_ARGV = [sys.executable, "-I", "-S", str(REFERENCE / "fc_bootstrap.py")]
 HANDLER = "test_handler.handle"
 EVENT = b"x" * 64
 PATIENCE_S = 10.0
@@ -69,17 +69,17 @@ def profiles(folder: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def started(argv: List[str], env: Dict[str, str], folder: pathlib.Path) -> Iterator[int]:
+def started(argv: List[str], folder: pathlib.Path) -> Iterator[int]:
     """Run a program; give the port that it announces."""
     log = folder / f"{len(list(folder.iterdir()))}.txt"
     with open(log, "wb") as output:
-        process = subprocess.Popen(argv, env={"PATH": os.environ["PATH"], **env},
+        process = subprocess.Popen(argv, env={"PATH": os.environ["PATH"], "TMPDIR": str(folder)},
                                    stdout=output, stderr=output, start_new_session=True)
     try:
         PIDS.append(process.pid)
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and process.poll() is None:
-            found = re.search(r"(?:serving|listens) .*:(\d+)\b", log.read_text())
+            found = re.search(r"listens .*:(\d+)\b", log.read_text())
             if found:
                 yield int(found.group(1))
                 return
@@ -88,14 +88,6 @@ def started(argv: List[str], env: Dict[str, str], folder: pathlib.Path) -> Itera
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
-
-
-def emulator(*command: str) -> List[str]:
-    """Return the platform that runs this command as its function."""
-    return [sys.executable, str(REFERENCE / "emulator.py"), "fc", str(HANDLERS),
-            "--handler", HANDLER, "--name", "warm", "--port", "0",
-            "--max-instances", "1", "--concurrency", "100", "--no-freeze", "--quiet", "--idle", "1000", "--serve", "127.0.0.1:0",
-            "--", *command]
 
 
 # ---- calls ----
@@ -108,11 +100,10 @@ def connect(port: int) -> socket.socket:
     return wire
 
 
-def request(path: str, function: str = "warm") -> bytes:
+def request(function: str = "warm") -> bytes:
     """Return a whole request."""
-    return (b"POST %s HTTP/1.1\r\nHost: a\r\nx-noslated-dispatch: %s\r\n"
-            b"Content-Length: %d\r\n\r\n" % (path.encode(), function.encode(), len(EVENT))
-            + EVENT)
+    return (b"POST /invoke HTTP/1.1\r\nHost: a\r\nx-noslated-dispatch: %s\r\n"
+            b"Content-Length: %d\r\n\r\n" % (function.encode(), len(EVENT)) + EVENT)
 
 
 def call(wire: socket.socket, data: bytes) -> float:
@@ -176,26 +167,22 @@ def rounds(number: int, sides: List[Callable[[], float]]) -> List[List[float]]:
 # ---- goals ----
 
 
-def gateway(folder: pathlib.Path, *options: str) -> List[str]:
+def gateway(folder: pathlib.Path) -> List[str]:
     """Return the container's start command."""
-    return [sys.executable, str(REFERENCE / "gateway.py"), "--profiles",
+    return [sys.executable, os.environ.get("PEER_GATEWAY") or str(
+        REFERENCE / "gateway.py"), "--profiles",
             str(profiles(folder)), "--tick", "1000", "--access-log",
-            str(folder / "access.log"), *options]
+            str(folder / "access.log"), "--port", "0"]
 
 
-def proxy(folder: pathlib.Path) -> List[str]:
-    """Return the start command of the proxy without dispatch."""
-    return [sys.executable, str(pathlib.Path(__file__).resolve()), "--proxy"]
-
-
-def warm(folder: pathlib.Path, number: int, what: str, path: str,
-         *commands: List[str]) -> List[Goal]:
-    """What the second side's calls cost more, as a share of the first side's."""
+def warm(folder: pathlib.Path, number: int) -> List[Goal]:
+    """What dispatched calls cost, as a multiple of the proxy's."""
+    commands = [[sys.executable, str(pathlib.Path(__file__).resolve()), "--proxy"],
+                gateway(folder)]
     with contextlib.ExitStack() as stack:
-        ports = [stack.enter_context(started(command, {"TMPDIR": str(folder)}, folder))
-                 for command in commands]
+        ports = [stack.enter_context(started(command, folder)) for command in commands]
         wires = [stack.enter_context(connect(port)) for port in ports]
-        data = request(path)
+        data = request()
         for wire in wires:
             p50(wire, data, 100)
         taken = rounds(number, [functools.partial(p50, wire, data, 300)
@@ -203,41 +190,42 @@ def warm(folder: pathlib.Path, number: int, what: str, path: str,
         busy = rounds(number, [functools.partial(cpu_us, wire, data, 300, pid)
                                for wire, pid in zip(wires, PIDS[-2:])])
     for unit, values, scale in (("p50", taken, 1e6), ("cpu", busy, 1.0)):
-        print("  %s, %s: %.0f us, then %.0f us" % (what, unit, *(
+        print("  warm, %s: proxy %.0f us, gateway %.0f us" % (unit, *(
             scale * statistics.median(side) for side in zip(*values))))
-    return [Goal("%s: %s added" % (what, unit), 1.0, "",
-                 statistics.median(one[1] / one[0] - 1 for one in values))
+    return [Goal("warm: dispatch over a proxy, " + unit, 2.0, "",
+                 statistics.median(one[1] / one[0] for one in values))
             for unit, values in (("time", taken), ("processor time", busy))]
 
 
 def serve_proxy() -> None:
     """Be the proxy: the gateway's HTTP code in both directions, one worker, no agent."""
     sys.path.insert(0, str(REFERENCE))
-    import gateway as own
-    listener = socket.create_server(("127.0.0.1", 0))
+    import emulator as own
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = start_worker(port)
-    worker = own.Stream(connect_soon(port))
-    print("listens on 127.0.0.1:%d" % listener.getsockname()[1], flush=True)
-    caller = own.Stream(listener.accept()[0])
-    try:
-        while True:
-            message = caller.head()
-            if message is None:
-                return
-            incoming = own.Request(message, caller)
-            body = incoming.body(time.monotonic() + 10)
-            assert isinstance(body, bytes)
-            lines, _ = own.split_lines(message.lines, own.DROPPED_REQUEST)
-            worker.arm(time.monotonic() + 10)
+    worker = own.Upstream(connect_soon(port))
+
+    class Proxy(own.Handler):
+        """Passes each call to the worker."""
+
+        def respond(self) -> None:
+            body = self.read_body(1 << 20)
+            worker.watch(self, process.kill)
+            fields = [pair for pair in self.head.fields if pair[0] != "Content-Length"]
             worker.send(own.format_head("POST /invoke HTTP/1.1", [
-                *lines, own.framing(len(body))]) + body)
-            answer = own.read_answer(worker)
-            result = b"".join(worker.parts(answer.length()))
-            lines, _ = own.split_lines(answer.lines, own.HOP_FIELDS)
-            incoming.send_head(int(answer.words[1]), lines, len(result), result)
+                *fields, ("Content-Length", str(len(body)))]) + body)
+            head = worker.read_answer(65536)
+            result = worker.reader.read(head.length or 0) or b""
+            worker.watch(None, process.kill)
+            own.Answer(self).begin(head, [pair for pair in head.fields if
+                                          pair[0] != "Content-Length"], (), True, result)
+
+    server = own.Server("127.0.0.1", 0, Proxy, None)
+    print("listens on 127.0.0.1:%d" % server.port, flush=True)
+    try:
+        signal.sigwait([signal.SIGTERM])
     finally:
         process.kill()
 
@@ -271,7 +259,7 @@ def bare_start() -> float:
     process = start_worker(port)
     try:
         with connect_soon(port) as wire:
-            call(wire, request("/invoke"))
+            call(wire, request())
         return time.perf_counter() - begin
     finally:
         process.kill()
@@ -280,49 +268,14 @@ def bare_start() -> float:
 
 def cold(folder: pathlib.Path, number: int) -> List[Goal]:
     """What a cold call costs more than a bare start; and what idleness costs."""
-    with started(gateway(folder, "--port", "0"), {"TMPDIR": str(folder)}, folder) as port:
+    with started(gateway(folder), folder) as port:
         with connect(port) as wire:
-            data = request("/invoke", "cold")
+            data = request("cold")
             pairs = rounds(2 * number, [bare_start, lambda: call(wire, data)])
-            call(wire, request("/invoke"))
-            switches, cpu_ms = idle(gateway_pid(folder), 1.0 if number < 7 else 5.0)
     print("  bare start %.1f ms, cold call %.1f ms" % tuple(
         1e3 * statistics.median(pair[side] for pair in pairs) for side in (0, 1)))
     added = statistics.median(after - before for before, after in pairs)
-    return [Goal("cold: call over a bare start of the worker", 20, "ms", added * 1e3),
-            Goal("idle: context switches", 0, "", switches),
-            Goal("idle: processor time", 0, "ms", cpu_ms)]
-
-
-def gateway_pid(folder: pathlib.Path) -> int:
-    """Return the gateway's process, found by the list that only it reads."""
-    mark = str(folder / "functions.json").encode()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if mark in path.read_bytes() and b"emulator.py" not in path.read_bytes():
-                return int(path.parent.name)
-    raise RuntimeError("no gateway")
-
-
-def idle(pid: int, seconds: float) -> Tuple[float, float]:
-    """Return context switches and processor milliseconds of an idle process."""
-    time.sleep(1.5)  # one look at memory may be due
-    before = activity(pid)
-    time.sleep(seconds)
-    after = activity(pid)
-    return after[0] - before[0], after[1] - before[1]
-
-
-def activity(pid: int) -> Tuple[float, float]:
-    """Return context switches and processor milliseconds of a process so far."""
-    switches, ticks = 0, 0
-    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        switches += sum(int(line.split()[1]) for line in
-                        (task / "status").read_text().splitlines()
-                        if "ctxt_switches" in line)
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return switches, ticks * 1000 / os.sysconf("SC_CLK_TCK")
+    return [Goal("cold: call over a bare start of the worker", 20, "ms", added * 1e3)]
 
 
 def measure(quick: bool = False) -> List[Goal]:
@@ -330,11 +283,7 @@ def measure(quick: bool = False) -> List[Goal]:
     number = 3 if quick else 9
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = pathlib.Path(name)
-        alone = warm(folder, number, "dispatch over a proxy", "/invoke", proxy(folder),
-                     gateway(folder, "--port", "0"))
-        behind = warm(folder, number, "gateway behind the emulator", "/-/invoke",
-                      emulator(*WORKER_ARGV), emulator(*gateway(folder)))
-        return [*alone, *behind, *cold(folder, number)]
+        return [*warm(folder, number), *cold(folder, number)]
 
 
 def main() -> int:

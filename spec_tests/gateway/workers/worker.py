@@ -1,7 +1,7 @@
 """A worker for tests of the gateway: a server on a plain socket that does what it is told.
 
 The body of a call is JSON whose member `do` names a function of DEEDS, or it is echoed.
-START and INIT in the environment spoil the start and the initializer; BIND is the address.
+START and INIT in the environment spoil the start and the initializer.
 """
 import itertools
 import os
@@ -21,7 +21,7 @@ initialized: "List[str]" = []   # one entry for each call of the hook
 
 
 class Call:
-    """One request, its whole body unless `lazy`, and the way back."""
+    """One request, its whole body, and the way back."""
 
     def __init__(self, wire: light_http.Socket, head: bytes, rest: bytes) -> None:
         self.wire = wire
@@ -30,7 +30,7 @@ class Call:
         self.method, self.target, _ = line.split(" ")
         self.fields = [tuple(field.split(": ", 1)) for field in fields]
         self.headers = {field[0].lower(): field[1] for field in self.fields}
-        self.body = b"".join(self.parts()) if "lazy" not in self.target else b""
+        self.body = b"".join(self.parts())
 
     def parts(self) -> "Iterator[bytes]":
         """Yield the body as it comes."""
@@ -176,22 +176,17 @@ def fork(call: Call, order: "Dict[str, Any]") -> None:
     call.json(os.posix_spawnp("sleep", ["sleep", "1000"], os.environ))
 
 
+def orphan(call: Call, order: "Dict[str, Any]") -> None:
+    """Leave a child behind whose parent has ended; answer with its id."""
+    call.json(int(os.popen("sleep 1000 >&- 2>&- & echo $!").read()))
+
+
 DEEDS = {deed.__name__: deed for deed in (
     count, pid, env, request, reply, die, garbage, extra, hang, hold, drip, old, close,
-    eat, fork)}
+    eat, fork, orphan)}
 
 
 # ---- serving ----
-
-
-def lazy(call: Call) -> None:
-    """Answer with the first byte of the body before the rest of it is there."""
-    parts = call.parts()
-    first = next(parts)
-    call.wire.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-                      b"1\r\n" + first[:1] + b"\r\n")
-    text = b"%d" % (len(first) + sum(map(len, parts)))
-    call.wire.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(text), text))
 
 
 def serve(call: Call) -> None:
@@ -204,8 +199,6 @@ def serve(call: Call) -> None:
         if word == "exit":
             os._exit(4)
         call.answer(b"", int(word))
-    elif "lazy" in call.target:
-        lazy(call)
     elif call.body.startswith(b'{"do"'):
         order = light_http.literal(call.body)
         DEEDS[order["do"]](call, order)
@@ -237,16 +230,14 @@ def connection(wire: light_http.Socket) -> None:
 def main() -> None:
     """Listen where the gateway says."""
     word = os.environ.get("START", "")
-    if word == "spill":  # as if so much had been printed
-        os.lseek(2, 256 << 20, os.SEEK_SET)
-    if word in ("crash", "spill"):
+    if word == "crash":
         sys.exit("no reason to live")
     if word == "hang":
         forever()
     if word.startswith("/"):
         wait_for(word)
-    listener = light_http.listen(os.environ.get("BIND", "127.0.0.1"),
-                                 int(os.environ["FC_SERVER_PORT"]), 1024)
+    port = 0 if word == "8" else int(os.environ["FC_SERVER_PORT"])
+    listener = light_http.listen("127.0.0.1", port, 1024)
     print("worker is up", flush=True)
     while True:
         wire, _ = listener.accept()
