@@ -6,7 +6,7 @@ import fcntl
 import select
 import struct
 import termios
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Iterator, List, Tuple
 
 import pytest
 
@@ -70,9 +70,8 @@ def test_fc_answer_streamed__http_1_0(harness: Harness) -> None:
     assert caller.everything() == b"two"
 
 
-STARTED = pytest.mark.parametrize("start", (
-    CHUNKED + chunk(b"half"), ENDLESS + b"half", COUNTED + b"half", b""),
-    ids=("chunked", "endless", "counted", "no answer"))
+STARTED = pytest.mark.parametrize("start", (CHUNKED + chunk(b"half"), COUNTED + b"half",
+                                            b""), ids=("chunked", "counted", "nothing"))
 
 
 @STARTED
@@ -100,15 +99,11 @@ def test_any_caller_gone__http(harness: Harness, start: bytes, body: bytes) -> N
     assert until(lambda: harness.platform.counts["cancelled"] == 1, 3)
 
 
-@STARTED
-def test_any_outcome_cancel_instance__fc(start: bytes) -> None:
+def test_any_outcome_cancel_instance__fc() -> None:
     """What a caller left behind keeps its place until it has answered."""
     with Harness("fc", concurrency=2) as harness:
         caller, function = asked(harness, "GET", "/first")
-        _, other = asked(harness, "GET", "/other")
-        function.send(start)
-        if start:
-            caller.head()
+        asked(harness, "GET", "/other")
         caller.close()
         assert harness.ends("cancelled")
         late = harness.call("GET", "/late")
@@ -116,17 +111,6 @@ def test_any_outcome_cancel_instance__fc(start: bytes) -> None:
         function.close()
         assert harness.accept().request().path == "/late"
         late.close()
-
-
-def test_fc_time_others__caller_gone() -> None:
-    """What a caller left behind is bound by the time limit; then the instance ends."""
-    with Harness("fc", concurrency=2, timeout_s=0.3) as harness:
-        caller, function = asked(harness)
-        caller.close()
-        assert harness.ends("cancelled")
-        assert function.everything() == b""
-        assert until(lambda: not harness.states())
-        assert harness.platform.counts["timeout"] == 0
 
 
 # ---- bodies ----
@@ -145,7 +129,7 @@ PATHS = pytest.mark.parametrize("path", ("/up", "/-/invoke"))
 
 
 @PATHS
-@pytest.mark.parametrize("size", (0, 1, 65537, 32 * MIB))
+@pytest.mark.parametrize("size", (0, 32 * MIB))
 def test_any_event_bytes__sizes(harness: Harness, size: int, path: str) -> None:
     """A body of up to 32 MB reaches the function whole."""
     body = b"0123456789abcdef" * (size // 16) + b"z" * (size % 16)
@@ -199,25 +183,18 @@ def test_any_http_continue__caller(harness: Harness) -> None:
     assert caller.answer("POST").status == 200
 
 
-# ---- methods and versions ----
-
-
-@pytest.mark.parametrize("method,status,announced", (
-    ("HEAD", 200, "5"), ("GET", 204, ""), ("GET", 304, "5")))
-def test_fc_http_pass__no_body(harness: Harness, method: str, status: int,
-                               announced: str) -> None:
+@pytest.mark.parametrize("method,fields", (
+    ("HEAD", b"200 X\r\nContent-Length: 5"), ("GET", b"204 X"),
+    ("GET", b"304 X\r\nContent-Length: 5")), ids=("HEAD", "204", "304"))
+def test_fc_http_pass__no_body(harness: Harness, method: str, fields: bytes) -> None:
     """Answers that have no body leave the connections of both sides in order."""
     caller, function = asked(harness, method)
-    length = "Content-Length: %s\r\n" % announced if announced else ""
-    function.send(("HTTP/1.1 %d X\r\n%s\r\n" % (status, length)).encode())
+    function.send(b"HTTP/1.1 %s\r\n\r\n" % fields)
     assert caller.answer(method).body == b""
     caller.send(wire.request_bytes("GET", "/next"))
     function.request()
     function.reply(b"whole")
     assert caller.answer("GET").body == b"whole"
-
-
-# ---- header fields ----
 
 
 # ---- connections to the function ----
@@ -276,8 +253,7 @@ def test_fc_connection_reuse__closed_while_idle(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("stray", (
-    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray", b"x", b"\r\n"),
-    ids=("answer", "letter", "empty line"))
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray", b"x"), ids=("answer", "letter"))
 @pytest.mark.parametrize("late", (False, True), ids=("at once", "while idle"))
 def test_fc_invoke_answer__not_the_next_ones(harness: Harness, stray: bytes,
                                              late: bool) -> None:
@@ -298,7 +274,7 @@ def test_fc_invoke_answer__not_the_next_ones(harness: Harness, stray: bytes,
     assert outcome_of(caller) == ("ok", b"second")
 
 
-@pytest.mark.parametrize("count", (1, 2, 200))
+@pytest.mark.parametrize("count", (1, 200))
 def test_fc_concurrency_limit__http(count: int) -> None:
     """So many requests run in one instance at a time; one more waits for its turn."""
     with Harness("fc", concurrency=count) as harness:
@@ -343,23 +319,18 @@ def test_fc_upgrade_pass(harness: Harness) -> None:
         assert function.exactly(2) == b"\x81%c" % number
         function.send(b"\x82%c" % number)
         assert caller.exactly(2) == b"\x82%c" % number
-    caller.close()
-    assert function.everything() == b"" and harness.ends("ok")
 
 
-ENDS: Dict[str, Tuple[int, bytes]] = {"caller": (0, b""), "function": (1, b"bye")}
-
-
-@pytest.mark.parametrize("side,last", ENDS.values(), ids=list(ENDS))
+@pytest.mark.parametrize("side", (0, 1), ids=("caller", "function"))
 @pytest.mark.parametrize("how", ("close", "reset"))
-def test_fc_upgrade_pass__ended(harness: Harness, side: int, last: bytes,
-                                how: str) -> None:
+def test_fc_upgrade_pass__ended(harness: Harness, side: int, how: str) -> None:
     """When one side ends it, or breaks it off, the other gets the end."""
     peers = upgraded(harness)
-    if how == "close" and last:
+    last = b"bye" if side and how == "close" else b""
+    if last:
         peers[side].send(last)
     peers[side].reset() if how == "reset" else peers[side].close()
-    assert peers[1 - side].everything() == (last if how == "close" else b"")
+    assert peers[1 - side].everything() == last
     assert harness.ends("ok")
 
 

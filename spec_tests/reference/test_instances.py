@@ -3,20 +3,22 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import emulator
 import pytest
 import scripted_bootstrap
 import wire
-from harness import (PROTOCOLS, PULL, Harness, background, code, event, fifo,
+from harness import (PROTOCOLS, Harness, background, code, event, fifo,
                      outcome_of, process_state, processes, until)
 
 __all__ = ["code", "fifo"]
 
 Make = Callable[[str], str]
+REFERENCE = str(pathlib.Path(emulator.__file__ or "").parent)
 
 
 # ---- freeze ----
@@ -59,8 +61,7 @@ def notes(code: str) -> List[str]:
 
 @pytest.mark.parametrize("word,grace_s", (("end", 20), ("ignore", 0.3), ("ignore", 0)))
 @pytest.mark.parametrize("protocol,settings", (
-    ("scf", {}), ("fg", {}), ("fc", {"pre_stop": True}),
-    ("fc", {"pre_stop": True, "freeze": False})), ids=("scf", "fg", "fc", "fc-running"))
+    ("scf", {}), ("fg", {}), ("fc", {"pre_stop": True})), ids=("scf", "fg", "fc"))
 def test_any_stop_order__group(protocol: str, settings: Dict[str, Any], word: str,
                                grace_s: float, code: str) -> None:
     """Pre-stop (fc), SIGTERM, and after the grace SIGKILL for the whole group."""
@@ -178,43 +179,44 @@ def test_any_memory_limit__ways(protocol: str, code: str) -> None:
 # ---- the emulator as a library ----
 
 
-@pytest.mark.parametrize("protocol,setting,value,words", (
+SETTINGS: List[Tuple[str, str, Any, str]] = [
     ("xx", "name", "x", "protocol 'xx'"), ("scf", "timeout_s", 0, "--timeout"),
     ("scf", "timeout_s", float("nan"), "--timeout"), ("fc", "idle_s", 0, "more than 0"),
-    ("scf", "timeout_s", 1e10, "at most 1000000"), ("scf", "memory_mb", 1.5, "whole"),
-    ("scf", "memory_mb", 10 ** 400, "memory_mb"), ("scf", "queue", -1, "0 or more"),
-    ("scf", "queue", True, "queue"), ("fc", "init_timeout_s", 1, "not a setting of fc"),
-    ("fg", "concurrency", 2, "not a setting of fg"), ("fc", "concurrency", 201, "200"),
-    ("fc", "port", 70000, "0 to 65535"), ("fc", "port", "80", "port"),
-    ("fc", "command", "python3 a.py", "list of words"),
-    ("fc", "command", [1], "command"),
+    ("scf", "memory_mb", 1.5, "whole"), ("scf", "queue", -1, "0 or more"),
+    ("fc", "concurrency", 201, "200"), ("fc", "command", "a b", "list of words"),
+    ("fc", "port", 70000, "0 to 65535"), ("fc", "init_timeout_s", 1, "not a setting"),
     ("fg", "env", {"A": 1}, "variable A"), ("scf", "env", {"A\n": "x"}, "variable"),
-    ("scf", "env", {1: "x"}, "environment variable"),
-    ("scf", "name", "\ud800", "name")),
-    ids=lambda value: repr(value)[:20])
+    ("scf", "name", "\ud800", "name"), ("fc", "name", "a\r\nInjected: b", "name"),
+    ("scf", "region", "a\0b", "region"),
+    ("fg", "credentials", {"access_key_id": "a\r\nB: c"}, "access_key_id"),
+    ("fc", "credentials", {"access_key_id": "a\r\nB: c"}, "access_key_id")]
+
+
+@pytest.mark.parametrize("protocol,setting,value,words", SETTINGS,
+                         ids=lambda value: repr(value)[:20])
 def test_any_security_values__library(protocol: str, setting: str, value: Any,
                                       words: str) -> None:
-    """A setting that is unknown or out of range is refused by its name, in one line."""
+    """A setting that is unknown, out of range or would break a field or a variable is
+    refused by its name, in one line."""
     with pytest.raises(ValueError) as refused:
         emulator.Platform(protocol, ".", **{setting: value}).close()
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("body", ("text", {"k": 1}, None, bytearray(b"x")), ids=repr)
-def test_any_event_bytes__library(body: Any, code: str) -> None:
+def test_any_event_bytes__library(code: str) -> None:
     """What is no bytes is refused at once, and costs no invocation."""
     with emulator.Platform("scf", code) as platform:
+        text: Any = "text"
         with pytest.raises(TypeError, match="^event must be bytes, not "):
-            platform.invoke(body)
+            platform.invoke(text)
         assert platform.counts["accepted"] == 0
 
 
 def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a program that uses the emulator as a library."""
-    reference = str(pathlib.Path(emulator.__file__ or "").parent)
     return subprocess.run(
         [sys.executable, "-c", "import os, signal, sys, threading\n"
-         "sys.path.insert(0, %r)\nimport emulator\n%s" % (reference, script),
+         "sys.path.insert(0, %r)\nimport emulator\n%s" % (REFERENCE, script),
          *arguments], timeout=30, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         universal_newlines=True)
 
@@ -222,12 +224,12 @@ def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str
 @PROTOCOLS
 def test_any_process_group__never_closed(protocol: str, code: str) -> None:
     """A program that forgets to close a platform leaves no process; nor does one of
-    its children end it."""
+    its children end it, even if that closes it."""
     port = ", port=0" if protocol == "fc" else ""
     done = run_script("platform = emulator.Platform(sys.argv[1], sys.argv[2]%s)\n"
                       "assert platform.invoke(b'x').kind == 'ok'\n"
-                      "if not os.fork(): sys.exit()\n"
-                      "os.wait()\n"
+                      "if not os.fork(): sys.exit(platform.close())\n"
+                      "assert os.wait()[1] == 0\n"
                       "print(platform.invoke(b'y').kind)\n"
                       "print(platform.counts['cold_starts'])\n" % port, protocol, code)
     assert (done.returncode, done.stdout) == (0, "ok\n1\n") and processes(code) == []
@@ -247,3 +249,32 @@ def test_any_process_group__interrupted_close(code: str) -> None:
         "platform.close()\n", code)
     assert done.stdout == "ok\n" and "KeyboardInterrupt" in done.stderr
     assert until(lambda: processes(code) == [])
+
+
+ORPHAN = """#!/bin/sh
+(sh -c 'echo $$ > orphan; exec sleep 1000' &)
+exec sleep 1000
+"""
+AS_FIRST = """import ctypes, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # subreaper: orphans are ours, as process 1's
+sys.path.insert(0, sys.argv.pop(1))
+import emulator
+sys.exit(emulator.main())
+"""
+
+
+def test_any_process_group__orphan(code: str) -> None:
+    """As the first process of a container it reaps what a bootstrap leaves behind, at
+    once, while that lives on."""
+    pathlib.Path(code, "bootstrap").write_text(ORPHAN)
+    mark = pathlib.Path(code, "orphan")
+    running = subprocess.Popen([sys.executable, "-c", AS_FIRST, REFERENCE, "scf", code,
+                                "--event", "x", "--quiet"])
+    try:
+        assert until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+        orphan = int(mark.read_text())
+        os.kill(orphan, signal.SIGKILL)
+        assert until(lambda: process_state(orphan) == "X") and running.poll() is None
+    finally:
+        running.terminate()
+        running.wait(10)

@@ -4,13 +4,13 @@
 import os
 import pathlib
 import re
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, List
 
 import pytest
 
 import scripted_bootstrap
-from emulator import Outcome, Platform
-from harness import PROTOCOLS, PULL, Harness, code, event, fifo, until, within
+from emulator import Outcome
+from harness import PROTOCOLS, PULL, Harness, code, event, fifo, until
 
 __all__ = ["code", "fifo"]
 
@@ -79,9 +79,8 @@ LINES = {
 
 @PROTOCOLS
 @pytest.mark.parametrize("kind,steps", (
-    ("ok", [["out", 1, "bbbb"]]), ("ok", [["out", 2, "bbbb\n"]]),
-    ("timeout", [["out", 2, "bbbb\n"], ["hang"]]), ("exit", [["out", 1, "bbbb"], [
-        "exit", 3]])), ids=("ok", "ok-line", "timeout", "exit"))
+    ("ok", [["out", 1, "bbbb"]]), ("timeout", [["out", 2, "bbbb\n"], ["hang"]]),
+    ("exit", [["out", 1, "bbbb"], ["exit", 3]])), ids=("ok", "timeout", "exit"))
 def test_any_log_frame(protocol: str, kind: str, steps: List[List[Any]],
                        code: str) -> None:
     """The vendor's lines stand around the output, with one id and a true duration,
@@ -104,28 +103,21 @@ def test_any_log_tail(protocol: str, code: str) -> None:
     assert outcome.log == b"a" * 4000 + b"b" * 96
 
 
-def resident_mb() -> float:
-    """Return how much memory this process holds now."""
-    text = pathlib.Path("/proc/self/statm").read_text()
-    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
 @PROTOCOLS
-@pytest.mark.parametrize("megabytes,unit", ((40, "78"), (4, "00"), (4, "fffe80"),
-                                            (4, "0a")))
+@pytest.mark.parametrize("megabytes,unit", ((40, "78"), (4, "fffe80")))
 def test_any_log_streams__flood(protocol: str, megabytes: int, unit: str,
                                 code: str) -> None:
     """A flood of anything is taken as it comes, and is not kept."""
-    seen = [0]
+    def resident_mb() -> float:
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / MIB
 
-    def count(data: bytes) -> None:
-        seen[0] += len(data)
-
-    with Harness(protocol, code, on_log=count) as harness:
+    seen: List[int] = []
+    with Harness(protocol, code, on_log=lambda data: seen.append(len(data))) as harness:
         before = resident_mb()
         outcome = harness.platform.invoke(event(["flood", megabytes * MIB, unit]))
         assert outcome.body == b"flooded" and len(outcome.log) == 4096
-        assert until(lambda: seen[0] >= megabytes * MIB - 3)
+        assert until(lambda: sum(seen) >= megabytes * MIB - 3)
         assert resident_mb() - before < 30
 
 

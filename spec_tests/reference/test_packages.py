@@ -7,10 +7,9 @@ import pathlib
 import socket
 import stat
 import struct
-import sys
 import tempfile
 import zipfile
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 import scripted_bootstrap
@@ -77,22 +76,18 @@ def test_any_package_mode__missing(code: str, tmp_path: pathlib.Path) -> None:
     assert "chmod 755 bootstrap" in outcome.message
 
 
-HOSTILE: List[Tuple[str, List[Entry]]] = [
-    ("parent", [("../out", b"x", FILE)]), ("inner", [("a/../../out", b"x", FILE)]),
-    ("absolute", [("/tmp/out", b"x", FILE)]), ("backslash", [("..\\out", b"x", FILE)]),
-    ("share", [("\\\\host\\out", b"x", FILE)]), ("drive", [("C:\\out", b"x", FILE)]),
-    ("drive-slash", [("c:/out", b"x", FILE)]), ("no-name", [("", b"x", FILE)]),
-    ("device", [("null", b"", stat.S_IFCHR | 0o666)]),
-    ("fifo", [("pipe", b"", stat.S_IFIFO | 0o666)]),
-    ("socket", [("sock", b"", stat.S_IFSOCK | 0o666)]),
-    ("link-out", [("link", b"../out", LINK)]), ("link-root", [("link", b"/", LINK)]),
-    ("link-inside", [("link", b"bootstrap", LINK)]),
-    ("through-link", [("link", b"..", LINK), ("link/out", b"x", FILE)]),
-    ("file-as-folder", [("a", b"x", FILE), ("a/b", b"x", FILE)])]
+HOSTILE: Dict[str, List[Entry]] = {
+    **{name: [(name, b"x", FILE)] for name in (
+        "../out", "a/../../out", "/tmp/out", "..\\out", "\\\\host\\out", "C:\\out",
+        "")},
+    "device": [("null", b"", stat.S_IFCHR | 0o666)],
+    "fifo": [("pipe", b"", stat.S_IFIFO | 0o666)],
+    "link-inside": [("link", b"bootstrap", LINK)],
+    "through-link": [("link", b"..", LINK), ("link/out", b"x", FILE)],
+    "file-as-folder": [("a", b"x", FILE), ("a/b", b"x", FILE)]}
 
 
-@pytest.mark.parametrize("entries", [case[1] for case in HOSTILE],
-                         ids=[case[0] for case in HOSTILE])
+@pytest.mark.parametrize("entries", HOSTILE.values(), ids=list(HOSTILE))
 def test_any_package_zip__hostile(entries: List[Entry], code: str,
                                   tmp_path: pathlib.Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +116,7 @@ def test_any_package_zip__bomb(limit: str, value: int, word: str,
         Platform("scf", path)
 
 
-SPOILT = ("checksum", "cut", "encrypted", "empty", "no zip", "end alone", "missing")
-
-
-@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize("spoilt", ("checksum", "cut", "encrypted", "empty", "missing"))
 def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
     """What is damaged, locked, no ZIP or not there is refused by its name."""
     path = pathlib.Path(make_zip(tmp_path / "code.zip", ("a", b"hello" * 99, FILE)))
@@ -135,8 +127,7 @@ def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
     if spoilt == "encrypted":
         data[central + 8] |= 1
         data[6] |= 1
-    path.write_bytes({"cut": bytes(data[20:]), "empty": b"", "no zip": b"hello",
-                      "end alone": b"PK\5\6" + bytes(17)}.get(spoilt, bytes(data)))
+    path.write_bytes({"cut": data[20:], "empty": b""}.get(spoilt, data))
     if spoilt == "missing":
         path.unlink()
     with pytest.raises(ValueError, match="code.zip"):
@@ -145,30 +136,23 @@ def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
 
 # ---- programs ----
 
+ELF = b"\x7fELF\2\1\1"
 OTHER = 40 if os.uname().machine.startswith("x86") else 62  # ARM, or x86-64
 
 
-def elf(machine: int) -> bytes:
-    """Return the first bytes of a little-endian program for a processor."""
-    return b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HH", 2, machine) + bytes(44)
-
-
-PROGRAMS: List[Tuple[str, bytes, int, str]] = [
-    ("not-executable", b"#!/bin/sh\n", 0o644, "chmod 755"),
-    ("crlf", b"#!/bin/sh\r\necho\r\n", 0o755, "Windows line ends"),
-    ("architecture", elf(OTHER), 0o755, "another processor architecture"),
-    ("half-a-program", elf(OTHER)[:12], 0o755, "cannot|another|program"),
-    ("empty", b"", 0o755, "is empty"),
-    ("no-first-line", b"echo hello\n", 0o755, "#!/bin/sh"),
-    ("byte-order-mark", b"\xef\xbb\xbf#!/bin/sh\n", 0o755, "#!/bin/sh|byte order"),
-    ("no-interpreter", b"#!/no/such/program\n", 0o755, "interpreter"),
-    ("no-interpreter-name", b"#!\n", 0o755, "interpreter"),
-    ("interpreter-is-folder", b"#!/tmp\n", 0o755, "interpreter|cannot be started")]
+PROGRAMS: Dict[str, Tuple[bytes, int, str]] = {
+    "not-executable": (b"#!/bin/sh\n", 0o644, "chmod 755"),
+    "crlf": (b"#!/bin/sh\r\necho\r\n", 0o755, "Windows line ends"),
+    "architecture": (ELF + bytes(9) + struct.pack("<HH", 2, OTHER) + bytes(44), 0o755,
+                     "another processor architecture"),
+    "no-first-line": (b"echo hello\n", 0o755, "#!/bin/sh"),
+    "empty": (b"", 0o755, "is empty"),
+    "byte-order-mark": (b"\xef\xbb\xbf#!/bin/sh\n", 0o755, "#!/bin/sh|byte order"),
+    "no-interpreter": (b"#!/no/such/program\n", 0o755, "interpreter")}
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fc"))
-@pytest.mark.parametrize("content,mode,words", [case[1:] for case in PROGRAMS],
-                         ids=[case[0] for case in PROGRAMS])
+@pytest.mark.parametrize("content,mode,words", PROGRAMS.values(), ids=list(PROGRAMS))
 def test_any_start_executable__said(protocol: str, content: bytes, mode: int,
                                     words: str, tmp_path: pathlib.Path) -> None:
     """A bootstrap that cannot run gives start-error; the message says what to do."""
@@ -179,7 +163,7 @@ def test_any_start_executable__said(protocol: str, content: bytes, mode: int,
     assert any(word in outcome.message for word in words.split("|")), outcome.message
 
 
-@pytest.mark.parametrize("where", ("nowhere", "folder", "below", "dead-link", "fifo"))
+@pytest.mark.parametrize("where", ("folder", "below", "fifo"))
 def test_any_start_bootstrap__place(where: str, tmp_path: pathlib.Path) -> None:
     """Without a file `bootstrap` at the top: start-error that says where it belongs."""
     program = tmp_path / "bootstrap"
@@ -187,8 +171,6 @@ def test_any_start_bootstrap__place(where: str, tmp_path: pathlib.Path) -> None:
         program.mkdir()
     if where == "below":
         scripted_bootstrap.place(tmp_path / "function")
-    if where == "dead-link":
-        program.symlink_to("nothing")
     if where == "fifo":
         os.mkfifo(program, 0o755)  # to open it would block
     outcome = invoke(str(tmp_path))

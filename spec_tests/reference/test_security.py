@@ -25,7 +25,7 @@ import test_platform_any
 import wire
 from emulator import HttpRequest
 from harness import (PROTOCOLS, Harness, Peer, background, code, event, outcome_of,
-                     scale, until)
+                     scale)
 from implementations import START_EMULATOR
 
 __all__ = ["code"]
