@@ -1,13 +1,12 @@
 # test_runtime_api.py: the runtime API of scf and fg, byte by byte (MIT).
 """The test is the bootstrap: with `attach` a platform starts no process.
 
-Polls that die, polls in parallel, requests in pieces and in advance, large events and
-results, and what both sides may expect of the other when it is slow.
+Requests in advance, large events and results, slow peers, and the end.
 """
 
 import socket
 import threading
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List
 
 import pytest
 
@@ -63,11 +62,11 @@ class Attached:
         peer.send(self.poll())
         return peer
 
-    def result(self, body: bytes, *fields: Tuple[str, str]) -> bytes:
+    def result(self, body: bytes) -> bytes:
         """Return the bytes of a result of the last event."""
         own = "" if self.protocol == "scf" else "/" + self.request_id
         path = BASE[self.protocol] + "response" + own
-        return wire.request_bytes("POST", path, fields, body)
+        return wire.request_bytes("POST", path, (), body)
 
     def finish(self, caller: Peer, body: bytes = b"done") -> None:
         """Give the result of the last event; its caller has to see it."""
@@ -80,12 +79,6 @@ def attached(request: pytest.FixtureRequest) -> Iterator[Attached]:
     """A platform after its first event, with the test as its bootstrap."""
     with Harness(request.param, max_instances=1) as harness:
         yield Attached(harness)
-
-
-# ---- polls ----
-
-
-# ---- connections ----
 
 
 def test_any_http_reuse__pipelined(attached: Attached) -> None:
@@ -101,34 +94,21 @@ def test_any_http_reuse__pipelined(attached: Attached) -> None:
     assert [outcome_of(one) for one in callers] == [("ok", b"1"), ("ok", b"2")]
 
 
-@pytest.mark.parametrize("early", (True, False), ids=("before an event", "in it"))
-def test_any_result_outcome__many_violations(attached: Attached, early: bool) -> None:
+def test_any_result_outcome__many_violations(attached: Attached) -> None:
     """However much a bootstrap does wrong, what is kept of it is short."""
-    path = "/v1/runtime/invocation/response/" if attached.protocol == "fg" else "/"
-    wrong = wire.request_bytes("POST", path + "x" * 5000, (), b"")
     outcomes: List[Outcome] = []
-
-    def submit() -> threading.Thread:
-        return background(
-            lambda: outcomes.append(attached.harness.platform.invoke(b"x")))
-
-    caller = None if early else submit()
-    if caller:
-        attached.ask(attached.poll(), "GET")
+    caller = background(
+        lambda: outcomes.append(attached.harness.platform.invoke(b"x")))
+    attached.ask(attached.poll(), "GET")
+    path = "/v1/runtime/invocation/response/" if attached.protocol == "fg" else "/"
     peer = attached.dial()
-    peer.send(wrong * 150)
+    peer.send(wire.request_bytes("POST", path + "x" * 5000, (), b"") * 150)
     assert [peer.answer("POST").status for _ in range(150)] == [404] * 150
-    if caller is None:
-        caller = submit()
-        attached.ask(attached.poll(), "GET")
     attached.ask(attached.result(b"done"))
     caller.join(10)
     kept = outcomes[0].violations
     assert len(kept) == 100 and max(len(one.seen) for one in kept) <= 201
     assert len(attached.harness.platform.violations) == 150
-
-
-# ---- large bodies and slow peers ----
 
 
 def test_any_event_bytes__large(attached: Attached) -> None:
@@ -151,9 +131,6 @@ def test_any_outcome_one__caller_does_not_read(attached: Attached) -> None:
     assert attached.ask(attached.poll(), "GET").body == b"next"
     attached.finish(caller)
     assert outcome_of(lazy) == ("ok", b"y" * (6 * MIB))
-
-
-# ---- who wants to hear of it ----
 
 
 @PULL
@@ -184,10 +161,9 @@ def test_any_stop_drain__parked(protocol: str) -> None:
     """When the platform closes, polls that wait get the end, and no thread is left."""
     before = threading.active_count()
     with Harness(protocol, max_instances=1) as harness:
-        polls = [Attached(harness).park() for _ in range(1)]
-        polls.append(Peer(socket.create_connection(polls[0].sock.getpeername(), 5)))
-        polls[1].send(wire.request_bytes("GET", BASE[protocol] + POLL[protocol])
-                      + wire.request_bytes("GET", "/nothing"))
+        attached = Attached(harness)
+        polls = [attached.park(), attached.dial()]
+        polls[1].send(attached.poll() + wire.request_bytes("GET", "/nothing"))
         harness.close()
         assert [poll.everything() for poll in polls] == [b"", b""]
     assert until(lambda: threading.active_count() <= before)
