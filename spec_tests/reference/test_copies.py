@@ -1,9 +1,6 @@
 # test_copies.py: what is said to stand alone does, on every Python found (MIT).
 """Copy a file into an empty folder, under another name, and run it there; the small
-platforms have their own test of that.
-
-Interpreters are looked for, not listed: implementations.py says where.
-"""
+platforms have their own test of that."""
 
 import os
 import pathlib
@@ -42,14 +39,6 @@ def copy(name: str, folder: pathlib.Path, new_name: str, version: Version) -> st
     return str(program)
 
 
-def run(*command: str) -> str:
-    """Return what a command prints; it has to succeed, with a bare environment."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          timeout=60, env={"PATH": os.defpath, "LANG": "C"}, cwd="/")
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
-
-
 def test_current_interpreter_is_among_them() -> None:
     """Whatever else is found, the interpreter of the tests is tried."""
     assert sys.version_info[:2] in interpreters()
@@ -78,8 +67,10 @@ def test_copy_of_the_emulator(version: Version, tmp_path: pathlib.Path) -> None:
         shutil.copy(str(REFERENCE / (protocol + "_platform.py")), str(tmp_path))
     program = copy("emulator.py", tmp_path, "emulator.py", version)
     code = scripted_bootstrap.place(tmp_path / "code")
-    command = [interpreters()[version], program, "scf", code]
-    assert run(*command, "--event", "hello") == "hello\n"
+    done = subprocess.run([interpreters()[version], program, "scf", code, "--event",
+                           "hello"], stdout=subprocess.PIPE, timeout=60, cwd="/",
+                          env={"PATH": os.defpath, "LANG": "C"})
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
 
 
 @since((3, 8))

