@@ -39,6 +39,7 @@ PATIENCE_S = 8.0  # for things that come at once; only a failing test waits so l
 RESET = struct.pack("ii", 1, 0)
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Harness")
+Answer = Callable[[wire.Message], Optional[bytes]]
 
 
 def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
@@ -90,8 +91,8 @@ class Peer(wire.Channel):
 
     def head(self) -> List[str]:
         """Return the lines of the next head."""
-        return self.line(b"\r\n\r\n", time.monotonic() + PATIENCE_S).decode(
-            "latin-1").split("\r\n")
+        head = self.line(b"\r\n\r\n", time.monotonic() + PATIENCE_S)
+        return head.decode("latin-1").split("\r\n")
 
     def chunk(self) -> bytes:
         """Return the next chunk of a chunked body; nothing for the last one."""
@@ -125,7 +126,6 @@ class Harness:
     def __init__(self, protocol: str, code: str = "", **settings: Any) -> None:
         self.protocol = protocol
         self.env: "queue.Queue[Dict[str, str]]" = queue.Queue()
-        self.notes: List[str] = []
         self.crashes: List[str] = []
         self._closed = False
         self._hook = threading.excepthook
@@ -137,7 +137,7 @@ class Harness:
         self.seen: List[str] = []   # what serve() was asked, in order
         settings.setdefault("timeout_s", PATIENCE_S)
         settings.setdefault("grace_s", 0.5)
-        settings.setdefault("on_note", self.notes.append)
+        settings.setdefault("on_note", lambda note: None)
         if not code:
             settings["attach"] = self.env.put
             settings.setdefault("port", self._listen() if protocol == "fc" else 0)
@@ -228,7 +228,7 @@ class Harness:
         assert self.server is not None
         return Peer(self.server.accept()[0])
 
-    def serve(self, answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+    def serve(self, answer: Answer) -> None:
         """Be a server from now on: send what `answer` returns, and hang up if that is
         no whole answer with a length; None = say nothing."""
         def run() -> None:
@@ -241,8 +241,7 @@ class Harness:
 
         background(run)
 
-    def serve_on(self, peer: Peer,
-                 answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+    def serve_on(self, peer: Peer, answer: Answer) -> None:
         """Be a server on one connection."""
         with contextlib.suppress(wire.WireError):
             while True:

@@ -148,19 +148,6 @@ def test_result(protocol: str, tmp_path: pathlib.Path) -> None:
     assert {name: json.loads(given[name][1])["errorType"] for name in REFUSED} == REFUSED
 
 
-@pytest.mark.parametrize("name", ["token", "select"])
-def test_any_error_survive__shadow(protocol: str, name: str,
-                                   tmp_path: pathlib.Path) -> None:
-    """A module of the package that has a name of Python's does no harm."""
-    (tmp_path / f"{name}.py").write_text("SECRET = 's'\n")
-    with Function(protocol, "mine.fail", tmp_path) as function:
-        failed = [function.invoke(event) for event in (b"", b"mute", b"")]
-    documents = [json.loads(body) for _, body in failed]
-    assert [one["errorType"] for one in documents] == ["KeyError", "Mute", "KeyError"]
-    assert documents[0]["errorMessage"] == "'no'" and not failed[0][0]
-    assert "in fail" in documents[0]["stackTrace"][0]
-
-
 def test_async_handler(protocol: str, tmp_path: pathlib.Path) -> None:
     """A handler may be a coroutine function; SystemExit ends the process."""
     with Function(protocol, "mine.wait", tmp_path) as function:
@@ -199,14 +186,6 @@ def test_handler_in_a_folder(protocol: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "deep" / "mine.py").write_bytes(HANDLERS.read_bytes())
     with Function(protocol, "deep/mine.show", tmp_path) as function:
         assert function.invoke(b"x") == (True, b"str 'x'")
-
-
-def test_no_platform(protocol: str) -> None:
-    """Without a platform the process says so in one line."""
-    command = [sys.executable, str(REFERENCE / f"{protocol}_bootstrap.py")]
-    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=LIMIT_S, env={
-        "FC_SERVER_PORT": "x", VARIABLE[protocol]: "json.dumps"})
-    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("protocol", ["scf", "fg"])

@@ -112,3 +112,13 @@ def test_any_outcome_one__front_door(protocol: str, code: str) -> None:
     assert (invoked.status, invoked.body) == (200, b"\xff\0")
     assert invoked.header("x-outcome") == "ok"
     assert len(invoked.header("x-request-id") or "") >= 32
+
+
+@PROTOCOLS
+def test_any_outcome_one__caller_does_not_read(protocol: str, code: str) -> None:
+    """A caller who does not read his large result holds up nobody else."""
+    large = bytes(range(256)) * (6 * 1048576 // 256)
+    with Harness(protocol, code, max_instances=1) as harness:
+        lazy = harness.event(large)
+        assert harness.ends("ok") and harness.outcome(b"next") == ("ok", b"next")
+        assert outcome_of(lazy) == ("ok", large)

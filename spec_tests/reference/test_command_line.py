@@ -1,7 +1,6 @@
 # test_command_line.py: emulator.py as people use it (MIT).
 """Run emulator.py as a program: what it prints, what it returns, what it leaves."""
 
-import base64
 import contextlib
 import http.client
 import json
@@ -13,16 +12,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import emulator
 import pytest
 import scripted_bootstrap
 import spec
-from harness import PROTOCOLS, PULL, background, event, process_state, until
+from harness import PROTOCOLS, background, code, event, process_state, until
 from implementations import START_EMULATOR
+
+__all__ = ["code"]
 
 HALF = event(["half", "POST {response} HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf"],
              ["say", "whole"]).decode()
@@ -37,12 +37,6 @@ class Run(NamedTuple):
     status: int
     out: bytes
     err: str
-
-
-@pytest.fixture
-def code(tmp_path: pathlib.Path) -> str:
-    """A folder with a bootstrap that does what its events say."""
-    return scripted_bootstrap.place(tmp_path / "code")
 
 
 def words(protocol: str, folder: str, *options: str) -> List[str]:
@@ -148,16 +142,6 @@ def test_usage_error(options: Tuple[str, ...], word: str, code: str) -> None:
     assert (done.status, done.out) == (2, b"") and len(said) == 1 and word in said[0]
 
 
-@pytest.mark.parametrize("arguments,word", (
-    ((), "PROTOCOL"), (("aws",), "aws"), (("scf",), "CODE"),
-    (("scf", "/no/such/folder", "--event", "x"), "/no/such/folder")))
-def test_usage_error__arguments(arguments: Tuple[str, ...], word: str) -> None:
-    """A missing or unknown argument gives status 2 and no traceback."""
-    done = run([sys.executable, str(emulator.__file__), *arguments])
-    assert (done.status, done.out) == (2, b"") and word in done.err
-    assert "Traceback" not in done.err
-
-
 def test_help() -> None:
     """--help knows each option of SPEC.md's limits tables; --version both versions."""
     said = run([*START_EMULATOR, "--help"]).out.decode()
@@ -185,33 +169,6 @@ def test_closed_stdout(task: str, code: str) -> None:
     assert b"BrokenPipe" not in said
 
 
-# ---- the adapter ----
-
-
-def adapter(protocol: str, folder: str, *lines: object, options: Tuple[str, ...] = ()
-            ) -> Tuple[int, List[Dict[str, Any]]]:
-    """Return status and outcomes of a --jsonl run."""
-    text = b"".join((line if isinstance(line, bytes) else json.dumps(line).encode())
-                    + b"\n" for line in lines)
-    done = run(words(protocol, folder, "--jsonl", *options), text)
-    return done.status, [json.loads(line) for line in done.out.splitlines()]
-
-
-@PULL
-def test_jsonl(protocol: str, code: str) -> None:
-    """One outcome per line, in the order of the lines, with their ids and no others."""
-    status, outcomes = adapter(
-        protocol, code, {"id": "a", "event": "one"}, {"event": ""}, {"id": [1],
-        "event_base64": base64.b64encode(b"\xff\0").decode()}, {"id": 4, "event": HALF},
-        {"id": 5, "event": FAIL})
-    assert status == 1 and [one["id"] for one in outcomes] == ["a", None, [1], 4, 5]
-    assert [one["kind"] for one in outcomes] == ["ok"] * 4 + ["function-error"]
-    assert [one.get("body") for one in outcomes[:4]] == ["one", "", None, "whole"]
-    assert base64.b64decode(outcomes[2]["body_base64"]) == b"\xff\0"
-    assert all(one["request_id"] and one["duration_ms"] >= 0 for one in outcomes)
-    assert [one["rule"] for one in outcomes[3]["violations"]] == ["any.http.no-effect"]
-
-
 BAD_LINES = [b'{"id": NaN, "event": ""}', b"{", b"[]", b"{}", b'{"event": 1}', b"\xff",
              b'{"event_base64": "!"}', b'{"event": "\\ud800"}', b"[" * 100000]
 
@@ -219,24 +176,14 @@ BAD_LINES = [b'{"id": NaN, "event": ""}', b"{", b"[]", b"{}", b'{"event": 1}', b
 @PROTOCOLS
 def test_jsonl_malformed(protocol: str, code: str) -> None:
     """A malformed line gives one line that says which; the next is served."""
-    status, outcomes = adapter(protocol, code, *BAD_LINES, {"id": [7], "event": 5},
-                               {"id": 1, "event": "on"})
-    bad = outcomes[:-1]
+    lines = [*BAD_LINES, b'{"id": [7], "event": 5}', b'{"id": 1, "event": "on"}']
+    done = run(words(protocol, code, "--jsonl"), b"\n".join(lines))
+    *bad, last = [json.loads(line) for line in done.out.splitlines()]
     assert [one["kind"] for one in bad] == ["invalid-line"] * (len(BAD_LINES) + 1)
     assert all("line %d: " % number in one["message"]
                for number, one in enumerate(bad, 1))
-    assert outcomes[-2]["id"] == [7] and "event" in outcomes[-2]["message"]
-    assert outcomes[-1]["kind"] == "ok" and status == 1
-
-
-def test_jsonl_http(code: str) -> None:
-    """An invocation of fc may be an HTTP request; the outcome has status and fields."""
-    _, outcomes = adapter("fc", code, {"method": "POST", "path": "/a?b=1", "event": "x",
-                                       "headers": [["A", "b"]]},
-                          {"id": 0, "method": "GET", "headers": [["A"]]})
-    assert (outcomes[0]["status"], outcomes[0]["body"]) == (200, "x")
-    assert all(len(pair) == 2 for pair in outcomes[0]["headers"])
-    assert "headers must be a list of [name" in outcomes[1]["message"]
+    assert bad[-1]["id"] == [7] and "event" in bad[-1]["message"]
+    assert last["kind"] == "ok" and done.status == 1
 
 
 # ---- processes that go on ----
@@ -323,11 +270,6 @@ def listens(port: int) -> bool:
         return False
 
 
-def hangs(code: str) -> bool:
-    """Wait until the event HANG has reached the function."""
-    return until(pathlib.Path(code, "notes").exists)
-
-
 def gone(process_id: int) -> bool:
     """Wait until a process has ended."""
     return until(lambda: process_state(process_id) in ("X", "Z"))
@@ -354,7 +296,7 @@ def test_any_stop_drain__signal(protocol: str, code: str,
     with live(words(protocol, code, "--serve", "0", "--timeout", "20")) as one:
         port = one.port()
         caller = background(lambda: answers.append(one.ask(script)))
-        assert hangs(code)
+        assert until(pathlib.Path(code, "notes").exists)
         one.process.send_signal(signal.SIGTERM)
         assert until(lambda: not listens(port))
         scripted_bootstrap.tell(go)
@@ -370,7 +312,7 @@ def test_any_stop_drain__cut_short(protocol: str, code: str) -> None:
         process_id = int(one.ask(PID)[1])
         answers: List[Tuple[str, bytes]] = []
         caller = background(lambda: answers.append(one.ask(HANG)))
-        assert hangs(code)
+        assert until(pathlib.Path(code, "notes").exists)
         one.process.send_signal(signal.SIGTERM)
         one.await_line("1 still running; another signal ends that now")
         assert not listens(one.port()) and one.process.poll() is None

@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 from typing import Any, List
 
 import pytest
@@ -37,11 +36,6 @@ def copy(name: str, folder: pathlib.Path, new_name: str, version: Version) -> st
                        encoding="utf-8")
     program.chmod(0o755)
     return str(program)
-
-
-def test_current_interpreter_is_among_them() -> None:
-    """Whatever else is found, the interpreter of the tests is tried."""
-    assert sys.version_info[:2] in interpreters()
 
 
 @since((3, 6))

@@ -45,7 +45,8 @@ def hooked(name: str, reply: Optional[bytes], late: bool) -> Harness:
         is_first = request.path == PATHS[name] and replies
         return replies.pop() if is_first else echo(request)
 
-    harness = Harness("fc", **{name: True, name + "_timeout_s": 0.15 if late else 20})
+    settings: Dict[str, Any] = {name: True, name + "_timeout_s": 0.15 if late else 20}
+    harness = Harness("fc", **settings)
     harness.serve(answer)
     return harness
 
@@ -121,14 +122,6 @@ def test_fc_freeze_hook__each_time(meanwhile: bool) -> None:
         assert until(lambda: harness.states() == ["frozen"])
         assert harness.seen.count("/pre-freeze") - meanwhile in (3, 2)
         assert harness.platform.counts["cold_starts"] == 1
-
-
-def test_fc_freeze_idle__switched_off() -> None:
-    """Without freezing there is no hook, and the instance stays idle."""
-    with Harness("fc", pre_freeze=True, freeze=False) as harness:
-        harness.serve(echo)
-        assert harness.outcome(b"a")[0] == harness.outcome(b"b")[0] == "ok"
-        assert harness.states() == ["idle"] and harness.seen == ["/invoke", "/invoke"]
 
 
 # ---- the process fails ----

@@ -38,18 +38,6 @@ def test_fc_freeze_thaw__group(code: str, fifo: Make) -> None:
         assert until(lambda: [process_state(one) for one in ids] == ["T", "T"])
 
 
-def test_fc_freeze_idle__concurrency(code: str, fifo: Make) -> None:
-    """The end of one of two requests does not freeze the other."""
-    go = fifo("go")
-    with Harness("fc", code, concurrency=2) as harness:
-        caller = harness.event(event(["wait", go], ["pid"]))
-        process_id = int(harness.outcome(event(["pid"]))[1])
-        assert process_state(process_id) != "T"
-        scripted_bootstrap.tell(go)
-        assert outcome_of(caller) == ("ok", b"%d" % process_id)
-        assert until(lambda: process_state(process_id) == "T")
-
-
 # ---- stop ----
 
 
@@ -115,30 +103,6 @@ def test_any_instance_on_demand__fc_port(way: str, code: str, fifo: Make) -> Non
 
 
 @PROTOCOLS
-@pytest.mark.parametrize("limit", (1, 3))
-def test_any_instance_on_demand__limit(protocol: str, limit: int, code: str,
-                                       fifo: Make) -> None:
-    """As many instances run at a time as are allowed, the rest waits in order, and idle
-    ones are used again, the last one first."""
-    gates = [fifo("go%d" % number) for number in range(limit)]
-    with Harness(protocol, code, max_instances=limit, queue=2) as harness:
-        callers = [harness.event(event(["wait", gate], ["pid"])) for gate in gates]
-        assert until(lambda: harness.platform.counts["cold_starts"] == limit)
-        for number in (1, 2):
-            callers.append(harness.event(b"waits"))
-            assert until(lambda: harness.state()["queued"] == number)
-        assert harness.outcome(b"too many")[0] == "throttled"
-        for gate in gates:
-            scripted_bootstrap.tell(gate)
-        assert len({outcome_of(caller) for caller in callers[:limit]}) == limit
-        assert [outcome_of(one) for one in callers[limit:]] == [("ok", b"waits")] * 2
-        assert len({harness.outcome(event(["pid"])) for _ in range(3)}) == 1
-        counts = harness.state()["counts"]
-    assert [counts[name] for name in ("throttled", "cold_starts", "reused")] == [
-        1, limit, 5]
-
-
-@PROTOCOLS
 def test_any_stop_drain__replaced(protocol: str, code: str, fifo: Make) -> None:
     """What waits when the platform stops is served by another instance, if need be."""
     here, go = fifo("here"), fifo("go")
@@ -201,15 +165,6 @@ def test_any_security_values__library(protocol: str, setting: str, value: Any,
     with pytest.raises(ValueError) as refused:
         emulator.Platform(protocol, ".", **{setting: value}).close()
     assert words in str(refused.value) and "\n" not in str(refused.value)
-
-
-def test_any_event_bytes__library(code: str) -> None:
-    """What is no bytes is refused at once, and costs no invocation."""
-    with emulator.Platform("scf", code) as platform:
-        text: Any = "text"
-        with pytest.raises(TypeError, match="^event must be bytes, not "):
-            platform.invoke(text)
-        assert platform.counts["accepted"] == 0
 
 
 def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -4,15 +4,15 @@
 import os
 import pathlib
 import re
-from typing import Any, Callable, List
+from typing import Any, List
 
 import pytest
 
 import scripted_bootstrap
 from emulator import Outcome
-from harness import PROTOCOLS, PULL, Harness, code, event, fifo, until
+from harness import PROTOCOLS, PULL, Harness, code, event, until
 
-__all__ = ["code", "fifo"]
+__all__ = ["code"]
 
 MIB = 1048576
 
@@ -54,18 +54,6 @@ def test_any_log_first__between(protocol: str, code: str) -> None:
             outcome = logged.invoke(["out", 1, "%d\n" % number])
             assert until(lambda: logged.text.count("between") == number + 1)
             assert outcome.log == b"%d\n" % number
-
-
-def test_any_log_first__between_fc(code: str, fifo: Callable[[str], str]) -> None:
-    """For fc the same: a thread that prints while nothing runs."""
-    gate = fifo("gate")
-    with Logged("fc", code, freeze=False) as logged:
-        first = logged.invoke(["out", 1, "one\n"],
-                              ["later", gate, [["out", 1, "between\n"]]])
-        scripted_bootstrap.tell(gate)
-        assert until(lambda: "between" in logged.text)
-        second = logged.invoke(["out", 1, "two\n"])
-    assert (first.log, second.log) == (b"one\n", b"two\n")
 
 
 LINES = {

@@ -12,7 +12,6 @@ import zipfile
 from typing import Any, Dict, List, Tuple
 
 import pytest
-import scripted_bootstrap
 from emulator import Outcome, Platform
 from harness import PROTOCOLS, code, event, scale, within
 
@@ -34,10 +33,9 @@ def make_zip(path: pathlib.Path, *entries: Entry) -> str:
     return str(path)
 
 
-def bootstrap_entry(code: str, mode: int = 0o755) -> Entry:
+def bootstrap_entry(code: str) -> Entry:
     """Return a working bootstrap as a ZIP entry."""
-    content = pathlib.Path(code, "bootstrap").read_bytes()
-    return "bootstrap", content, stat.S_IFREG | mode
+    return "bootstrap", pathlib.Path(code, "bootstrap").read_bytes(), FILE | 0o111
 
 
 def invoke(code: str, protocol: str = "scf", body: bytes = b"hello",
@@ -65,15 +63,6 @@ def test_any_package_mode__kept(protocol: str, code: str,
         assert program.stat().st_mode & 0o777 == 0o755
         assert (program.parent / "data" / "file").read_bytes() == b"x"
     assert not program.parent.exists()
-
-
-def test_any_package_mode__missing(code: str, tmp_path: pathlib.Path) -> None:
-    """A ZIP without the execute bit gives start-error, and says what to do."""
-    path = make_zip(tmp_path / "code.zip", bootstrap_entry(code, 0o644))
-    outcome = invoke(path)
-    assert outcome.kind == "start-error"
-    assert "not executable" in outcome.message
-    assert "chmod 755 bootstrap" in outcome.message
 
 
 HOSTILE: Dict[str, List[Entry]] = {
@@ -127,7 +116,7 @@ def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
     if spoilt == "encrypted":
         data[central + 8] |= 1
         data[6] |= 1
-    path.write_bytes({"cut": data[20:], "empty": b""}.get(spoilt, data))
+    path.write_bytes({"cut": bytes(data[20:]), "empty": b""}.get(spoilt, bytes(data)))
     if spoilt == "missing":
         path.unlink()
     with pytest.raises(ValueError, match="code.zip"):
@@ -161,20 +150,6 @@ def test_any_start_executable__said(protocol: str, content: bytes, mode: int,
     outcome = invoke(str(tmp_path), protocol)
     assert outcome.kind == "start-error" and "bootstrap" in outcome.message
     assert any(word in outcome.message for word in words.split("|")), outcome.message
-
-
-@pytest.mark.parametrize("where", ("folder", "below", "fifo"))
-def test_any_start_bootstrap__place(where: str, tmp_path: pathlib.Path) -> None:
-    """Without a file `bootstrap` at the top: start-error that says where it belongs."""
-    program = tmp_path / "bootstrap"
-    if where == "folder":
-        program.mkdir()
-    if where == "below":
-        scripted_bootstrap.place(tmp_path / "function")
-    if where == "fifo":
-        os.mkfifo(program, 0o755)  # to open it would block
-    outcome = invoke(str(tmp_path))
-    assert outcome.kind == "start-error" and "top of the folder" in outcome.message
 
 
 def test_fc_start_port__taken(code: str) -> None:
