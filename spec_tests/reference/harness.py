@@ -1,11 +1,8 @@
 # harness.py: a running platform whose both ends are in the hands of a test (MIT).
 """Give a test both ends of a platform: its callers, and the function behind it.
 
-`Harness("fc")` is a platform with a front door whose function is the test itself
-(`attach`): the test accepts the platform's connections and writes the answers, byte by
-byte. `Harness("scf")` and `Harness("fg")` leave the test the runtime API. With `code`
-the function is a real process instead; scripted_bootstrap.py is made for that. Every
-wait has a limit.
+`Harness("fc")` has a front door, and the test for its function (`attach`); with "scf" and
+"fg" the test has the runtime API. With `code` the function is a real process instead.
 """
 
 import contextlib
@@ -30,7 +27,7 @@ from emulator import Platform
 
 __all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event",
            "fifo", "held", "outcome_of", "process_state", "processes",
-           "scale", "until", "within"]
+           "scale", "until"]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
 PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))
@@ -45,16 +42,6 @@ Answer = Callable[[wire.Message], Optional[bytes]]
 def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
     """Wait until the condition holds, where nothing else tells; say whether it does."""
     return any(condition() for _ in wire.looks(limit_s))
-
-
-def within(limit_s: float, function: Callable[[], T]) -> T:
-    """Return what the function returns. AssertionError when it does not in time."""
-    results: List[T] = []
-    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    assert results, "no outcome within %g s" % limit_s
-    return results[0]
 
 
 def background(function: Callable[..., object], *arguments: object) -> threading.Thread:

@@ -214,8 +214,6 @@ def test_log(protocol: str, tmp_path: pathlib.Path) -> None:
         assert function.printed() == ("\u540d\n".encode() * 2, b"halfhalf\n")
 
 
-# ---- fc: hooks and WSGI ----
-
 @pytest.fixture
 def web(tmp_path: pathlib.Path) -> Iterator[Function]:
     with Function("fc", "mine.know", tmp_path) as function:

@@ -11,7 +11,6 @@ from emulator import Outcome, Platform
 from harness import PROTOCOLS, PULL, Harness, code, event, fifo, outcome_of, until
 
 __all__ = ["code", "fifo"]
-
 Make = Callable[[str], str]
 
 

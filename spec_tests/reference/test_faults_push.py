@@ -58,9 +58,6 @@ class Case(NamedTuple):
         return "event" if self.kinds == (LATE,) or "SIGSTOP" in self.name else ""
 
 
-# ---- what the server says ----
-
-
 def fields(*lines: str) -> str:
     """Return an answer with these fields and an empty body."""
     return "\r\n".join(("HTTP/1.1 200 OK",) + lines) + "\r\n\r\n"
@@ -133,8 +130,6 @@ def said_cases() -> Iterator[Case]:
         yield Case("404-%s" % call, "said", call, [["send", EMPTY % 404]], (kind,))
 
 
-# ---- how the process ends ----
-
 ENDS: Dict[str, List[Any]] = {
     "exit 0": [["exit", 0]], "exit 3": [["exit", 3]],
     **{name: [["kill", int(getattr(signal, name))]] for name in (
@@ -167,9 +162,6 @@ STARTS: List[Tuple[str, Dict[str, Any], Tuple[str, ...]]] = [
     ("accepts one at a time", {"backlog": 0}, ("ok",))]
 CASES = [*said_cases(), *ended_cases(),
          *(Case(name, "start", "event", [plan], kinds) for name, plan, kinds in STARTS)]
-
-
-# ---- trying one ----
 
 
 def fire(harness: Harness, case: Case) -> str:
@@ -217,18 +209,15 @@ def end_instance(harness: Harness) -> None:
     assert until(lambda: not harness.states())
 
 
-def attempt_start(harness: Harness, case: Case, folder: pathlib.Path) -> str:
-    """Let the next instance start badly."""
-    end_instance(harness)
-    scripted_bootstrap.place(folder, case.script[0])
-    return fire(harness, case._replace(script=[["say", "ok"]]))
-
-
 def verdict(harness: Harness, case: Case, folder: pathlib.Path,
             before: Tuple[int, ...]) -> str:
     """Try a case; return what is wrong with it, or nothing."""
-    attempt = {"ended": attempt_ended, "start": attempt_start}.get(case.way)
-    kind = attempt(harness, case, folder) if attempt else fire(harness, case)
+    if case.way == "start":
+        end_instance(harness)
+        scripted_bootstrap.place(folder, case.script[0])
+        case = case._replace(script=[["say", "ok"]])
+    kind = (attempt_ended(harness, case, folder) if case.way == "ended" else
+            fire(harness, case))
     if kind not in case.kinds:
         return "outcome %s, not %s" % (kind, case.kinds)
     if harness.outcome(b"next") != ("ok", b"next"):
@@ -243,9 +232,6 @@ def left_behind(before: Tuple[int, ...], folder: pathlib.Path) -> str:
         return ""
     return "left behind: (files, threads) %s, then %s; processes: %s" % (
         before, held(), processes(str(folder)))
-
-
-# ---- workers ----
 
 
 def work(number: int, place: pathlib.Path) -> None:
@@ -284,8 +270,6 @@ def report(case: Case, attempt: Callable[[], str]) -> None:
         wrong = "%s: %s" % (type(error).__name__, error)
     print(json.dumps([case.name, wrong]), flush=True)
 
-
-# ---- tests ----
 
 if __name__ != "__main__":
     import pytest

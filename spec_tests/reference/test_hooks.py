@@ -13,7 +13,6 @@ from harness import (Harness, background, code, event, outcome_of, process_state
                      processes, until)
 
 __all__ = ["code"]
-
 PATHS = {"initializer": "/initialize", "pre_freeze": "/pre-freeze",
          "pre_stop": "/pre-stop"}
 GONE = wire.response(404)
@@ -51,9 +50,6 @@ def hooked(name: str, reply: Optional[bytes], late: bool) -> Harness:
     return harness
 
 
-# ---- initialise ----
-
-
 @ALL_ANSWERS
 def test_fc_initialize_once__answers(reply: Optional[bytes], meaning: str) -> None:
     """The Initializer comes first and succeeds once, or the instance goes."""
@@ -82,9 +78,6 @@ def test_fc_initialize_failed__caller_gone(reply: Optional[bytes]) -> None:
         harness.serve(echo)
         background(harness.serve_on, function, echo)
         assert harness.outcome(b"next") == ("ok", b"next")
-
-
-# ---- freeze ----
 
 
 @ALL_ANSWERS
@@ -124,8 +117,6 @@ def test_fc_freeze_hook__each_time(meanwhile: bool) -> None:
         assert harness.platform.counts["cold_starts"] == 1
 
 
-# ---- the process fails ----
-
 FATAL: Dict[str, Any] = {"exit": ["exit", 3], "SIGKILL": ["kill", 9],
                          "SIGSTOP": ["kill", int(signal.SIGSTOP)]}
 
@@ -146,18 +137,6 @@ def test_any_outcome_one__hook(name: str, how: str, code: str) -> None:
         if name != "pre_stop":
             assert harness.outcome(b"next") == ("ok", b"next")
     assert processes(code) == []
-
-
-# ---- stop ----
-
-
-@ALL_ANSWERS
-def test_fc_stop_hook__answers(reply: Optional[bytes], meaning: str) -> None:
-    """The stop goes on after any answer of the hook, and after none."""
-    with hooked("pre_stop", reply, meaning == "late") as harness:
-        assert harness.outcome(b"event")[0] == "ok"
-    assert harness.seen == ["/invoke", "/pre-stop"]
-    assert not harness.platform.state()["instances"]
 
 
 def test_fc_stop_order__hook_is_waited_for() -> None:

@@ -135,19 +135,6 @@ def test_any_event_size__one_more(harness: Harness, path: str, framing: str) -> 
     assert harness.ends("request-too-large") and harness.quiet()
 
 
-def test_any_http_continue__caller(harness: Harness) -> None:
-    """A caller that expects 100 gets it before it sends the body, and only then."""
-    caller = harness.caller(b"POST /up HTTP/1.1\r\nExpect: 100-continue\r\n"
-                            b"Content-Length: 4\r\n\r\n")
-    assert caller.head() == ["HTTP/1.1 100 Continue"]
-    caller.send(b"body")
-    function = harness.accept()
-    request = function.request()
-    assert request.body == b"body" and request.header("expect") is None
-    function.reply(b"done")
-    assert caller.answer("POST").status == 200
-
-
 @pytest.mark.parametrize("method,fields", (
     ("HEAD", b"200 X\r\nContent-Length: 5"), ("GET", b"204 X"),
     ("GET", b"304 X\r\nContent-Length: 5")), ids=("HEAD", "204", "304"))
@@ -160,9 +147,6 @@ def test_fc_http_pass__no_body(harness: Harness, method: str, fields: bytes) -> 
     function.request()
     function.reply(b"whole")
     assert caller.answer("GET").body == b"whole"
-
-
-# ---- connections to the function ----
 
 
 def warm(harness: Harness, count: int = 1) -> List[Peer]:
@@ -230,8 +214,6 @@ def test_fc_concurrency_limit__http(count: int) -> None:
         assert [caller.answer().body for caller in callers] == [b"1"] * (count + 1)
         assert harness.platform.counts["cold_starts"] == 1
 
-
-# ---- upgrade ----
 
 UPGRADE = ("GET", "/chat", None, ("Connection", "Upgrade"), ("Upgrade", "websocket"))
 SWITCH = (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"

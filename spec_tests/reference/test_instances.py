@@ -1,6 +1,7 @@
 # test_instances.py: instances as processes: start, freeze, limits, memory, end (MIT).
 """Real processes (scripted_bootstrap.py) that obey the event, on a real platform."""
 
+import json
 import os
 import pathlib
 import signal
@@ -16,12 +17,9 @@ from harness import (PROTOCOLS, Harness, background, code, event, fifo,
                      outcome_of, process_state, processes, until)
 
 __all__ = ["code", "fifo"]
-
 Make = Callable[[str], str]
 REFERENCE = str(pathlib.Path(emulator.__file__ or "").parent)
-
-
-# ---- freeze ----
+SOAK = pathlib.Path(__file__).resolve().parents[1] / "tools" / "soak.py"
 
 
 def test_fc_freeze_thaw__group(code: str, fifo: Make) -> None:
@@ -36,9 +34,6 @@ def test_fc_freeze_thaw__group(code: str, fifo: Make) -> None:
         scripted_bootstrap.tell(go)
         assert outcome_of(caller) == ("ok", b"%d" % ids[0])
         assert until(lambda: [process_state(one) for one in ids] == ["T", "T"])
-
-
-# ---- stop ----
 
 
 def notes(code: str) -> List[str]:
@@ -99,9 +94,6 @@ def test_any_instance_on_demand__fc_port(way: str, code: str, fifo: Make) -> Non
         assert harness.outcome(b"next") == ("ok", b"next")
 
 
-# ---- how many, and for whom ----
-
-
 @PROTOCOLS
 def test_any_stop_drain__replaced(protocol: str, code: str, fifo: Make) -> None:
     """What waits when the platform stops is served by another instance, if need be."""
@@ -120,8 +112,6 @@ def test_any_stop_drain__replaced(protocol: str, code: str, fifo: Make) -> None:
         assert not drain.is_alive()
 
 
-# ---- memory ----
-
 MEMORY: Dict[str, List[List[Any]]] = {
     "stays": [["alloc", 60], ["hang"]], "exits": [["alloc", 60], ["exit", 0]],
     "killed": [["alloc", 60], ["kill", 9]], "a child": [["fork-alloc", 60], ["hang"]],
@@ -138,9 +128,6 @@ def test_any_memory_limit__ways(protocol: str, code: str) -> None:
             assert harness.outcome(b"next") == ("ok", b"next"), name
         assert harness.outcome(event(["alloc", 20], ["exit", 3]))[0] == "exit"
     assert until(lambda: processes(code) == [])
-
-
-# ---- the emulator as a library ----
 
 
 SETTINGS: List[Tuple[str, str, Any, str]] = [
@@ -233,3 +220,13 @@ def test_any_process_group__orphan(code: str) -> None:
     finally:
         running.terminate()
         running.wait(10)
+
+
+def test_any_process_group__leftovers_soak() -> None:
+    """In 2,000 invocations threads and open files do not grow, nor memory by more than
+    a large event."""
+    done = subprocess.run([sys.executable, str(SOAK), "2000"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=100)
+    assert done.returncode == 0, (done.stdout + done.stderr[-2000:]).decode()
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["protocol"] for one in results] == ["scf", "fg", "fc"]

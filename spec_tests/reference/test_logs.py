@@ -13,7 +13,6 @@ from emulator import Outcome
 from harness import PROTOCOLS, PULL, Harness, code, event, until
 
 __all__ = ["code"]
-
 MIB = 1048576
 
 

@@ -104,9 +104,7 @@ PULLED = [
     Case("any.result.first", "ok", "whole", [["ask", WHOLE]]),
     Case("any.result.first:last-words", "ok", "whole", [["post", WHOLE], ["exit", 7]])]
 
-INIT = {"initializer": True}
 LATE_INIT = {"initializer": True, "initializer_timeout_s": LIMIT_S}
-NOT_FOUND = "HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n"
 FAILED = ("HTTP/1.1 404 X\r\nx-fc-status: 404\r\nContent-Length: 3\r\n\r\nwhy")
 INIT_FAILED = ("X-Fc-Error-Type", "InitializationError")
 FC = [
@@ -115,16 +113,9 @@ FC = [
     Case("any.event.timeout", "timeout",
          '{"errorMessage":"Function timed out after 0.9 seconds (maxMemoryUsage: ',
          [["hang"]], header=("X-Fc-Error-Type", "InvocationError"), settings=SHORT),
-    Case("fc.start.failed:deadline", "start-error", '"Code":"FunctionNotStarted"',
-         start=[["hang"]], settings={"start_timeout_s": LIMIT_S}, status=412),
-    Case("fc.start.port:bind", "start-error", "127.0.0.1", status=412,
-         plan={"host": "127.0.0.1"}, settings={"start_timeout_s": LIMIT_S}),
-    Case("fc.start.failed:exit", "start-error", '"Code":"CAExited"',
-         start=[["exit", 3]], status=412),
-    *[Case("fc.initialize.failed:" + name, "init-error", "errorMessage",
-           settings=INIT, plan={"/initialize": steps}, header=INIT_FAILED)
-      for name, steps in (("404", [["send", NOT_FOUND]]), ("exit", [["exit", 3]]),
-                          ("garbage", [["send", "\x16\r\n\r\n"], ["close"]]))],
+    Case("fc.initialize.failed:exit", "init-error", "errorMessage",
+         settings={"initializer": True}, plan={"/initialize": [["exit", 3]]},
+         header=INIT_FAILED),
     Case("any.init.timeout", "init-timeout",
          '{"errorMessage":"Initializer timed out after 0.9 seconds"}',
          settings=LATE_INIT, plan={"/initialize": [["hang"]]}, header=INIT_FAILED),
@@ -135,14 +126,10 @@ FC = [
          '"RequestId":"%","Code":"BadResponse"',
          [["send", "HTTP/1.1 200 OK\r\nContent-Le"], ["close"]],
          broken=("any.http.no-effect",), status=502),
-    Case("fc.outcome.bad-response:lengths", "bad-response", "Content-Length",
-         [["send", "HTTP/1.1 200 X\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n"]],
-         broken=("any.http.framing",), status=502),
     Case("fc.limits.result", "response-too-large", '"Code":"BadResponse"',
          [["say", "x" * 1001]], status=502),
     Case("any.event.size", "request-too-large", '"Code":"InvalidArgument"',
-         [["say", "x" * 3000]], status=400),
-    Case("fc.answer.outcome:status", "function-error", "", [["send", NOT_FOUND]])]
+         [["say", "x" * 3000]], status=400)]
 
 CASES = [*(("scf", case) for case in SCF + PULLED),
          *(("fg", case) for case in FG + PULLED), *(("fc", case) for case in FC)]

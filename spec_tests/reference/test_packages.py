@@ -13,10 +13,9 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 from emulator import Outcome, Platform
-from harness import PROTOCOLS, code, event, scale, within
+from harness import PROTOCOLS, code, event, scale
 
 __all__ = ["code"]
-
 Entry = Tuple[str, bytes, int]  # name, content, mode with type
 FILE, LINK = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
 
@@ -44,10 +43,7 @@ def invoke(code: str, protocol: str = "scf", body: bytes = b"hello",
     if protocol == "fc":
         settings.setdefault("port", 0)
     with Platform(protocol, code, **settings) as platform:
-        return within(20, lambda: platform.invoke(body))
-
-
-# ---- packages ----
+        return platform.invoke(body)
 
 
 @PROTOCOLS
@@ -58,7 +54,7 @@ def test_any_package_mode__kept(protocol: str, code: str,
                     bootstrap_entry(code), ("data/file", b"x", FILE))
     settings: Any = {"port": 0} if protocol == "fc" else {}
     with Platform(protocol, path, **settings) as one:
-        outcome = within(20, lambda: one.invoke(event(["argv"])))
+        outcome = one.invoke(event(["argv"]))
         program = pathlib.Path(json.loads(outcome.body)[0])
         assert program.stat().st_mode & 0o777 == 0o755
         assert (program.parent / "data" / "file").read_bytes() == b"x"
@@ -122,8 +118,6 @@ def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="code.zip"):
         Platform("scf", str(path))
 
-
-# ---- programs ----
 
 ELF = b"\x7fELF\2\1\1"
 OTHER = 40 if os.uname().machine.startswith("x86") else 62  # ARM, or x86-64

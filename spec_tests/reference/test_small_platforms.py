@@ -7,7 +7,6 @@ What it says on the wire is judged by the kit.
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +15,8 @@ from typing import Dict, List, Tuple
 
 import pytest
 from harness import code
-from implementations import interpreters
 
 __all__ = ["code"]
-
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
 SMALL: Dict[str, List[str]] = {  # protocol -> options it needs here
     "scf": [], "fg": [], "fc": ["--port", "0"]}
@@ -96,21 +93,6 @@ def test_bad_line(protocol: str, code: str, line: str) -> None:
     """A line without an event ends the run: one message, no traceback."""
     status, _, err = run(*words_of(protocol, code, "--jsonl"), stdin=line + "\n")
     assert status == 1 and "Traceback" not in err and repr(line)[:-1] in err
-
-
-@pytest.mark.parametrize("version", [
-    pytest.param(one, id=".".join(map(str, one))) for one in interpreters()
-    if one >= (3, 8)])
-def test_copy(protocol: str, code: str, tmp_path: pathlib.Path,
-              version: "tuple[int, ...]") -> None:
-    """Copied alone into a folder, under any name, it runs on every interpreter."""
-    folder = tmp_path / "alone"
-    folder.mkdir()
-    shutil.copy(REFERENCE / f"{protocol}_platform.py", folder / "anything")
-    done = run(interpreters()[version], "-I", str(folder / "anything"), code, "--event",
-               "hello", *SMALL[protocol])
-    assert done[:2] == (0, "hello\n"), done
-    assert os.listdir(folder) == ["anything"]
 
 
 def switches(process_id: int) -> int:
