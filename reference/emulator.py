@@ -3145,6 +3145,17 @@ def end_signals() -> List[signal.Signals]:
         if signal.getsignal(number) != signal.SIG_IGN]
 
 
+def catch_signals() -> Tuple[int, int]:
+    """Let these signals interrupt nothing: their numbers come out of a pipe. An
+    exception could come while a lock is held, or be missed just before a wait."""
+    news, done = os.pipe()
+    os.set_blocking(done, False)
+    signal.set_wakeup_fd(done)
+    for number in end_signals():
+        signal.signal(number, lambda number, _: None)
+    return news, done
+
+
 def report(found: List[object], done: int, work: Callable[[], bool]) -> None:
     """Note what work has come to: whether all was ok, or its error; then write a zero
     byte, so that the main thread can wait for a signal too."""
@@ -3215,13 +3226,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     address = serve_address(options.serve) if options.serve is not None else None
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
-    # From now on signals interrupt nothing: an exception could come while a lock is
-    # held, or be missed just before a wait. Their numbers come out of a pipe.
-    news, done = os.pipe()
-    os.set_blocking(done, False)
-    signal.set_wakeup_fd(done)
-    for number in end_signals():
-        signal.signal(number, lambda number, _: None)
+    news, done = catch_signals()  # before there is anything to put away
     found: List[object] = []
     start_thread(reap_orphans)
     with Platform(options.protocol, options.code,

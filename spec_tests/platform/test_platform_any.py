@@ -206,6 +206,19 @@ def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest) -> None:
         run.finish(instance, b"the whole result")
 
 
+@pytest.mark.parametrize("head", ["half a line", "no blank line"])
+def test_any_http_no_effect__head(pull_platform: PlatformUnderTest, head: str) -> None:
+    """A result whose head breaks off is none, not even one without a body."""
+    with pull_platform.used_run() as run:
+        instance = run.fetched(b"hello")
+        number = instance.open()
+        whole = wire.request_bytes("POST", instance.result_path(), (), b"")
+        instance.send(number, whole[:-10 if head == "half a line" else -2])
+        instance.close(number)
+        run.settle()
+        run.finish(instance, b"the whole result")
+
+
 def test_any_http_length(pull_platform: PlatformUnderTest) -> None:
     """Every answer has a Content-Length."""
     with pull_platform.used_run() as run:

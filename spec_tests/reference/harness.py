@@ -1,8 +1,8 @@
 # harness.py: a running platform whose both ends are in the hands of a test (MIT).
 """Give a test both ends of a platform: its callers, and the function behind it.
 
-`Harness("fc")` has a front door, and the test for its function (`attach`); with "scf" and
-"fg" the test has the runtime API. With `code` the function is a real process instead.
+`Harness("fc")` has a front door, and the test for its function (`attach`); "scf" and
+"fg" leave it the runtime API. With `code` the function is a real process instead.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from gateways import Container, profile
 from implementations import Version, interpreters
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
-HANDLER = "def handler(event, context):\n    return {'got': event}\n"
+HANDLER = "async def handler(event, context):\n    return {'got': event}\n"
 
 
 def since(floor: Version) -> pytest.MarkDecorator:

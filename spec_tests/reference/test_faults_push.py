@@ -124,8 +124,8 @@ def said_cases() -> Iterator[Case]:
             script += [[deed]] if deed else []
             if text == OK:  # its last bytes and its end come together: a later end may
                 script.insert(0, ["cork"])  # cost the next POST its answer
-            yield Case("%s %s %d-%s" % (deed or "open", kind, number, call), "said", call,
-                       script, (kind,))
+            name = "%s %s %d-%s" % (deed or "open", kind, number, call)
+            yield Case(name, "said", call, script, (kind,))
     for call, kind in (("event", FAILED), ("GET", "ok"), ("POST", "ok")):
         yield Case("404-%s" % call, "said", call, [["send", EMPTY % 404]], (kind,))
 

@@ -126,8 +126,9 @@ FATAL: Dict[str, Any] = {"exit": ["exit", 3], "SIGKILL": ["kill", 9],
 def test_any_outcome_one__hook(name: str, how: str, code: str) -> None:
     """A process that ends or stops within a hook costs the event in initialise alone."""
     scripted_bootstrap.place(pathlib.Path(code), {PATHS[name]: [FATAL[how]]})
-    limit_s = 0.15 if how == "SIGSTOP" else 20
-    with Harness("fc", code, **{name: True, name + "_timeout_s": limit_s}) as harness:
+    settings: Dict[str, Any] = {
+        name: True, name + "_timeout_s": 0.15 if how == "SIGSTOP" else 20}
+    with Harness("fc", code, **settings) as harness:
         kind, process_id = harness.outcome(event(["pid"]))
         assert kind == ("ok" if name != "initializer" else
                         "init-timeout" if how == "SIGSTOP" else "init-error")

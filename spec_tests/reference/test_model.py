@@ -62,8 +62,6 @@ class Model:
         self.new_event()
         self.address = harness.api()
 
-    # -- the table --
-
     def move(self, call: str) -> str:
         """Follow the table; return the action."""
         action, self.state = self.rows[self.state, call]
@@ -92,8 +90,6 @@ class Model:
         self.current.request_id = (message.header("request_id")
                                    or message.header("x-cff-request-id") or "")
 
-    # -- what callers do --
-
     def new_event(self) -> None:
         """A caller comes."""
         body = b"event %d" % self.accepted
@@ -114,8 +110,6 @@ class Model:
             self.waiting.remove(event)
         self.cancelled += 1
         assert self.harness.ends("cancelled", self.cancelled)
-
-    # -- what the bootstrap does --
 
     def send(self, data: bytes) -> Peer:
         """Connect to the runtime API, and send that."""
@@ -202,8 +196,6 @@ class Model:
         peer.sock.shutdown(socket.SHUT_WR)
         assert peer.everything().startswith(b"HTTP/1.1 4")
         self.broken += 1
-
-    # -- the end --
 
     def quiet(self) -> None:
         """No poll that has to wait may have an answer."""

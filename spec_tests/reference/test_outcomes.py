@@ -119,13 +119,6 @@ FC = [
     Case("any.init.timeout", "init-timeout",
          '{"errorMessage":"Initializer timed out after 0.9 seconds"}',
          settings=LATE_INIT, plan={"/initialize": [["hang"]]}, header=INIT_FAILED),
-    *[Case("any.outcome.exit:" + name, "exit", '{"errorMessage":"Process exited '
-           'unexpectedly before completing request (duration: ', steps,
-           header=("X-Fc-Error-Type", "InvocationError")) for name, steps in ENDS],
-    Case("fc.outcome.bad-response:half-head", "bad-response",
-         '"RequestId":"%","Code":"BadResponse"',
-         [["send", "HTTP/1.1 200 OK\r\nContent-Le"], ["close"]],
-         broken=("any.http.no-effect",), status=502),
     Case("fc.limits.result", "response-too-large", '"Code":"BadResponse"',
          [["say", "x" * 1001]], status=502),
     Case("any.event.size", "request-too-large", '"Code":"InvalidArgument"',

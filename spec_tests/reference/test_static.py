@@ -3,7 +3,6 @@
 
 import ast
 import functools
-import os
 import pathlib
 import re
 import shutil
@@ -123,10 +122,3 @@ def test_no_path_of_a_machine(path: pathlib.Path) -> None:
     text = path.read_bytes().decode("utf-8", "replace")
     own = path == pathlib.Path(__file__).resolve()
     assert [found for found in MACHINE.findall(text) if not own] == []
-
-
-def test_executable_files() -> None:
-    """What is to be started directly can be: first line and mode go together."""
-    wrong = [name_of(path) for path in LISTED if path.suffix != ".py"
-             and (path.read_bytes()[:2] == b"#!") != os.access(path, os.X_OK)]
-    assert wrong == []
