@@ -2199,7 +2199,7 @@ class PushInstance(Instance):
                         body=b"".join(invocation.answer.parts))
         del self.work[invocation]
         self._move("settled")
-        if kind == "timeout":  # [fc.time.others]
+        if kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
             self.end([])
         elif kind == "cancelled" and self.function.concurrency == 1 and (
                 not self.ending):
