@@ -2199,7 +2199,7 @@ class PushInstance(Instance):
                         body=b"".join(invocation.answer.parts))
         del self.work[invocation]
         self._move("settled")
-        if kind == "timeout":  # [fc.time.others]
+        if kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
             self.end([])
         elif kind == "cancelled" and self.function.concurrency == 1 and (
                 not self.ending):
@@ -2397,21 +2397,21 @@ class Platform:
         """Stop everything: what still runs is cancelled, every process ends. Blocks
         for the pre-stop hook and the grace at most. In a process that was forked from
         the platform's it does nothing: the instances are not that one's."""
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner or self._closed:
             return
-        with self.lock:
-            if self._closed:
-                return
-            self._closing = self._closed = True
-            atexit.unregister(self.close)
-            instances, reason = list(self.instances), "the platform was stopped"
-            while self.queue:
-                self.settle(self.queue.popleft(), "cancelled", message=reason)
-            for instance in instances:
-                self.discard(instance, "stop")
-            for instance in list(self._leaving):
-                instance.end(list(instance.work), "cancelled", reason)
+        self._closing = self._closed = True
+        atexit.unregister(self.close)
+        instances: List[Instance] = []
         try:
+            with self.lock:
+                instances += self.instances
+                reason = "the platform was stopped"
+                while self.queue:
+                    self.settle(self.queue.popleft(), "cancelled", message=reason)
+                for instance in instances:
+                    self.discard(instance, "stop")
+                for instance in list(self._leaving):
+                    instance.end(list(instance.work), "cancelled", reason)
             self.await_leaving()
         except BaseException:  # Ctrl-C: whoever it was has no patience
             for instance in instances:
