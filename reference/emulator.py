@@ -37,7 +37,6 @@ import json
 import math
 import os
 import re
-import resource
 import select
 import signal
 import socket
@@ -1042,7 +1041,7 @@ class Process:
             self.exited.set()
         OWN.discard(self.pid)
         # until it became another program it counted as a copy of this one
-        if peak_mb > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:
+        if peak_mb > memory_mb("self", "status", b"VmHWM:"):
             self.peak_mb = max(self.peak_mb, peak_mb)
         self._on_exit(self.status)
 
@@ -1122,12 +1121,13 @@ def measure(processes: Iterable[Process]) -> None:
         process.measured = now
 
 
-def memory_mb(number: int) -> float:
+def memory_mb(process: object, file: str = "smaps_rollup",
+              field: bytes = b"Pss:") -> float:
     """Return the memory of a process, its share of shared pages; 0 if it has ended."""
     with contextlib.suppress(OSError):
-        with open("/proc/%d/smaps_rollup" % number, "rb") as file:
-            return sum(int(line.split()[1]) / 1024 for line in file
-                       if line.startswith(b"Pss:"))
+        with open("/proc/%s/%s" % (process, file), "rb") as lines:
+            return sum(int(line.split()[1]) / 1024 for line in lines
+                       if line.startswith(field))
     return 0.0
 
 
