@@ -1036,13 +1036,13 @@ class Process:
                 peak_mb = usage.ru_maxrss / 1024
             except ChildProcessError:
                 status, peak_mb = 0, 0.0
+            # until it became another program it counted as a copy of this one
+            if peak_mb > memory_mb("self", "status", b"VmHWM:"):
+                self.peak_mb = max(self.peak_mb, peak_mb)
             self.status = self._popen.returncode = -os.WTERMSIG(
                 status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             self.exited.set()
         OWN.discard(self.pid)
-        # until it became another program it counted as a copy of this one
-        if peak_mb > memory_mb("self", "status", b"VmHWM:"):
-            self.peak_mb = max(self.peak_mb, peak_mb)
         self._on_exit(self.status)
 
     def signal(self, number: int) -> None:
