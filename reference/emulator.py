@@ -184,6 +184,10 @@ ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
 GROUP_TICK_S = 0.01      # between two looks at what a stopped bootstrap has forked
 MAX_ISSUES = 3           # of an event that no poll has fetched
+PROGRAM_BYTES = 64 * MIB  # looked through after a failed start
+
+# What a bootstrap for each protocol has to read.
+MARKS = {"fc": b"FC_SERVER_PORT", "scf": b"SCF_RUNTIME_API", "fg": b"RUNTIME_API_ADDR"}
 
 
 # ---- the function's configuration ----
@@ -917,31 +921,39 @@ def check_program(words: Sequence[str], folder: str, package: str) -> None:
     """Raise StartError when the start command plainly cannot run. `package` is the ZIP
     that the folder was made of, if it was one."""
     program = words[0]
+    path = os.path.join(folder, program)
+    shown = "%s in %s" % (os.path.relpath(path, folder), package) if package else path
     if "/" not in program:
         import shutil
-        if shutil.which(program) is None:
+        path = shown = shutil.which(program) or ""
+        if not path:
             raise StartError("missing", "the command %s is not found on PATH%s" % (
                 program, "; give each word as an argument of its own"
                 if " " in program else ""))
-        return
-    path = os.path.join(folder, program)
-    shown = "%s in %s" % (os.path.relpath(path, folder), package) if package else path
     if not os.path.isfile(path):
         raise StartError("missing", "%s is not there. The platform starts this file; "
                          "it belongs at the top of the folder or ZIP, not in a "
-                         "subfolder" % shown)
+                         "subfolder%s" % (shown, backslashes(folder)))
     if not os.access(path, os.X_OK):
         raise StartError("mode", "%s is not executable. Run: chmod 755 %s (ZIP tools "
                          "on Windows drop the mode)" % (
                              shown, os.path.basename(path) if package else program))
-    with open(path, "rb") as file:
-        problem = program_problem(file.read(4096))
+    problem = program_problem(path)
     if problem:
         raise StartError("", "%s %s" % (shown, problem))
 
 
-def program_problem(first: bytes) -> str:
-    """Say why a file with these first bytes cannot run here; "" when it may."""
+def backslashes(folder: str) -> str:
+    """Say that files here have names as Windows writes paths; "" if there are none."""
+    names = [name for name in os.listdir(folder) if "\\" in name]
+    return (" (it holds %s, whose backslash makes no folder: write / there)" % names[0]
+            if names else "")
+
+
+def program_problem(path: str) -> str:
+    """Say why a file that is executable cannot run here; "" when it may."""
+    with open(path, "rb") as file:
+        first = file.read(4096)
     line = first.partition(b"\n")[0]
     if first[:2] == b"#!":
         words = line[2:].split()
@@ -958,6 +970,9 @@ def program_problem(first: bytes) -> str:
             return "is a program for another processor architecture than this one"
     else:
         return "is empty" if not first else (
+            "begins with a byte order mark (BOM), invisible in an editor, so its first "
+            "line does not count. Save it as UTF-8 without one"
+        ) if first.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) else (
             "is neither a Linux program nor a script with a first line such as "
             "#!/bin/sh")
     return ""
@@ -987,6 +1002,15 @@ def reap_orphans() -> None:
             SPAWNED.wait()  # there are no children
 
 
+def missing_loader(folder: str, program: str) -> str:
+    """Return the first path in a program, its loader's, if that is not here."""
+    with contextlib.suppress(OSError):
+        with open(os.path.join(folder, program), "rb") as file:
+            for path in re.findall(rb"\0(/[\x21-\x7e]+)\0", file.read(65536))[:1]:
+                return "" if os.path.exists(path) else os.fsdecode(path)
+    return ""
+
+
 class Process:
     """A bootstrap and all that it forks: one group, one output pipe.
 
@@ -1006,9 +1030,11 @@ class Process:
                     stderr=output if errors < 0 else errors, start_new_session=leads)
                 OWN.add(self._popen.pid)
         except OSError as error:
-            raise StartError("missing" if error.errno == errno.ENOENT else "",
-                             "%s cannot be started: %s"
-                             % (words[0], error.strerror or error))
+            loader = error.errno == errno.ENOENT and missing_loader(folder, words[0])
+            raise StartError("", "%s cannot be started: %s" % (
+                words[0], "its loader (dynamic linker) %s is not here, it was built "
+                "for another system. Link it statically" % loader if loader else
+                error.strerror or error))
         SPAWNED.set()
         self.pid = self._popen.pid
         if cores:  # the emulator itself is pinned to one core; its children are not
@@ -1107,6 +1133,29 @@ def has_others(group: int) -> bool:
     """Tell whether a process group has more than its leader."""
     return any(its_group == group and number != group and not is_dying(number)
                for number, its_group in group_members())
+
+
+# Addresses as /proc/net has them on a little-endian machine.
+HOSTS = {"00000000": "0.0.0.0", "0" * 32: "[::]", "0100007F": "127.0.0.1",
+         "0" * 24 + "01000000": "[::1]"}
+
+
+def listeners(group: int) -> List[str]:
+    """Return each HOST:PORT that a process group listens on."""
+    links, found = set(), []
+    for number, its_group in group_members():
+        if its_group == group:
+            with contextlib.suppress(OSError):
+                for entry in os.scandir("/proc/%d/fd" % number):
+                    links.add(os.readlink(entry.path))
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open("/proc/net/" + table) as file:
+            for words in map(str.split, file):
+                if words[3] == "0A" and "socket:[%s]" % words[9] in links:  # LISTEN
+                    host, _, port = words[1].partition(":")
+                    found.append("%s:%d" % (HOSTS.get(host, "another address"),
+                                            int(port, 16)))
+    return found
 
 
 def measure(processes: Iterable[Process]) -> None:
@@ -1416,6 +1465,22 @@ class Instance:
             if self.ending:
                 process.signal(signal.SIGKILL)
 
+    def misfit(self) -> str:
+        """Say what makes a bootstrap that did not start one for another protocol."""
+        protocol, folder = self.platform.protocol, self.platform.folder
+        for path in (os.path.join(folder, word) for word in
+                     self.function.command or ["bootstrap"]):
+            if os.path.isfile(path):
+                with contextlib.suppress(OSError), open(path, "rb") as file:
+                    program = file.read(PROGRAM_BYTES)
+                    its = [one for one, mark in MARKS.items() if mark in program]
+                    if its and protocol not in its:
+                        return "; it reads %s, so it is a bootstrap for %s" % (
+                            MARKS[its[0]].decode(), its[0])
+        at = listeners(self.process.pid) if self.process and protocol != "fc" else []
+        return at and ("; it is a server, on %s: `emulator.py fc CODE --port %s` comes "
+                       "close" % (at[0], at[0].rpartition(":")[2])) or ""
+
     # -- work (lock held) --
 
     def take(self, invocation: Invocation) -> None:
@@ -1659,8 +1724,9 @@ class PullInstance(Instance):
     def on_limit(self, state: str) -> None:
         limit_s = (self.function.init_timeout_s if state in STARTING
                    else self.function.timeout_s)
-        self.end(list(self.work), self.rules.ON_TIME[state], "%s within %g s" % (
-            self.rules.NO_ANSWER[state], limit_s))
+        self.end(list(self.work), self.rules.ON_TIME[state], "%s within %g s%s" % (
+            self.rules.NO_ANSWER[state], limit_s,
+            self.misfit() if state in STARTING else ""))
 
     def retire(self) -> None:
         self.session.stop()
@@ -1681,8 +1747,9 @@ class PullInstance(Instance):
                 del self.work[invocation]
                 self.platform.place(invocation, first=True)
         self.end(list(self.work), "out-of-memory" if over else self.rules.ON_EXIT.get(
-            state, "exit"), over or "the bootstrap ended %s %s" % (
-                describe_status(status), DURING.get(state, "")))
+            state, "exit"), over or "the bootstrap ended %s %s%s" % (
+                describe_status(status), DURING.get(state, ""),
+                self.misfit() if state in STARTING else ""))
 
     def cleanup(self) -> None:
         with self.platform.lock:
@@ -1946,7 +2013,7 @@ class PushInstance(Instance):
 
     def _await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises StartError."""
-        begin, process, hinted = time.monotonic(), self.process, False
+        begin, process, hint_s = time.monotonic(), self.process, 0.5
         while True:
             try:
                 self.pool.append(self._dial(1.0))  # for the first request
@@ -1959,19 +2026,28 @@ class PushInstance(Instance):
             elif process.exited.wait(0.001 if passed < 0.05 else 0.005):
                 raise StartError("", self._exit_text(process.status, "starting"))
             if passed > self.function.start_timeout_s or self.ending:
-                raise StartError("port", self._port_problem())
-            if passed > 0.5 and not hinted:
-                hinted = True
-                if accepts("127.0.0.1", self.port):
-                    self.platform.note(self._port_problem())
+                raise StartError("port", self._port_problem(self._listens_at())
+                                 + self.misfit())
+            if passed > hint_s:
+                hint_s, at = passed * 2, self._listens_at()
+                if at:
+                    hint_s = math.inf
+                    self.platform.note("so far " + self._port_problem(at))
 
-    def _port_problem(self) -> str:
-        if accepts("127.0.0.1", self.port) and not accepts(  # [fc.start.port]
-                self.platform.fc_host, self.port):
-            return ("the server listens on 127.0.0.1:%d only, where the cloud cannot "
-                    "reach it. Bind 0.0.0.0" % self.port)
-        return ("nothing listens on port %d within %g s; the server must listen on "
-                "0.0.0.0:$FC_SERVER_PORT" % (self.port, self.function.start_timeout_s))
+    def _listens_at(self) -> str:
+        if self.process is not None:
+            return ", ".join(one for one in listeners(self.process.pid)
+                             if one != "0.0.0.0:%d" % self.port)
+        return "127.0.0.1:%d" % self.port if accepts("127.0.0.1", self.port) else ""
+
+    def _port_problem(self, at: str) -> str:
+        if re.search(r":%d\b" % self.port, at):  # [fc.start.port]
+            return ("the server listens on %s only, where the cloud cannot reach it. "
+                    "Bind 0.0.0.0" % at)
+        return "%s; the server must listen on 0.0.0.0:$FC_SERVER_PORT" % (
+            "the server listens on %s, not on port %d" % (at, self.port) if at else
+            "nothing listens on port %d within %g s" % (
+                self.port, self.function.start_timeout_s))
 
     # -- exchanges: invocations and hooks --
 
@@ -2256,9 +2332,9 @@ class PushInstance(Instance):
                  self._exit_text(status, state) if bound else "")
 
     def _exit_text(self, status: int, state: str) -> str:
-        return "%s. It ended %s %s" % (
+        return "%s. It ended %s %s%s" % (
             self.rules.exit_text(status, self.function.command or ["/code/bootstrap"]),
-            describe_status(status), DURING[state])
+            describe_status(status), DURING[state], self.misfit())
 
     def cleanup(self) -> None:
         deadline = time.monotonic() + LAST_WORDS_S
@@ -2299,6 +2375,8 @@ class Platform:
         self.folder, self._remove_package = open_package(code)
         self.package = "" if os.path.isdir(code) else code
         self._on_log, self._on_note, self.on_trace = on_log, on_note, on_trace
+        if self.package and backslashes(self.folder):
+            self.note("the function is " + self.package + backslashes(self.folder))
         self._log_lock = threading.Lock()
         self._mid_line = False
         self.attach = attach
