@@ -1361,6 +1361,7 @@ class Invocation:
     started = 0.0           # monotonic; 0 = not issued yet
     deadline = math.inf     # of its wait in the queue, then of its run
     issues = 0              # how often it was issued
+    unseen = True           # scf, fg: it has reached no poll
     outcome: Optional[Outcome] = None
     instance: Optional["Instance"] = None
     gate: Optional[Gate] = None     # where a thread waits for it
@@ -1665,6 +1666,7 @@ class PullInstance(Instance):
             if not reached:
                 poll.give_up()
             with self.platform.lock:
+                invocation.unseen = invocation.unseen and not reached
                 polls += self.session.delivered(invocation.request_id, reached)
 
     # -- results --
@@ -1687,6 +1689,10 @@ class PullInstance(Instance):
                 call, before, ", id %r" % request_id if request_id else "")))
         elif row.action == "hold" and session.state == "starting":
             self.violate(Violation("scf.ready.before-next", "next before ready"))
+        elif row.action == "deliver" and before == "running" and not (
+                invocation is None or invocation.unseen or api.has_gone()):
+            self.violate(Violation("scf.response.order", "next before the result; each "
+                                   "brings the same event again"))
         elif row.action in self.rules.RESULTS and invocation is not None:
             del self.work[invocation]
             platform.settle(
@@ -2200,9 +2206,23 @@ class PushInstance(Instance):
             answer.end()
         if answer.is_lost:
             return "cancelled", "the caller has gone"
-        kind: str = self.rules.judge_answer(is_http, answer.status,
-                                            head.get("x-fc-status"))
-        return kind, "" if kind == "ok" else "the function answered with a failure"
+        return self._judge(invocation, is_http, head.get("x-fc-status"))
+
+    def _judge(self, invocation: Invocation, is_http: bool, fc_status: str
+               ) -> Tuple[str, str]:
+        """Return (kind, message) of a whole answer; report one that is none to an event
+        [fc.invoke.status]."""
+        status, seen = invocation.answer.status, "the function reported a failure"
+        kind: str = self.rules.judge_answer(is_http, status, fc_status)
+        if not is_http and not fc_status and status != 200:
+            seen = "POST /invoke was answered with status %d and no X-Fc-Status%s%s" % (
+                status, "; the cloud takes that as success" if kind == "ok" else "",
+                "; has the server this route? For HTTP functions use --serve"
+                if status in (404, 405) else "")
+            with self.platform.lock:
+                self.platform.note_violation(Violation("fc.invoke.status", seen),
+                                             invocation.violations)
+        return kind, "" if kind == "ok" else seen
 
     def _explain(self, invocation: Invocation, message: str,
                  violation: Optional[Violation] = None) -> Tuple[str, str]:

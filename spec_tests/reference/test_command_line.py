@@ -117,6 +117,20 @@ def test_exit_status(options: Tuple[str, ...], status: int, code: str) -> None:
     assert ("any.http.no-effect" in done.err) == (HALF in options)
 
 
+@pytest.mark.parametrize("status,kind,said", (
+    (404, "function-error", "has the server this route? For HTTP functions use"),
+    (405, "ok", "takes that as success; has the server this route?"),
+    (500, "ok", "status 500 and no X-Fc-Status; the cloud takes that as success")))
+def test_fc_invoke_status__strict(status: int, kind: str, said: str, code: str) -> None:
+    """What the cloud does not mind is told, and counts with --strict."""
+    answer = "HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status
+    done = run(words("fc", code, "--strict", "--event",
+                     event(["send", answer]).decode()))
+    assert done.status == 3 and "1 " + kind in done.err
+    assert "the bootstrap broke fc.invoke.status: POST /invoke was answ" in done.err
+    assert said in done.err and (kind == "ok" or "function-error: POST " in done.err)
+
+
 POSTS_AT_THE_END = """#!/usr/bin/env bash
 api=http://$SCF_RUNTIME_API:$SCF_RUNTIME_API_PORT/runtime
 trap 'curl -s -d again $api/invocation/response; exit 0' TERM

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from typing import Set, Tuple
 
+import fg_platform
 import implementations
 import pytest
+import scf_platform
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FUNCTION_LINES, LINE_WIDTH = 40, 88
@@ -166,3 +168,15 @@ def test_executable_files() -> None:
     wrong = [name_of(path) for path in LISTED if path.suffix != ".py"
              and (path.read_bytes()[:2] == b"#!") != os.access(path, os.X_OK)]
     assert wrong == []
+
+
+def test_rules_noticed() -> None:
+    """Appendix D of SPEC.md lists the rules whose breach the emulator reports."""
+    listed = {line.split()[1] for line in (ROOT / "SPEC.md").read_text(
+        encoding="utf-8").partition("\n## D ")[2].splitlines() if line[:3] != "| -"
+        and "." in line.partition("|")[2].partition("|")[0]}
+    text = (ROOT / "reference" / "emulator.py").read_text(encoding="utf-8")
+    noticed = set(re.findall(r'(?:Violation|BadMessage)\(\s*"([a-z.-]+)"', text))
+    noticed |= {row.rule for rules in (fg_platform, scf_platform)
+                for row in rules.STATES.values() if row.action in ("ignore", "refuse")}
+    assert listed == noticed
