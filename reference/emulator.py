@@ -1103,10 +1103,14 @@ class Process:
         self._thread.join(5)  # on_exit has returned
 
 
+SHELL_STATUS = {126: " (a command cannot be executed)",
+                127: " (a command was not found)"}
+
+
 def describe_status(status: int) -> str:
     """Say how a process ended: `with status 3`, `by signal 9 (Killed)`."""
     if status >= 0:
-        return "with status %d" % status
+        return "with status %d%s" % (status, SHELL_STATUS.get(status, ""))
     return "by signal %d (%s)" % (-status, signal.strsignal(-status)
                                   or "unknown signal")
 
@@ -1383,6 +1387,18 @@ class Invocation:
 
 
 # ---- instances ----
+
+
+def error_text(body: bytes) -> str:
+    """Return ": " and type and message of an error document, else how it begins."""
+    text = body[:SEEN_CHARACTERS].decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(body)
+        if isinstance(document, dict):  # [any.error.document]
+            text = ": ".join(str(document[name]) for name in (
+                "errorType", "errorMessage") if document.get(name)) or text
+    return (": " + " ".join(text.split())[:SEEN_CHARACTERS]).rstrip(": ")
+
 
 DURING = {"starting": "before it was ready", "initializing": "during initialisation",
           "issued": "before it fetched the event", "running": "while it had the event",
@@ -1698,8 +1714,8 @@ class PullInstance(Instance):
             platform.settle(
                 invocation, self.rules.RESULTS[row.action], size=size,
                 body=body if size < 0 else b"", message="" if row.action == "finish"
-                else "the bootstrap reported an error" if row.action == "fail"
-                else self._too_large(size))
+                else "the bootstrap reported an error" + error_text(body) if
+                row.action == "fail" else self._too_large(size))
         if session.state == "idle" and before != "idle":
             self.has_room_again()
 
@@ -2222,7 +2238,8 @@ class PushInstance(Instance):
             with self.platform.lock:
                 self.platform.note_violation(Violation("fc.invoke.status", seen),
                                              invocation.violations)
-        return kind, "" if kind == "ok" else seen
+        return kind, "" if kind == "ok" else seen + error_text(
+            b"".join(invocation.answer.parts))
 
     def _explain(self, invocation: Invocation, message: str,
                  violation: Optional[Violation] = None) -> Tuple[str, str]:
@@ -2352,9 +2369,9 @@ class PushInstance(Instance):
                  self._exit_text(status, state) if bound else "")
 
     def _exit_text(self, status: int, state: str) -> str:
-        return "%s. It ended %s %s%s" % (
-            self.rules.exit_text(status, self.function.command or ["/code/bootstrap"]),
-            describe_status(status), DURING[state], self.misfit())
+        return "the bootstrap ended %s %s%s. %s" % (
+            describe_status(status), DURING[state], self.misfit(), self.rules.exit_text(
+                status, self.function.command or ["/code/bootstrap"]))
 
     def cleanup(self) -> None:
         deadline = time.monotonic() + LAST_WORDS_S

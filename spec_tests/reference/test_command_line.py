@@ -131,6 +131,35 @@ def test_fc_invoke_status__strict(status: int, kind: str, said: str, code: str) 
     assert said in done.err and (kind == "ok" or "function-error: POST " in done.err)
 
 
+TYPED = '{"errorType": "KeyError", "errorMessage": "no\\nname", "stackTrace": []}'
+
+
+@pytest.mark.parametrize("protocol,steps,said", (
+    ("scf", ["fail", TYPED], "the bootstrap reported an error: KeyError: no name"),
+    ("fg", ["fail", "why\nso"], "the bootstrap reported an error: why so"),
+    ("scf", ["fail", "[" * 99999], "the bootstrap reported an error: [[["),
+    ("fc", ["send", "HTTP/1.1 404 X\r\nX-Fc-Status: 404\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(TYPED), TYPED)], "the function reported a failure: KeyError: no na")))
+def test_any_error_document__said(protocol: str, steps: List[str], said: str,
+                                  code: str) -> None:
+    """What the error document says stands in the message, on one line."""
+    done = run(words(protocol, code, "--event", event(steps).decode()))
+    assert "emulator: function-error: " + said in done.err
+
+
+@pytest.mark.parametrize("line,said", (
+    ("exit 1", "with status 1 before"), ("kill -9 $$", "by signal 9 (Killed) before"),
+    ("no-such", "with status 127 (a command was not found) before")))
+def test_fc_start_failed__in_words(line: str, said: str, code: str) -> None:
+    """A plain sentence comes first, the cloud's own text after it."""
+    pathlib.Path(code, "bootstrap").write_text("#!/bin/sh\n" + line)
+    done = run(words("fc", code, "--event", "x"))
+    assert "start-error: the bootstrap ended " + said in done.err
+    assert re.search(r"was ready\. Function instance exited unexpectedly\(code \d+",
+                     done.err)
+    assert b"Function instance exited unexpectedly(code " in done.out
+
+
 POSTS_AT_THE_END = """#!/usr/bin/env bash
 api=http://$SCF_RUNTIME_API:$SCF_RUNTIME_API_PORT/runtime
 trap 'curl -s -d again $api/invocation/response; exit 0' TERM
