@@ -179,6 +179,7 @@ LOG_TAIL_BYTES = 4096    # [any.log.tail]
 VIOLATIONS = 10000       # kept of all; the first ones
 OWN_VIOLATIONS = 100     # kept of one invocation, or before the first one
 SEEN_CHARACTERS = 200    # kept of what was seen
+TOLD = 5                 # breaches of one rule that are shown; the others are counted
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
@@ -196,6 +197,7 @@ TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 NUL = re.compile(r"\x00")
+IDS = re.compile(r"[0-9a-f-]{8,}|[0-9]+")
 
 
 def setting_names(protocol: str) -> List[str]:
@@ -1702,7 +1704,9 @@ class PullInstance(Instance):
         self._answer(api, row.action, size, invocation)
         if row.action in ("ignore", "refuse") and not session.is_owed(call):
             self.violate(Violation(row.rule, "%s in state %s%s" % (
-                call, before, ", id %r" % request_id if request_id else "")))
+                call, before, ", id %r; due is %s" % (
+                    request_id[:80], session.request_id or "none")
+                if request_id else "")))
         elif row.action == "hold" and session.state == "starting":
             self.violate(Violation("scf.ready.before-next", "next before ready"))
         elif row.action == "deliver" and before == "running" and not (
@@ -1802,6 +1806,7 @@ class RuntimeApi(Handler):
                 return
         if not call:  # [any.api.unknown]
             seen = "%s %s" % (self.command, self.path[:80])
+            seen += nearest_call(instance.rules, seen)
             self.refused(Violation("any.api.unknown", seen))
             self.refuse_call(status, "no such call: " + seen)
             return
@@ -1826,6 +1831,14 @@ class RuntimeApi(Handler):
         instance: PullInstance = self.server.app
         with instance.platform.lock:
             instance.violate(violation)
+
+
+@functools.lru_cache(256)
+def nearest_call(rules: Any, seen: str) -> str:
+    """Name the call of the endpoints table that a wrong one resembles."""
+    import difflib  # nobody needs it who makes no mistakes
+    return "".join("; the nearest is " + near for near in difflib.get_close_matches(
+        seen, [" ".join(one) for one in rules.ENDPOINTS], 1))
 
 
 # ---- instances of fc ----
@@ -2430,6 +2443,7 @@ class Platform:
         self._left = threading.Condition(self.lock.lock)
         self.queue: "collections.deque[Invocation]" = collections.deque()
         self.violations: List[Violation] = []
+        self._told: Dict[str, Set[str]] = {}    # rule -> what was seen, without ids
         self.counts: Dict[str, int] = dict.fromkeys(
             ("accepted", "cold_starts", "reused") + KINDS, 0)
         self.pending = 0    # invocations without an outcome
@@ -2770,7 +2784,10 @@ class Platform:
             if len(kept) < most:
                 kept.append(Violation(rule, seen))
         self.trace("violation", rule=rule, seen=seen)
-        self.lock.later(self.note, "the bootstrap broke %s: %s" % (rule, seen))
+        told, text = self._told.setdefault(rule, set()), IDS.sub("", seen)
+        if text not in told and len(told) < TOLD:
+            told.add(text)
+            self.lock.later(self.note, "the bootstrap broke %s: %s" % (rule, seen))
 
     def write_log(self, data: bytes) -> None:
         """Pass on what the function or the platform prints."""
@@ -3142,11 +3159,13 @@ def open_trace(path: str) -> Talk:
 
 def summary(platform: Platform) -> str:
     """Say in one line what happened."""
-    counts, broken = platform.counts, len(platform.violations)
+    counts = platform.counts
+    broken = collections.Counter(one.rule for one in platform.violations)
     calls, starts, rules = (
         "%d %s%s" % (number, what, "" if number == 1 else "s") for number, what in (
             (counts["accepted"], "invocation"), (counts["cold_starts"], "cold start"),
-            (broken, "broken rule")))
+            (len(broken), "broken rule")))
+    rules += "".join(", %s %d times" % pair for pair in broken.items() if pair[1] > 1)
     kinds = ", ".join("%d %s" % (counts[kind], kind) for kind in KINDS if counts[kind])
     return "%s: %s; %s%s" % (calls, kinds or "none", starts,
                              "; " + rules if broken else "")

@@ -179,6 +179,16 @@ def test_exit_status__at_the_end(code: str) -> None:
     assert done.err.splitlines()[-1].endswith("1 ok; 1 cold start; 1 broken rule")
 
 
+def test_summary__counts(code: str) -> None:
+    """The last line tells which rules were broken, and how often."""
+    wrong = ["ask", "GET /x HTTP/1.1\r\n\r\n"]
+    done = run(words("scf", code, "--event", event(wrong, wrong, wrong).decode(),
+                     "--event", HALF))
+    assert done.err.splitlines()[-1].endswith(
+        "1 cold start; 2 broken rules, any.api.unknown 3 times")
+    assert done.err.count("broke any.api.unknown: GET /x\n") == 1
+
+
 @pytest.mark.parametrize("protocol,option,said", (
     ("scf", "--init-timeout", "the bootstrap did not post /runtime/init/ready"),
     ("fg", "--timeout", "the bootstrap did not ask for an event")))

@@ -176,6 +176,34 @@ def test_any_result_outcome__many_violations(attached: Attached, early: bool) ->
     assert len(attached.harness.platform.violations) == 150
 
 
+def test_any_api_unknown__told_once(attached: Attached) -> None:
+    """The same mistake is told once, with the nearest call; another one by itself."""
+    wrong = BASE[attached.protocol] + POLL[attached.protocol] + "s"
+    for _ in range(20):
+        assert attached.ask(wire.request_bytes("GET", wrong), "GET").status == 404
+    attached.ask(wire.request_bytes("GET", "/xyz"), "GET")
+    notes = [one for one in attached.harness.notes if "any.api.unknown" in one]
+    assert [one.partition(": ")[2] for one in notes] == [
+        "GET %s; the nearest is GET %s" % (wrong, wrong[:-1]), "GET /xyz"]
+    assert len(attached.harness.platform.violations) == 21
+
+
+def test_fg_result_unknown_id__told(attached: Attached) -> None:
+    """The id that came and the one that was due are told, once."""
+    if attached.protocol == "scf":
+        pytest.skip("its results carry no id")
+    path, last = BASE["fg"] + "response/", attached.request_id
+    caller = attached.harness.event(b"x")
+    attached.ask(attached.poll(), "GET")
+    for number in range(20):
+        wrong = last[:-2] + "%02d" % number
+        assert attached.ask(wire.request_bytes("POST", path + wrong)).status == 404
+    notes = [one for one in attached.harness.notes if "fg.result.unknown-id" in one]
+    assert len(notes) == 1 and notes[0].endswith(
+        "id '%s00'; due is %s" % (last[:-2], attached.request_id))
+    attached.finish(caller)
+
+
 def test_any_http_body__bytewise(attached: Attached) -> None:
     """A result counts the same however it is cut into packets."""
     caller = attached.harness.event(b"x")
