@@ -485,13 +485,41 @@ def json_answer(status: int, document: object) -> Tuple[bytes, bytes]:
 EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empty]
 
 
-# ---- HTTP: servers ----
+# ---- errors of our own ----
+
+OUR_ERROR = "an error of the platform itself"
+OPEN: Set["Platform"] = set()   # those that an error of ours may have left in a muddle
+
+
+def fault() -> None:
+    """An error of ours is being handled: show it, and let nobody wait for what it has
+    left undone: whatever runs is cancelled, and the exit status tells."""
+    threading.excepthook(threading.ExceptHookArgs(
+        (*sys.exc_info(), threading.current_thread())))
+    for platform in list(OPEN):
+        platform.faults += 1
+        threading.Thread(target=platform.give_up, daemon=True).start()
+
+
+def attempt(call: Callable[..., object], *arguments: Any) -> None:
+    """Call it; its errors are ours."""
+    try:
+        call(*arguments)
+    except Exception:
+        fault()
+        peer = getattr(call, "__self__", None)
+        if isinstance(peer, Handler):
+            peer.fail()
+
 
 def start_thread(call: Callable[..., object], *arguments: Any) -> threading.Thread:
     """Call it in a thread of its own; return the thread."""
-    thread = threading.Thread(target=call, args=arguments, daemon=True)
+    thread = threading.Thread(target=attempt, args=(call, *arguments), daemon=True)
     thread.start()
     return thread
+
+
+# ---- HTTP: servers ----
 
 
 DONTWAIT = int(socket.MSG_DONTWAIT)     # as its name it costs microseconds
@@ -572,6 +600,9 @@ class Handler(BaseHTTPRequestHandler):
                 "error": error.violation.rule, "seen": error.violation.seen}))
         except OSError:
             pass  # the peer is gone, or was silent for too long
+        except Exception:
+            fault()
+            self.fail()
         if self.unread:
             self._linger()
 
@@ -714,6 +745,11 @@ class Handler(BaseHTTPRequestHandler):
             return False
         finally:
             self.release()
+
+    def fail(self) -> None:
+        """End the connection after an error of ours."""
+        self.closing = True
+        self.answer(*json_answer(500, {"error": OUR_ERROR}))
 
     def give_up(self) -> None:
         """End a deferral without an answer: the peer would not read it."""
@@ -1257,7 +1293,7 @@ class DeferringLock:
             self._calls = []
         self.lock.release()
         for call, arguments in calls:
-            call(*arguments)
+            attempt(call, *arguments)
 
 
 class Gate:
@@ -1448,7 +1484,9 @@ class Instance:
         """Start the bootstrap; failures become outcomes. Blocks for the start."""
         try:
             self.launch()
-        except (StartError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            if not isinstance(error, (StartError, OSError, ValueError, RuntimeError)):
+                fault()
             reason = error.reason if isinstance(error, StartError) else ""
             with self.platform.lock:
                 if not self.work and not self.ending:  # of --attach, before any event
@@ -1678,13 +1716,14 @@ class PullInstance(Instance):
         while polls:
             poll = polls.pop(0)
             # [any.poll.dead] a client that has hung up must not swallow the event
-            reached = not poll.has_gone() and poll.post(
+            is_alive = not poll.has_gone()
+            invocation.unseen = invocation.unseen and not is_alive
+            reached = is_alive and poll.post(
                 (self._head % (invocation.request_id, len(invocation.event))).encode(
                     "latin-1"), invocation.event)
             if not reached:
                 poll.give_up()
             with self.platform.lock:
-                invocation.unseen = invocation.unseen and not reached
                 polls += self.session.delivered(invocation.request_id, reached)
 
     # -- results --
@@ -2311,9 +2350,11 @@ class PushInstance(Instance):
     def exchange(self, invocation: Invocation) -> None:
         """Send the event and pass the answer on; then the invocation is settled. Blocks
         until then, the function's time limit at most."""
-        kind, message = "bad-response", "an error of the platform itself"
+        kind, message = "bad-response", OUR_ERROR
         try:
             kind, message = self._try(invocation)
+        except Exception:
+            fault()
         finally:
             self.log.drain()
             with self.platform.lock:
@@ -2447,11 +2488,13 @@ class Platform:
         self.counts: Dict[str, int] = dict.fromkeys(
             ("accepted", "cold_starts", "reused") + KINDS, 0)
         self.pending = 0    # invocations without an outcome
+        self.faults = 0     # errors of our own
         self._queue_alarm = Alarm(self._on_queue_time)
         self._memory_alarm = Alarm(self._on_memory_time)
         self._closing = self._closed = False
         self._owner = os.getpid()
         atexit.register(self.close)  # if it is forgotten
+        OPEN.add(self)
 
     def __enter__(self) -> "Platform":
         return self
@@ -2550,6 +2593,7 @@ class Platform:
         finally:
             self.clock.close()
             self._remove_package()
+            OPEN.discard(self)
 
     def state(self) -> Dict[str, object]:
         """Return what GET /-/state shows."""
@@ -2652,16 +2696,13 @@ class Platform:
             return False
         instance, started = invocation.instance, invocation.started
         duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
-        facts = {"request_id": invocation.request_id}
-        if kind != "ok":  # nearly always: no document to fill in
-            self._add_facts(facts, invocation, kind, duration_ms, message=message,
-                            size=str(size), start_error=start_error)
-        status, headers, shown = self.rules.caller_answer(kind, body, facts) if (
-            invocation.http_request is None) else fc_platform.caller_answer(
-                kind, body, facts, True)
-        if invocation.http_request is not None and kind in ("ok", "function-error"):
-            answer = invocation.answer  # [fc.http.pass]
-            status, headers = answer.status, headers + tuple(answer.fields)
+        try:
+            status, headers, shown = self._show(
+                invocation, kind, body, duration_ms, message=message, size=str(size),
+                start_error=start_error)
+        except Exception:
+            fault()
+            status, headers, shown = 500, (), OUR_ERROR.encode()
         invocation.outcome = Outcome(
             kind, shown, invocation.request_id, duration_ms,
             tuple(invocation.violations), message, status, headers,
@@ -2670,21 +2711,41 @@ class Platform:
         self.pending -= 1
         if self._closing and not self.pending:
             self._left.notify_all()
-        if self.on_trace:
-            self.trace("outcome", request_id=invocation.request_id, kind=kind,
-                       message=message, duration_ms=round(duration_ms, 3))
-        if started and self._on_log is not None:
-            peak = instance.peak_mb() if instance is not None else 0.0
-            self.log_line(
-                1, invocation.request_id, duration=round(duration_ms),
-                exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
-                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
-                error="" if kind == "ok" else ", Error: " + message)
+        attempt(self._report, invocation, invocation.outcome)
         if invocation.on_done is not None:
             self.lock.later(invocation.on_done, invocation.outcome)
         if invocation.gate is not None:
             invocation.gate.open()
         return True
+
+    def _show(self, invocation: Invocation, kind: str, body: bytes, duration_ms: float,
+              **more: str) -> Tuple[int, Pairs, bytes]:
+        """Return (status, headers, body) that the caller sees."""
+        facts = {"request_id": invocation.request_id}
+        if kind != "ok":  # nearly always: no document to fill in
+            self._add_facts(facts, invocation, kind, duration_ms, **more)
+        status, headers, shown = self.rules.caller_answer(kind, body, facts) if (
+            invocation.http_request is None) else fc_platform.caller_answer(
+                kind, body, facts, True)
+        if invocation.http_request is not None and kind in ("ok", "function-error"):
+            answer = invocation.answer  # [fc.http.pass]
+            status, headers = answer.status, headers + tuple(answer.fields)
+        return status, headers, shown
+
+    def _report(self, invocation: Invocation, outcome: Outcome) -> None:
+        """Trace and log the end of an invocation."""
+        kind, instance = outcome.kind, invocation.instance
+        duration_ms = outcome.duration_ms
+        if self.on_trace:
+            self.trace("outcome", request_id=invocation.request_id, kind=kind,
+                       message=outcome.message, duration_ms=round(duration_ms, 3))
+        if invocation.started and self._on_log is not None:
+            peak = instance.peak_mb() if instance is not None else 0.0
+            self.log_line(
+                1, invocation.request_id, duration=round(duration_ms),
+                exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
+                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
+                error="" if kind == "ok" else ", Error: " + outcome.message)
 
     def _add_facts(self, facts: Facts, invocation: Invocation, kind: str,
                    duration_ms: float, **more: str) -> None:
@@ -2700,6 +2761,12 @@ class Platform:
             peak_mb="%.2f" % (instance.peak_mb() if instance is not None else 0))
 
     # -- called without the lock --
+
+    def give_up(self) -> None:
+        """Cancel whatever runs: nobody knows what is left undone of it."""
+        with self.lock:
+            for instance in self.instances + self._leaving:
+                instance.end(list(instance.work), "cancelled", OUR_ERROR)
 
     def forget(self, instance: Instance) -> None:
         """The instance has ended and holds nothing any more."""
@@ -3387,7 +3454,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
-    return 0 if found == [True] else FAILED
+    return 0 if found == [True] and not platform.faults else FAILED
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

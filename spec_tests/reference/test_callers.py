@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any, Callable, Dict, List
 
+import emulator
 import pytest
 import scripted_bootstrap
 import wire
@@ -170,3 +171,20 @@ def test_any_outcome_one__front_door(protocol: str, code: str) -> None:
     assert answers["POST", "/-/invoke"][1] == b"\xff\0"
     assert all(word in answers["GET", "/-/state"][1] for word in (
         b"protocol", b"instances", b"queued", b"counts"))
+
+
+@PROTOCOLS
+def test_errors_of_our_own__answered(protocol: str, code: str,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller whose answer cannot be written is told so, and not kept waiting."""
+    def broken(outcome: Outcome) -> None:
+        raise KeyError("injected")
+
+    monkeypatch.setattr(emulator, "native_answer", broken)
+    with Harness(protocol, code) as harness:
+        caller = harness.event(b"x")
+        answer = caller.answer("POST")
+        assert answer.status == 500 and b"platform itself" in answer.body
+        assert harness.platform.faults == 1
+        assert harness.crashes == ["<class 'KeyError'>: 'injected'"]
+        harness.crashes.clear()

@@ -160,6 +160,36 @@ def test_fc_start_failed__in_words(line: str, said: str, code: str) -> None:
     assert b"Function instance exited unexpectedly(code " in done.out
 
 
+BROKEN = """
+import sys, emulator
+def broken(*arguments, **settings):
+    raise KeyError("injected")
+place, _, name = sys.argv.pop(1).rpartition(".")
+setattr(eval("emulator." + place), name, broken)
+sys.exit(emulator.main())
+"""
+
+
+@pytest.mark.parametrize("protocol,place", [
+    *(("scf", place) for place in (
+        "PullInstance.deliver", "PullInstance.receive", "RuntimeApi.respond",
+        "scf_platform.fill_in", "scf_platform.caller_answer", "scf_platform.find_call",
+        "PullInstance._answer", "PullInstance.exited", "Platform.log_line",
+        "RuntimeApi.post", "Platform.environment", "Instance.begin")),
+    *(("fc", place) for place in (
+        "PushInstance._send", "PushInstance._connect", "PushInstance._judge",
+        "fc_platform.judge_answer", "Answer.begin", "Platform.environment",
+        "Upstream.read_answer", "fc_platform.caller_answer"))])
+def test_errors_of_our_own(protocol: str, place: str, code: str) -> None:
+    """One shows its traceback, no caller waits in vain, and the status is not 0."""
+    options = words(protocol, code, "--event", "x", "--event", "y")
+    done = run([sys.executable, "-c", BROKEN, place, *options[len(START_EMULATOR):]],
+               PYTHONPATH=str(pathlib.Path(emulator.__file__).parent))
+    assert done.status == 1
+    assert "Traceback" in done.err and "KeyError: 'injected'" in done.err
+    assert "timeout" not in done.err and "not-fetched" not in done.err
+
+
 POSTS_AT_THE_END = """#!/usr/bin/env bash
 api=http://$SCF_RUNTIME_API:$SCF_RUNTIME_API_PORT/runtime
 trap 'curl -s -d again $api/invocation/response; exit 0' TERM
