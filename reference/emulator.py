@@ -972,6 +972,12 @@ def check_program(words: Sequence[str], folder: str, package: str) -> None:
         raise StartError("missing", "%s is not there. The platform starts this file; "
                          "it belongs at the top of the folder or ZIP, not in a "
                          "subfolder%s" % (shown, backslashes(folder)))
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        mount = os.path.realpath(path)
+        while not os.path.ismount(mount):
+            mount = os.path.dirname(mount)
+        raise StartError("", "%s cannot be executed: %s is mounted noexec. %s" % (
+            shown, mount, "Set TMPDIR to another place" if package else "Move it"))
     if not os.access(path, os.X_OK):
         raise StartError("mode", "%s is not executable. Run: chmod 755 %s (ZIP tools "
                          "on Windows drop the mode)" % (
@@ -3145,13 +3151,17 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
     return events
 
 
-def serve_address(text: str) -> Tuple[str, int]:
-    """Return (host, port) of --serve. Raises ValueError."""
+def serve_address(text: str, own_port: int) -> Tuple[str, int]:
+    """Return (host, port) of --serve, which is not the function's own. Raises
+    ValueError."""
     host, colon, port = text.rpartition(":")
-    given, port = port, port or os.environ.get("PORT", "8080")
+    given, port = port, port or os.environ.get(
+        "PORT", "8080" if own_port != 8080 else "8081")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("--serve %s: write [HOST:]PORT" % text if given else
                          "--serve: the variable PORT is %r, not a port" % port)
+    if own_port and int(port) == own_port:
+        raise ValueError("--serve: port %s is the function's own (--port)" % port)
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)
 
 
@@ -3424,7 +3434,9 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     settings = read_settings(options, command)
     check_tasks(options)
     events = read_events(options)
-    address = serve_address(options.serve) if options.serve is not None else None
+    own_port = settings.get("port", fc_platform.DEFAULT_PORT
+                            if options.protocol == "fc" else 0)
+    address = None if options.serve is None else serve_address(options.serve, own_port)
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     news, done = catch_signals()  # before there is anything to put away

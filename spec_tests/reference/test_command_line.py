@@ -190,6 +190,27 @@ def test_errors_of_our_own(protocol: str, place: str, code: str) -> None:
     assert "timeout" not in done.err and "not-fetched" not in done.err
 
 
+@pytest.mark.parametrize("options,env,status,said", (
+    (("--port", "8080", "--serve"), {}, 0, "127.0.0.1:8081,"),
+    (("--port", "8080", "--serve", "8080"), {}, 2, "8080 is the function's own"),
+    (("--serve", "0.0.0.0:9000"), {}, 2, "9000 is the function's own"),
+    (("--port", "8080", "--serve"), {"PORT": "8080"}, 2, "8080 is the function's own"),
+    (("--port", "0", "--serve", "0"), {}, 0, "serving fc on ")))
+def test_serve_port__own(options: Tuple[str, ...], env: Dict[str, str], status: int,
+                         said: str, code: str) -> None:
+    """The front door never takes the port that the function is to listen on."""
+    with subprocess.Popen([*START_EMULATOR, "fc", code, *options], text=True,
+                          stderr=subprocess.PIPE, env={**os.environ, **env}) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        if "address already in use" in line.lower():
+            pytest.skip("somebody else has this port")
+        assert said in line
+        if not status:
+            process.terminate()
+        assert process.wait(10) == status
+
+
 POSTS_AT_THE_END = """#!/usr/bin/env bash
 api=http://$SCF_RUNTIME_API:$SCF_RUNTIME_API_PORT/runtime
 trap 'curl -s -d again $api/invocation/response; exit 0' TERM

@@ -8,11 +8,13 @@ import re
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import tempfile
 import zipfile
 from typing import Any, List, Tuple
 
+import emulator
 import pytest
 import scripted_bootstrap
 from emulator import Outcome, Platform
@@ -305,6 +307,31 @@ def test_any_init_exit__other_protocol(protocol: str, program: str, said: str,
     limit: Any = {} if protocol == "fc" else {"init_timeout_s": 1}
     outcome = invoke(str(tmp_path), protocol, **limit)
     assert re.search(said, outcome.message), outcome.message
+
+
+NOEXEC = """mount -t tmpfs -o noexec none "$1" || exit 99
+cp -r "$2"/. "$1" && exec "$3" "$4" scf "$1" --event x"""
+
+
+@pytest.mark.parametrize("zipped", (False, True), ids=("folder", "ZIP"))
+def test_any_start_executable__noexec(zipped: bool, code: str,
+                                      tmp_path: pathlib.Path) -> None:
+    """Where no program can run the mount is named, and chmod is not."""
+    place = tmp_path / "place"
+    place.mkdir()
+    script, env = NOEXEC, dict(os.environ)
+    if zipped:
+        env["TMPDIR"] = str(place)
+        script = script.replace('scf "$1"', "scf " + make_zip(
+            tmp_path / "code.zip", bootstrap_entry(code)))
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", str(place), code,
+                           sys.executable, emulator.__file__], env=env, timeout=30,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = done.stderr.decode()
+    if done.returncode != 1 and "start-error" not in said:
+        pytest.skip("nothing can be mounted here: " + said)
+    assert "%s is mounted noexec" % place in said and "chmod" not in said
+    assert ("TMPDIR" in said) == zipped
 
 
 def test_any_package_zip__backslash(tmp_path: pathlib.Path) -> None:
