@@ -492,10 +492,15 @@ OPEN: Set["Platform"] = set()   # those that an error of ours may have left in a
 
 
 def fault() -> None:
-    """An error of ours is being handled: show it, and let nobody wait for what it has
-    left undone: whatever runs is cancelled, and the exit status tells."""
+    """Show an error of ours that is being handled, as if it had ended its thread."""
     threading.excepthook(threading.ExceptHookArgs(
         (*sys.exc_info(), threading.current_thread())))
+    give_up()
+
+
+def give_up() -> None:
+    """Let nobody wait for what an error of ours has left undone: whatever runs is
+    cancelled, and the exit status tells."""
     for platform in list(OPEN):
         platform.faults += 1
         threading.Thread(target=platform.give_up, daemon=True).start()
@@ -601,8 +606,8 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             pass  # the peer is gone, or was silent for too long
         except Exception:
-            fault()
             self.fail()
+            raise  # to be shown by the server, which goes on
         if self.unread:
             self._linger()
 
@@ -811,6 +816,11 @@ class Server(ThreadingHTTPServer):
             target=self.process_request_thread, args=(request, client_address),
             daemon=True)
         thread.start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Show an error of ours."""
+        super().handle_error(request, client_address)
+        give_up()
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection."""

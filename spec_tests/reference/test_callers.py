@@ -185,6 +185,6 @@ def test_errors_of_our_own__answered(protocol: str, code: str,
         caller = harness.event(b"x")
         answer = caller.answer("POST")
         assert answer.status == 500 and b"platform itself" in answer.body
-        assert harness.platform.faults == 1
-        assert harness.crashes == ["<class 'KeyError'>: 'injected'"]
+        assert until(lambda: harness.platform.faults == 1)
+        assert until(lambda: harness.crashes == ["<class 'KeyError'>: 'injected'"])
         harness.crashes.clear()
