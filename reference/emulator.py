@@ -178,11 +178,16 @@ LOG_TAIL_BYTES = 4096    # [any.log.tail]
 VIOLATIONS = 10000       # kept of all; the first ones
 OWN_VIOLATIONS = 100     # kept of one invocation, or before the first one
 SEEN_CHARACTERS = 200    # kept of what was seen
+TOLD = 5                 # breaches of one rule that are shown; the others are counted
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
 MEMORY_TICK_S = 0.25     # while something runs [any.memory.limit]
 GROUP_TICK_S = 0.01      # between two looks at what a stopped bootstrap has forked
 MAX_ISSUES = 3           # of an event that no poll has fetched
+PROGRAM_BYTES = 64 * MIB  # looked through after a failed start
+
+# What a bootstrap for each protocol has to read.
+MARKS = {"fc": b"FC_SERVER_PORT", "scf": b"SCF_RUNTIME_API", "fg": b"RUNTIME_API_ADDR"}
 
 
 # ---- the function's configuration ----
@@ -191,6 +196,7 @@ TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 NUL = re.compile(r"\x00")
+IDS = re.compile(r"[0-9a-f-]{8,}|[0-9]+")
 
 
 def setting_names(protocol: str) -> List[str]:
@@ -478,13 +484,46 @@ def json_answer(status: int, document: object) -> Tuple[bytes, bytes]:
 EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"  # [any.http.empty]
 
 
-# ---- HTTP: servers ----
+# ---- errors of our own ----
+
+OUR_ERROR = "an error of the platform itself"
+OPEN: Set["Platform"] = set()   # those that an error of ours may have left in a muddle
+
+
+def fault() -> None:
+    """Show an error of ours that is being handled, as if it had ended its thread."""
+    threading.excepthook(threading.ExceptHookArgs(
+        (*sys.exc_info(), threading.current_thread())))
+    give_up()
+
+
+def give_up() -> None:
+    """Let nobody wait for what an error of ours has left undone: whatever runs is
+    cancelled, and the exit status tells."""
+    for platform in list(OPEN):
+        platform.faults += 1
+        threading.Thread(target=platform.give_up, daemon=True).start()
+
+
+def attempt(call: Callable[..., object], *arguments: Any) -> None:
+    """Call it; its errors are ours."""
+    try:
+        call(*arguments)
+    except Exception:
+        fault()
+        peer = getattr(call, "__self__", None)
+        if isinstance(peer, Handler):
+            peer.fail()
+
 
 def start_thread(call: Callable[..., object], *arguments: Any) -> threading.Thread:
     """Call it in a thread of its own; return the thread."""
-    thread = threading.Thread(target=call, args=arguments, daemon=True)
+    thread = threading.Thread(target=attempt, args=(call, *arguments), daemon=True)
     thread.start()
     return thread
+
+
+# ---- HTTP: servers ----
 
 
 DONTWAIT = int(socket.MSG_DONTWAIT)     # as its name it costs microseconds
@@ -565,6 +604,9 @@ class Handler(BaseHTTPRequestHandler):
                 "error": error.violation.rule, "seen": error.violation.seen}))
         except OSError:
             pass  # the peer is gone, or was silent for too long
+        except Exception:
+            self.fail()
+            raise  # to be shown by the server, which goes on
         if self.unread:
             self._linger()
 
@@ -708,6 +750,11 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.release()
 
+    def fail(self) -> None:
+        """End the connection after an error of ours."""
+        self.closing = True
+        self.answer(*json_answer(500, {"error": OUR_ERROR}))
+
     def give_up(self) -> None:
         """End a deferral without an answer: the peer would not read it."""
         self.closing = True
@@ -768,6 +815,11 @@ class Server(ThreadingHTTPServer):
             target=self.process_request_thread, args=(request, client_address),
             daemon=True)
         thread.start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Show an error of ours."""
+        super().handle_error(request, client_address)
+        give_up()
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection."""
@@ -916,31 +968,45 @@ def check_program(words: Sequence[str], folder: str, package: str) -> None:
     """Raise StartError when the start command plainly cannot run. `package` is the ZIP
     that the folder was made of, if it was one."""
     program = words[0]
+    path = os.path.join(folder, program)
+    shown = "%s in %s" % (os.path.relpath(path, folder), package) if package else path
     if "/" not in program:
         import shutil
-        if shutil.which(program) is None:
+        path = shown = shutil.which(program) or ""
+        if not path:
             raise StartError("missing", "the command %s is not found on PATH%s" % (
                 program, "; give each word as an argument of its own"
                 if " " in program else ""))
-        return
-    path = os.path.join(folder, program)
-    shown = "%s in %s" % (os.path.relpath(path, folder), package) if package else path
     if not os.path.isfile(path):
         raise StartError("missing", "%s is not there. The platform starts this file; "
                          "it belongs at the top of the folder or ZIP, not in a "
-                         "subfolder" % shown)
+                         "subfolder%s" % (shown, backslashes(folder)))
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        mount = os.path.realpath(path)
+        while not os.path.ismount(mount):
+            mount = os.path.dirname(mount)
+        raise StartError("", "%s cannot be executed: %s is mounted noexec. %s" % (
+            shown, mount, "Set TMPDIR to another place" if package else "Move it"))
     if not os.access(path, os.X_OK):
         raise StartError("mode", "%s is not executable. Run: chmod 755 %s (ZIP tools "
                          "on Windows drop the mode)" % (
                              shown, os.path.basename(path) if package else program))
-    with open(path, "rb") as file:
-        problem = program_problem(file.read(4096))
+    problem = program_problem(path)
     if problem:
         raise StartError("", "%s %s" % (shown, problem))
 
 
-def program_problem(first: bytes) -> str:
-    """Say why a file with these first bytes cannot run here; "" when it may."""
+def backslashes(folder: str) -> str:
+    """Say that files here have names as Windows writes paths; "" if there are none."""
+    names = [name for name in os.listdir(folder) if "\\" in name]
+    return (" (it holds %s, whose backslash makes no folder: write / there)" % names[0]
+            if names else "")
+
+
+def program_problem(path: str) -> str:
+    """Say why a file that is executable cannot run here; "" when it may."""
+    with open(path, "rb") as file:
+        first = file.read(4096)
     line = first.partition(b"\n")[0]
     if first[:2] == b"#!":
         words = line[2:].split()
@@ -957,6 +1023,9 @@ def program_problem(first: bytes) -> str:
             return "is a program for another processor architecture than this one"
     else:
         return "is empty" if not first else (
+            "begins with a byte order mark (BOM), invisible in an editor, so its first "
+            "line does not count. Save it as UTF-8 without one"
+        ) if first.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) else (
             "is neither a Linux program nor a script with a first line such as "
             "#!/bin/sh")
     return ""
@@ -986,6 +1055,15 @@ def reap_orphans() -> None:
             SPAWNED.wait()  # there are no children
 
 
+def missing_loader(folder: str, program: str) -> str:
+    """Return the first path in a program, its loader's, if that is not here."""
+    with contextlib.suppress(OSError):
+        with open(os.path.join(folder, program), "rb") as file:
+            for path in re.findall(rb"\0(/[\x21-\x7e]+)\0", file.read(65536))[:1]:
+                return "" if os.path.exists(path) else os.fsdecode(path)
+    return ""
+
+
 class Process:
     """A bootstrap and all that it forks: one group, one output pipe.
 
@@ -1005,9 +1083,11 @@ class Process:
                     stderr=output if errors < 0 else errors, start_new_session=leads)
                 OWN.add(self._popen.pid)
         except OSError as error:
-            raise StartError("missing" if error.errno == errno.ENOENT else "",
-                             "%s cannot be started: %s"
-                             % (words[0], error.strerror or error))
+            loader = error.errno == errno.ENOENT and missing_loader(folder, words[0])
+            raise StartError("", "%s cannot be started: %s" % (
+                words[0], "its loader (dynamic linker) %s is not here, it was built "
+                "for another system. Link it statically" % loader if loader else
+                error.strerror or error))
         SPAWNED.set()
         self.pid = self._popen.pid
         if cores:  # the emulator itself is pinned to one core; its children are not
@@ -1076,10 +1156,14 @@ class Process:
         self._thread.join(5)  # on_exit has returned
 
 
+SHELL_STATUS = {126: " (a command cannot be executed)",
+                127: " (a command was not found)"}
+
+
 def describe_status(status: int) -> str:
     """Say how a process ended: `with status 3`, `by signal 9 (Killed)`."""
     if status >= 0:
-        return "with status %d" % status
+        return "with status %d%s" % (status, SHELL_STATUS.get(status, ""))
     return "by signal %d (%s)" % (-status, signal.strsignal(-status)
                                   or "unknown signal")
 
@@ -1106,6 +1190,29 @@ def has_others(group: int) -> bool:
     """Tell whether a process group has more than its leader."""
     return any(its_group == group and number != group and not is_dying(number)
                for number, its_group in group_members())
+
+
+# Addresses as /proc/net has them on a little-endian machine.
+HOSTS = {"00000000": "0.0.0.0", "0" * 32: "[::]", "0100007F": "127.0.0.1",
+         "0" * 24 + "01000000": "[::1]"}
+
+
+def listeners(group: int) -> List[str]:
+    """Return each HOST:PORT that a process group listens on."""
+    links, found = set(), []
+    for number, its_group in group_members():
+        if its_group == group:
+            with contextlib.suppress(OSError):
+                for entry in os.scandir("/proc/%d/fd" % number):
+                    links.add(os.readlink(entry.path))
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open("/proc/net/" + table) as file:
+            for words in map(str.split, file):
+                if words[3] == "0A" and "socket:[%s]" % words[9] in links:  # LISTEN
+                    host, _, port = words[1].partition(":")
+                    found.append("%s:%d" % (HOSTS.get(host, "another address"),
+                                            int(port, 16)))
+    return found
 
 
 def measure(processes: Iterable[Process]) -> None:
@@ -1202,7 +1309,7 @@ class DeferringLock:
             self._calls = []
         self.lock.release()
         for call, arguments in calls:
-            call(*arguments)
+            attempt(call, *arguments)
 
 
 class Gate:
@@ -1312,6 +1419,7 @@ class Invocation:
     started = 0.0           # monotonic; 0 = not issued yet
     deadline = math.inf     # of its wait in the queue, then of its run
     issues = 0              # how often it was issued
+    unseen = True           # scf, fg: it has reached no poll
     outcome: Optional[Outcome] = None
     instance: Optional["Instance"] = None
     gate: Optional[Gate] = None     # where a thread waits for it
@@ -1333,6 +1441,18 @@ class Invocation:
 
 
 # ---- instances ----
+
+
+def error_text(body: bytes) -> str:
+    """Return ": " and type and message of an error document, else how it begins."""
+    text = body[:SEEN_CHARACTERS].decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(body)
+        if isinstance(document, dict):  # [any.error.document]
+            text = ": ".join(str(document[name]) for name in (
+                "errorType", "errorMessage") if document.get(name)) or text
+    return (": " + " ".join(text.split())[:SEEN_CHARACTERS]).rstrip(": ")
+
 
 DURING = {"starting": "before it was ready", "initializing": "during initialisation",
           "issued": "before it fetched the event", "running": "while it had the event",
@@ -1380,7 +1500,9 @@ class Instance:
         """Start the bootstrap; failures become outcomes. Blocks for the start."""
         try:
             self.launch()
-        except (StartError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            if not isinstance(error, (StartError, OSError, ValueError, RuntimeError)):
+                fault()
             reason = error.reason if isinstance(error, StartError) else ""
             with self.platform.lock:
                 if not self.work and not self.ending:  # of --attach, before any event
@@ -1415,6 +1537,22 @@ class Instance:
             self.process = process
             if self.ending:
                 process.signal(signal.SIGKILL)
+
+    def misfit(self) -> str:
+        """Say what makes a bootstrap that did not start one for another protocol."""
+        protocol, folder = self.platform.protocol, self.platform.folder
+        for path in (os.path.join(folder, word) for word in
+                     self.function.command or ["bootstrap"]):
+            if os.path.isfile(path):
+                with contextlib.suppress(OSError), open(path, "rb") as file:
+                    program = file.read(PROGRAM_BYTES)
+                    its = [one for one, mark in MARKS.items() if mark in program]
+                    if its and protocol not in its:
+                        return "; it reads %s, so it is a bootstrap for %s" % (
+                            MARKS[its[0]].decode(), its[0])
+        at = listeners(self.process.pid) if self.process and protocol != "fc" else []
+        return at and ("; it is a server, on %s: `emulator.py fc CODE --port %s` comes "
+                       "close" % (at[0], at[0].rpartition(":")[2])) or ""
 
     # -- work (lock held) --
 
@@ -1594,7 +1732,9 @@ class PullInstance(Instance):
         while polls:
             poll = polls.pop(0)
             # [any.poll.dead] a client that has hung up must not swallow the event
-            reached = not poll.has_gone() and poll.post(
+            is_alive = not poll.has_gone()
+            invocation.unseen = invocation.unseen and not is_alive
+            reached = is_alive and poll.post(
                 (self._head % (invocation.request_id, len(invocation.event))).encode(
                     "latin-1"), invocation.event)
             if not reached:
@@ -1619,16 +1759,22 @@ class PullInstance(Instance):
         self._answer(api, row.action, size, invocation)
         if row.action in ("ignore", "refuse") and not session.is_owed(call):
             self.violate(Violation(row.rule, "%s in state %s%s" % (
-                call, before, ", id %r" % request_id if request_id else "")))
+                call, before, ", id %r; due is %s" % (
+                    request_id[:80], session.request_id or "none")
+                if request_id else "")))
         elif row.action == "hold" and session.state == "starting":
             self.violate(Violation("scf.ready.before-next", "next before ready"))
+        elif row.action == "deliver" and before == "running" and not (
+                invocation is None or invocation.unseen or api.has_gone()):
+            self.violate(Violation("scf.response.order", "next before the result; each "
+                                   "brings the same event again"))
         elif row.action in self.rules.RESULTS and invocation is not None:
             del self.work[invocation]
             platform.settle(
                 invocation, self.rules.RESULTS[row.action], size=size,
                 body=body if size < 0 else b"", message="" if row.action == "finish"
-                else "the bootstrap reported an error" if row.action == "fail"
-                else self._too_large(size))
+                else "the bootstrap reported an error" + error_text(body) if
+                row.action == "fail" else self._too_large(size))
         if session.state == "idle" and before != "idle":
             self.has_room_again()
 
@@ -1659,8 +1805,9 @@ class PullInstance(Instance):
     def on_limit(self, state: str) -> None:
         limit_s = (self.function.init_timeout_s if state in STARTING
                    else self.function.timeout_s)
-        self.end(list(self.work), self.rules.ON_TIME[state], "%s within %g s" % (
-            self.rules.NO_ANSWER[state], limit_s))
+        self.end(list(self.work), self.rules.ON_TIME[state], "%s within %g s%s" % (
+            self.rules.NO_ANSWER[state], limit_s,
+            self.misfit() if state in STARTING else ""))
 
     def retire(self) -> None:
         self.session.stop()
@@ -1681,8 +1828,9 @@ class PullInstance(Instance):
                 del self.work[invocation]
                 self.platform.place(invocation, first=True)
         self.end(list(self.work), "out-of-memory" if over else self.rules.ON_EXIT.get(
-            state, "exit"), over or "the bootstrap ended %s %s" % (
-                describe_status(status), DURING.get(state, "")))
+            state, "exit"), over or "the bootstrap ended %s %s%s" % (
+                describe_status(status), DURING.get(state, ""),
+                self.misfit() if state in STARTING else ""))
 
     def cleanup(self) -> None:
         with self.platform.lock:
@@ -1713,6 +1861,7 @@ class RuntimeApi(Handler):
                 return
         if not call:  # [any.api.unknown]
             seen = "%s %s" % (self.command, self.path[:80])
+            seen += nearest_call(instance.rules, seen)
             self.refused(Violation("any.api.unknown", seen))
             self.refuse_call(status, "no such call: " + seen)
             return
@@ -1737,6 +1886,14 @@ class RuntimeApi(Handler):
         instance: PullInstance = self.server.app
         with instance.platform.lock:
             instance.violate(violation)
+
+
+@functools.lru_cache(256)
+def nearest_call(rules: Any, seen: str) -> str:
+    """Name the call of the endpoints table that a wrong one resembles."""
+    import difflib  # nobody needs it who makes no mistakes
+    return "".join("; the nearest is " + near for near in difflib.get_close_matches(
+        seen, [" ".join(one) for one in rules.ENDPOINTS], 1))
 
 
 # ---- instances of fc ----
@@ -1946,7 +2103,7 @@ class PushInstance(Instance):
 
     def _await_port(self) -> None:
         """Dial until the server accepts [fc.start.probe]. Raises StartError."""
-        begin, process, hinted = time.monotonic(), self.process, False
+        begin, process, hint_s = time.monotonic(), self.process, 0.5
         while True:
             try:
                 self.pool.append(self._dial(1.0))  # for the first request
@@ -1959,19 +2116,28 @@ class PushInstance(Instance):
             elif process.exited.wait(0.001 if passed < 0.05 else 0.005):
                 raise StartError("", self._exit_text(process.status, "starting"))
             if passed > self.function.start_timeout_s or self.ending:
-                raise StartError("port", self._port_problem())
-            if passed > 0.5 and not hinted:
-                hinted = True
-                if accepts("127.0.0.1", self.port):
-                    self.platform.note(self._port_problem())
+                raise StartError("port", self._port_problem(self._listens_at())
+                                 + self.misfit())
+            if passed > hint_s:
+                hint_s, at = passed * 2, self._listens_at()
+                if at:
+                    hint_s = math.inf
+                    self.platform.note("so far " + self._port_problem(at))
 
-    def _port_problem(self) -> str:
-        if accepts("127.0.0.1", self.port) and not accepts(  # [fc.start.port]
-                self.platform.fc_host, self.port):
-            return ("the server listens on 127.0.0.1:%d only, where the cloud cannot "
-                    "reach it. Bind 0.0.0.0" % self.port)
-        return ("nothing listens on port %d within %g s; the server must listen on "
-                "0.0.0.0:$FC_SERVER_PORT" % (self.port, self.function.start_timeout_s))
+    def _listens_at(self) -> str:
+        if self.process is not None:
+            return ", ".join(one for one in listeners(self.process.pid)
+                             if one != "0.0.0.0:%d" % self.port)
+        return "127.0.0.1:%d" % self.port if accepts("127.0.0.1", self.port) else ""
+
+    def _port_problem(self, at: str) -> str:
+        if re.search(r":%d\b" % self.port, at):  # [fc.start.port]
+            return ("the server listens on %s only, where the cloud cannot reach it. "
+                    "Bind 0.0.0.0" % at)
+        return "%s; the server must listen on 0.0.0.0:$FC_SERVER_PORT" % (
+            "the server listens on %s, not on port %d" % (at, self.port) if at else
+            "nothing listens on port %d within %g s" % (
+                self.port, self.function.start_timeout_s))
 
     # -- exchanges: invocations and hooks --
 
@@ -2124,9 +2290,24 @@ class PushInstance(Instance):
             answer.end()
         if answer.is_lost:
             return "cancelled", "the caller has gone"
-        kind: str = self.rules.judge_answer(is_http, answer.status,
-                                            head.get("x-fc-status"))
-        return kind, "" if kind == "ok" else "the function answered with a failure"
+        return self._judge(invocation, is_http, head.get("x-fc-status"))
+
+    def _judge(self, invocation: Invocation, is_http: bool, fc_status: str
+               ) -> Tuple[str, str]:
+        """Return (kind, message) of a whole answer; report one that is none to an event
+        [fc.invoke.status]."""
+        status, seen = invocation.answer.status, "the function reported a failure"
+        kind: str = self.rules.judge_answer(is_http, status, fc_status)
+        if not is_http and not fc_status and status != 200:
+            seen = "POST /invoke was answered with status %d and no X-Fc-Status%s%s" % (
+                status, "; the cloud takes that as success" if kind == "ok" else "",
+                "; has the server this route? For HTTP functions use --serve"
+                if status in (404, 405) else "")
+            with self.platform.lock:
+                self.platform.note_violation(Violation("fc.invoke.status", seen),
+                                             invocation.violations)
+        return kind, "" if kind == "ok" else seen + error_text(
+            b"".join(invocation.answer.parts))
 
     def _explain(self, invocation: Invocation, message: str,
                  violation: Optional[Violation] = None) -> Tuple[str, str]:
@@ -2185,9 +2366,11 @@ class PushInstance(Instance):
     def exchange(self, invocation: Invocation) -> None:
         """Send the event and pass the answer on; then the invocation is settled. Blocks
         until then, the function's time limit at most."""
-        kind, message = "bad-response", "an error of the platform itself"
+        kind, message = "bad-response", OUR_ERROR
         try:
             kind, message = self._try(invocation)
+        except Exception:
+            fault()
         finally:
             self.log.drain()
             with self.platform.lock:
@@ -2256,9 +2439,9 @@ class PushInstance(Instance):
                  self._exit_text(status, state) if bound else "")
 
     def _exit_text(self, status: int, state: str) -> str:
-        return "%s. It ended %s %s" % (
-            self.rules.exit_text(status, self.function.command or ["/code/bootstrap"]),
-            describe_status(status), DURING[state])
+        return "the bootstrap ended %s %s%s. %s" % (
+            describe_status(status), DURING[state], self.misfit(), self.rules.exit_text(
+                status, self.function.command or ["/code/bootstrap"]))
 
     def cleanup(self) -> None:
         deadline = time.monotonic() + LAST_WORDS_S
@@ -2299,6 +2482,8 @@ class Platform:
         self.folder, self._remove_package = open_package(code)
         self.package = "" if os.path.isdir(code) else code
         self._on_log, self._on_note, self.on_trace = on_log, on_note, on_trace
+        if self.package and backslashes(self.folder):
+            self.note("the function is " + self.package + backslashes(self.folder))
         self._log_lock = threading.Lock()
         self._mid_line = False
         self.attach = attach
@@ -2315,14 +2500,17 @@ class Platform:
         self._left = threading.Condition(self.lock.lock)
         self.queue: "collections.deque[Invocation]" = collections.deque()
         self.violations: List[Violation] = []
+        self._told: Dict[str, Set[str]] = {}    # rule -> what was seen, without ids
         self.counts: Dict[str, int] = dict.fromkeys(
             ("accepted", "cold_starts", "reused") + KINDS, 0)
         self.pending = 0    # invocations without an outcome
+        self.faults = 0     # errors of our own
         self._queue_alarm = Alarm(self._on_queue_time)
         self._memory_alarm = Alarm(self._on_memory_time)
         self._closing = self._closed = False
         self._owner = os.getpid()
         atexit.register(self.close)  # if it is forgotten
+        OPEN.add(self)
 
     def __enter__(self) -> "Platform":
         return self
@@ -2421,6 +2609,7 @@ class Platform:
         finally:
             self.clock.close()
             self._remove_package()
+            OPEN.discard(self)
 
     def state(self) -> Dict[str, object]:
         """Return what GET /-/state shows."""
@@ -2523,16 +2712,13 @@ class Platform:
             return False
         instance, started = invocation.instance, invocation.started
         duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
-        facts = {"request_id": invocation.request_id}
-        if kind != "ok":  # nearly always: no document to fill in
-            self._add_facts(facts, invocation, kind, duration_ms, message=message,
-                            size=str(size), start_error=start_error)
-        status, headers, shown = self.rules.caller_answer(kind, body, facts) if (
-            invocation.http_request is None) else fc_platform.caller_answer(
-                kind, body, facts, True)
-        if invocation.http_request is not None and kind in ("ok", "function-error"):
-            answer = invocation.answer  # [fc.http.pass]
-            status, headers = answer.status, headers + tuple(answer.fields)
+        try:
+            status, headers, shown = self._show(
+                invocation, kind, body, duration_ms, message=message, size=str(size),
+                start_error=start_error)
+        except Exception:
+            fault()
+            status, headers, shown = 500, (), OUR_ERROR.encode()
         invocation.outcome = Outcome(
             kind, shown, invocation.request_id, duration_ms,
             tuple(invocation.violations), message, status, headers,
@@ -2541,21 +2727,41 @@ class Platform:
         self.pending -= 1
         if self._closing and not self.pending:
             self._left.notify_all()
-        if self.on_trace:
-            self.trace("outcome", request_id=invocation.request_id, kind=kind,
-                       message=message, duration_ms=round(duration_ms, 3))
-        if started and self._on_log is not None:
-            peak = instance.peak_mb() if instance is not None else 0.0
-            self.log_line(
-                1, invocation.request_id, duration=round(duration_ms),
-                exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
-                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
-                error="" if kind == "ok" else ", Error: " + message)
+        attempt(self._report, invocation, invocation.outcome)
         if invocation.on_done is not None:
             self.lock.later(invocation.on_done, invocation.outcome)
         if invocation.gate is not None:
             invocation.gate.open()
         return True
+
+    def _show(self, invocation: Invocation, kind: str, body: bytes, duration_ms: float,
+              **more: str) -> Tuple[int, Pairs, bytes]:
+        """Return (status, headers, body) that the caller sees."""
+        facts = {"request_id": invocation.request_id}
+        if kind != "ok":  # nearly always: no document to fill in
+            self._add_facts(facts, invocation, kind, duration_ms, **more)
+        status, headers, shown = self.rules.caller_answer(kind, body, facts) if (
+            invocation.http_request is None) else fc_platform.caller_answer(
+                kind, body, facts, True)
+        if invocation.http_request is not None and kind in ("ok", "function-error"):
+            answer = invocation.answer  # [fc.http.pass]
+            status, headers = answer.status, headers + tuple(answer.fields)
+        return status, headers, shown
+
+    def _report(self, invocation: Invocation, outcome: Outcome) -> None:
+        """Trace and log the end of an invocation."""
+        kind, instance = outcome.kind, invocation.instance
+        duration_ms = outcome.duration_ms
+        if self.on_trace:
+            self.trace("outcome", request_id=invocation.request_id, kind=kind,
+                       message=outcome.message, duration_ms=round(duration_ms, 3))
+        if invocation.started and self._on_log is not None:
+            peak = instance.peak_mb() if instance is not None else 0.0
+            self.log_line(
+                1, invocation.request_id, duration=round(duration_ms),
+                exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
+                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
+                error="" if kind == "ok" else ", Error: " + outcome.message)
 
     def _add_facts(self, facts: Facts, invocation: Invocation, kind: str,
                    duration_ms: float, **more: str) -> None:
@@ -2571,6 +2777,12 @@ class Platform:
             peak_mb="%.2f" % (instance.peak_mb() if instance is not None else 0))
 
     # -- called without the lock --
+
+    def give_up(self) -> None:
+        """Cancel whatever runs: nobody knows what is left undone of it."""
+        with self.lock:
+            for instance in self.instances + self._leaving:
+                instance.end(list(instance.work), "cancelled", OUR_ERROR)
 
     def forget(self, instance: Instance) -> None:
         """The instance has ended and holds nothing any more."""
@@ -2655,7 +2867,10 @@ class Platform:
             if len(kept) < most:
                 kept.append(Violation(rule, seen))
         self.trace("violation", rule=rule, seen=seen)
-        self.lock.later(self.note, "the bootstrap broke %s: %s" % (rule, seen))
+        told, text = self._told.setdefault(rule, set()), IDS.sub("", seen)
+        if text not in told and len(told) < TOLD:
+            told.add(text)
+            self.lock.later(self.note, "the bootstrap broke %s: %s" % (rule, seen))
 
     def write_log(self, data: bytes) -> None:
         """Pass on what the function or the platform prints."""
@@ -2946,13 +3161,17 @@ def read_events(options: argparse.Namespace) -> List[bytes]:
     return events
 
 
-def serve_address(text: str) -> Tuple[str, int]:
-    """Return (host, port) of --serve. Raises ValueError."""
+def serve_address(text: str, own_port: int) -> Tuple[str, int]:
+    """Return (host, port) of --serve, which is not the function's own. Raises
+    ValueError."""
     host, colon, port = text.rpartition(":")
-    given, port = port, port or os.environ.get("PORT", "8080")
+    given, port = port, port or os.environ.get(
+        "PORT", "8080" if own_port != 8080 else "8081")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("--serve %s: write [HOST:]PORT" % text if given else
                          "--serve: the variable PORT is %r, not a port" % port)
+    if own_port and int(port) == own_port:
+        raise ValueError("--serve: port %s is the function's own (--port)" % port)
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)
 
 
@@ -3027,11 +3246,13 @@ def open_trace(path: str) -> Talk:
 
 def summary(platform: Platform) -> str:
     """Say in one line what happened."""
-    counts, broken = platform.counts, len(platform.violations)
+    counts = platform.counts
+    broken = collections.Counter(one.rule for one in platform.violations)
     calls, starts, rules = (
         "%d %s%s" % (number, what, "" if number == 1 else "s") for number, what in (
             (counts["accepted"], "invocation"), (counts["cold_starts"], "cold start"),
-            (broken, "broken rule")))
+            (len(broken), "broken rule")))
+    rules += "".join(", %s %d times" % pair for pair in broken.items() if pair[1] > 1)
     kinds = ", ".join("%d %s" % (counts[kind], kind) for kind in KINDS if counts[kind])
     return "%s: %s; %s%s" % (calls, kinds or "none", starts,
                              "; " + rules if broken else "")
@@ -3223,7 +3444,9 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
     settings = read_settings(options, command)
     check_tasks(options)
     events = read_events(options)
-    address = serve_address(options.serve) if options.serve is not None else None
+    own_port = settings.get("port", fc_platform.DEFAULT_PORT
+                            if options.protocol == "fc" else 0)
+    address = None if options.serve is None else serve_address(options.serve, own_port)
     talk = Talk(2)
     trace = talk if options.trace in (None, "-") else open_trace(options.trace)
     news, done = catch_signals()  # before there is anything to put away
@@ -3253,7 +3476,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
         return INTERRUPTED
     if options.strict and platform.violations:
         return BROKEN_RULE
-    return 0 if found == [True] else FAILED
+    return 0 if found == [True] and not platform.faults else FAILED
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

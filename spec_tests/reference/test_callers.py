@@ -5,6 +5,7 @@ import concurrent.futures
 import pathlib
 from typing import Any, Callable, Dict, List
 
+import emulator
 import pytest
 import scripted_bootstrap
 from emulator import Outcome, Platform
@@ -121,3 +122,20 @@ def test_any_outcome_one__caller_does_not_read(protocol: str, code: str) -> None
         lazy = harness.event(large)
         assert harness.ends("ok") and harness.outcome(b"next") == ("ok", b"next")
         assert outcome_of(lazy) == ("ok", large)
+
+
+@PROTOCOLS
+def test_errors_of_our_own__answered(protocol: str, code: str,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller whose answer cannot be written is told so, and not kept waiting."""
+    def broken(outcome: Outcome) -> None:
+        raise KeyError("injected")
+
+    monkeypatch.setattr(emulator, "native_answer", broken)
+    with Harness(protocol, code) as harness:
+        caller = harness.event(b"x")
+        answer = caller.answer("POST")
+        assert answer.status == 500 and b"platform itself" in answer.body
+        assert until(lambda: harness.platform.faults == 1)
+        assert until(lambda: harness.crashes == ["<class 'KeyError'>: 'injected'"])
+        harness.crashes.clear()

@@ -12,8 +12,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import emulator
 import pytest
@@ -83,6 +84,119 @@ def test_exit_status(options: Tuple[str, ...], status: int, code: str) -> None:
     done = run(words("scf", code, *options))
     assert done.status == status
     assert ("any.http.no-effect" in done.err) == (HALF in options)
+
+
+@pytest.mark.parametrize("status,kind,said", (
+    (404, "function-error", "has the server this route? For HTTP functions use"),
+    (405, "ok", "takes that as success; has the server this route?"),
+    (500, "ok", "status 500 and no X-Fc-Status; the cloud takes that as success")))
+def test_fc_invoke_status__strict(status: int, kind: str, said: str, code: str) -> None:
+    """What the cloud does not mind is told, and counts with --strict."""
+    answer = "HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status
+    done = run(words("fc", code, "--strict", "--event",
+                     event(["send", answer]).decode()))
+    assert done.status == 3 and "1 " + kind in done.err
+    assert "the bootstrap broke fc.invoke.status: POST /invoke was answ" in done.err
+    assert said in done.err and (kind == "ok" or "function-error: POST " in done.err)
+
+
+TYPED = '{"errorType": "KeyError", "errorMessage": "no\\nname", "stackTrace": []}'
+
+
+@pytest.mark.parametrize("protocol,steps,said", (
+    ("scf", ["fail", TYPED], "the bootstrap reported an error: KeyError: no name"),
+    ("fg", ["fail", "why\nso"], "the bootstrap reported an error: why so"),
+    ("scf", ["fail", "[" * 99999], "the bootstrap reported an error: [[["),
+    ("fc", ["send", "HTTP/1.1 404 X\r\nX-Fc-Status: 404\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(TYPED), TYPED)], "the function reported a failure: KeyError: no na")))
+def test_any_error_document__said(protocol: str, steps: List[str], said: str,
+                                  code: str) -> None:
+    """What the error document says stands in the message, on one line."""
+    done = run(words(protocol, code, "--event", event(steps).decode()))
+    assert "emulator: function-error: " + said in done.err
+
+
+@pytest.mark.parametrize("line,said", (
+    ("exit 1", "with status 1 before"), ("kill -9 $$", "by signal 9 (Killed) before"),
+    ("no-such", "with status 127 (a command was not found) before")))
+def test_fc_start_failed__in_words(line: str, said: str, code: str) -> None:
+    """A plain sentence comes first, the cloud's own text after it."""
+    pathlib.Path(code, "bootstrap").write_text("#!/bin/sh\n" + line)
+    done = run(words("fc", code, "--event", "x"))
+    assert "start-error: the bootstrap ended " + said in done.err
+    assert re.search(r"was ready\. Function instance exited unexpectedly\(code \d+",
+                     done.err)
+    assert b"Function instance exited unexpectedly(code " in done.out
+
+
+BROKEN = """
+import sys, emulator
+def broken(*arguments, **settings):
+    raise KeyError("injected")
+place, _, name = sys.argv.pop(1).rpartition(".")
+setattr(eval("emulator." + place), name, broken)
+sys.exit(emulator.main())
+"""
+
+
+@pytest.mark.parametrize("protocol,place", [
+    *(("scf", place) for place in (
+        "PullInstance.deliver", "PullInstance.receive", "RuntimeApi.respond",
+        "scf_platform.fill_in", "scf_platform.caller_answer", "scf_platform.find_call",
+        "PullInstance._answer", "PullInstance.exited", "Platform.log_line",
+        "RuntimeApi.post", "Platform.environment", "Instance.begin")),
+    *(("fc", place) for place in (
+        "PushInstance._send", "PushInstance._connect", "PushInstance._judge",
+        "fc_platform.judge_answer", "Answer.begin", "Platform.environment",
+        "Upstream.read_answer", "fc_platform.caller_answer"))])
+def test_errors_of_our_own(protocol: str, place: str, code: str) -> None:
+    """One shows its traceback, no caller waits in vain, and the status is not 0."""
+    options = words(protocol, code, "--event", "x", "--event", "y")
+    done = run([sys.executable, "-c", BROKEN, place, *options[len(START_EMULATOR):]],
+               PYTHONPATH=str(pathlib.Path(emulator.__file__).parent))
+    assert done.status == 1
+    assert "Traceback" in done.err and "KeyError: 'injected'" in done.err
+    assert "timeout" not in done.err and "not-fetched" not in done.err
+
+
+@pytest.mark.parametrize("options,env,status,said", (
+    (("--port", "8080", "--serve"), {}, 0, "127.0.0.1:8081,"),
+    (("--port", "8080", "--serve", "8080"), {}, 2, "8080 is the function's own"),
+    (("--serve", "0.0.0.0:9000"), {}, 2, "9000 is the function's own"),
+    (("--port", "8080", "--serve"), {"PORT": "8080"}, 2, "8080 is the function's own"),
+    (("--port", "0", "--serve", "0"), {}, 0, "serving fc on ")))
+def test_serve_port__own(options: Tuple[str, ...], env: Dict[str, str], status: int,
+                         said: str, code: str) -> None:
+    """The front door never takes the port that the function is to listen on."""
+    with subprocess.Popen([*START_EMULATOR, "fc", code, *options], text=True,
+                          stderr=subprocess.PIPE, env={**os.environ, **env}) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        if "address already in use" in line.lower():
+            pytest.skip("somebody else has this port")
+        assert said in line
+        if not status:
+            process.terminate()
+        assert process.wait(10) == status
+
+
+def test_summary__counts(code: str) -> None:
+    """A breach is told once, with the nearest call; the last line counts them."""
+    wrong = ["ask", "GET /runtime/invocation/nexts HTTP/1.1\r\n\r\n"]
+    done = run(words("scf", code, "--event", event(wrong, wrong, wrong).decode(),
+                     "--event", HALF))
+    assert done.err.splitlines()[-1].endswith(
+        "1 cold start; 2 broken rules, any.api.unknown 3 times")
+    assert done.err.count("broke any.api.unknown: GET /runtime/invocation/nexts; the "
+                          "nearest is GET /runtime/invocation/next\n") == 1
+
+
+def test_fg_result_unknown_id__said(code: str) -> None:
+    """The id that came is told with the one that was due."""
+    wrong = "POST /v1/runtime/invocation/response/nobody HTTP/1.1\r\n\r\n"
+    done = run(words("fg", code, "--event", event(["ask", wrong]).decode()))
+    assert re.search(r"broke fg.result.unknown-id: .*'nobody'; due is [0-9a-f-]{36}",
+                     done.err)
 
 
 @PROTOCOLS

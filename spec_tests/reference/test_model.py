@@ -133,6 +133,7 @@ class Model:
         if self.state == "running" and self.protocol == "scf":
             self.move(call)
             self.delivered(poll)
+            self.broken += 1  # scf.response.order
             return
         if self.state != "issued":
             self.move(call)

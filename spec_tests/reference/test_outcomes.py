@@ -36,6 +36,7 @@ class Case(NamedTuple):
     plan: Dict[str, Any] = {}
     settings: Dict[str, Any] = {}
     broken: Tuple[str, ...] = ()   # rules
+    maybe: Tuple[str, ...] = ()    # rules: whether they are seen is a race
     status: int = 200
     header: Tuple[str, str] = ("", "")
     first: bool = False            # an event that comes before it is ok
@@ -51,6 +52,9 @@ SCF = [
     Case("any.event.timeout", "timeout",
          '{"errorCode":-1,"errorMessage":"Invoking task timed out after 0.9 seconds",'
          '"requestId":"%","statusCode":433}', [["hang"]], settings=SHORT),
+    Case("scf.response.order:twice", "ok", "late",
+         [["ask", POLL], ["ask", POLL], ["say", "late"]],
+         broken=("scf.response.order",) * 2),
     Case("any.event.timeout:not-fetched", "not-fetched",
          '"Waiting for event timed out after 0.9 seconds"', plan={"after": [["hang"]]},
          settings=SHORT, first=True),
@@ -122,7 +126,10 @@ FC = [
     Case("fc.limits.result", "response-too-large", '"Code":"BadResponse"',
          [["say", "x" * 1001]], status=502),
     Case("any.event.size", "request-too-large", '"Code":"InvalidArgument"',
-         [["say", "x" * 3000]], status=400)]
+         [["say", "x" * 3000]], status=400),
+    Case("fc.invoke.status:500", "ok", "page",
+         [["send", "HTTP/1.1 500 X\r\nContent-Length: 4\r\n\r\npage"]],
+         broken=("fc.invoke.status",))]
 
 CASES = [*(("scf", case) for case in SCF + PULLED),
          *(("fg", case) for case in FG + PULLED), *(("fc", case) for case in FC)]
@@ -141,7 +148,8 @@ def attempt(protocol: str, case: Case, folder: str) -> None:
         assert (outcome.kind, outcome.status) == (case.kind, case.status), outcome
         shown = case.shown.replace("%", outcome.request_id).encode()
         assert shown in outcome.body, outcome
-        assert tuple(one.rule for one in outcome.violations) == case.broken, outcome
+        assert tuple(one.rule for one in outcome.violations
+                     if one.rule not in case.maybe) == case.broken, outcome
         assert dict(outcome.headers).get(case.header[0], "") == case.header[1], outcome
         assert outcome.message or outcome.kind == "ok", outcome
         if case.steps[-1:] == [["exit", 7]]:  # it ends after its result

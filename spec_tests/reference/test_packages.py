@@ -4,13 +4,17 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import tempfile
 import zipfile
 from typing import Any, Dict, List, Tuple
 
+import emulator
 import pytest
 from emulator import Outcome, Platform
 from harness import PROTOCOLS, code, event, scale
@@ -116,24 +120,37 @@ def test_any_package_zip__spoilt(spoilt: str, tmp_path: pathlib.Path) -> None:
         Platform("scf", str(path))
 
 
-ELF = b"\x7fELF\2\1\1"
 OTHER = 40 if os.uname().machine.startswith("x86") else 62  # ARM, or x86-64
+OWN = struct.unpack_from("=H", pathlib.Path(sys.executable).read_bytes(), 18)[0]
 
 
-PROGRAMS: Dict[str, Tuple[bytes, int, str]] = {
-    "not-executable": (b"#!/bin/sh\n", 0o644, "chmod 755"),
-    "crlf": (b"#!/bin/sh\r\necho\r\n", 0o755, "Windows line ends"),
-    "architecture": (ELF + bytes(9) + struct.pack("<HH", 2, OTHER) + bytes(44), 0o755,
-                     "another processor architecture"),
-    "no-first-line": (b"echo hello\n", 0o755, "#!/bin/sh"),
-    "empty": (b"", 0o755, "is empty"),
-    "byte-order-mark": (b"\xef\xbb\xbf#!/bin/sh\n", 0o755, "#!/bin/sh|byte order"),
-    "no-interpreter": (b"#!/no/such/program\n", 0o755, "interpreter")}
+def elf(machine: int, loader: bytes = b"") -> bytes:
+    """Return the first bytes of a little-endian program for a processor."""
+    return (b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HHI", 2, machine, 1)
+            + struct.pack("<QQQIHHHHHH", 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+            + struct.pack("<IIQQQQQQ", 3, 4, 120, 0, 0, *[len(loader)] * 2, 1) + loader)
+
+
+PROGRAMS: List[Tuple[str, bytes, int, str]] = [
+    ("not-executable", b"#!/bin/sh\n", 0o644, "chmod 755"),
+    ("crlf", b"#!/bin/sh\r\necho\r\n", 0o755, "Windows line ends"),
+    ("architecture", elf(OTHER), 0o755, "another processor architecture"),
+    ("half-a-program", elf(OTHER)[:12], 0o755, "cannot|another|program"),
+    ("empty", b"", 0o755, "is empty"),
+    ("no-first-line", b"echo hello\n", 0o755, "#!/bin/sh"),
+    ("byte-order-mark", b"\xef\xbb\xbf#!/bin/sh\n", 0o755, "byte order mark"),
+    ("two-byte-letters", "\ufeff#!/bin/sh\n".encode("utf-16-le"), 0o755, "byte order"),
+    ("loader", elf(OWN, b"/lib/ld-none.so.1\0"), 0o755, "linker) /lib/ld-none.so.1"),
+    ("loader-breaks-off", elf(OWN, b"/lib/ld")[:70], 0o755, "cannot be started"),
+    ("no-interpreter", b"#!/no/such/program\n", 0o755, "interpreter"),
+    ("no-interpreter-name", b"#!\n", 0o755, "interpreter"),
+    ("interpreter-is-folder", b"#!/tmp\n", 0o755, "interpreter|cannot be started")]
 
 
 @pytest.mark.parametrize("protocol", ("scf", "fc"))
-@pytest.mark.parametrize("content,mode,words", PROGRAMS.values(), ids=list(PROGRAMS))
-def test_any_start_executable__said(protocol: str, content: bytes, mode: int,
+@pytest.mark.parametrize("name,content,mode,words", PROGRAMS,
+                         ids=[row[0] for row in PROGRAMS])
+def test_any_start_executable__said(protocol: str, name: str, content: bytes, mode: int,
                                     words: str, tmp_path: pathlib.Path) -> None:
     """A bootstrap that cannot run gives start-error; the message says what to do."""
     (tmp_path / "bootstrap").write_bytes(content)
@@ -141,6 +158,7 @@ def test_any_start_executable__said(protocol: str, content: bytes, mode: int,
     outcome = invoke(str(tmp_path), protocol)
     assert outcome.kind == "start-error" and "bootstrap" in outcome.message
     assert any(word in outcome.message for word in words.split("|")), outcome.message
+    assert b"not exist" not in outcome.body and b"NotFound" not in outcome.body
 
 
 def test_fc_start_port__taken(code: str) -> None:
@@ -152,3 +170,81 @@ def test_fc_start_port__taken(code: str) -> None:
         outcome = invoke(code, "fc", port=port)
     assert outcome.kind == "start-error" and outcome.status == 412
     assert str(port) in outcome.message and "--port 0" in outcome.message
+
+
+LISTEN = """
+import os, socket, sys
+with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as one:
+    one.bind((sys.argv[1], int(os.environ.get("FC_SERVER_PORT", 0)) + int(sys.argv[2])))
+    one.listen()
+    print("listens on", one.getsockname()[1], flush=True)
+    one.accept()
+"""
+
+
+@pytest.mark.parametrize("host,offset,said", (
+    ("::1", "0", r"listens on \[::1\]:PORT only.*Bind 0.0.0.0"),
+    ("0.0.0.0", "1", r"listens on 0.0.0.0:PORT, not on port \d+;.*FC_SERVER"),
+    ("::1", "1", r"listens on \[::1\]:PORT, not on port \d+;.*0.0.0.0:")))
+def test_fc_start_port__elsewhere(host: str, offset: str, said: str, code: str) -> None:
+    """Where the server does listen is named."""
+    log: List[bytes] = []
+    outcome = invoke(code, "fc", start_timeout_s=2, on_log=log.append,
+                     command=[sys.executable, "-c", LISTEN, host, offset])
+    port = b"".join(log).split()[-1].decode()
+    assert outcome.kind == "start-error"
+    assert re.search(said.replace("PORT", port), outcome.message), outcome.message
+
+
+SERVER = "#!%s\n%s" % (sys.executable, LISTEN.replace("sys.argv[1]", "'0.0.0.0'"))
+
+
+@pytest.mark.parametrize("protocol,program,said", (
+    ("scf", "#!/bin/sh\n: ${RUNTIME_API_ADDR:?}\n", "RUNTIME_API_ADDR.* fg"),
+    ("fg", "#!/bin/sh\n: ${SCF_RUNTIME_API:?}\n", "SCF_RUNTIME_API.* scf"),
+    ("fc", "#!/bin/sh\n: ${SCF_RUNTIME_API:?}\n", "SCF_RUNTIME_API.* scf"),
+    ("scf", SERVER.replace("int(sys.argv[2])", "0"), "FC_SERVER_PORT.* fc"),
+    ("fg", SERVER.replace("int(sys.argv[2])", "0").replace("FC_SERVER_", ""),
+     r"server, on 0.0.0.0:\d+: `emulator.py fc CODE --port \d+`")))
+def test_any_init_exit__other_protocol(protocol: str, program: str, said: str,
+                                       tmp_path: pathlib.Path) -> None:
+    """A bootstrap made for another protocol is told so."""
+    (tmp_path / "bootstrap").write_text(program)
+    (tmp_path / "bootstrap").chmod(0o755)
+    limit: Any = {} if protocol == "fc" else {"init_timeout_s": 1}
+    outcome = invoke(str(tmp_path), protocol, **limit)
+    assert re.search(said, outcome.message), outcome.message
+
+
+NOEXEC = """mount -t tmpfs -o noexec none "$1" || exit 99
+cp -r "$2"/. "$1" && exec "$3" "$4" scf "$1" --event x"""
+
+
+@pytest.mark.parametrize("zipped", (False, True), ids=("folder", "ZIP"))
+def test_any_start_executable__noexec(zipped: bool, code: str,
+                                      tmp_path: pathlib.Path) -> None:
+    """Where no program can run the mount is named, and chmod is not."""
+    place = tmp_path / "place"
+    place.mkdir()
+    script, env = NOEXEC, dict(os.environ)
+    if zipped:
+        env["TMPDIR"] = str(place)
+        script = script.replace('scf "$1"', "scf " + make_zip(
+            tmp_path / "code.zip", bootstrap_entry(code)))
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", str(place), code,
+                           sys.executable, emulator.__file__], env=env, timeout=30,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = done.stderr.decode()
+    if done.returncode != 1 and "start-error" not in said:
+        pytest.skip("nothing can be mounted here: " + said)
+    assert "%s is mounted noexec" % place in said and "chmod" not in said
+    assert ("TMPDIR" in said) == zipped
+
+
+def test_any_package_zip__backslash(tmp_path: pathlib.Path) -> None:
+    """Names as Windows writes paths are told, at once and where a file is missed."""
+    notes: List[str] = []
+    path = make_zip(tmp_path / "code.zip", ("function\\bootstrap", b"", FILE))
+    outcome = invoke(path, on_note=notes.append)
+    assert "backslash" in notes[0] and "code.zip" in notes[0]
+    assert "function\\bootstrap, whose backslash" in outcome.message

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from typing import Set, Tuple
 
+import fg_platform
 import implementations
 import pytest
+import scf_platform
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FUNCTION_LINES, LINE_WIDTH = 40, 88
@@ -72,7 +74,7 @@ def tree_of(path: pathlib.Path) -> ast.Module:
 
 BUDGETS = {"scf_platform": 740, "fg_platform": 745, "fc_platform": 785,
            "scf_bootstrap": 285, "fg_bootstrap": 290, "fc_bootstrap": 490,
-           "emulator": 3310, "gateway": 1600}
+           "emulator": 3520, "gateway": 1600}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
@@ -122,3 +124,15 @@ def test_no_path_of_a_machine(path: pathlib.Path) -> None:
     text = path.read_bytes().decode("utf-8", "replace")
     own = path == pathlib.Path(__file__).resolve()
     assert [found for found in MACHINE.findall(text) if not own] == []
+
+
+def test_rules_noticed() -> None:
+    """Appendix D of SPEC.md lists the rules whose breach the emulator reports."""
+    listed = {line.split()[1] for line in (ROOT / "SPEC.md").read_text(
+        encoding="utf-8").partition("\n## D ")[2].splitlines() if line[:3] != "| -"
+        and "." in line.partition("|")[2].partition("|")[0]}
+    text = (ROOT / "reference" / "emulator.py").read_text(encoding="utf-8")
+    noticed = set(re.findall(r'(?:Violation|BadMessage)\(\s*"([a-z.-]+)"', text))
+    noticed |= {row.rule for rules in (fg_platform, scf_platform)
+                for row in rules.STATES.values() if row.action in ("ignore", "refuse")}
+    assert listed == noticed
