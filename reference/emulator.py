@@ -895,6 +895,14 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
 
 
+def in_folder(text: str, root: str, folder: str) -> str:
+    """Put our code folder where the cloud's stands as a path. One that begins so, too,
+    is left alone, and so is what only looks like it within a URL."""
+    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
+                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(root)),
+                  lambda _: folder, text)
+
+
 def check_entries(entries: Sequence[Any]) -> None:
     """Raise ValueError for entries that leave the folder [any.package.zip]."""
     if len(entries) > ZIP_ENTRIES:
@@ -1401,7 +1409,7 @@ class Instance:
         if platform.attach:
             platform.attach(env)
             return
-        words = list(self.function.command) or [
+        words = platform.words or [
             os.path.join(platform.folder, "bootstrap")]
         check_program(words, platform.folder, platform.package)
         output = self.log.open()
@@ -2303,6 +2311,8 @@ class Platform:
         self._mid_line = False
         self.attach = attach
         self.cores = cores
+        self.words = list(self.function.command)
+        self._find_code_folder()
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
         self.fields = self._fields_template()
@@ -2323,6 +2333,19 @@ class Platform:
         self._closing = self._closed = False
         self._owner = os.getpid()
         atexit.register(self.close)  # if it is forgotten
+
+    def _find_code_folder(self) -> None:
+        """Let the cloud's path of it mean our code folder [any.start.code-folder]."""
+        root, env = self.rules.CODE_ROOT, self.function.env
+        words = [in_folder(word, root, self.folder) for word in self.words]
+        values = {name: in_folder(env[name], root, self.folder) for name in env}
+        found = [name for name in env if env[name] != values[name]]
+        if words != self.words:
+            found.insert(0, "the start command")
+        self.words, self.function.env = words, values
+        if found:
+            self.note("%s is the code folder, %s, in %s" % (
+                root, self.folder, ", ".join(found)))
 
     def __enter__(self) -> "Platform":
         return self

@@ -93,6 +93,7 @@ class Limit(NamedTuple):
 # ---- tables ----
 
 PROTOCOL = "fg"
+CODE_ROOT = "/opt/function/code"  # in the cloud [any.start.code-folder]
 
 # (method, path) -> call; a path that ends in "/" is followed by the request id
 ENDPOINTS: Dict[Tuple[str, str], str] = {

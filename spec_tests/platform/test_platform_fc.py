@@ -325,7 +325,8 @@ def test_fc_env_port(platform: PlatformUnderTest) -> None:
 
 @pytest.mark.parametrize("name", [
     "FC_FUNC_CODE_PATH", "FC_FUNCTION_NAME", "FC_FUNCTION_HANDLER", "FC_REGION",
-    "FC_FUNCTION_MEMORY_SIZE", "FC_INSTANCE_ID", "FC_ACCOUNT_ID"])
+    "FC_FUNCTION_MEMORY_SIZE", "FC_INSTANCE_ID", "FC_ACCOUNT_ID",
+    "LD_LIBRARY_PATH", "PYTHONPATH"])
 def test_fc_env_table(platform: PlatformUnderTest, name: str) -> None:
     """The variables that describe the function and the instance are set."""
     with platform.served() as instance:
