@@ -498,6 +498,16 @@ def shut(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:
         connection.shutdown(how)
 
 
+def hung_up(connection: socket.socket) -> bool:
+    """Tell, without blocking, whether the peer will say nothing more."""
+    try:
+        return not connection.recv(1, PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def timeval(limit_s: float) -> bytes:
     """Return a time as the kernel has it; 0 = for ever."""
     return struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
@@ -661,12 +671,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def has_gone(self) -> bool:
         """Tell, without blocking, whether the peer of a deferred answer hung up."""
-        try:
-            return not self.connection.recv(1, PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        return hung_up(self.connection)
 
     def answer(self, head: bytes, body: bytes = b"") -> bool:
         """Send an answer; False when the peer is gone. Blocks while the peer does not
@@ -1838,6 +1843,12 @@ class Upstream(io.RawIOBase):
             if status[0] != "1" or status == "101":
                 return head
 
+    def was_reset(self) -> bool:
+        """Tell whether it broke because the server had closed it before it read all
+        that was sent: the kernel answers that with a reset."""
+        return bool(dict(self._poll.poll(0)).get(self.socket.fileno(), 0)
+                    & select.POLLHUP)
+
     def is_usable(self) -> bool:
         """Tell whether it can carry another request: nothing waits there, not even its
         end. Bytes beyond the last answer answer nothing."""
@@ -1895,6 +1906,10 @@ def accepts(host: str, port: int) -> bool:
 EVENT_REQUEST = HttpRequest("POST", "/invoke", (  # [fc.invoke.event]
     ("Content-Type", "application/octet-stream"),))
 HOOK_VERDICTS = {"timeout": "timeout", "exit": "broken", "out-of-memory": "broken"}
+KEEP_ALIVE = Violation(
+    "fc.connection.keep-alive", "a kept connection was closed while idle, which loses "
+    "requests. Node: server.keepAliveTimeout = 0; uvicorn: --timeout-keep-alive 86400; "
+    "others: as long")
 format_again = functools.lru_cache(256)(format_head)
 
 
@@ -1987,16 +2002,26 @@ class PushInstance(Instance):
         return Upstream(socket.create_connection((self.platform.fc_host, self.port),
                                                  max(0.001, timeout_s)))
 
-    def _connect(self, deadline: float) -> Upstream:
+    def _connect(self, invocation: Invocation) -> Upstream:
         """Return a kept connection, or a new one."""
-        while True:
+        found, closed = None, False
+        while found is None:
             with self.platform.lock:
                 upstream = self.pool.pop() if self.pool else None
             if upstream is None:
-                return self._dial(deadline - time.monotonic())
-            if upstream.is_usable():
-                return upstream
-            upstream.close()
+                found = self._dial(invocation.deadline - time.monotonic())
+            elif upstream.is_usable():
+                found = upstream
+            else:
+                closed |= upstream.used and hung_up(upstream.socket)
+                upstream.close()
+        if closed:  # while there is a server, so it is not because that has ended
+            self._blame(invocation, KEEP_ALIVE)
+        return found
+
+    def _blame(self, invocation: Invocation, violation: Violation) -> None:
+        with self.platform.lock:
+            self.platform.note_violation(violation, invocation.violations)
 
     def _try(self, invocation: Invocation) -> Tuple[str, str]:
         """Send a request and take the answer; return (kind, message). Blocks until the
@@ -2024,17 +2049,23 @@ class PushInstance(Instance):
     def _ask(self, invocation: Invocation) -> Tuple[str, str]:
         request = invocation.http_request or EVENT_REQUEST
         head = self._format_request(invocation, request)
-        upstream = self._connect(invocation.deadline)
+        upstream = self._connect(invocation)
         try:
             whole, answer = self._send(invocation, upstream, head)
         except ConnectionError:
             # [fc.connection.retry] broken before a byte of the answer came; not a hook
-            if invocation.outcome is not None or invocation.event or not (
-                    upstream.used and not upstream.heard and invocation.control
-                    and request.method in self.rules.IDEMPOTENT):
+            if invocation.outcome is not None or not upstream.used or upstream.heard:
+                raise
+            was_idle = upstream.was_reset()
+            if invocation.event or not (invocation.control and
+                                        request.method in self.rules.IDEMPOTENT):
+                if was_idle:
+                    raise BadMessage(*KEEP_ALIVE)
                 raise
             upstream.close()
             upstream = self._dial(invocation.deadline - time.monotonic())
+            if was_idle:
+                self._blame(invocation, KEEP_ALIVE)
             whole, answer = self._send(invocation, upstream, head)
         has_a_body = has_body(answer, request.method)
         kind, text = self._pass(invocation, upstream, answer, has_a_body)
@@ -2144,14 +2175,14 @@ class PushInstance(Instance):
         if invocation.outcome is not None:
             return "cancelled", message  # we may have cut it off
         if process is not None and process.ends_now() and (
-                violation is None or violation.rule == "any.http.no-effect"):
+                violation is None or violation.rule in ("any.http.no-effect",
+                                                        KEEP_ALIVE.rule)):
             over = self.over_memory()
             return "out-of-memory" if over else "exit", over or (
                 "the bootstrap ended %s during the request" % describe_status(
                     process.status))
         if violation is not None:
-            with self.platform.lock:
-                self.platform.note_violation(violation, invocation.violations)
+            self._blame(invocation, violation)
         return "bad-response", message
 
     def cut_off(self, invocation: Invocation) -> None:

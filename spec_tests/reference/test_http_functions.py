@@ -337,6 +337,31 @@ def test_fc_connection_retry__not_after_a_byte(harness: Harness) -> None:
     assert caller.answer().status == 502 and harness.quiet()
 
 
+@pytest.mark.parametrize("when", ("before", "unread", "read"))
+@pytest.mark.parametrize("method", ("GET", "POST"))
+def test_fc_connection_keep_alive__told(harness: Harness, method: str,
+                                        when: str) -> None:
+    """Who closes a kept connection while idle hears of it, lost or not; who closes it
+    instead of an answer has done something else."""
+    function = warm(harness)[0]
+    if when == "before":
+        function.close()
+    caller = harness.call(method, "/again")
+    if when != "before":
+        assert function.request().path == "/again" if when == "read" else until(
+            lambda: bool(select.select([function.sock], [], [], 0)[0]))
+        function.close()
+    if when == "before" or method == "GET":
+        again = harness.accept()
+        assert again.request().method == method
+        again.reply()
+    assert caller.answer(method).status == (
+        200 if when == "before" or method == "GET" else 502)
+    told = [one.seen for one in harness.platform.violations
+            if one.rule == "fc.connection.keep-alive"]
+    assert [("keepAliveTimeout" in one) for one in told] == [True] * (when != "read")
+
+
 def test_fc_connection_reuse__closed_while_idle(harness: Harness) -> None:
     """A connection that the server closed while idle costs nothing, even for POST."""
     warm(harness)[0].close()
