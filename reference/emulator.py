@@ -976,6 +976,15 @@ def program_problem(first: bytes) -> str:
     return ""
 
 
+def needs_shell(path: str) -> bool:
+    """Tell whether a program is a script that does not name its interpreter."""
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        return False
+    with open(path, "rb") as file:
+        first = file.read(4096)
+    return bool(re.fullmatch(rb"(?!#!|\x7f|\xef\xbb\xbf)[^\x00\r]+", first))
+
+
 # ---- processes ----
 
 SPAWNING = threading.Lock()     # until a new process is one of
@@ -1414,8 +1423,12 @@ class Instance:
         if platform.attach:
             platform.attach(env)
             return
-        words = platform.words or [
+        words = platform.words[:] or [
             os.path.join(platform.folder, "bootstrap")]
+        if platform.protocol == "fg" and needs_shell(words[0]):  # [fg.start.shell]
+            platform.note("bootstrap has no first line such as #!/bin/sh; here and in "
+                          "this cloud /bin/sh runs it, elsewhere nothing")
+            words.insert(0, "/bin/sh")
         check_program(words, platform.folder, platform.package)
         output = self.log.open()
         try:

@@ -196,6 +196,18 @@ def test_any_start_executable__said(protocol: str, content: bytes, mode: int,
     assert any(word in outcome.message for word in words.split("|")), outcome.message
 
 
+def test_fg_start_shell(tmp_path: pathlib.Path) -> None:
+    """fg runs a script without #! by /bin/sh, and says so; others do not run it."""
+    scripted_bootstrap.place(tmp_path)
+    (tmp_path / "bootstrap").rename(tmp_path / "program")
+    (tmp_path / "bootstrap").write_text('cd "$RUNTIME_CODE_ROOT"\nexec ./program\n')
+    (tmp_path / "bootstrap").chmod(0o755)
+    notes: List[str] = []
+    with Platform("fg", str(tmp_path), on_note=notes.append) as platform:
+        assert platform.invoke(b"hello").kind == "ok"
+    assert ["/bin/sh runs it" in note for note in notes] == [True]
+
+
 @pytest.mark.parametrize("where", ("nowhere", "folder", "below", "dead-link", "fifo"))
 def test_any_start_bootstrap__place(where: str, tmp_path: pathlib.Path) -> None:
     """Without a file `bootstrap` at the top: start-error that says where it belongs."""
