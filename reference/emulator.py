@@ -2100,12 +2100,16 @@ class PushInstance(Instance):
     def _format_request(self, invocation: Invocation, request: HttpRequest) -> bytes:
         """Write the head of a request to the function's server."""
         fields, path = list(request.headers), request.target.partition("?")[0]
+        defaults = [("Host", "%s:%d" % (self.platform.fc_host, self.port))]
         if invocation.http_request is not None:
             fields = self.rules.pass_fields(fields, self.rules.DROPPED_REQUEST)
             if wants_upgrade(request):
                 fields.append(("Connection", "Upgrade"))
-        if not any(name.lower() == "host" for name, _ in fields):
-            fields.insert(0, ("Host", "%s:%d" % (self.platform.fc_host, self.port)))
+            if invocation.caller is not None:  # [fc.headers.forwarded]
+                defaults += [("X-Forwarded-For", invocation.caller.client_address[0]),
+                             ("X-Forwarded-Proto", "http")]
+        names = {name.lower() for name, _ in fields}
+        fields[:0] = [pair for pair in defaults if pair[0].lower() not in names]
         own = self.platform.fields % (invocation.request_id, invocation.control or path,
                                       path)
         if invocation.event or invocation.control != "/http-invoke" or any(
@@ -2778,6 +2782,8 @@ class Caller(Handler):
     def respond(self) -> None:
         """Route a request: /-/invoke, /-/health, /-/state, or the HTTP function."""
         platform: Platform = self.server.app
+        # a target in absolute form counts as its path [fc.invoke.http]
+        self.path = re.sub(r"(?i)^https?://[^/?]*/?", "/", self.path)
         path = self.path.partition("?")[0]
         methods = NATIVE_CALLS.get(path)
         if methods is None and not path.startswith("/-/") and (

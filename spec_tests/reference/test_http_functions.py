@@ -248,14 +248,40 @@ def test_fc_http_pass__no_body(harness: Harness, method: str, status: int,
     caller, function = asked(harness, method)
     length = "Content-Length: %s\r\n" % announced if announced else ""
     function.send(("HTTP/1.1 %d X\r\n%s\r\n" % (status, length)).encode())
-    assert caller.answer(method).body == b""
+    answer = caller.answer(method)
+    assert (answer.header("content-length") or "", answer.body) == (announced, b"")
     caller.send(wire.request_bytes("GET", "/next"))
     function.request()
     function.reply(b"whole")
     assert caller.answer("GET").body == b"whole"
 
 
+@pytest.mark.parametrize("target,path", (
+    ("http://my.example:80/a/b?c=http://d/e", "/a/b"), ("HTTPS://x", "/"),
+    ("http://x?c", "/"), ("/http://x/a", "/http://x/a")))
+def test_fc_invoke_http__absolute(harness: Harness, target: str, path: str) -> None:
+    """A target in absolute form becomes its path, in X-Fc-Base-Path too."""
+    caller, function = harness.call("GET", target), harness.accept()
+    request = function.request()
+    function.reply()
+    assert caller.answer().status == 200
+    assert request.header("x-fc-base-path") == request.path.partition("?")[0] == path
+
+
 # ---- header fields ----
+
+
+@pytest.mark.parametrize("own", ({}, {"x-forwarded-for": "1.2.3.4, 5.6.7.8"},
+                                 {"x-forwarded-proto": "https"}))
+def test_fc_headers_forwarded(harness: Harness, own: Dict[str, str]) -> None:
+    """The function learns the caller's address and scheme; what he sent passes."""
+    caller = harness.call("GET", "/x", None, *own.items())
+    function = harness.accept()
+    request = function.request()
+    function.reply()
+    assert caller.answer().status == 200
+    wanted = {"x-forwarded-for": "127.0.0.1", "x-forwarded-proto": "http", **own}
+    assert {name: request.header(name) for name in wanted} == wanted
 
 
 PASSED = ["Host: my.example", "Cookie: a=b", "Cookie: c=d", "Authorization: Bearer t",
