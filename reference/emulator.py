@@ -1392,6 +1392,10 @@ class Instance:
         return (len(self.work) < int(self.function.concurrency)
                 and self.session.state != "stopping")
 
+    def room_soon(self) -> int:
+        """Return how many invocations it takes as soon as a hook has ended."""
+        return 0
+
     def has_ended(self) -> bool:
         """Tell whether the process has ended, even if nobody has noticed yet."""
         return self.process is not None and self.process.has_ended()
@@ -1938,6 +1942,9 @@ class PushInstance(Instance):
 
     def has_room(self) -> bool:
         return super().has_room() and not self._hook.locked()
+
+    def room_soon(self) -> int:
+        return int(self.function.concurrency) if self._hook.locked() else 0
 
     def _move(self, call: str) -> str:
         before = self.session.state
@@ -2540,20 +2547,21 @@ class Platform:
                 if instance.has_room():
                     self.with_room.append(instance)
                 return
-        function = self.function
-        if len(self.instances) < function.max_instances:
-            self.queue.appendleft(invocation)
-            self._start_another()
-        elif not function.max_instances:  # [any.queue.limit]
+        function, waiting = self.function, len(self.queue)
+        soon = sum(one.room_soon() for one in self.instances)
+        may_start = len(self.instances) < function.max_instances and waiting >= soon
+        if not function.max_instances:  # [any.queue.limit]
             self.settle(invocation, "throttled", message="the function is disabled: "
                         "max_instances is 0")
-        elif len(self.queue) >= function.queue and not first:  # [any.queue.limit]
+        elif not first and not may_start and waiting >= function.queue + soon:
             self.settle(invocation, "throttled", message="%d instances are busy and %d "
-                        "events wait" % (len(self.instances), len(self.queue)))
+                        "events wait" % (len(self.instances), waiting))
         else:
             invocation.deadline = time.monotonic() + function.queue_timeout_s
-            self.queue.insert(0 if first else len(self.queue), invocation)
-            if len(self.queue) == 1:
+            self.queue.insert(0 if first else waiting, invocation)
+            if may_start:
+                self._start_another()
+            elif not waiting:
                 self.clock.set(self._queue_alarm, invocation.deadline)
 
     def _start_another(self) -> None:

@@ -1,13 +1,17 @@
 # test_hooks.py: initialise, freeze and stop hooks (MIT).
 """The function's server is the test: it answers hooks in every way."""
 
+import pathlib
 import threading
 from typing import Any, Callable, Dict, Optional
 
 import pytest
 
+import scripted_bootstrap
 import wire
-from harness import Harness, background, outcome_of, until
+from harness import Harness, background, code, event, fifo, outcome_of, until
+
+__all__ = ["code", "fifo"]
 
 NAMES = ("initializer", "pre_freeze", "pre_stop")
 LIMITS: Dict[str, Any] = {name + "_timeout_s": 0.15 for name in NAMES}
@@ -147,6 +151,31 @@ def test_fc_freeze_hook__each_time(meanwhile: bool) -> None:
         assert harness.platform.counts["cold_starts"] == 1
 
 
+@pytest.mark.parametrize("count", (1, 2))
+@pytest.mark.parametrize("queue", (0, 9))
+def test_fc_freeze_hook__no_second_instance(
+        queue: int, count: int, code: str, fifo: Callable[[str], str]) -> None:
+    """An event that comes during the hook waits for its end, not for an instance; a
+    second one needs another instance, which has no hook while one of them waits."""
+    here, go = fifo("here"), fifo("go")
+    scripted_bootstrap.place(pathlib.Path(code), {
+        "/pre-freeze": [["tell", here], ["wait", go]], "always": True})
+    with Harness("fc", code, pre_freeze=True, queue=queue) as harness:
+        first = harness.outcome(event(["pid"]))
+        scripted_bootstrap.wait(here)
+        callers = [harness.event(event(["pid"]))]
+        assert until(lambda: harness.state()["queued"] == 1)
+        callers += [harness.event(event(["pid"])) for _ in range(1, count)]
+        if count == 1:
+            background(scripted_bootstrap.tell, go)
+        found = {outcome_of(caller) for caller in callers}
+        assert len(found) == 1 and (first in found) == (count == 1)
+        assert harness.platform.counts["cold_starts"] == count
+        for _ in range(3):
+            background(scripted_bootstrap.tell, go)
+            background(scripted_bootstrap.wait, here)
+
+
 def test_fc_freeze_idle__switched_off() -> None:
     """Without freezing there is no hook, and the instance stays idle."""
     with Harness("fc", pre_freeze=True, freeze=False) as harness:
@@ -168,9 +197,11 @@ def test_fc_stop_hook__answers(reply: Optional[bytes], meaning: str) -> None:
     assert not harness.platform.state()["instances"]
 
 
-def test_fc_stop_order__hook_is_waited_for() -> None:
-    """A pre-freeze hook that runs is waited for before the pre-stop hook."""
-    with Harness("fc", pre_freeze=True, pre_stop=True) as harness:
+@pytest.mark.parametrize("pre_stop", (True, False))
+def test_fc_stop_order__hook_is_waited_for(pre_stop: bool) -> None:
+    """A pre-freeze hook that runs is waited for before the pre-stop hook, or the end.
+    """
+    with Harness("fc", pre_freeze=True, pre_stop=pre_stop) as harness:
         caller = harness.event(b"first")
         function = harness.accept()
         function.request()
@@ -179,11 +210,12 @@ def test_fc_stop_order__hook_is_waited_for() -> None:
         assert function.request().path == "/pre-freeze"
         closing = background(harness.close)
         assert until(lambda: not harness.platform.state()["instances"])
-        assert harness.quiet()
+        assert harness.quiet() and closing.is_alive()
         function.reply(b"", 200, "Connection: close")
-        function = harness.accept()
-        assert function.request().path == "/pre-stop"
-        function.reply()
+        if pre_stop:
+            function = harness.accept()
+            assert function.request().path == "/pre-stop"
+            function.reply()
         closing.join(10)
         assert not closing.is_alive()
 
