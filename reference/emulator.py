@@ -1478,7 +1478,10 @@ class Instance:
 
     def has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
-        if not self.served:
+        over = self.over_memory() if not self.served else ""
+        if over:
+            self.end(list(self.work), "out-of-memory", over)
+        elif not self.served:
             for invocation in self.work:
                 self.begin(invocation)
         self.platform.offer(self)
@@ -1578,10 +1581,19 @@ class Instance:
 
     def over_memory(self) -> str:
         """Say by how much the memory limit is exceeded; "" when it is not."""
-        limit = self.function.memory_mb
-        seen = self.process.peak_mb if self.process is not None else 0.0
+        limit, seen = self.function.memory_mb, self.peak_mb()
         return "" if seen <= limit else (
             "the bootstrap took %d MB; the limit is %d MB" % (seen, limit))
+
+    def check_memory(self, invocation: Invocation, kind: str, message: str,
+                     body: bytes) -> Tuple[str, str, bytes]:
+        """Return the outcome; out-of-memory, and the end of all else that runs here,
+        when that is known by now (lock held) [any.memory.limit]."""
+        over = self.over_memory()
+        if over:
+            self.end([one for one in self.work if one is not invocation],
+                     "out-of-memory", over)
+        return ("out-of-memory", over, b"") if over else (kind, message, body)
 
 
 # ---- instances of scf and fg ----
@@ -2601,6 +2613,8 @@ class Platform:
         if invocation.outcome is not None:
             return False
         instance, started = invocation.instance, invocation.started
+        if instance is not None and kind in ("ok", "function-error"):
+            kind, message, body = instance.check_memory(invocation, kind, message, body)
         duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
         facts = {"request_id": invocation.request_id}
         if kind != "ok":  # nearly always: no document to fill in
@@ -2620,15 +2634,13 @@ class Platform:
         self.pending -= 1
         if self._closing and not self.pending:
             self._left.notify_all()
-        if self.on_trace:
-            self.trace("outcome", request_id=invocation.request_id, kind=kind,
-                       message=message, duration_ms=round(duration_ms, 3))
-        if started and self._on_log is not None:
-            peak = instance.peak_mb() if instance is not None else 0.0
+        self.trace("outcome", request_id=invocation.request_id, kind=kind,
+                   message=message, duration_ms=round(duration_ms, 3))
+        if instance is not None and started and self._on_log is not None:
             self.log_line(
                 1, invocation.request_id, duration=round(duration_ms),
                 exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
-                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
+                peak_mb="%.3f" % instance.peak_mb(), memory_mb=self.function.memory_mb,
                 error="" if kind == "ok" else ", Error: " + message)
         if invocation.on_done is not None:
             self.lock.later(invocation.on_done, invocation.outcome)

@@ -13,7 +13,7 @@ import pytest
 import scripted_bootstrap
 import wire
 from harness import (PROTOCOLS, PULL, Harness, background, code, event, fifo,
-                     outcome_of, process_state, processes, until)
+                     outcome_of, process_state, processes, scale, until)
 
 __all__ = ["code", "fifo"]
 
@@ -261,6 +261,30 @@ def test_any_memory_limit__ways(protocol: str, code: str) -> None:
             assert harness.outcome(event(*steps))[0] == "out-of-memory", name
             assert harness.outcome(b"next") == ("ok", b"next"), name
         assert harness.outcome(event(["alloc", 20], ["exit", 3]))[0] == "exit"
+    assert until(lambda: processes(code) == [])
+
+
+@PROTOCOLS
+def test_any_memory_limit__ready(protocol: str, code: str) -> None:
+    """What the initialisation holds counts before the first event."""
+    scripted_bootstrap.place(pathlib.Path(code), {"start": [["alloc", 220]]})
+    with Harness(protocol, code, memory_mb=200) as harness:
+        assert harness.outcome(b"first")[0] == "out-of-memory"
+        assert harness.outcome(b"next") == ("ok", b"next")
+
+
+@PROTOCOLS
+def test_any_memory_limit__result(protocol: str, code: str,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known when the result comes counts, though the run was shorter than the
+    time between two looks."""
+    with Harness(protocol, code, memory_mb=200) as harness:
+        assert harness.outcome(b"first")[0] == "ok"
+        scale(monkeypatch, MEMORY_TICK_S=0)  # so every look is old, and none is planned
+        monkeypatch.setattr(harness.platform, "watch_memory", lambda: None)
+        assert harness.outcome(event(["alloc", 220], ["say", "x"]))[0] == (
+            "out-of-memory")
+        assert harness.outcome(b"next") == ("ok", b"next")
     assert until(lambda: processes(code) == [])
 
 
