@@ -1153,6 +1153,11 @@ def memory_mb(number: int) -> float:
     return 0.0
 
 
+# as bootstraps for FC 2.0 print them
+FC_MARKER = re.compile(rb"(?m)^FC (?:Invoke|Initialize|PreFreeze|PreStop) (?:Start|End)"
+                       rb" RequestId: [^\n]*\n")
+
+
 class Log:
     """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
 
@@ -1191,7 +1196,10 @@ class Log:
                     self._read_end = -1
                     return
                 self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
-                self._sink(data)
+                if b" RequestId: " in data:  # [any.log.frame] our own is there, too
+                    data = FC_MARKER.sub(b"", data)
+                if data:
+                    self._sink(data)
 
     def take_tail(self) -> bytes:
         """Return the last output since the previous call [any.log.tail]."""
