@@ -562,6 +562,9 @@ class Handler(BaseHTTPRequestHandler):
     def refused(self, violation: Violation) -> None:
         """The peer sent something that is not HTTP."""
 
+    def was_reset(self) -> None:
+        """The peer broke the connection, and may not have read all that it got."""
+
     # -- reading --
 
     def handle(self) -> None:
@@ -574,8 +577,10 @@ class Handler(BaseHTTPRequestHandler):
             self.closing = self.unread = True
             self.answer(*json_answer(error.status, {
                 "error": error.violation.rule, "seen": error.violation.seen}))
+        except ConnectionError:
+            self.was_reset()
         except OSError:
-            pass  # the peer is gone, or was silent for too long
+            pass  # the peer was silent for too long
         if self.unread:
             self._linger()
 
@@ -660,6 +665,8 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 if self.rfile.peek(1):
                     break
+            except ConnectionError:
+                self.was_reset()
             except OSError:
                 pass
             if self.has_gone():  # else it was idle for long
@@ -1651,6 +1658,9 @@ class PullInstance(Instance):
                 poll.give_up()
             with self.platform.lock:
                 polls += self.session.delivered(invocation.request_id, reached)
+                poll.brought = invocation if reached else None
+                if reached and poll.broken:
+                    polls += self.session.reset(invocation.request_id)
 
     # -- results --
 
@@ -1750,8 +1760,21 @@ class PullInstance(Instance):
 class RuntimeApi(Handler):
     """A connection of a bootstrap to its runtime API."""
 
+    brought: Optional[Invocation] = None    # by the last answer
+    broken = False
+
+    def was_reset(self) -> None:
+        instance: PullInstance = self.server.app
+        platform = instance.platform
+        with platform.lock:
+            self.broken = platform.protocol == "fg"  # scf answers each poll anyway
+            if self.broken and self.brought is not None:
+                platform.lock.later(instance.deliver, self.brought,
+                                    instance.session.reset(self.brought.request_id))
+
     def respond(self) -> None:
         instance: PullInstance = self.server.app
+        self.brought = None     # who asks again has read it
         call, request_id, status = instance.rules.find_call(self.command, self.path)
         size, body = -1, b""
         try:

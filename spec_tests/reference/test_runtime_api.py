@@ -5,6 +5,7 @@ Polls that die, polls in parallel, requests in pieces and in advance, large even
 results, and what both sides may expect of the other when it is slow.
 """
 
+import select
 import socket
 import threading
 from typing import Iterator, List, Optional, Tuple
@@ -98,6 +99,31 @@ def test_any_poll_dead__and_one_alive(attached: Attached, reset: bool,
     assert attached.read(alive).body == b"precious"
     attached.finish(caller)
     assert not attached.harness.platform.violations
+
+
+@pytest.mark.parametrize("parked", (False, True))
+def test_any_poll_reset(attached: Attached, parked: bool) -> None:
+    """A client that resets its connection over an unread event gets it by its next
+    poll, which may be there already; one result is enough."""
+    first = attached.park()
+    caller = attached.harness.event(b"event")
+    assert until(lambda: bool(select.select([first.sock], [], [], 0)[0]))
+    second = attached.park() if parked else None
+    first.reset()
+    assert attached.read(second or attached.park()).body == b"event"
+    attached.finish(caller)
+
+
+def test_any_poll_reset__result(attached: Attached) -> None:
+    """The result of a client that has read the event, and broke off, counts."""
+    first = attached.park()
+    caller = attached.harness.event(b"event")
+    assert attached.read(first).body == b"event"
+    first.reset()
+    attached.finish(caller)
+    later = attached.harness.event(b"later")
+    assert attached.read(attached.park()).body == b"later"
+    attached.finish(later)
 
 
 def test_any_poll_dead__then_alive(attached: Attached) -> None:
