@@ -37,7 +37,6 @@ import json
 import math
 import os
 import re
-import resource
 import select
 import signal
 import socket
@@ -1068,11 +1067,11 @@ class Process:
                 status, peak_mb = 0, 0.0
             self.status = self._popen.returncode = -os.WTERMSIG(
                 status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            self.exited.set()
+            # until it became another program it counted as a copy of this one
+            if peak_mb > memory_mb("self", "status", b"VmHWM:"):
+                self.peak_mb = max(self.peak_mb, peak_mb)
+            self.exited.set()   # whoever waits for it asks for the peak
         OWN.discard(self.pid)
-        # until it became another program it counted as a copy of this one
-        if peak_mb > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:
-            self.peak_mb = max(self.peak_mb, peak_mb)
         self._on_exit(self.status)
 
     def signal(self, number: int) -> None:
@@ -1151,12 +1150,13 @@ def measure(processes: Iterable[Process]) -> None:
         process.measured = now
 
 
-def memory_mb(number: int) -> float:
+def memory_mb(process: object, file: str = "smaps_rollup",
+              field: bytes = b"Pss:") -> float:
     """Return the memory of a process, its share of shared pages; 0 if it has ended."""
     with contextlib.suppress(OSError):
-        with open("/proc/%d/smaps_rollup" % number, "rb") as file:
-            return sum(int(line.split()[1]) / 1024 for line in file
-                       if line.startswith(b"Pss:"))
+        with open("/proc/%s/%s" % (process, file), "rb") as lines:
+            return sum(int(line.split()[1]) / 1024 for line in lines
+                       if line.startswith(field))
     return 0.0
 
 
@@ -2305,7 +2305,7 @@ class PushInstance(Instance):
                         body=b"".join(invocation.answer.parts))
         del self.work[invocation]
         self._move("settled")
-        if kind == "timeout":  # [fc.time.others]
+        if kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
             self.end([])
         elif kind == "cancelled" and self.function.concurrency == 1 and (
                 not self.ending):
@@ -2518,21 +2518,21 @@ class Platform:
         """Stop everything: what still runs is cancelled, every process ends. Blocks
         for the pre-stop hook and the grace at most. In a process that was forked from
         the platform's it does nothing: the instances are not that one's."""
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner or self._closed:
             return
-        with self.lock:
-            if self._closed:
-                return
-            self._closing = self._closed = True
-            atexit.unregister(self.close)
-            instances, reason = list(self.instances), "the platform was stopped"
-            while self.queue:
-                self.settle(self.queue.popleft(), "cancelled", message=reason)
-            for instance in instances:
-                self.discard(instance, "stop")
-            for instance in list(self._leaving):
-                instance.end(list(instance.work), "cancelled", reason)
+        self._closing = self._closed = True
+        atexit.unregister(self.close)
+        instances: List[Instance] = []
         try:
+            with self.lock:
+                instances += self.instances
+                reason = "the platform was stopped"
+                while self.queue:
+                    self.settle(self.queue.popleft(), "cancelled", message=reason)
+                for instance in instances:
+                    self.discard(instance, "stop")
+                for instance in list(self._leaving):
+                    instance.end(list(instance.work), "cancelled", reason)
             self.await_leaving()
         except BaseException:  # Ctrl-C: whoever it was has no patience
             for instance in instances:

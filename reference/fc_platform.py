@@ -769,7 +769,7 @@ def main() -> int:
                 platform.freeze()
         else:
             outcome = platform.invoke(Request(os.fsencode(function.event)))
-            sys.stdout.buffer.write(outcome.body + b"\n")
+            sys.stdout.buffer.write(outcome.body + b"\n" * (outcome.body[-1:] != b"\n"))
             if outcome.kind != "ok":
                 print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
                 status = 1

@@ -24,6 +24,7 @@ import base64
 import contextlib
 import errno
 import http.client
+import io
 import json
 import os
 import re
@@ -155,7 +156,7 @@ ENVIRONMENT = (  # [scf.env.api] [scf.env.handler] [scf.env.documented]
     Field("TENCENTCLOUD_SESSIONTOKEN", "{security_token}", True))
 
 # All that is inherited, and what it is where the platform has none [any.env.inherited]
-INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+INHERITED = {"PATH": "/bin:/usr/bin", "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 RESERVED_ENV = ("SCF_", "QCLOUD_", "TENCENTCLOUD_", "_HANDLER")  # [any.env.names]
 MAX_ENV_BYTES = 4096  # [any.env.size]
 DEFAULT_HANDLER, DEFAULT_VERSION = "index.main_handler", "$LATEST"
@@ -204,7 +205,8 @@ LOG_LINES = ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
 class Session:
     """What a bootstrap may ask in which state, without socket, thread or clock; whoever
     uses it serialises the calls. A poll is any token that emulator.py parks here while
-    its answer waits; in this file the thread of a poll waits, and asks again."""
+    its answer waits; in this file the thread of a poll waits, and asks again, so a port
+    of it needs neither `parked` nor take_polls() and withdraw()."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -221,7 +223,7 @@ class Session:
             call = "oversize"
         row = STATES[self.state, call]
         self.state = row.state
-        if row.action == "hold":
+        if row.action == "hold" and poll is not None:
             self.parked.append(poll)
         elif row.action == "deliver":
             self._on_way += 1
@@ -362,15 +364,26 @@ class RuntimeApi(BaseHTTPRequestHandler):
         """Read a call and answer it, whatever its method."""
         self.close_connection = True
         with contextlib.suppress(OSError):  # the peer has gone
-            self.raw_requestline = self.rfile.readline(65536)
-            # parse_request answers Expect, too [any.http.continue]
-            if self.raw_requestline.endswith(b"\n") and self.parse_request():
+            if self.read_head():
                 try:
                     body = self.read_body()
                 except ValueError as error:
                     self.send_error(400, str(error))
                 else:
                     self.answer_call(body)
+
+    def read_head(self) -> bool:
+        """Read a head whole and let http.server parse it, which takes half a head for a
+        whole one; it answers Expect, too [any.http.continue], and sets close_connection
+        as `Connection` and the version say. Half a head has no effect."""
+        lines = [self.rfile.readline(65536)]
+        while lines[-1].strip() and len(lines) < 102:
+            lines.append(self.rfile.readline(65536))
+        connection, self.rfile = self.rfile, io.BytesIO(b"".join(lines))
+        self.raw_requestline = self.rfile.readline()
+        is_call = lines[-1] != b"" and self.parse_request()  # [any.http.no-effect]
+        self.rfile = connection
+        return is_call
 
     def read_body(self) -> bytes:
         """Return the whole body [any.http.body]. Raises ValueError if it is none."""
@@ -404,7 +417,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
             self.close_connection = True  # the instance has ended
         elif action == "deliver":
             self.deliver(request_id, event)
-        elif action == "refuse":
+        elif action == "refuse":  # never here: scf's paths carry no id
             self.refuse(404, "no outstanding invocation has this id")
         elif action == "overflow":
             self.refuse(413, "the result is too large")
@@ -465,12 +478,12 @@ class Instance(ThreadingHTTPServer):
         self.serving = threading.Thread(target=self.serve, daemon=True)
         self.connections: List[threading.Thread] = []
         self.started = self.issued = self.grace_ends = 0.0  # on the monotonic clock
-        self.changed = threading.Condition()  # guards what follows
+        self.changed = threading.Condition()  # re-entrant; guards what follows
         self.session = Session()              # `stopping`: it gets no more events
         self.request_id, self.event = "", b""  # no id: no event, or it has its outcome
         self.outcome: Optional[Outcome] = None
         self.violations: List[Violation] = []
-        self.has_served = False
+        self.has_served = False               # a new one that ends gets the blame
         self.has_ended = False                # the process, so that no poll is held
 
     def start(self) -> bool:
@@ -480,7 +493,7 @@ class Instance(ThreadingHTTPServer):
         env.update(self.function.env)
         env.update(fill_in(ENVIRONMENT, dict(
             self.facts, api_host="127.0.0.1", api_port=str(self.server_address[1]))))
-        reason = ("missing" if not os.path.isfile(program) else
+        reason = ("missing" if not os.path.isfile(program) else  # should Popen fail
                   "" if os.access(program, os.X_OK) else "mode")
         try:
             if not reason:
@@ -501,8 +514,8 @@ class Instance(ThreadingHTTPServer):
         return True
 
     def invoke(self, event: bytes) -> Optional[Outcome]:
-        """Return what became of an event; None if this instance has ended, and another
-        one may have it. Blocks for the limits."""
+        """Return what became of an event; None if this instance has ended, or was ended
+        by a limit, and another one may have it. Blocks for the limits."""
         function, session = self.function, self.session
         with self.changed:
             self.request_id, self.event = new_id(), event
@@ -556,7 +569,6 @@ class Instance(ThreadingHTTPServer):
             if row.action == "hold" and row.state == "starting":
                 self.violate("scf.ready.before-next", "next before ready")
             while row.action == "hold" and not self.has_ended:
-                session.parked.clear()
                 self.changed.wait_for(lambda: self.has_ended or STATES[
                     session.state, call].action != "hold")
                 row = session.receive(call)
@@ -582,13 +594,14 @@ class Instance(ThreadingHTTPServer):
         with self.changed:
             self.has_ended = True
             self.changed.notify_all()
+        # wakes `serve`, behind everybody who connected before
         socket.create_connection(("127.0.0.1", self.server_address[1])).close()
 
     def serve(self) -> None:
         """Serve until the process has ended, and all that it sent is read: it may be in
         a connection that waits to be accepted [any.result.first]."""
         while not self.has_ended or select.select([self], [], [], 0)[0]:
-            self.handle_request()  # the last one is made by `watch`
+            self.handle_request()  # first come, first served: the last is by `watch`
         for thread in self.connections:
             thread.join(FAREWELL_S)
         with self.changed:
@@ -635,12 +648,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     task.add_argument("--jsonl", action="store_true", help="invoke for lines of stdin")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--handler", default=DEFAULT_HANDLER)
+    parser.add_argument("--name", default="function")
     for name, limit in LIMITS.items():
         parser.add_argument(limit.option, dest=name, default=limit.default, metavar="N",
                             type=float if name.endswith("_s") else int)
     parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
                         "--idle", metavar="N", help="for the kit; without effect")
-    parser.set_defaults(name="function", version="", region="local", credentials={})
+    parser.set_defaults(version="", region="local", credentials={})
     options = parser.parse_args(words)
     options.env = dict(pair.partition("=")[::2] for pair in options.env)
     try:
@@ -653,7 +667,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             raise ValueError("%s is not a folder" % options.code)
     except ValueError as error:
         parser.error(str(error))
-    options.init_timeout_s = options.init_timeout_s or options.timeout_s
     options.code = os.path.realpath(options.code)
     return options
 
@@ -683,7 +696,7 @@ def print_line(identity: object, outcome: Outcome) -> None:
 
 def print_answer(outcome: Outcome) -> None:
     """Print what the caller sees, and on stderr what was wrong."""
-    sys.stdout.buffer.write(outcome.body + b"\n")
+    sys.stdout.buffer.write(outcome.body + b"\n" * (outcome.body[-1:] != b"\n"))
     for rule, seen in outcome.violations:
         print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
     if outcome.kind != "ok":

@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -110,7 +110,7 @@ class Session:
         self.collected: List[str] = []  # before anything is deselected
         self.unchecked: List[str] = []  # rules asked for that have no check here
         self.verdicts: List[report.Verdict] = []
-        self.unusable: Set[kit.Implementation] = set()  # and this was said
+        self.unusable: List[object] = []  # and this was said
         self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(POOL_SIZE)
         self.apart: Optional[file_processes.FileProcesses] = None
@@ -131,10 +131,14 @@ class Session:
         if option("--bootstrap") is not None and not protocol:
             raise ValueError("--bootstrap needs --protocol, one of "
                              + ", ".join(kit.PROTOCOLS))
-        limits = option("--patience"), option("--hold")
-        return (strangers(option("--bootstrap"), option("--code"), wanted, gaps, limits),
-                strangers(option("--platform"), str(pathlib.Path.cwd()), wanted, gaps,
-                          limits))
+        found: List[List[kit.Implementation]] = []
+        for text, folder in ((option("--bootstrap"), option("--code")),
+                             (option("--platform"), str(pathlib.Path.cwd()))):
+            words, place = kit.command_of(text, folder) if text is not None else ((), "")
+            found.append([kit.Implementation(
+                "yours", one, words, place, tuple(gaps), (), option("--patience"),
+                option("--hold")) for one in wanted if text is not None])
+        return found[0], found[1]
 
     def subjects(self, fixture: str, function_name: str) -> List[kit.Implementation]:
         """Return what a check with that argument and name is run on."""
@@ -147,16 +151,6 @@ class Session:
         """Return the rule that a check is named for; generated ones say it."""
         params = getattr(getattr(item, "callspec", None), "params", {})
         return checks.find_rule(self.rules, item.originalname, params)
-
-
-def strangers(text: Optional[str], folder: Optional[str], protocols: List[str],
-              gaps: List[str], limits: Tuple[float, float]) -> List[kit.Implementation]:
-    """Return a stranger's command for each protocol."""
-    if text is None:
-        return []
-    words, place = kit.command_of(text, folder)
-    return [kit.Implementation("yours", protocol, words, place, tuple(gaps), (), *limits)
-            for protocol in protocols]
 
 
 RUN: "pytest.StashKey[Session]" = pytest.StashKey()
@@ -224,8 +218,8 @@ def is_whole(config: pytest.Config) -> bool:
 
 def is_begun(item: pytest.Item) -> bool:
     """Tell whether threads or processes are at a test before pytest comes to it."""
-    return (subject_of(item) is not None or beginning(item.path.stem) is not None
-            or item.path.parent.name in APART)
+    return (subject_of(item) is not None or item.path.parent.name in APART
+            or hasattr(sys.modules.get(item.path.stem), "begin"))
 
 
 def asked_for(session: Session, item: pytest.Function) -> bool:
@@ -238,11 +232,6 @@ def asked_for(session: Session, item: pytest.Function) -> bool:
     if session.only and (rule is None or rule.id not in session.only):
         return False
     return session.strict or rule is None or not rule.level.startswith("SHOULD")
-
-
-def beginning(module: str) -> Any:
-    """Return the function by which a module has its work started early, or nothing."""
-    return getattr(sys.modules.get(module), "begin", None)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -258,9 +247,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         run.futures.update((item.nodeid, concurrent.futures.Future()) for item in lane)
         run.pool.submit(walk, run, lane)
     for module in sorted({item.path.stem for item in session.items}):
-        begin = beginning(module)
-        if begin is not None:
-            begin(run.pool)
+        if hasattr(sys.modules.get(module), "begin"):
+            sys.modules[module].begin(run.pool)
 
 
 def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:
@@ -297,11 +285,11 @@ def judge(session: Session, item: pytest.Function) -> report.Verdict:
     found = subject_of(item)
     assert found is not None
     rule = session.rule_of(item)
-    params = {name: value for name, value in item.callspec.params.items()
-              if name != found[0]}
-    check = checks.Check(rule.id if rule else item.originalname, found[0],
-                         item.function, params, item.name)
-    return checks.judge(check, found[1], rule.line if rule else 0)
+    params = dict(item.callspec.params)
+    del params[found[0]]
+    return checks.judge(
+        checks.Check(rule.id if rule else item.originalname, found[0], item.function,
+                     params, item.name), found[1], rule.line if rule else 0)
 
 
 def pytest_runtest_protocol(item: pytest.Item) -> Optional[bool]:
@@ -326,20 +314,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[object]:
     session.verdicts.append(verdict)
     if verdict.verdict == "unsupported":
         pytest.skip(f"unsupported: {verdict.seen}")
-    if not verdict.tried and not is_first_word(session, pyfuncitem):
-        pytest.skip("not tried: what is under test cannot be used, see above")
+    if not verdict.tried:
+        found = subject_of(pyfuncitem)
+        if found in session.unusable:
+            pytest.skip("not tried: what is under test cannot be used, see above")
+        session.unusable.append(found)
     if verdict.verdict != "pass":
         pytest.fail(report.plain(verdict), pytrace=False)
     return True
-
-
-def is_first_word(session: Session, item: pytest.Item) -> bool:
-    """Tell whether this is the first check of something that cannot be used."""
-    found = subject_of(item)
-    assert found is not None
-    was_said = found[1] in session.unusable
-    session.unusable.add(found[1])
-    return not was_said
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

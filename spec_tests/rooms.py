@@ -4,8 +4,6 @@
 import pathlib
 import sys
 
-__all__ = ["NAMES"]
-
 TESTS = pathlib.Path(__file__).resolve().parent
 NAMES = ("kit", "bootstrap", "platform", "gateway", "spec", "reference", "tools")
 

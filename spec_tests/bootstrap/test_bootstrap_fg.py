@@ -12,7 +12,7 @@ from kit import Bootstrap, event_headers, instruction, same
 def test_any_poll_retry__fg_no_event(bootstrap: Bootstrap, name: str) -> None:
     """What has no id, or another status than 200, is no event."""
     with bootstrap.used_pull() as run:
-        pulling.brings_none(run, pulling.WITHOUT_ID[name])
+        pulling.survives(run, pulling.WITHOUT_ID[name])
 
 
 def test_fg_request_no_timeout(bootstrap: Bootstrap) -> None:
@@ -40,20 +40,6 @@ def test_fg_response_id__decoy(bootstrap: Bootstrap) -> None:
     """The id is that of the field, not of a value that names the field."""
     with bootstrap.used_pull() as run:
         same(b"which id?", pulling.framed(run, "decoys", b"which id?").body)
-
-
-@pytest.mark.parametrize("word", ["echo", "raise"])
-def test_any_result_once__fg(bootstrap: Bootstrap, word: str) -> None:
-    """One event brings one result, and then the next poll."""
-    with bootstrap.used_pull() as run:
-        run.invoke(instruction(word, text="a", type="T", message="m"))
-        run.alive()
-
-
-def test_any_result_once__fg_duplicate(bootstrap: Bootstrap) -> None:
-    """An event that a platform delivers twice brings a result each time."""
-    with bootstrap.used_pull() as run:
-        pulling.delivered_twice(run)
 
 
 def test_fg_start_cwd(bootstrap: Bootstrap) -> None:

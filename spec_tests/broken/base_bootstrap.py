@@ -5,6 +5,7 @@ Every step is a method of its own, so that a broken variant overrides exactly on
 them. It carries the test handler of spec_tests/README.md.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Optional, Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "kit"))
 
@@ -24,18 +25,8 @@ class Failure(Exception):
     """The handler failed: type and message of the error."""
 
 
-BROKEN_CLASSES: "List[Type[Base]]" = []
-
-
 class Base:
     """The test handler and what all protocols share."""
-
-    rule = ""  # that it breaks
-
-    def __init_subclass__(cls, rule: str = "") -> None:
-        cls.rule = rule
-        if rule:
-            BROKEN_CLASSES.append(cls)
 
     def __init__(self) -> None:
         self.count = self.running = 0
@@ -58,40 +49,22 @@ class Base:
         if not event.startswith(b'{"do":"'):
             return event
         order = json.loads(event)
-        word = getattr(self, "do_" + order.pop("do"), None)
-        if word is None:
+        word = order["do"]
+        if word == "raise":
+            raise Failure(order["type"], order["message"])
+        if word == "exit":
+            os._exit(order["status"])
+        if word == "sleep":
+            time.sleep(order["seconds"])
+        if word == "print":
+            print(order["text"], flush=True)
+        results: Dict[str, str] = {
+            "echo": order.get("text", ""), "sleep": "slept", "print": "printed",
+            "size": "x" * order.get("bytes", 0), "context": json.dumps(context),
+            "env": os.environ.get(order.get("name", ""), ""), "count": str(self.count)}
+        if word not in results:
             raise Failure("Unsupported", "no such instruction")
-        result: bytes = word(context=context, **order)
-        return result
-
-    def do_echo(self, text: str, **_: object) -> bytes:
-        return text.encode()
-
-    def do_raise(self, type: str, message: str, **_: object) -> bytes:
-        raise Failure(type, message)
-
-    def do_sleep(self, seconds: float, **_: object) -> bytes:
-        time.sleep(seconds)
-        return b"slept"
-
-    def do_exit(self, status: int, **_: object) -> bytes:
-        os._exit(status)
-
-    def do_print(self, text: str, **_: object) -> bytes:
-        print(text, flush=True)
-        return b"printed"
-
-    def do_size(self, bytes: int, **_: object) -> "bytes":
-        return b"x" * bytes
-
-    def do_context(self, context: Dict[str, Any], **_: object) -> bytes:
-        return json.dumps(context).encode()
-
-    def do_env(self, name: str, **_: object) -> bytes:
-        return os.environ.get(name, "").encode()
-
-    def do_count(self, **_: object) -> bytes:
-        return b"%d" % self.count
+        return results[word].encode()
 
     def outcome(self, event: bytes, context: Dict[str, Any]) -> Tuple[str, bytes]:
         """Return `response` or `error`, and the body of it."""
@@ -111,8 +84,9 @@ class Base:
 class Pull(Base):
     """The loop of scf and fg."""
 
-    poll_path = response_path = error_path = id_header = ""
+    poll_path = result_path = id_header = ""
     host, port = "127.0.0.1", 0
+    limit_s = 1e6  # wait for ever: a poll is a long poll
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,17 +115,13 @@ class Pull(Base):
     def read(self, method: str) -> wire.Message:
         """Return the final answer; interim ones are skipped."""
         assert self.channel is not None
-        answer = self.channel.read(self.limit_s(), to=method)
+        answer = self.channel.read(self.limit_s, to=method)
         while answer.status < 200:
-            answer = self.channel.read(self.limit_s(), to=method)
+            answer = self.channel.read(self.limit_s, to=method)
         if (answer.header("connection") or "").lower() == "close" \
                 or answer.start.startswith("HTTP/1.0"):
             self.drop()
         return answer
-
-    def limit_s(self) -> float:
-        """Wait for ever: a poll is a long poll."""
-        return 1e6
 
     def drop(self) -> None:
         """Close the connection."""
@@ -187,11 +157,12 @@ class Pull(Base):
 
     def post(self, kind: str, request_id: str, body: bytes) -> None:
         """Post a result; what the platform says to it changes nothing."""
-        path = self.response_path if kind == "response" else self.error_path
-        try:
-            self.exchange("POST", path.format(id=request_id), body)
-        except (OSError, wire.WireError):
-            pass
+        with contextlib.suppress(OSError, wire.WireError):
+            self.exchange("POST", self.path_of(kind, request_id), body)
+
+    def path_of(self, kind: str, request_id: str) -> str:
+        """Return where a result is posted to."""
+        return self.result_path.format(kind=kind, id=request_id)
 
     def pause(self) -> None:
         """Wait a moment after a poll that brought nothing."""
@@ -212,8 +183,7 @@ class Scf(Pull):
     """Tencent SCF."""
 
     poll_path = "/runtime/invocation/next"
-    response_path = "/runtime/invocation/response"
-    error_path = "/runtime/invocation/error"
+    result_path = "/runtime/invocation/{kind}"
     id_header = "Request_Id"
 
     def __init__(self) -> None:
@@ -240,8 +210,7 @@ class Fg(Pull):
     """Huawei FunctionGraph."""
 
     poll_path = "/v1/runtime/invocation/request"
-    response_path = "/v1/runtime/invocation/response/{id}"
-    error_path = "/v1/runtime/invocation/error/{id}"
+    result_path = "/v1/runtime/invocation/{kind}/{id}"
     id_header = "X-Cff-Request-Id"
 
     def __init__(self) -> None:
@@ -321,5 +290,6 @@ class Fc(Base):
         """Return what the handler is told beside the event."""
         return {"request_id": request.header("x-fc-request-id"),
                 "memory_mb": int(request.header("x-fc-function-memory") or 0),
-                "time_limit_ms": 1000 * int(request.header("x-fc-function-timeout") or 0),
+                "time_limit_ms":
+                    1000 * int(request.header("x-fc-function-timeout") or 0),
                 "function_name": request.header("x-fc-function-name")}

@@ -2,8 +2,8 @@
 # bootstraps.py: bootstraps that break one rule each (MIT).
 """Run a broken bootstrap: `python3 spec_tests/broken/bootstraps.py NAME`.
 
-NAME is that of a class; `Scf`, `Fg` and `Fc` are the correct ones. Each of the others
-overrides one step of a correct one and names the `rule` that it breaks.
+Each row of the table below is a correct bootstrap with one step of it replaced, and the
+rule which that breaks. `Scf`, `Fg` and `Fc` are the correct ones.
 """
 
 import os
@@ -13,589 +13,417 @@ import signal
 import socket
 import sys
 import threading
-from typing import Any, Dict, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Optional, Tuple, Type
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "kit")]
 
 import wire  # noqa: E402
-from broken.base_bootstrap import (  # noqa: E402
-    BROKEN_CLASSES, Base, Failure, Fc, Fg, Scf)
+from broken.base_bootstrap import Base, Failure, Fc, Fg, Pull, Scf  # noqa: E402
 
-CORRECT: Dict[str, Type[Base]] = {"scf": Scf, "fg": Fg, "fc": Fc}
+BROKEN: Dict[str, Tuple[str, str, Any]] = {}  # name -> protocol, rule, class
+
+
+def breaks(name: str, base: Type[Base], rule: str, **steps: Any) -> None:
+    """Enter a bootstrap into the table that does these steps its own way."""
+    BROKEN[name] = base.__name__.lower(), rule, type(name, (base,), steps)
 
 
 # ---- events ----
 
 
-class JsonOnly(Scf, rule="any.event.opaque"):
-    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
-        if not re.match(rb"^\s*[\[{\"\d]", event):
-            raise Failure("ValueError", "the event is no JSON")
-        return super().handle(event, context)
+def only_json(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
+    if not re.match(rb"^\s*[\[{\"\d]", event):
+        raise Failure("ValueError", "the event is no JSON")
+    return Base.handle(self, event, context)
 
 
-class Trims(Scf, rule="any.event.opaque"):
-    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
-        return super().handle(event.rstrip(b"\n"), context)
+def changed(change: Callable[[bytes], bytes]) -> Callable[..., bytes]:
+    """Return a step that handles the event as something else."""
+    return lambda self, event, context: Base.handle(self, change(event), context)
 
 
-class TextOnly(Fg, rule="any.event.opaque"):
-    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
-        return super().handle(event.decode("utf-8", "replace").encode(), context)
+def keep_chunk_sizes(self: Any, answer: wire.Message) -> None:
+    if answer.header("transfer-encoding"):
+        answer = answer._replace(body=wire.chunked(answer.body))
+    Pull.serve(self, answer)
 
 
-class StopsAtNul(Fg, rule="any.event.opaque"):
-    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
-        return super().handle(event.split(b"\0")[0], context)
-
-
-class CutsLargeEvents(Scf, rule="any.event.large"):
-    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
-        return super().handle(event[:131072], context)
-
-
-class CutsLargeResults(Fg, rule="any.event.large"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        super().post(kind, request_id, body[:131072])
-
-
-class KeepsChunkSizes(Scf, rule="any.http.chunked-event"):
-    def serve(self, answer: wire.Message) -> None:
-        if answer.header("transfer-encoding"):
-            answer = answer._replace(body=wire.chunked(answer.body))
-        super().serve(answer)
-
-
-class ChunkedInOneCase(Scf, rule="any.http.chunked-event"):
-    def is_event(self, answer: wire.Message) -> bool:
-        coding = answer.header("transfer-encoding") or "chunked"
-        return coding == "chunked" and super().is_event(answer)
-
-
+breaks("JsonOnly", Scf, "any.event.opaque", handle=only_json)
+breaks("Trims", Scf, "any.event.opaque",
+       handle=changed(lambda event: event.rstrip(b"\n")))
+breaks("TextOnly", Fg, "any.event.opaque", handle=changed(
+    lambda event: event.decode("utf-8", "replace").encode()))
+breaks("StopsAtNul", Fg, "any.event.opaque",
+       handle=changed(lambda event: event.split(b"\0")[0]))
+breaks("CutsLargeEvents", Scf, "any.event.large",
+       handle=changed(lambda event: event[:131072]))
+breaks("CutsLargeResults", Fg, "any.event.large", post=lambda self, kind, id_, body:
+       Pull.post(self, kind, id_, body[:131072]))
+breaks("KeepsChunkSizes", Scf, "any.http.chunked-event", serve=keep_chunk_sizes)
+breaks("ChunkedInOneCase", Scf, "any.http.chunked-event", is_event=lambda self, answer:
+       answer.header("transfer-encoding") in (None, "chunked")
+       and Pull.is_event(self, answer))
 
 # ---- polls ----
 
 
-class CaseSensitive(Scf, rule="any.http.header-case"):
-    def is_event(self, answer: wire.Message) -> bool:
-        return answer.status == 200 and "Request_Id" in dict(answer.headers)
+def wait_after_interim(self: Any, method: str) -> wire.Message:
+    answer: wire.Message = self.channel.read(self.limit_s, to=method)
+    while answer.status < 200:
+        if method == "POST":
+            signal.pause()
+        answer = self.channel.read(self.limit_s, to=method)
+    return answer
 
 
-class LengthInOneCase(Scf, rule="any.http.header-case"):
-    def is_event(self, answer: wire.Message) -> bool:
-        return "content-length" not in dict(answer.headers) and super().is_event(answer)
+def interim_is_final(self: Any, method: str) -> wire.Message:
+    answer: wire.Message = self.channel.read(self.limit_s, to=method)
+    if answer.status < 200:
+        self.drop()
+    return answer
 
 
-class WaitsAfterInterim(Fg, rule="any.http.interim"):
-    def read(self, method: str) -> wire.Message:
-        assert self.channel is not None
-        answer = self.channel.read(self.limit_s(), to=method)
-        while answer.status < 200:
-            if method == "POST":
-                signal.pause()
-            answer = self.channel.read(self.limit_s(), to=method)
-        return answer
+def take_half_events(self: Any, method: str) -> wire.Message:
+    try:
+        return Pull.read(self, method)
+    except wire.Closed as cut:
+        head, blank, body = cut.seen.partition(b"\r\n\r\n")
+        if not blank:
+            raise
+        start, headers = wire.parse_head(head)
+        self.drop()
+        return wire.Message(start, headers, body, head)
 
 
-class TakesAnySuccess(Scf, rule="any.poll.retry"):
-    def is_event(self, answer: wire.Message) -> bool:
-        return 200 <= answer.status < 300 and bool(answer.header(self.id_header))
+def poll_once(self: Any) -> Optional[wire.Message]:
+    answer: wire.Message = self.exchange("GET", self.poll_path, None)
+    return answer if self.is_event(answer) else None
 
 
-class NoPauseAfterCut(Scf, rule="any.poll.pause"):
-    def poll(self) -> Optional[wire.Message]:
-        while True:
-            try:
-                answer = self.exchange("GET", self.poll_path, None)
-                return answer if self.is_event(answer) else None
-            except wire.WireError:
-                pass
-            except OSError:
-                return None
-
-
-class InterimIsFinal(Scf, rule="any.http.interim"):
-    def read(self, method: str) -> wire.Message:
-        assert self.channel is not None
-        answer = self.channel.read(self.limit_s(), to=method)
-        if answer.status < 200:
-            self.drop()
-        return answer
-
-
-class DiesOn500(Scf, rule="any.poll.retry"):
-    def is_event(self, answer: wire.Message) -> bool:
-        if answer.status >= 500:
-            os._exit(1)
-        return super().is_event(answer)
-
-
-class TakesAnyStatus(Scf, rule="any.poll.retry"):
-    def is_event(self, answer: wire.Message) -> bool:
-        return True
-
-
-class FollowsRedirects(Scf, rule="any.poll.retry"):
-    def poll(self) -> Optional[wire.Message]:
-        answer = self.exchange("GET", self.poll_path, None)
-        while answer.status == 302:
-            answer = self.exchange("GET", answer.header("location") or "/", None)
-        return answer if self.is_event(answer) else None
-
-
-class DiesOnLostPoll(Fg, rule="any.poll.retry"):
-    def poll(self) -> Optional[wire.Message]:
-        answer = self.exchange("GET", self.poll_path, None)
-        return answer if self.is_event(answer) else None
-
-
-class TakesHalfEvents(Fg, rule="any.poll.retry"):
-    def read(self, method: str) -> wire.Message:
+def poll_without_pause(self: Any) -> Optional[wire.Message]:
+    while True:
         try:
-            return super().read(method)
-        except wire.Closed as cut:
-            head, blank, body = cut.seen.partition(b"\r\n\r\n")
-            if not blank:
-                raise
-            start, headers = wire.parse_head(head)
-            self.drop()
-            return wire.Message(start, headers, body, head)
-
-
-class NoPause(Scf, rule="any.poll.pause"):
-    def pause(self) -> None:
-        pass
-
-
-class PausesAfterErrorsOnly(Fg, rule="any.poll.pause"):
-    def is_event(self, answer: wire.Message) -> bool:
-        self.was_204 = answer.status == 204
-        return super().is_event(answer)
-
-    def pause(self) -> None:
-        if not self.was_204:
-            super().pause()
-
-
-class GivesUp(Scf, rule="any.poll.pause"):
-    def poll(self) -> Optional[wire.Message]:
-        try:
-            answer = self.exchange("GET", self.poll_path, None)
-        except ConnectionRefusedError:
-            os._exit(1)
+            return poll_once(self)
         except wire.WireError:
+            pass
+        except OSError:
             return None
-        return answer if self.is_event(answer) else None
 
 
-class HangsUpEarly(Scf, rule="scf.next.no-timeout"):
-    def limit_s(self) -> float:
-        return 0.2
+def follow_redirects(self: Any) -> Optional[wire.Message]:
+    answer: wire.Message = self.exchange("GET", self.poll_path, None)
+    while answer.status == 302:
+        answer = self.exchange("GET", answer.header("location") or "/", None)
+    return answer if self.is_event(answer) else None
 
 
-class HangsUpEarlyFg(Fg, rule="fg.request.no-timeout"):
-    def limit_s(self) -> float:
-        return 0.2
+def give_up(self: Any) -> Optional[wire.Message]:
+    try:
+        return poll_once(self)
+    except ConnectionRefusedError:
+        os._exit(1)
+    except wire.WireError:
+        return None
 
 
-class IgnoresMissingId(Fg, rule="any.poll.retry"):
-    def is_event(self, answer: wire.Message) -> bool:
-        return answer.status == 200
+def notice_204(self: Any, answer: wire.Message) -> bool:
+    self.was_204 = answer.status == 204
+    return Pull.is_event(self, answer)
 
 
-class TakesErrorsWithId(Fg, rule="any.poll.retry"):
-    def is_event(self, answer: wire.Message) -> bool:
-        return bool(answer.header(self.id_header))
-
-
+breaks("CaseSensitive", Scf, "any.http.header-case", is_event=lambda self, answer:
+       answer.status == 200 and "Request_Id" in dict(answer.headers))
+breaks("LengthInOneCase", Scf, "any.http.header-case", is_event=lambda self, answer:
+       "content-length" not in dict(answer.headers) and Pull.is_event(self, answer))
+breaks("WaitsAfterInterim", Fg, "any.http.interim", read=wait_after_interim)
+breaks("TakesAnySuccess", Scf, "any.poll.retry", is_event=lambda self, answer:
+       200 <= answer.status < 300 and bool(answer.header(self.id_header)))
+breaks("NoPauseAfterCut", Scf, "any.poll.pause", poll=poll_without_pause)
+breaks("InterimIsFinal", Scf, "any.http.interim", read=interim_is_final)
+breaks("DiesOn500", Scf, "any.poll.retry", is_event=lambda self, answer:
+       os._exit(1) if answer.status >= 500 else Pull.is_event(self, answer))
+breaks("TakesAnyStatus", Scf, "any.poll.retry", is_event=lambda self, answer: True)
+breaks("FollowsRedirects", Scf, "any.poll.retry", poll=follow_redirects)
+breaks("DiesOnLostPoll", Fg, "any.poll.retry", poll=poll_once)
+breaks("TakesHalfEvents", Fg, "any.poll.retry", read=take_half_events)
+breaks("NoPause", Scf, "any.poll.pause", pause=lambda self: None)
+breaks("PausesAfterErrorsOnly", Fg, "any.poll.pause", is_event=notice_204,
+       pause=lambda self: None if self.was_204 else Pull.pause(self))
+breaks("GivesUp", Scf, "any.poll.pause", poll=give_up)
+breaks("HangsUpEarly", Scf, "scf.next.no-timeout", limit_s=0.2)
+breaks("HangsUpEarlyFg", Fg, "fg.request.no-timeout", limit_s=0.2)
+breaks("IgnoresMissingId", Fg, "any.poll.retry",
+       is_event=lambda self, answer: answer.status == 200)
+breaks("TakesErrorsWithId", Fg, "any.poll.retry",
+       is_event=lambda self, answer: bool(answer.header(self.id_header)))
 
 # ---- results ----
 
 
-class NoReady(Scf, rule="scf.ready.before-next"):
-    def start(self) -> None:
-        pass
+def call_ready_once(self: Any) -> None:
+    self.exchange("POST", "/runtime/init/ready", b" ")
 
 
-class EmptyReady(Scf, rule="scf.ready.body"):
-    def start(self) -> None:
-        self.exchange("POST", "/runtime/init/ready", b"")
+def insist_on_ready(self: Any) -> None:
+    if self.exchange("POST", "/runtime/init/ready", b" ").status != 200:
+        os._exit(1)
 
 
-class ReadyMustBe200(Scf, rule="scf.ready.refused"):
-    def start(self) -> None:
-        if self.exchange("POST", "/runtime/init/ready", b" ").status != 200:
-            os._exit(1)
+def need_function_name(self: Any) -> None:
+    os.environ["SCF_FUNCTIONNAME"]
+    Scf.start(self)
 
 
-class NeedsFunctionName(Scf, rule="scf.env.tolerant"):
-    def start(self) -> None:
-        os.environ["SCF_FUNCTIONNAME"]
-        super().start()
+def post_twice(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    for _ in range(2):
+        Pull.post(self, kind, request_id, body)
 
 
-class PostsTwice(Scf, rule="any.result.once"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        super().post(kind, request_id, body)
-        super().post(kind, request_id, body)
+def post_and_go_on(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    wire.connect(self.host, self.port, self.note, "platform").send(
+        self.request("POST", self.path_of(kind, request_id), body))
 
 
-class PostsTwiceFg(Fg, rule="any.result.once"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        super().post(kind, request_id, body)
-        super().post(kind, request_id, body)
+def insist_on_200(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    while self.exchange("POST", self.path_of(kind, request_id), body).status != 200:
+        self.pause()
 
 
-class HandlesAnEventOnce(Scf, rule="any.result.once"):
-    def serve(self, answer: wire.Message) -> None:
-        request_id = (answer.header("request_id") or "").encode()
-        if request_id not in self.seen:
-            super().serve(answer)
-        self.seen.append(request_id)
+def repeat_after_half_an_answer(self: Any, kind: str, request_id: str,
+                                body: bytes) -> None:
+    try:
+        self.exchange("POST", self.path_of(kind, request_id), body)
+    except wire.WireError:
+        Pull.post(self, kind, request_id, body)
 
 
-class PollsEarly(Scf, rule="scf.response.order"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        path = self.response_path if kind == "response" else self.error_path
-        wire.connect(self.host, self.port, self.note, "platform").send(
-            self.request("POST", path, body))
-
-
-class PollsEarlyAfterErrors(PollsEarly, rule="scf.response.order"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        if kind == "response":
-            Scf.post(self, kind, request_id, body)
-        else:
-            super().post(kind, request_id, body)
-
-
-class DiesOn413(Scf, rule="any.result.once"):
-    def read(self, method: str) -> wire.Message:
-        answer = super().read(method)
-        if answer.status == 413:
-            os._exit(1)
-        return answer
-
-
-class InsistsOn200(Scf, rule="any.result.once"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        path = self.response_path if kind == "response" else self.error_path
-        while self.exchange("POST", path, body).status != 200:
-            self.pause()
-
-
-class RepeatsAfterHalfAnAnswer(Fg, rule="any.result.once"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        path = self.response_path if kind == "response" else self.error_path
+def post_until_answered(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    while True:
         try:
-            self.exchange("POST", path.format(id=request_id), body)
+            self.exchange("POST", self.path_of(kind, request_id), body)
+            return
         except wire.WireError:
-            super().post(kind, request_id, body)
+            pass
 
 
-class DiesOnError(Scf, rule="any.error.survive"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        super().post(kind, request_id, body)
-        if kind == "error":
+def die_on_error(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    Pull.post(self, kind, request_id, body)
+    if kind == "error":
+        os._exit(1)
+
+
+def post_the_first_id(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    self.seen.append(request_id.encode())
+    Pull.post(self, kind, self.seen[0].decode(), body)
+
+
+def handle_an_event_once(self: Any, answer: wire.Message) -> None:
+    request_id = (answer.header("request_id") or "").encode()
+    if request_id not in self.seen:
+        Pull.serve(self, answer)
+    self.seen.append(request_id)
+
+
+def grep_for_the_id(self: Any, answer: wire.Message) -> None:
+    text = answer.raw_head.decode("latin-1")
+    found = re.findall(r"(?i)x-cff-request-id[^A-Za-z0-9]*([\w-]*)", text)
+    Pull.serve(self, answer._replace(headers=(("X-Cff-Request-Id", found[0]),)))
+
+
+def serve_once(self: Any, answer: wire.Message) -> None:
+    Pull.serve(self, answer)
+    if self.count == 2:  # the probe has two events
+        os._exit(0)
+
+
+def die_on_413(self: Any, method: str) -> wire.Message:
+    answer = Pull.read(self, method)
+    return os._exit(1) if answer.status == 413 else answer
+
+
+def print_answers(self: Any, method: str) -> wire.Message:
+    answer = Pull.read(self, method)
+    if method == "POST":
+        print(answer.body.decode(), flush=True)
+    return answer
+
+
+def pause_without_sigterm(self: Any) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Pull.pause(self)
+
+
+breaks("NoReady", Scf, "scf.ready.before-next", start=lambda self: None)
+breaks("EmptyReady", Scf, "scf.ready.body",
+       start=lambda self: self.exchange("POST", "/runtime/init/ready", b""))
+breaks("ReadyMustBe200", Scf, "scf.ready.refused", start=insist_on_ready)
+breaks("NeedsFunctionName", Scf, "scf.env.tolerant", start=need_function_name)
+breaks("PostsTwice", Scf, "any.result.once", post=post_twice)
+breaks("PostsTwiceFg", Fg, "any.result.once", post=post_twice)
+breaks("HandlesAnEventOnce", Scf, "any.result.once", serve=handle_an_event_once)
+breaks("PollsEarly", Scf, "scf.response.order", post=post_and_go_on)
+breaks("PollsEarlyAfterErrors", Scf, "scf.response.order",
+       post=lambda self, kind, *rest: (
+           Pull.post if kind == "response" else post_and_go_on)(self, kind, *rest))
+breaks("DiesOn413", Scf, "any.result.once", read=die_on_413)
+breaks("InsistsOn200", Scf, "any.result.once", post=insist_on_200)
+breaks("RepeatsAfterHalfAnAnswer", Fg, "any.result.once",
+       post=repeat_after_half_an_answer)
+breaks("DiesOnError", Scf, "any.error.survive", post=die_on_error)
+breaks("AcceptsAnyWord", Fg, "any.error.survive", outcome=lambda self, event, context:
+       ("response", Base.outcome(self, event, context)[1]))
+breaks("PlainErrors", Scf, "any.error.document", report=lambda self, type_, message:
+       Base.report(self, type_, message) if type_ == "Unsupported"
+       else f"{type_}: {message}".encode())
+breaks("PrintsAnswers", Fg, "any.log.quiet", read=print_answers)
+breaks("FirstIdForEver", Fg, "fg.response.id", post=post_the_first_id)
+breaks("GrepsForTheId", Fg, "fg.response.id", serve=grep_for_the_id)
+breaks("NeedsItsFolder", Fg, "fg.start.cwd",
+       start=lambda self: os.stat("bootstraps.py"))
+breaks("OneShot", Scf, "any.instance.init-once", serve=serve_once)
+breaks("IgnoresSigterm", Scf, "any.stop.bootstrap", on_sigterm=lambda self, *_: None)
+breaks("IgnoresSigtermOnceUsed", Scf, "any.stop.bootstrap", on_sigterm=lambda self, *_:
+       None if self.count else Base.on_sigterm(self))
+breaks("IgnoresSigtermInPauses", Fg, "any.stop.bootstrap", pause=pause_without_sigterm)
+breaks("DropsItsResultOnSigterm", Fg, "any.stop.bootstrap",
+       on_sigterm=lambda self, *_: signal.pause())
+breaks("EndsWhileBusy", Scf, "any.stop.bootstrap",
+       on_sigterm=lambda self, *_: os._exit(0))
+breaks("DiesOfLostReady", Scf, "scf.ready.refused", start=call_ready_once)
+breaks("PostsUntilAnswered", Scf, "any.result.once", post=post_until_answered)
+breaks("LimitInSeconds", Fg, "any.result.once", context=lambda self, answer: {
+       **Fg.context(self, answer), "time_limit_ms": int(os.environ["RUNTIME_TIMEOUT"])})
+
+# ---- fc: a server ----
+
+
+def die_of_silence(self: Any, peer: socket.socket) -> None:
+    is_silent = not peer.recv(1, socket.MSG_PEEK)
+    with self.counting:
+        self.silent += is_silent
+        if self.silent > 1:  # the first one is the platform's probe
             os._exit(1)
+    Fc.serve(self, peer)
 
 
-class AcceptsAnyWord(Fg, rule="any.error.survive"):
-    def outcome(self, event: bytes, context: Dict[str, Any]) -> Tuple[str, bytes]:
-        return "response", super().outcome(event, context)[1]
+def within(place: Any, step: Callable[..., object]) -> Callable[..., None]:
+    """Return the step, done by so many at a time as the lock lets in."""
+    def one_by_one(*arguments: object) -> None:
+        with place:
+            step(*arguments)
+
+    return one_by_one
 
 
-class PlainErrors(Scf, rule="any.error.document"):
-    def report(self, type_: str, message: str) -> bytes:
-        if type_ == "Unsupported":
-            return super().report(type_, message)
-        return f"{type_}: {message}".encode()
+def give_up_slow_requests(self: Any, channel: wire.Channel,
+                          peer: socket.socket) -> wire.Message:
+    peer.recv(1, socket.MSG_PEEK)
+    return channel.read(0.2)
 
 
-class PrintsAnswers(Fg, rule="any.log.quiet"):
-    def read(self, method: str) -> wire.Message:
-        answer = super().read(method)
-        if method == "POST":
-            print(answer.body.decode(), flush=True)
-        return answer
+def answer_and_close(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    Fc.answer(self, channel, request)
+    channel.close()
 
 
-class FirstIdForEver(Fg, rule="fg.response.id"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        self.seen.append(request_id.encode())
-        super().post(kind, self.seen[0].decode(), body)
-
-
-class GrepsForTheId(Fg, rule="fg.response.id"):
-    def serve(self, answer: wire.Message) -> None:
-        text = answer.raw_head.decode("latin-1")
-        found = re.findall(r"(?i)x-cff-request-id[^A-Za-z0-9]*([\w-]*)", text)
-        fields = (("X-Cff-Request-Id", found[0]),)
-        super().serve(answer._replace(headers=fields))
-
-
-class NeedsItsFolder(Fg, rule="fg.start.cwd"):
-    def start(self) -> None:
-        os.stat("bootstraps.py")
-
-
-class OneShot(Scf, rule="any.instance.init-once"):
-    def serve(self, answer: wire.Message) -> None:
-        super().serve(answer)
-        if self.count == 2:  # the probe has two events
-            os._exit(0)
-
-
-class IgnoresSigterm(Scf, rule="any.stop.bootstrap"):
-    def on_sigterm(self, *_: object) -> None:
-        pass
-
-
-class IgnoresSigtermOnceUsed(Scf, rule="any.stop.bootstrap"):
-    def on_sigterm(self, *_: object) -> None:
-        if not self.count:
-            super().on_sigterm()
-
-
-class IgnoresSigtermInPauses(Fg, rule="any.stop.bootstrap"):
-    def pause(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        super().pause()
-
-
-class DropsItsResultOnSigterm(Fg, rule="any.stop.bootstrap"):
-    def on_sigterm(self, *_: object) -> None:
-        signal.pause()
-
-
-class EndsWhileBusy(Scf, rule="any.stop.bootstrap"):
-    def on_sigterm(self, *_: object) -> None:
+def answer_and_end(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    Fc.answer(self, channel, request)
+    if self.stopping:
         os._exit(0)
 
 
-class DiesOfLostReady(Scf, rule="scf.ready.refused"):
-    def start(self) -> None:
-        self.exchange("POST", "/runtime/init/ready", b" ")
-
-
-class PostsUntilAnswered(Scf, rule="any.result.once"):
-    def post(self, kind: str, request_id: str, body: bytes) -> None:
-        path = self.response_path if kind == "response" else self.error_path
-        while True:
-            try:
-                self.exchange("POST", path, body)
-                return
-            except wire.WireError:
-                pass
-
-
-class LimitInSeconds(Fg, rule="any.result.once"):
-    def context(self, answer: wire.Message) -> Dict[str, Any]:
-        return {**super().context(answer),
-                "time_limit_ms": int(os.environ["RUNTIME_TIMEOUT"])}
-
-
-
-# ---- fc ----
-
-
-class Loopback(Fc, rule="fc.start.port"):
-    address = "127.0.0.1"
-
-
-class SecondLoopback(Fc, rule="fc.start.port"):
-    address = "127.0.0.2"
-
-
-class KnowsOnePortVariable(Fc, rule="fc.start.port"):
-    def port(self) -> int:
-        return int(os.environ.get("FC_SERVER_PORT", "9000"))
-
-
-class PrefersTheCustomPort(Fc, rule="fc.start.port"):
-    def port(self) -> int:
-        return int(os.environ.get("FC_CUSTOM_LISTEN_PORT") or super().port())
-
-
-class DiesOfSilence(Fc, rule="fc.start.silent-connection"):
-    lock = threading.Lock()
-    silent = 0
-
-    def serve(self, peer: socket.socket) -> None:
-        is_silent = not peer.recv(1, socket.MSG_PEEK)
-        with self.lock:
-            self.silent += is_silent
-            if self.silent > 1:  # the first one is the platform's probe
-                os._exit(1)
-        super().serve(peer)
-
-
-class OneConnection(Fc, rule="fc.start.silent-connection"):
-    lock = threading.Lock()
-
-    def serve(self, peer: socket.socket) -> None:
-        with self.lock:
-            super().serve(peer)
-
-
-class OneAtATime(Fc, rule="fc.concurrency.bootstrap"):
-    lock = threading.Lock()
-
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        with self.lock:
-            super().answer(channel, request)
-
-
-class FourAtATime(Fc, rule="fc.concurrency.bootstrap"):
-    places = threading.Semaphore(4)
-
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        with self.places:
-            super().answer(channel, request)
-
-
-class GivesUpSlowRequests(Fc, rule="fc.connection.keep-alive"):
-    def read(self, channel: wire.Channel, peer: socket.socket) -> wire.Message:
-        peer.recv(1, socket.MSG_PEEK)
-        return channel.read(0.2)
-
-
-class ClosesConnections(Fc, rule="fc.connection.keep-alive"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        super().answer(channel, request)
-        channel.close()
-
-
-class ClosesIdleConnections(Fc, rule="fc.connection.keep-alive"):
-    idle_limit_s = 0.2
-
-
-class Answers201(Fc, rule="fc.invoke.status"):
-    def result(self, kind: str, body: bytes) -> bytes:
-        return super().result(kind, body).replace(b" 200 ", b" 201 ", 1)
-
-
-class AlwaysAnswers200(Fc, rule="fc.invoke.status"):
-    def result(self, kind: str, body: bytes) -> bytes:
-        return wire.response(200, [("x-fc-status", "200")], body)
-
-
-class ErrorsWithoutField(Fc, rule="fc.invoke.status"):
-    def result(self, kind: str, body: bytes) -> bytes:
-        return wire.response(404, (), body) if kind == "error" \
-            else super().result(kind, body)
-
-
-class ResultsWithoutField(Fc, rule="fc.invoke.success-field"):
-    def result(self, kind: str, body: bytes) -> bytes:
-        return wire.response(200, (), body) if kind == "response" \
-            else super().result(kind, body)
-
-
-class RefusesHooks(Fc, rule="fc.hook.answer"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        hooks = ("/initialize", "/pre-freeze", "/pre-stop")
-        if request.header("x-fc-control-path") in hooks:
-            channel.send(wire.response(405))
+def instead(is_meant: Callable[[wire.Message], bool],
+            act: Callable[[wire.Channel], object]) -> Callable[..., None]:
+    """Return a step that does something else with such requests."""
+    def answer(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+        if is_meant(request):
+            act(channel)
         else:
-            super().answer(channel, request)
+            Fc.answer(self, channel, request)
+
+    return answer
 
 
-class HangsUpOnHttp(Fc, rule="fc.http.bootstrap"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if request.header("x-fc-control-path") == "/http-invoke":
-            channel.close()
-        else:
-            super().answer(channel, request)
+def misread(is_meant: Callable[[wire.Message], object],
+            **parts: object) -> Callable[..., None]:
+    """Return a step that takes such requests for ones with other parts."""
+    def answer(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+        changes: Any = parts if is_meant(request) else {}
+        Fc.answer(self, channel, request._replace(**changes))
+
+    return answer
 
 
-class KnowsNoHttp(Fc, rule="fc.http.bootstrap"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if request.header("x-fc-control-path") == "/http-invoke":
-            channel.send(wire.response(404, [("x-fc-status", "404")], b"{}"))
-        else:
-            super().answer(channel, request)
+def is_http(request: wire.Message) -> bool:
+    return request.header("x-fc-control-path") == "/http-invoke"
 
 
-class LooksAtPathsOnly(Fc, rule="fc.invoke.kind"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        super().answer(channel, request._replace(headers=()))
-
-
-class TakesGetsForHooks(Fc, rule="fc.invoke.kind"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if request.start.startswith(("GET /pre-freeze ", "GET /pre-stop ")):
-            channel.send(wire.response(200))
-        else:
-            super().answer(channel, request)
-
-
-class NeedsTheControlPath(Fc, rule="fc.invoke.kind"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if not request.header("x-fc-control-path"):
-            request = request._replace(start="POST /some/path HTTP/1.1")
-        super().answer(channel, request)
-
-
-class LimitInSecondsFc(Fc, rule="fc.invoke.status"):
-    def context(self, request: wire.Message) -> Dict[str, Any]:
-        return {**super().context(request),
-                "time_limit_ms": int(request.header("x-fc-function-timeout") or 0)}
-
-
-class EndsWhileBusyFc(Fc, rule="any.stop.bootstrap"):
-    def on_sigterm(self, *_: object) -> None:
-        os._exit(0)
-
-
-class EndsAfterTheFirstAnswer(Fc, rule="any.stop.bootstrap"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        super().answer(channel, request)
-        if self.stopping:
-            os._exit(0)
-
-
-class ReadsNoChunks(Fc, rule="any.http.chunked-event"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if request.header("transfer-encoding"):
-            request = request._replace(body=b"")
-        super().answer(channel, request)
-
-
-class ChunkedInOneCaseFc(Fc, rule="any.http.chunked-event"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if (request.header("transfer-encoding") or "chunked") != "chunked":
-            request = request._replace(body=b"")
-        super().answer(channel, request)
-
-
-class TrimsFc(Fc, rule="any.event.opaque"):
-    def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
-        return super().handle(event.strip(), context)
-
-
-class CaseSensitiveFc(Fc, rule="any.http.header-case"):
-    def answer(self, channel: wire.Channel, request: wire.Message) -> None:
-        if "Content-Type" not in dict(request.headers) and request.path == "/invoke":
-            request = request._replace(body=b"")
-        super().answer(channel, request)
-
-
-
-# name -> protocol, rule, class
-BROKEN: Dict[str, Tuple[str, str, Type[Base]]] = {
-    one.__name__: (protocol, one.rule, one) for one in BROKEN_CLASSES
-    for protocol, correct in CORRECT.items() if issubclass(one, correct)}
+breaks("Loopback", Fc, "fc.start.port", address="127.0.0.1")
+breaks("SecondLoopback", Fc, "fc.start.port", address="127.0.0.2")
+breaks("KnowsOnePortVariable", Fc, "fc.start.port",
+       port=lambda self: int(os.environ.get("FC_SERVER_PORT", "9000")))
+breaks("PrefersTheCustomPort", Fc, "fc.start.port", port=lambda self:
+       int(os.environ.get("FC_CUSTOM_LISTEN_PORT") or Fc.port(self)))
+breaks("DiesOfSilence", Fc, "fc.start.silent-connection",
+       serve=die_of_silence, silent=0)
+breaks("OneConnection", Fc, "fc.start.silent-connection",
+       serve=within(threading.Lock(), Fc.serve))
+breaks("OneAtATime", Fc, "fc.concurrency.bootstrap",
+       answer=within(threading.Lock(), Fc.answer))
+breaks("FourAtATime", Fc, "fc.concurrency.bootstrap",
+       answer=within(threading.Semaphore(4), Fc.answer))
+breaks("GivesUpSlowRequests", Fc, "fc.connection.keep-alive",
+       read=give_up_slow_requests)
+breaks("ClosesConnections", Fc, "fc.connection.keep-alive", answer=answer_and_close)
+breaks("ClosesIdleConnections", Fc, "fc.connection.keep-alive", idle_limit_s=0.2)
+breaks("Answers201", Fc, "fc.invoke.status", result=lambda self, kind, body:
+       Fc.result(self, kind, body).replace(b" 200 ", b" 201 ", 1))
+breaks("AlwaysAnswers200", Fc, "fc.invoke.status", result=lambda self, kind, body:
+       wire.response(200, [("x-fc-status", "200")], body))
+breaks("ErrorsWithoutField", Fc, "fc.invoke.status", result=lambda self, kind, body:
+       wire.response(404, (), body) if kind == "error" else Fc.result(self, kind, body))
+breaks("ResultsWithoutField", Fc, "fc.invoke.success-field",
+       result=lambda self, kind, body: wire.response(200, (), body)
+       if kind == "response" else Fc.result(self, kind, body))
+breaks("RefusesHooks", Fc, "fc.hook.answer", answer=instead(
+    lambda request: request.header("x-fc-control-path") in (
+        "/initialize", "/pre-freeze", "/pre-stop"),
+    lambda channel: channel.send(wire.response(405))))
+breaks("HangsUpOnHttp", Fc, "fc.http.bootstrap",
+       answer=instead(is_http, lambda channel: channel.close()))
+breaks("KnowsNoHttp", Fc, "fc.http.bootstrap", answer=instead(is_http, lambda channel:
+       channel.send(wire.response(404, [("x-fc-status", "404")], b"{}"))))
+breaks("LooksAtPathsOnly", Fc, "fc.invoke.kind",
+       answer=misread(lambda request: True, headers=()))
+breaks("TakesGetsForHooks", Fc, "fc.invoke.kind", answer=instead(
+    lambda request: request.start.startswith(("GET /pre-freeze ", "GET /pre-stop ")),
+    lambda channel: channel.send(wire.response(200))))
+breaks("NeedsTheControlPath", Fc, "fc.invoke.kind", answer=misread(
+    lambda request: not request.header("x-fc-control-path"),
+    start="POST /some/path HTTP/1.1"))
+breaks("LimitInSecondsFc", Fc, "fc.invoke.status", context=lambda self, request: {
+       **Fc.context(self, request),
+       "time_limit_ms": int(request.header("x-fc-function-timeout") or 0)})
+breaks("EndsWhileBusyFc", Fc, "any.stop.bootstrap",
+       on_sigterm=lambda self, *_: os._exit(0))
+breaks("EndsAfterTheFirstAnswer", Fc, "any.stop.bootstrap", answer=answer_and_end)
+breaks("ReadsNoChunks", Fc, "any.http.chunked-event", answer=misread(
+    lambda request: request.header("transfer-encoding"), body=b""))
+breaks("ChunkedInOneCaseFc", Fc, "any.http.chunked-event", answer=misread(
+    lambda request: request.header("transfer-encoding") not in (None, "chunked"),
+    body=b""))
+breaks("TrimsFc", Fc, "any.event.opaque", handle=changed(bytes.strip))
+breaks("CaseSensitiveFc", Fc, "any.http.header-case", answer=misread(
+    lambda request: "Content-Type" not in dict(request.headers)
+    and request.path == "/invoke", body=b""))
 
 
 def main() -> None:
     """Be the one that the command line names."""
-    table = {name: entry[2] for name, entry in BROKEN.items()}
-    table.update({one.__name__: one for one in CORRECT.values()})
-    chosen = table[sys.argv[1]]()
-    assert isinstance(chosen, (Scf, Fg, Fc))
-    chosen.run()
+    table: Dict[str, Any] = {name: entry[2] for name, entry in BROKEN.items()}
+    table.update({one.__name__: one for one in (Scf, Fg, Fc)})
+    table[sys.argv[1]]().run()
 
 
 if __name__ == "__main__":

@@ -371,7 +371,7 @@ def workers() -> List[Dict[str, Any]]:
     found = []
     for one in implementations.bootstraps(["fc"]):
         build = kit.BUILDS.get(one.command[0])
-        if build is None or not build.result():
+        if build is None or not build():
             found.append({
                 "name": one.name, "runtime": "custom", "signature": "1",
                 "url": pathlib.Path(one.folder).as_uri(), "command": list(one.command),

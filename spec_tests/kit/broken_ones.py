@@ -10,8 +10,6 @@ import kit
 from broken import bootstraps, platforms
 from implementations import GAPS, module_words
 
-__all__ = ["Broken", "concerned", "correct", "every"]
-
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 HOSTILE = ("any.http.malformed", "any.http.framing")  # rules of that feature
 PATIENCE_S = 2.0  # what waits longer for a broken one has caught it

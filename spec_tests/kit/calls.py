@@ -5,19 +5,18 @@ The expectation comes from the row of the states table; that nothing else has ch
 seen from how the invocation goes on and ends.
 """
 
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, NamedTuple, Sequence, Tuple
 
-import kit
 import platform_run
 import spec
 import wire
 from kit import Mismatch, document, same
-from platform_run import Instance, Reply, PlatformRun
-
-__all__ = ["Case", "attempt", "cases"]
+from platform_run import Instance, Parts, PlatformRun
+from wire import Message
 
 EVENT = b'{"what": "the event"}'
 NEXT_EVENT = b'{"what": "the next event"}'
+RESULT = b"the result"
 UNKNOWN_ID = "11111111-2222-4333-8444-555555555555"
 
 
@@ -93,14 +92,13 @@ def attempt(platform: platform_run.PlatformUnderTest, case: Case) -> None:
         elif case.kind == "poll":
             attempt_poll(run, instance, case)
         else:
-            reply = make_call(instance, case, previous_id)
-            compare(case, reply)
+            compare(case, instance.ask(*parts_of(instance, case, previous_id)))
             conclude(run, instance, case)
 
 
 def reach(run: PlatformRun, state: str) -> Tuple[Instance, str]:
     """Return a bootstrap in that state, and the id of a finished invocation."""
-    run.finish(run.fetched(b"earlier"))
+    run.serve(b"earlier")
     assert run.idle is not None
     previous_id = run.idle.request_id
     if state == "starting":
@@ -117,10 +115,8 @@ def reach(run: PlatformRun, state: str) -> Tuple[Instance, str]:
 def attempt_stopping(run: PlatformRun, case: Case) -> None:
     """Make the call to an instance that was told to end and does not."""
     if run.stopped is None:
-        instance = run.fetched(b"earlier")
-        instance.order("ignore", signal=15)
-        run.finish(instance)
-        run.idle, run.stopped = None, instance
+        run.stopped = run.stubborn()
+        run.idle = None
         run.end_input()
         run.settle()
     instance = run.stopped
@@ -129,54 +125,35 @@ def attempt_stopping(run: PlatformRun, case: Case) -> None:
     elif case.kind == "poll":
         held(instance, instance.park())
     else:
-        compare(case, make_call(instance, case, instance.request_id))
+        compare(case, instance.ask(*parts_of(instance, case, instance.request_id)))
     instance.order("print", to=1, text=b"")
 
 
-def path_of(instance: Instance, case: Case, previous_id: str) -> str:
-    """Return the path of the call."""
-    if case.kind == "ready":
-        return "/runtime/init/ready"
+def parts_of(instance: Instance, case: Case, previous_id: str) -> Parts:
+    """Return what the call consists of: bytes, and how many `x` follow them."""
     if case.kind == "poll":
-        return kit.DIALECTS[case.protocol].poll
+        return [instance.poll_bytes()[:-5]]
     ids = {"unknown": UNKNOWN_ID, "previous": previous_id, "empty": "",
            "malformed": "a%20b%00;.."}
-    return instance.result_path(case.kind, ids.get(case.id, instance.request_id))
-
-
-def body_of(case: Case, limit: int) -> Optional[Union[bytes, int]]:
-    """Return the body of the call, or how many `x` it has."""
-    bodies = {"none": None, "limit": limit, "over": limit + 1}
-    return bodies.get(case.body, b"the result")
-
-
-def make_call(instance: Instance, case: Case, previous_id: str) -> Reply:
-    """Send the call on a connection of its own; return the answer."""
-    path = path_of(instance, case, previous_id)
-    body = body_of(case, instance.run.result_bytes)
+    path = "/runtime/init/ready" if case.kind == "ready" else \
+        instance.result_path(case.kind, ids.get(case.id, instance.request_id))
+    limit = instance.run.result_bytes
+    size = {"none": 0, "limit": limit, "over": limit + 1}.get(case.body, len(RESULT))
+    field = ("Content-Length", str(size))
+    body = {"ok": RESULT, "half-sent": RESULT[:5]}.get(case.body, size)
     if case.body == "chunked":
-        head = wire.request_bytes(case.method, path, [("Transfer-Encoding", "chunked")])
-        return instance.ask(head + wire.chunked(b"the result"))
-    if body is None:
-        return instance.ask(wire.request_bytes(case.method, path, (), b""))
-    size = body if isinstance(body, int) else len(body)
-    head = wire.request_bytes(case.method, path, [("Content-Length", str(size))])
-    return instance.ask(head, body)
+        field, body = ("Transfer-Encoding", "chunked"), wire.chunked(RESULT)
+    return [wire.request_bytes(case.method, path, [field]), body]
 
 
 def send_half(instance: Instance, case: Case, previous_id: str) -> None:
     """Send a call that ends before its announced length."""
     number = instance.open()
-    if case.kind == "poll":
-        instance.send(number, instance.poll_bytes()[:-5])
-    else:
-        path = path_of(instance, case, previous_id)
-        instance.send(number, wire.request_bytes(
-            case.method, path, [("Content-Length", "10")]) + b"12345")
+    instance.send(number, *parts_of(instance, case, previous_id))
     instance.close(number)
 
 
-def compare(case: Case, reply: Reply) -> None:
+def compare(case: Case, reply: Message) -> None:
     """Raise Mismatch unless the answer is what the action says."""
     status = {"refuse": 404, "overflow": 413}.get(case.action, 200)
     same(status, reply.status, f"{case.action}: status")
@@ -198,9 +175,8 @@ def conclude(run: PlatformRun, instance: Instance, case: Case) -> None:
         return
     outcome = run.outcome(kind)
     if kind == "ok":
-        body = body_of(case, run.result_bytes)
-        same(body if isinstance(body, bytes) else b"x" * (body or 0), outcome.body,
-             "result of the outcome")
+        bodies = {"none": b"", "limit": b"x" * run.result_bytes}
+        same(bodies.get(case.body, RESULT), outcome.body, "result of the outcome")
     run.idle = instance
 
 

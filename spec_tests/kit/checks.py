@@ -18,9 +18,6 @@ import report
 import spec
 import wire
 
-__all__ = ["Check", "FILES", "FIXTURES", "all_checks", "judge", "protocols_of", "release",
-           "rule_names", "trust"]
-
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 # Where the checks are: these files judge a stranger's work, all others only ours.
 FILES = (*sorted((TESTS / "bootstrap").glob("test_*.py")),
@@ -88,18 +85,11 @@ def all_checks(text: spec.Spec) -> List[Check]:
     for path in FILES:
         module = importlib.import_module(path.stem)
         for name, function in sorted(vars(module).items()):
-            fixture = fixture_of(name, function)
-            if fixture:
-                found += cases_of(rules, name, fixture, function)
+            code = getattr(function, "__code__", None)
+            fixtures = code and set(code.co_varnames[:code.co_argcount]) & set(FIXTURES)
+            if name.startswith("test_") and fixtures:
+                found += cases_of(rules, name, fixtures.pop(), function)
     return found
-
-
-def fixture_of(name: str, function: Any) -> str:
-    """Return which of the FIXTURES a test function takes, or nothing."""
-    if not name.startswith("test_") or not hasattr(function, "__code__"):
-        return ""
-    names = function.__code__.co_varnames[:function.__code__.co_argcount]
-    return next((one for one in names if one in FIXTURES), "")
 
 
 def cases_of(rules: Dict[str, spec.Rule], name: str, fixture: str,
@@ -134,9 +124,8 @@ def judge(check: Check, implementation: kit.Implementation,
           line: int = 0) -> report.Verdict:
     """Run one check on one implementation and return the verdict; raises nothing."""
     role = FIXTURES[check.fixture][0]
-    subject: Union[kit.Bootstrap, platform_run.PlatformUnderTest] = (
-        platform_run.PlatformUnderTest(implementation) if role == "platform"
-        else kit.Bootstrap(implementation))
+    subject = {"platform": platform_run.PlatformUnderTest,
+               "bootstrap": kit.Bootstrap}[role](implementation)
     began = time.monotonic()
     verdict = report.Verdict(check.rule, line, check.name, role,
                              implementation.protocol, implementation.name)

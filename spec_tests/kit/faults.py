@@ -13,8 +13,6 @@ import wire
 from kit import Mismatch
 from platform_run import Instance, PlatformRun
 
-__all__ = ["Fault", "attempt", "cases"]
-
 SIGNALS = ("ILL", "ABRT", "BUS", "FPE", "KILL", "SEGV", "TERM")
 FAULTS: Dict[str, Tuple[str, Dict[str, int]]] = {
     "exit-0": ("exit", {"status": 0}), "exit-3": ("exit", {"status": 3}),
@@ -76,7 +74,7 @@ def attempt(platform: platform_run.PlatformUnderTest, case: Fault) -> None:
             run.outcome(case.outcome)
         if case.point == "after-result" and case.fault == "sigstop":
             os.kill(instance.pid, signal.SIGKILL)
-            instance.reaped(run.patience_s)
+            instance.reaped()
             run.settle()
         run.idle = None
         if child:
@@ -86,7 +84,7 @@ def attempt(platform: platform_run.PlatformUnderTest, case: Fault) -> None:
 
 def succeed(run: PlatformRun) -> None:
     """Raise Mismatch unless the next event gets a new instance and a result."""
-    run.finish(run.fetched(b"the next event"), b"its result")
+    run.serve(b"the next event", b"its result")
 
 
 def reach(run: PlatformRun, point: str) -> Instance:
@@ -99,12 +97,10 @@ def reach(run: PlatformRun, point: str) -> Instance:
         run.idle = None
     elif point == "half-sent":
         number = instance.open()
-        instance.send(number, wire.request_bytes(
-            "POST", instance.result_path(), [("Content-Length", "10")]) + b"12345")
+        instance.send(number, instance.post_bytes(
+            None, [("Content-Length", "10")]) + b"12345")
     elif point == "after-result":
-        number = instance.open()
-        path = instance.result_path()
-        instance.send(number, wire.request_bytes("POST", path, (), b"done"))
+        instance.send(instance.open(), instance.post_bytes(b"done"))
     return instance
 
 
@@ -117,14 +113,13 @@ def fail(instance: Instance, fault: str) -> int:
         word, arguments = "exit", {"status": 0}
     instance.end(word, **arguments)
     if fault != "sigstop":
-        instance.reaped(instance.run.patience_s)
+        instance.reaped()
     return child
 
 
 def wait_gone(process_id: int, limit_s: float) -> None:
     """Raise Mismatch unless that process is gone soon."""
-    for _ in wire.looks(limit_s):
-        if platform_run.state_of(process_id) in ("", "Z"):
-            return
-    os.kill(process_id, signal.SIGKILL)
-    raise Mismatch("the whole process group to be gone", "a child lives on")
+    if not any(platform_run.state_of(process_id) in ("", "Z")
+               for _ in wire.looks(limit_s)):
+        os.kill(process_id, signal.SIGKILL)
+        raise Mismatch("the whole process group to be gone", "a child lives on")

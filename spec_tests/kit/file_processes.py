@@ -18,8 +18,6 @@ from typing import Dict, Iterable, List, Tuple
 
 import pytest
 
-__all__ = ["FileProcesses", "note"]
-
 SIDE_BY_SIDE = 4
 # In the process of a file: where it writes what became of its tests.
 RESULTS = os.environ.pop("KIT_RESULTS", "")

@@ -14,9 +14,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import kit
 
-__all__ = ["START_EMULATOR", "Version", "bootstraps", "go_tool", "interpreters",
-           "module_words", "platforms", "run_go"]
-
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 HANDLER_VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER",
@@ -39,9 +36,8 @@ def workshop() -> pathlib.Path:
 
 def bootstraps(protocols: Sequence[str]) -> List[kit.Implementation]:
     """Return every bootstrap of this repository for these protocols."""
-    found = [make(protocol) for protocol in protocols
-             for make in (python_bootstrap, bash_bootstrap, go_bootstrap)]
-    return [one for one in found if one is not None]
+    return [make(protocol) for protocol in protocols
+            for make in (python_bootstrap, bash_bootstrap, go_bootstrap)]
 
 
 EMULATOR = ROOT / "reference" / "emulator.py"
@@ -63,18 +59,12 @@ START_EMULATOR = (sys.executable, *module_words(EMULATOR))
 
 def platforms(protocols: Sequence[str]) -> List[kit.Implementation]:
     """Return the emulator and the small platforms for these protocols."""
-    found = [kit.Implementation("emulator", protocol, START_EMULATOR, str(ROOT))
-             for protocol in protocols if EMULATOR.exists()]
-    return found + [small_platform(protocol) for protocol in protocols
-                    if ("small", protocol) in GAPS]
-
-
-def small_platform(protocol: str) -> kit.Implementation:
-    """Return the platform that stands in the protocol's own file."""
-    program = ROOT / "reference" / f"{protocol}_platform.py"
-    return kit.Implementation(
-        "small", protocol, (sys.executable, *module_words(program)), str(ROOT),
-        GAPS["small", protocol])
+    small = [ROOT / "reference" / f"{protocol}_platform.py" for protocol in protocols]
+    return [*(kit.Implementation("emulator", protocol, START_EMULATOR, str(ROOT))
+              for protocol in protocols),
+            *(kit.Implementation("small", protocol, (
+                sys.executable, *module_words(program)), str(ROOT), GAPS["small", protocol])
+              for protocol, program in zip(protocols, small))]
 
 
 def implementation(name: str, protocol: str, command: Sequence[str],
@@ -85,24 +75,25 @@ def implementation(name: str, protocol: str, command: Sequence[str],
                               ((HANDLER_VARIABLE[protocol], handler),))
 
 
-def python_bootstrap(protocol: str) -> Optional[kit.Implementation]:
+def python_bootstrap(protocol: str) -> kit.Implementation:
     """Return the bootstrap of reference/ with its handler."""
     program = ROOT / "reference" / f"{protocol}_bootstrap.py"
-    if not program.exists():
-        return None
     return implementation("python", protocol, (sys.executable, str(program)),
                           TESTS / "handlers" / "python", "test_handler.handle")
 
 
-def bash_bootstrap(protocol: str) -> Optional[kit.Implementation]:
-    """Return the bash sample, copied to where its test handler lies beside it."""
-    sample = ROOT / "examples" / "bash" / protocol
-    if not (sample / "bootstrap").exists():
-        return None
-    folder = workshop() / f"bash-{protocol}"
+def sample(name: str, protocol: str, handler: str) -> pathlib.Path:
+    """Return a copy of a sample, with the test handler beside it."""
+    folder = workshop() / f"{name}-{protocol}"
     if not folder.exists():
-        shutil.copytree(sample, folder)
-        shutil.copy(TESTS / "handlers" / "bash" / "test_handler.sh", folder)
+        shutil.copytree(ROOT / "examples" / name / protocol, folder)
+        shutil.copy(TESTS / "handlers" / name / handler, folder)
+    return folder
+
+
+def bash_bootstrap(protocol: str) -> kit.Implementation:
+    """Return the bash sample."""
+    folder = sample("bash", protocol, "test_handler.sh")
     return implementation("bash", protocol, (str(folder / "bootstrap"),), folder,
                           "test_handler.handle")
 
@@ -113,16 +104,11 @@ def go_tool() -> Optional[str]:
     return shutil.which("go") or (str(beside) if beside.exists() else None)
 
 
-def go_bootstrap(protocol: str) -> Optional[kit.Implementation]:
-    """Return the Go sample with its test handler; the first check builds it."""
-    sample = ROOT / "examples" / "go" / protocol
-    if not (sample / "main.go").exists():
-        return None
-    folder = workshop() / f"go-{protocol}"
-    if not folder.exists():
-        shutil.copytree(sample, folder)
-        shutil.copy(TESTS / "handlers" / "go" / "handler.go", folder)
-        kit.BUILDS[str(folder / "bootstrap")] = kit.Build(lambda: build_go(folder))
+def go_bootstrap(protocol: str) -> kit.Implementation:
+    """Return the Go sample; the first check builds it."""
+    folder = sample("go", protocol, "handler.go")
+    kit.BUILDS.setdefault(str(folder / "bootstrap"), functools.lru_cache(maxsize=None)(
+        lambda: build_go(folder)))
     return implementation("go", protocol, (str(folder / "bootstrap"),), folder,
                           "index.handle")
 

@@ -29,9 +29,6 @@ from typing import (Any, Callable, ContextManager, Dict, Iterator, List, NamedTu
 
 import wire
 
-__all__ = ["Bootstrap", "FEATURES", "Implementation", "Mismatch", "PROTOCOLS",
-           "PullRun", "PushRun", "Result", "Subject", "Unsupported", "instruction"]
-
 # ---- model ----
 
 PROTOCOLS = ("fc", "scf", "fg")
@@ -115,10 +112,8 @@ def busy_at_last(attempt: Callable[[float], None]) -> None:
     """Try it with more and more time until something under test is busy; the last
     Mismatch counts. Where nothing tells, a loaded machine needs longer to begin."""
     for pause_s in (0.1, 0.4):
-        try:
+        with contextlib.suppress(Mismatch, wire.WireError):
             return attempt(pause_s)
-        except (Mismatch, wire.WireError):
-            pass
     attempt(1.6)
 
 
@@ -151,17 +146,16 @@ class Dialect(NamedTuple):
     response: str
     error: str
     id_header: str
-    handler: str
 
 
 DIALECTS: Dict[str, Dialect] = {
     "scf": Dialect("/runtime/init/ready", "/runtime/invocation/next",
                    "/runtime/invocation/response", "/runtime/invocation/error",
-                   "Request_Id", "index.main_handler"),
+                   "Request_Id"),
     "fg": Dialect("", "/v1/runtime/invocation/request",
                   "/v1/runtime/invocation/response/{id}",
                   "/v1/runtime/invocation/error/{id}",
-                  "X-Cff-Request-Id", "index.handler"),
+                  "X-Cff-Request-Id"),
 }
 # no generator, as threads share it
 REQUEST_IDS = map("{:08x}-0000-4000-8000-00000000c0de".format, itertools.count(1))
@@ -238,14 +232,15 @@ class Process:
             raise Mismatch("a command that starts [any.start.executable]",
                            f"{shlex.join(command)}: {error.strerror}") from None
         RUNNING.add(self)
-        cap_files(self.popen.pid)
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            import resource  # a process that prints without end must not fill the disk
+            resource.prlimit(self.popen.pid, resource.RLIMIT_FSIZE,
+                             (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
 
     def tail(self) -> str:
         """Return the end of what it printed, as a part of a sentence."""
-        size = self.output.seek(0, os.SEEK_END)
-        self.output.seek(max(0, size - 1500))
-        return f"it printed: {wire.show(self.output.read())}" if size else \
-            "it printed nothing"
+        printed = self.printed()[-1500:]
+        return f"it printed: {wire.show(printed)}" if printed else "it printed nothing"
 
     def ended(self) -> str:
         """Say with which status it ended, and what it printed last."""
@@ -274,27 +269,6 @@ class Process:
         self.output.close()
 
 
-def cap_files(process_id: int) -> None:
-    """Keep a process that prints without end from filling the disk."""
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        import resource
-        resource.prlimit(process_id, resource.RLIMIT_FSIZE,
-                         (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
-
-
-class Setting(NamedTuple):
-    """How a start differs from the ordinary one: folder, and variables left out or
-    changed."""
-
-    folder: str = ""
-    only: Sequence[str] = ()
-    but: Sequence[str] = ()
-    changed: Sequence[Tuple[str, str]] = ()
-
-
-USUAL = Setting()
-
-
 class Run:
     """One instance under test; the log belongs to the check that has it now."""
 
@@ -307,13 +281,22 @@ class Run:
         """Write down what was sent."""
         self.frames.append(wire.Frame(who, wire.show(data)))
 
-    def launch(self, host: str, port: int, setting: Setting) -> Process:
+    def launch(self, host: str, port: int, folder: str = "", only: Sequence[str] = (),
+               but: str = "", changed: Sequence[Tuple[str, str]] = ()) -> Process:
         """Start the process in its environment, or in what the check leaves of it."""
         env = {**environment(self.kind.protocol, self.kind.folder, host, port),
-               **dict(self.kind.env), **dict(setting.changed)}
+               **dict(self.kind.env), **dict(changed)}
         env = {name: value for name, value in env.items()
-               if name not in setting.but and name in (setting.only or env)}
-        return Process(self.kind.command, setting.folder or self.kind.folder, env)
+               if name != but and name in (only or env)}
+        return Process(self.kind.command, folder or self.kind.folder, env)
+
+    def invoke(self, event: bytes) -> Result:
+        """Hand over an ordinary event; return the result."""
+        raise NotImplementedError
+
+    def alive(self) -> None:
+        """Raise Mismatch unless an ordinary event is still handled."""
+        same(b"still here", self.invoke(b"still here").body, "an echo afterwards")
 
 
 # ---- pull: the kit is the runtime API ----
@@ -322,14 +305,13 @@ class Run:
 class PullRun(Run):
     """A polling bootstrap and the runtime API that it polls."""
 
-    def __init__(self, bootstrap: "Bootstrap", setting: Setting = USUAL) -> None:
+    def __init__(self, bootstrap: "Bootstrap", **setting: Any) -> None:
         super().__init__(bootstrap)
         self.dialect = DIALECTS[self.kind.protocol]
         self.api = wire.Listener(lambda who, data: self.note(who, data), "bootstrap")
-        self.ready_calls: List[wire.Message] = []
         self.last_id = ""
         try:
-            self.process = self.launch(self.api.host, self.api.port, setting)
+            self.process = self.launch(self.api.host, self.api.port, **setting)
         except BaseException:
             self.api.close()
             raise
@@ -366,7 +348,6 @@ class PullRun(Run):
         """Return the bootstrap's next poll; a call of ready before it is answered."""
         exchange = self.request(f"GET {self.dialect.poll}")
         while self.dialect.ready and exchange.request.path == self.dialect.ready:
-            self.ready_calls.append(exchange.request)
             exchange.reply()
             exchange = self.request(f"GET {self.dialect.poll}")
         same(f"GET {self.dialect.poll}", exchange.request.start.rpartition(" ")[0])
@@ -386,6 +367,11 @@ class PullRun(Run):
             raise Mismatch("POST " + " or ".join(paths), exchange.request.start)
         return Result(paths[exchange.request.path], exchange.request.body,
                       exchange.request), exchange
+
+    def answered(self, event: bytes) -> wire.Exchange:
+        """Answer the next poll with the event; return the result's call, not answered."""
+        self.poll().reply(200, self.headers(), event)
+        return self.result()[1]
 
     def answer(self, *pieces: bytes, pause_s: float = 0.0) -> Result:
         """Answer the next poll with raw bytes; return the result, acknowledged."""
@@ -408,10 +394,6 @@ class PullRun(Run):
         """Answer the next poll with the event; return the result, acknowledged."""
         return self.answer(wire.response(200, self.headers(), event))
 
-    def alive(self) -> None:
-        """Raise Mismatch unless an ordinary event is still handled."""
-        same(b"still here", self.invoke(b"still here").body, "an echo afterwards")
-
 
 # ---- push: the kit is the caller's side of the platform ----
 
@@ -419,13 +401,13 @@ class PullRun(Run):
 class PushRun(Run):
     """A bootstrap that is an HTTP server, and the platform that calls it."""
 
-    def __init__(self, bootstrap: "Bootstrap", setting: Setting = USUAL) -> None:
+    def __init__(self, bootstrap: "Bootstrap", **setting: Any) -> None:
         super().__init__(bootstrap)
         self.port = wire.free_port()
-        self.host = "127.0.0.2" if reachable_127_0_0_2() else "127.0.0.1"
+        self.host = wire.first_address("127.0.0.2")
         self.channels: List[wire.Channel] = []
         self.channel: Optional[wire.Channel] = None
-        self.process = self.launch(self.host, self.port, setting)
+        self.process = self.launch(self.host, self.port, **setting)
         try:
             self.probe()
         except BaseException:
@@ -522,41 +504,11 @@ class PushRun(Run):
                            "status %s and X-Fc-Status %s; %s" % (*key, self.process.tail()))
         return Result(kinds[key], answer.body, answer)
 
-    def alive(self) -> None:
-        """Raise Mismatch unless an ordinary event is still handled."""
-        same(b"still here", self.invoke(b"still here").body, "an echo afterwards")
-
-
-def reachable_127_0_0_2() -> bool:
-    """Tell whether this host has the address at which fc's platform calls."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.2", 0))
-        except OSError:
-            return False
-        return True
-
 
 # ---- what a check gets ----
 
 
-class Build:
-    """What has to be built before it can be tested; built once, when it is needed."""
-
-    def __init__(self, make: Callable[[], str]) -> None:
-        self.make = make
-        self.lock = threading.Lock()
-        self.trouble: Optional[str] = None
-
-    def result(self) -> str:
-        """Build it, or wait for it; return what went wrong, or nothing."""
-        with self.lock:
-            if self.trouble is None:
-                self.trouble = self.make()
-            return self.trouble
-
-
-BUILDS: Dict[str, "Build"] = {}  # by program
+BUILDS: Dict[str, Callable[[], str]] = {}  # by program; they return what went wrong
 IDLE_MOST = 40  # processes that wait for another check
 IDLE_RUNS: Dict[Tuple[object, ...], List[Any]] = {}
 PROBES: Dict[Implementation, str] = {}  # what was wrong with a first exchange
@@ -662,18 +614,15 @@ class Bootstrap(Subject):
     wanted = ("a first exchange by the rules: it starts, and its test handler fails at a"
               " made-up word (spec_tests/README.md)")
 
-    def pull(self, folder: str = "", only: Sequence[str] = ()) -> PullRun:
-        """Start an instance of scf or fg; it dies with the check."""
-        run = PullRun(self, Setting(folder, only))
-        self.runs.append(run)
-        return run
+    def pull(self, **setting: Any) -> PullRun:
+        """Start an instance of scf or fg; it dies with the check. See Run.launch()."""
+        self.runs.append(PullRun(self, **setting))
+        return self.runs[-1]  # type: ignore[no-any-return]
 
-    def push(self, but: Sequence[str] = (),
-             changed: Sequence[Tuple[str, str]] = ()) -> PushRun:
+    def push(self, **setting: Any) -> PushRun:
         """Start an instance of fc, up and probed; it dies with the check."""
-        run = PushRun(self, Setting(but=but, changed=changed))
-        self.runs.append(run)
-        return run
+        self.runs.append(PushRun(self, **setting))
+        return self.runs[-1]  # type: ignore[no-any-return]
 
     def used_pull(self) -> ContextManager[PullRun]:
         """Lend an instance that other checks left in order, or a new one."""
@@ -691,7 +640,7 @@ class Bootstrap(Subject):
     def exchange(self) -> None:
         """Build it if need be; ask for a made-up word. Raises Mismatch."""
         build = BUILDS.get(self.implementation.command[0])
-        trouble = build.result() if build is not None else ""
+        trouble = build() if build is not None else ""
         if trouble:
             raise Mismatch("a program that can be built", trouble)
         made_up_word(self)
@@ -744,8 +693,3 @@ def command_of(text: str, folder: Optional[str] = None) -> Tuple[Tuple[str, ...]
     place = pathlib.Path(folder).absolute() if folder else \
         found.parent if found else pathlib.Path.cwd()
     return tuple(words), str(place)
-
-
-def python() -> str:
-    """Return the interpreter that runs the kit."""
-    return sys.executable

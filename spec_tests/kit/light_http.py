@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import pathlib
     from typing import Any, Callable, Dict, Optional, Tuple, Union
 
-__all__ = ["ENVIRON", "FOLDER", "Socket", "Timeout", "aside", "connect", "listen",
-           "literal", "place", "read_message", "reset", "to_json"]
-
 FOLDER = sys.argv[0].rpartition("/")[0] or "."  # the code package
 ENVIRON = {name.decode("utf-8", "surrogateescape"):
            value.decode("utf-8", "surrogateescape")

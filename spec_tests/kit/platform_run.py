@@ -28,9 +28,7 @@ import kit
 import light_http
 import wire
 from kit import Mismatch
-
-__all__ = ["CLOCKED", "Instance", "LIMITED", "Outcome", "PAIR", "PlatformRun",
-           "PlatformUnderTest", "Reply"]
+from wire import Message
 
 # Options that several checks have in common, so that they can share a platform.
 LIMITED = ("--timeout", "1", "--grace", "60")
@@ -70,33 +68,6 @@ def outcome_of(line: Dict[str, Any]) -> Outcome:
                          for name, value in line.get("headers", ())), line)
 
 
-class Reply(NamedTuple):
-    """What an instance read from a connection."""
-
-    end: str  # whole, silence or closed
-    start: str
-    headers: Tuple[Tuple[str, str], ...]
-    body: bytes
-    body_bytes: int
-
-    @property
-    def status(self) -> int:
-        """Return the status of an answer; 0 if there is none."""
-        parts = self.start.split(" ")
-        return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0
-
-    def header(self, name: str) -> Optional[str]:
-        """Return the first value of that field, in any case of letters."""
-        for key, value in self.headers:
-            if key.lower() == name.lower():
-                return value
-        return None
-
-    def values(self, name: str) -> List[str]:
-        """Return every value of that field."""
-        return [value for key, value in self.headers if key.lower() == name.lower()]
-
-
 class Environment(Dict[str, str]):
     """The variables of a process; one that is missed is a mismatch."""
 
@@ -130,7 +101,7 @@ class Instance:
         self.request_id = ""
         self.asked = 0
         self.unread = 0  # answers to orders that nobody waited for
-        self.got = Reply("", "", (), b"", 0)
+        self.got = Message("", (), b"")
 
     def order(self, word: str, **arguments: object) -> Dict[str, Any]:
         """Give an order, return the answer. Raises Mismatch if the instance is gone."""
@@ -151,30 +122,15 @@ class Instance:
         with contextlib.suppress(OSError):
             self.sock.sendall(marshal.dumps({"do": word, **arguments}))
 
-    def gone(self, limit_s: float) -> bool:
-        """Wait until the process is gone; tell whether it is."""
-        self.sock.settimeout(limit_s)
-        try:
-            while True:
-                marshal.load(self.lines)
-        except (OSError, EOFError) as error:
-            return not isinstance(error, socket.timeout)
-
-    def reaped(self, limit_s: float) -> None:
+    def reaped(self) -> None:
         """Wait until the platform has taken note of the end. Raises Mismatch."""
-        for _ in wire.looks(limit_s):
-            try:
-                os.kill(self.pid, 0)
-            except OSError:
-                return
-        raise Mismatch("the end of a process to be noticed", "it is a zombie, or there")
+        if not any(not state_of(self.pid) for _ in wire.looks(self.run.patience_s)):
+            raise Mismatch("the end of a process to be noticed", "it is there, or a zombie")
 
-    def frozen(self, limit_s: float) -> None:
+    def frozen(self) -> None:
         """Wait until the process stands still. Raises Mismatch."""
-        for _ in wire.looks(limit_s):
-            if state_of(self.pid) == "T":
-                return
-        raise Mismatch("a process that is stopped", "it runs")
+        if not any(state_of(self.pid) == "T" for _ in wire.looks(self.run.patience_s)):
+            raise Mismatch("a process that is stopped", "it runs")
 
     # -- as a client of the runtime API --
 
@@ -202,13 +158,13 @@ class Instance:
         return "failed" not in self.order("send", n=number, parts=parts)
 
     def read(self, number: int, limit_s: Optional[float] = None,
-             bodiless: bool = False) -> Reply:
+             bodiless: bool = False) -> Message:
         """Return what arrives on that connection within the limit."""
         return self.reply_of(self.order(
             "read", n=number, bodiless=bodiless,
             limit_s=self.run.patience_s if limit_s is None else limit_s))
 
-    def reply_of(self, answer: Dict[str, Any]) -> Reply:
+    def reply_of(self, answer: Dict[str, Any]) -> Message:
         """Return and write down what the instance has read."""
         head, body = answer["head"], answer["body"]
         self.run.note("platform", head + b"\r\n\r\n" + body if head else
@@ -217,7 +173,7 @@ class Instance:
             start, headers = wire.parse_head(head) if head else ("", ())
         except wire.Garbage as bad:
             raise Mismatch("an HTTP head", bad.what) from None
-        return Reply(answer["end"], start, headers, body, answer["body_bytes"])
+        return Message(start, headers, body, head, answer["end"], answer["body_bytes"])
 
     def close(self, number: int, reset: bool = False) -> None:
         """Close that connection."""
@@ -233,7 +189,7 @@ class Instance:
         if "failed" in answer:
             raise Mismatch("a port that is free", answer["failed"])
 
-    def request(self, path: str = "", limit_s: Optional[float] = None) -> Reply:
+    def request(self, path: str = "", limit_s: Optional[float] = None) -> Message:
         """Return the next request of the platform, which must have that path."""
         answer = self.order("request", n=0, limit_s=self.run.patience_s
                             if limit_s is None else limit_s)
@@ -254,7 +210,7 @@ class Instance:
         self.end("send", n=self.asked, parts=[data])
         self.unread += 1
 
-    def ask(self, *parts: Union[bytes, int]) -> Reply:
+    def ask(self, *parts: Union[bytes, int]) -> Message:
         """Send on a connection of its own; return the whole answer."""
         number = self.open()
         self.send(number, *parts)
@@ -264,7 +220,7 @@ class Instance:
             raise Mismatch("a whole answer", f"{reply.end} after {reply.start!r}")
         return reply
 
-    def ready(self, body: bytes = b" ") -> Reply:
+    def ready(self, body: bytes = b" ") -> Message:
         """Call POST /runtime/init/ready (scf)."""
         return self.ask(wire.request_bytes("POST", "/runtime/init/ready", (), body))
 
@@ -278,7 +234,7 @@ class Instance:
         self.send(number, self.poll_bytes())
         return number
 
-    def fetch(self, number: Optional[int] = None) -> Reply:
+    def fetch(self, number: Optional[int] = None) -> Message:
         """Return the event that a poll brings; a new poll unless one is given."""
         own = self.park() if number is None else number
         reply = self.read(own)
@@ -286,6 +242,7 @@ class Instance:
         if reply.end != "whole" or reply.status != 200:
             raise Mismatch("an event", f"{reply.end}, {reply.start!r}")
         self.request_id = reply.header(kit.DIALECTS[self.run.protocol].id_header) or ""
+        self.got = reply
         return reply
 
     def result_path(self, kind: str = "response",
@@ -295,7 +252,11 @@ class Instance:
         form = dialect.response if kind == "response" else dialect.error
         return form.format(id=self.request_id if request_id is None else request_id)
 
-    def result(self, body: bytes, kind: str = "response") -> Reply:
+    def post_bytes(self, body: Optional[bytes], headers: wire.Headers = ()) -> bytes:
+        """Return the bytes of a result, or of its head, with these fields."""
+        return wire.request_bytes("POST", self.result_path(), headers, body)
+
+    def result(self, body: bytes, kind: str = "response") -> Message:
         """Post a result for the event fetched last; return the answer."""
         return self.ask(wire.request_bytes("POST", self.result_path(kind), (), body))
 
@@ -303,39 +264,12 @@ class Instance:
 # ---- the platform ----
 
 
-class Package(NamedTuple):
-    """How the code is handed over, and the platform's own environment."""
-
-    zipped: bool = False
-    extra: str = ""  # an entry of the ZIP that does not belong there
-    env: Dict[str, str] = {}
-
-
-USUAL = Package()
-
-
-def write_code(folder: pathlib.Path, port: int) -> None:
-    """Write played_bootstrap.py as the code package."""
-    (folder / "script").write_text(str(port))
-    light_http.place(folder, PLAYED)
-
-
-def zip_of(folder: pathlib.Path, extra: str) -> pathlib.Path:
-    """Return the folder as a ZIP file within itself."""
-    target = folder / "code.zip"
-    with zipfile.ZipFile(target, "w") as package:
-        for name in ("bootstrap", "script"):
-            package.write(folder / name, name)
-        if extra:
-            package.writestr(extra, "evil")
-    return target
-
-
 class PlatformRun:
     """One running platform: its stdin and stdout, and the instances that called in."""
 
     def __init__(self, subject: "PlatformUnderTest", options: Sequence[str],
-                 package: "Package") -> None:
+                 zipped: bool = False, extra: str = "",
+                 env: Optional[Dict[str, str]] = None) -> None:
         self.implementation = subject.implementation
         self.protocol = self.implementation.protocol
         self.patience_s = self.implementation.patience_s
@@ -355,26 +289,34 @@ class PlatformRun:
         self.control.listen(64)
         self.code = pathlib.Path(tempfile.mkdtemp(prefix="kit-code-"))
         self.errors = tempfile.TemporaryFile()
-        write_code(self.code, self.control.getsockname()[1])
-        self.package = package
+        (self.code / "script").write_text(str(self.control.getsockname()[1]))
+        light_http.place(self.code, PLAYED)
+        package = self.zip(extra) if zipped else self.code
         threading.Thread(target=self.accept, daemon=True).start()
-        self.popen = self.launch()
+        self.popen = self.launch(package, {**os.environ, **(env or {})})
         kit.RUNNING.add(self)
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
-    def launch(self) -> "subprocess.Popen[bytes]":
+    def zip(self, extra: str) -> pathlib.Path:
+        """Return the code as a ZIP file, with an entry that does not belong there."""
+        target = self.code / "code.zip"
+        with zipfile.ZipFile(target, "w") as package:
+            for name in ("bootstrap", "script"):
+                package.write(self.code / name, name)
+            if extra:
+                package.writestr(extra, "evil")
+        return target
+
+    def launch(self, code: pathlib.Path, env: Dict[str, str]) -> "subprocess.Popen[bytes]":
         """Start the platform. Raises Mismatch."""
-        code = self.code
-        if self.package.zipped:
-            code = zip_of(code, self.package.extra)
         command = [*self.implementation.command, self.protocol, str(code), "--jsonl",
                    *self.options]
         try:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=self.errors, cwd=self.implementation.folder,
-                env={**os.environ, **self.package.env}, start_new_session=True)
+                stderr=self.errors, cwd=self.implementation.folder, env=env,
+                start_new_session=True)
         except OSError as error:
             self.control.close()
             shutil.rmtree(self.code, ignore_errors=True)
@@ -524,7 +466,7 @@ class PlatformRun:
     def discard(self, instance: Instance) -> None:
         """End a bootstrap that is not to be used again, frozen or not."""
         kill_if(instance.pid, str(self.code))
-        instance.reaped(self.patience_s)
+        instance.reaped()
         self.settle()
 
     def abandon(self, *instances: Instance) -> None:
@@ -559,55 +501,74 @@ class PlatformRun:
         if status == 0 or not self.tail():
             raise Mismatch("a status that is not 0, and a message", f"status {status}")
 
-    # -- push: a server --
+    # -- the bootstrap in a given state --
 
-    def served(self, event: bytes = b"hello", **fields: object) -> Instance:
-        """Return a bootstrap that has the invocation before it, unanswered."""
-        self.issue(event, **fields)
-        if self.idle is None:
-            instance = self.instance()
-            instance.listen()
-        else:
-            instance, self.idle = self.idle, None
-        instance.got = instance.request()
-        return instance
-
-    def settled(self, instance: Instance, body: bytes = b"done") -> Outcome:
-        """Answer the invocation with a result; return its outcome, which is ok."""
-        instance.answer(200, [("x-fc-status", "200")], body)
-        found = self.outcome("ok")
-        kit.same(body, found.body, "the body of the outcome")
-        self.idle = instance
-        return found
-
-    # -- pull: the bootstrap in a given state --
-
-    def starting(self, event: bytes) -> Instance:
+    def starting(self, event: bytes = b"hello") -> Instance:
         """Return a new bootstrap before its first call; the event waits for it."""
         self.discard_idle()
         self.issue(event)
         return self.instance()
 
-    def fetched(self, event: bytes) -> Instance:
-        """Return a bootstrap that has just fetched the event."""
-        if self.idle is None:
-            instance = self.starting(event)
-            if self.protocol == "scf":
-                instance.ready()
-        else:
-            instance, self.idle = self.idle, None
-            self.issue(event)
-        reply = instance.fetch()
-        kit.same(event, reply.body, "the event as the body")
+    def ready(self, event: bytes = b"hello") -> Instance:
+        """Return a new bootstrap of scf or fg that gets the event when it polls."""
+        instance = self.starting(event)
+        if self.protocol == "scf":
+            instance.ready()
+        return instance
+
+    def server(self) -> Instance:
+        """Return the next bootstrap of fc that is started, listening."""
+        instance = self.instance()
+        instance.listen()
+        return instance
+
+    def idle_one(self) -> Instance:
+        """Return a bootstrap that has served an event, and is idle."""
+        self.serve(b"before")
+        instance, self.idle = self.idle, None
+        assert instance is not None
+        return instance
+
+    def fetched(self, event: bytes = b"hello", **fields: object) -> Instance:
+        """Return a bootstrap that has just fetched the event, or on fc a request."""
+        instance, self.idle = self.idle, None
+        if instance is not None or self.protocol == "fc":
+            self.issue(event, **fields)
+        if self.protocol == "fc":
+            instance = instance or self.server()
+            instance.got = instance.request()
+            return instance
+        instance = instance or self.ready(event)
+        kit.same(event, instance.fetch().body, "the event as the body")
         return instance
 
     def finish(self, instance: Instance, body: bytes = b"done") -> Outcome:
-        """Post the result of the event fetched last; return its outcome, an ok."""
-        kit.same(200, instance.result(body).status, "status of the answer to a result")
-        found = self.outcome("ok")
+        """Give the result of that event; return its outcome, an ok."""
+        if self.protocol == "fc":
+            instance.answer(200, [("x-fc-status", "200")], body)
+        else:
+            status = instance.result(body).status
+            kit.same(200, status, "status of the answer to a result")
+        found = self.outcome("ok", instance)
         kit.same(body, found.body, "the body of the outcome")
-        self.idle = instance
         return found
+
+    def stubborn(self) -> Instance:
+        """Return a bootstrap that has served an event, and ignores SIGTERM."""
+        instance = self.fetched()
+        instance.order("ignore", signal=15)
+        self.finish(instance)
+        return instance
+
+    def pair(self) -> List[Instance]:
+        """Return two new bootstraps before their first calls, with an event for each."""
+        first = self.starting(b"one")
+        self.issue(b"two")
+        return [first, self.instance()]
+
+    def serve(self, event: bytes = b"hello", body: bytes = b"done") -> Outcome:
+        """Have this event served with this result."""
+        return self.finish(self.fetched(event), body)
 
 
 def kill_if(process_id: int, word: str) -> None:
@@ -645,8 +606,7 @@ class PlatformUnderTest(kit.Subject):
     def run(self, *options: str, zipped: bool = False, extra: str = "",
             env: Optional[Dict[str, str]] = None) -> PlatformRun:
         """Start a platform with these options; it dies with the check."""
-        package = Package(zipped, extra, env or {})
-        run = PlatformRun(self, self.options(options), package)
+        run = PlatformRun(self, self.options(options), zipped, extra, env)
         self.runs.append(run)
         return run
 
@@ -661,54 +621,50 @@ class PlatformUnderTest(kit.Subject):
         return self._lend((*port, *options))
 
     @contextlib.contextmanager
-    def fetched(self, event: bytes = b"hello") -> Iterator[Instance]:
-        """Lend a bootstrap that has fetched an event; it posts a result afterwards."""
-        with self.used_run() as run:
-            instance = run.fetched(event)
-            yield instance
-            run.finish(instance)
+    def new_run(self, *options: str) -> Iterator[PlatformRun]:
+        """Lend such a platform, without a bootstrap that is idle."""
+        with self.used_run(*options) as run:
+            run.discard_idle()
+            yield run
 
     @contextlib.contextmanager
-    def served(self, event: bytes = b"hello", **fields: object) -> Iterator[Instance]:
-        """Lend a server that has an invocation; it is answered afterwards."""
+    def running(self, *options: str, event: bytes = b"hello",
+                ) -> Iterator[Tuple[PlatformRun, Instance]]:
+        """Lend such a platform, and a bootstrap of it that has fetched an event."""
+        with self.used_run(*options) as run:
+            yield run, run.fetched(event)
+
+    @contextlib.contextmanager
+    def fetched(self, event: bytes = b"hello", **fields: object) -> Iterator[Instance]:
+        """Lend a bootstrap that has fetched an event; it gives a result afterwards."""
         with self.used_run() as run:
-            instance = run.served(event, **fields)
+            instance = run.fetched(event, **fields)
             yield instance
-            run.settled(instance)
+            run.finish(instance)
 
     def answered(self, status: int, headers: wire.Headers, body: bytes,
                  outcome: str = "ok", **fields: object) -> Outcome:
         """Answer an invocation of fc so; return its outcome, which must be of that
         kind."""
         with self.used_run() as run:
-            instance = run.served(b"hello" if not fields else b"", **fields)
+            instance = run.fetched(b"" if fields else b"hello", **fields)
             instance.answer(status, headers, body)
-            found = run.outcome(outcome, instance)
-            return found
+            return run.outcome(outcome, instance)
 
     @contextlib.contextmanager
     def _lend(self, wanted: Tuple[str, ...]) -> Iterator[PlatformRun]:
-        with self.lend(lambda: PlatformRun(self, wanted, USUAL), "", *wanted) as run:
+        with self.lend(lambda: PlatformRun(self, wanted), "", *wanted) as run:
             run.patience_s = self.implementation.patience_s  # it may have had less
             yield run
             run.no_outcome()
 
     def exchange(self) -> None:
-        """Try one round trip. Raises Mismatch."""
-        round_trip(self)
-
-
-def round_trip(platform: PlatformUnderTest) -> None:
-    """Raise Mismatch unless one result and one error come through as such."""
-    if platform.implementation.protocol == "fc":
-        with platform.used_run() as run:
-            run.settled(run.served(b"flumqat"), b"taquml")
-            instance = run.served(b"flumqat")
-            instance.answer(404, [("x-fc-status", "404")], b"{}")
+        """Raise Mismatch unless one result and one error come through as such."""
+        with self.used_run() as run:
+            run.serve(b"flumqat", b"taquml")
+            instance = run.fetched(b"flumqat")
+            if run.protocol == "fc":
+                instance.answer(404, [("x-fc-status", "404")], b"{}")
+            else:
+                instance.result(b"{}", "error")
             run.outcome("function-error", instance)
-        return
-    with platform.used_run() as run:
-        run.finish(run.fetched(b"flumqat"), b"taquml")
-        instance = run.fetched(b"flumqat")
-        instance.result(b"{}", "error")
-        run.outcome("function-error", instance)

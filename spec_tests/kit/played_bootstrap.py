@@ -14,15 +14,15 @@ import sys
 import time
 
 import light_http
+import scripted_bootstrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, Optional
 
 SHOWN_BYTES = 65536  # of a body that is sent to the kit; of the rest only the size
 
 sockets = {}  # type: Dict[int, light_http.Socket]
-eaten = []  # type: List[bytearray]
 
 
 def read_message(sock: light_http.Socket, limit_s: float, bodiless: bool,
@@ -31,19 +31,14 @@ def read_message(sock: light_http.Socket, limit_s: float, bodiless: bool,
     deadline = time.monotonic() + limit_s
     data = bytearray()
     end = "whole"
-    while not is_whole(data, bodiless):
+    while end == "whole" and not is_whole(data, bodiless):
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         try:
-            piece = sock.recv(1 << 18)
+            data += light_http.more(sock)
         except light_http.Timeout:
             end = "silence"
-            break
         except OSError:
-            piece = b""
-        if not piece:
             end = "closed"
-            break
-        data += piece
     head, _, body = bytes(data).partition(b"\r\n\r\n")
     return {"end": end, "head": head, "body": body[:SHOWN_BYTES],
             "body_bytes": len(body)}
@@ -106,34 +101,19 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
             light_http.reset(sock)
         sock.close()
     elif word == "fork":
-        child = posix.fork()
-        if child == 0:
-            time.sleep(30)
-            posix._exit(0)
-        return {"child": child}
-    else:
-        end(word, order)
-    return {}
-
-
-def end(word: str, order: "Dict[str, Any]") -> None:
-    """End or stop this process, or print, or take memory."""
-    if word == "exit":
+        return {"child": int(scripted_bootstrap.fork())}
+    elif word == "exit":
         posix._exit(order["status"])
     elif word == "kill":
-        import resource
-        import signal
-        if order["signal"] not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(order["signal"], signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        posix.kill(posix.getpid(), order["signal"])
+        scripted_bootstrap.kill(order["signal"])
     elif word == "ignore":
         import signal
         signal.signal(order["signal"], signal.SIG_IGN)
     elif word == "print":
         posix.write(order["to"], order["text"])
     elif word == "eat":
-        eaten.append(bytearray(b"x") * order["bytes"])
+        scripted_bootstrap.alloc(order["bytes"] >> 20)
+    return {}
 
 
 def main() -> None:

@@ -4,15 +4,11 @@
 test_bootstrap_any.py, test_bootstrap_scf.py and test_bootstrap_fg.py run over them.
 """
 
-import queue
 import time
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import wire
-from kit import Mismatch, PullRun, Result, instruction, same
-
-__all__ = ["BINARY", "EVENTS", "FRAMINGS", "NO_EVENT", "acknowledged_with",
-           "brings_none", "echoed", "framed"]
+from kit import Mismatch, PullRun, Result, same
 
 Fields = List[Tuple[str, str]]
 
@@ -45,97 +41,51 @@ LARGE: Dict[str, bytes] = {
 # ---- ways to send an event ----
 
 
-def plain(headers: Fields, body: bytes) -> List[bytes]:
-    """Send it as one piece."""
-    return [wire.response(200, headers, body, "OK")]
-
-
-def two_writes(headers: Fields, body: bytes) -> List[bytes]:
-    """Send head and body apart."""
-    whole = wire.response(200, headers, body, "OK")
-    return [whole[:-len(body)], whole[-len(body):]]
-
-
-def drip(headers: Fields, body: bytes) -> List[bytes]:
-    """Send byte after byte."""
-    whole = wire.response(200, headers, body, "OK")
-    return [whole[i:i + 1] for i in range(len(whole))]
-
-
-def in_chunks(headers: Fields, body: bytes) -> List[bytes]:
-    """Send it with Transfer-Encoding: chunked."""
-    fields = [*headers, ("Transfer-Encoding", "chunked")]
-    return [wire.head_bytes("HTTP/1.1 200 OK", fields) + wire.chunked(body)]
-
-
-def odd_chunks(headers: Fields, body: bytes) -> List[bytes]:
-    """Send it in chunks with all that they may have: capitals, extensions, a trailer."""
-    fields = [*headers, ("transfer-encoding", "Chunked")]
-    return [wire.head_bytes("HTTP/1.1 200 OK", fields) + wire.odd_chunks(body)]
-
-
 def cased(headers: Fields, body: bytes, change: Callable[[str], str]) -> List[bytes]:
     """Send every field name in another letter case."""
-    head, _, rest = plain(headers, body)[0].partition(b"\r\n\r\n")
+    head, _, rest = wire.response(200, headers, body).partition(b"\r\n\r\n")
     start, fields = wire.parse_head(head)
     return [wire.head_bytes(start, [(change(name), value) for name, value in fields])
             + rest]
 
 
-def lower_case(headers: Fields, body: bytes) -> List[bytes]:
-    """Send every field name in lower case."""
-    return cased(headers, body, str.lower)
-
-
-def upper_case(headers: Fields, body: bytes) -> List[bytes]:
-    """Send every field name in upper case."""
-    return cased(headers, body, str.upper)
-
-
 def no_blank(headers: Fields, body: bytes) -> List[bytes]:
     """Send no blank after the colons of the fields, and tabs behind the values."""
-    whole = plain(headers, body)[0]
-    head, _, rest = whole.partition(b"\r\n\r\n")
+    head, _, rest = wire.response(200, headers, body).partition(b"\r\n\r\n")
     return [head.replace(b": ", b":").replace(b"\r\n", b"\t\r\n") + b"\r\n\r\n" + rest]
 
 
 def decoys(headers: Fields, body: bytes) -> List[bytes]:
     """Name the fields of the event in the values of others."""
     names = ", ".join(name for name, _ in headers)
-    return plain([("Access-Control-Expose-Headers", names), ("Vary", names), *headers,
-                  ("X-Other", headers[0][0] + ": 0")], body)
+    return [wire.response(200, [
+        ("Access-Control-Expose-Headers", names), ("Vary", names), *headers,
+        ("X-Other", headers[0][0] + ": 0")], body)]
 
 
-def interim(headers: Fields, body: bytes) -> List[bytes]:
-    """Send interim answers first."""
-    return [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
-            *plain(headers, body)]
-
-
-def no_reason(headers: Fields, body: bytes) -> List[bytes]:
-    """Send a status line without a reason phrase."""
-    return [wire.response(200, headers, body, "")]
-
-
-FRAMINGS: Dict[str, Tuple[str, Callable[[Fields, bytes], List[bytes]]]] = {
-    "plain": ("", plain), "two-writes": ("", two_writes), "drip": ("", drip),
-    "chunked": ("chunked", in_chunks), "odd-chunks": ("chunked", odd_chunks),
-    "lower-case": ("", lower_case),
-    "upper-case": ("", upper_case), "no-blank": ("", no_blank), "decoys": ("", decoys),
-    "interim": ("expect", interim), "no-reason": ("", no_reason),
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+FRAMINGS: Dict[str, Callable[[Fields, bytes], List[bytes]]] = {
+    "plain": lambda headers, body: [wire.response(200, headers, body)],
+    "two-writes": lambda headers, body: [
+        wire.response(200, headers, body)[:-len(body)], body],
+    "drip": lambda headers, body: [
+        bytes([byte]) for byte in wire.response(200, headers, body)],
+    "chunked": lambda headers, body: [wire.head_bytes("HTTP/1.1 200 OK", [
+        *headers, ("Transfer-Encoding", "chunked")]) + wire.chunked(body)],
+    "odd-chunks": lambda headers, body: [wire.head_bytes("HTTP/1.1 200 OK", [
+        *headers, ("transfer-encoding", "Chunked")]) + wire.odd_chunks(body)],
+    "lower-case": lambda headers, body: cased(headers, body, str.lower),
+    "upper-case": lambda headers, body: cased(headers, body, str.upper),
+    "no-blank": no_blank, "decoys": decoys,
+    "interim": lambda headers, body: [INTERIM, wire.response(200, headers, body)],
+    "no-reason": lambda headers, body: [wire.response(200, headers, body, "")],
 }
 
 
 def framed(run: PullRun, framing: str, event: bytes) -> Result:
     """Deliver the event in that way and return the result."""
-    pieces = FRAMINGS[framing][1](run.headers(), event)
+    pieces = FRAMINGS[framing](run.headers(), event)
     return run.answer(*pieces, pause_s=0.001 if len(pieces) < 1000 else 0.0)
-
-
-def echoed(run: PullRun, event: bytes) -> None:
-    """Raise Mismatch unless the event comes back as the result, byte for byte."""
-    result = run.invoke(event)
-    same(("response", event), (result.kind, result.body), "kind and body")
 
 
 # ---- polls that bring no event ----
@@ -178,15 +128,9 @@ def filled_in(run: PullRun, pieces: Sequence[bytes]) -> List[bytes]:
     return [piece.replace(b"{fields}", fields) for piece in pieces]
 
 
-def brings_none(run: PullRun, answer: Sequence[bytes]) -> None:
-    """Raise Mismatch unless the bootstrap polls again after this and works on."""
-    run.poll().send(*filled_in(run, answer))
-    run.alive()
-
-
-def cut_off(run: PullRun, pieces: Sequence[bytes], reset: bool = False) -> None:
-    """Raise Mismatch unless a poll that breaks is followed by another one."""
-    run.poll().drop(*filled_in(run, pieces), reset=reset)
+def survives(run: PullRun, pieces: Sequence[bytes]) -> None:
+    """Raise Mismatch unless the bootstrap polls again after this answer to a poll."""
+    run.poll().send(*filled_in(run, pieces))
     run.alive()
 
 
@@ -206,99 +150,8 @@ ACKNOWLEDGEMENTS: Dict[str, Sequence[bytes]] = {
 
 def acknowledged_with(run: PullRun, pieces: Sequence[bytes]) -> None:
     """Raise Mismatch unless the bootstrap goes on, with one result for one event."""
-    run.poll().reply(200, run.headers(), b"first")
-    _, exchange = run.result()
-    exchange.send(*pieces)
+    run.answered(b"first").send(*pieces)
     run.alive()
-
-
-def result_lost(run: PullRun, lost_again: bool) -> None:
-    """Raise Mismatch unless the bootstrap goes on when a result finds no platform."""
-    run.poll().reply(200, run.headers(), b"first")
-    _, exchange = run.result()
-    exchange.drop()
-    following = run.request("another poll, or the same result once more")
-    if following.request.method == "POST":
-        if lost_again:
-            following.drop()
-        else:
-            following.reply()
-        following = run.request("another poll, as the result may be sent twice at most")
-    polls_on(run, following, "the result may be sent again once, and only without an answer")
-
-
-def polls_on(run: PullRun, exchange: wire.Exchange, why: str) -> None:
-    """Raise Mismatch unless this request is a poll, whose event is handled as usual."""
-    if exchange.request.method == "POST":
-        raise Mismatch(f"another poll: {why}", exchange.request.start)
-    same(b"still here", run.hand(exchange, b"still here").body, "an echo afterwards")
-
-
-# ---- the platform comes and goes ----
-
-
-PAUSE_S = 0.04  # the rule says 50 ms; clocks are not that exact
-AWAY_S = 0.12  # long enough for two tries that find nobody
-
-
-def goes_away(run: PullRun) -> None:
-    """Raise Mismatch unless the bootstrap survives a platform that is away a while."""
-    run.poll()
-    run.api.leave()
-    time.sleep(AWAY_S)
-    run.api.open()
-    run.alive()
-
-
-def pauses(run: PullRun, rounds: int) -> None:
-    """Raise Mismatch if a poll follows one that brought nothing without a pause.
-
-    Pauses grow, so an event comes after three. A busy machine can look like a pause,
-    hence several rounds.
-    """
-    exchange = run.poll()
-    for _ in range(rounds):
-        for status in (503, 204, 0):
-            replied = time.monotonic()
-            if status:
-                exchange.reply(status)
-            else:
-                exchange.drop(b"HTTP/1.1 200 OK\r\nContent-Le")
-            exchange = run.poll()
-            paused_s = time.monotonic() - replied
-            if paused_s < PAUSE_S:
-                raise Mismatch("a pause of 50 ms after a poll without an event",
-                               f"the next poll {paused_s:.3f} s later")
-        run.hand(exchange, b"between")
-        exchange = run.poll()
-
-
-def ends_on_sigterm(run: PullRun, is_away: bool) -> None:
-    """Raise Mismatch unless an idle bootstrap ends when SIGTERM comes, also while the
-    platform is away."""
-    run.poll()
-    if is_away:
-        run.api.leave()
-        time.sleep(AWAY_S)
-    run.process.popen.terminate()
-    run.process.wait(run.patience_s)  # its status means nothing
-
-
-def ends_after_result(run: PullRun, pause_s: float) -> None:
-    """Raise Mismatch unless a bootstrap that is busy by then gives the result first."""
-    order = instruction("sleep", seconds=pause_s + 0.2)
-    run.poll().reply(200, run.headers(), order)
-    time.sleep(pause_s)
-    run.process.popen.terminate()
-    result, exchange = run.result()
-    exchange.reply()
-    same(b"slept", result.body, "the result of the event that ran when SIGTERM came")
-    run.process.wait(run.patience_s)
-
-
-# ---- order ----
-
-EARLY_S = 0.1
 
 
 def holds_on(run: PullRun) -> None:
@@ -316,23 +169,3 @@ def holds_on(run: PullRun) -> None:
     result, exchange = run.result()
     exchange.reply()
     same(b"at last", result.body)
-
-
-def waits_for_answer(run: PullRun, event: bytes) -> None:
-    """Raise Mismatch if the bootstrap polls before its result has an answer."""
-    run.poll().reply(200, run.headers(), event)
-    _, exchange = run.result()
-    try:
-        early = run.api.arrived.get(timeout=EARLY_S)
-    except queue.Empty:
-        exchange.reply()
-        run.alive()
-        return
-    raise Mismatch("no request before the result is answered", early.request.start)
-
-
-def delivered_twice(run: PullRun) -> None:
-    """Raise Mismatch unless an event that comes twice is answered twice."""
-    event = wire.response(200, run.headers(), b"again")
-    same([b"again", b"again"], [run.answer(event).body for _ in range(2)])
-    run.alive()

@@ -13,8 +13,6 @@ from kit import Mismatch, document, same
 
 from platform_run import PlatformUnderTest, Instance, PlatformRun
 
-__all__ = ["against_bootstrap", "against_platform", "can_play"]
-
 
 def can_play(transcript: spec.Transcript) -> bool:
     """Tell whether JSON lines can carry it; a caller who leaves is not among that."""
@@ -48,27 +46,23 @@ class Names:
         return text.replace("{id}", self.request_id).replace("*", "")
 
 
-def compare(step: spec.Step, start: str, headers: wire.Headers, body: bytes,
-            names: Names) -> None:
-    """Raise Mismatch unless a message is the one of the transcript."""
-    words = start.split(" ")
-    seen = words[1] if step.who in ("P<", "B<") else " ".join(words[:2])
-    names.match(step.line, seen, step.who)
+def compare(step: spec.Step, seen: wire.Message, names: Names) -> None:
+    """Raise Mismatch unless a message is the one of the transcript; a bootstrap's JSON
+    may have more members."""
+    words = seen.start.split(" ")
+    names.match(step.line, words[1] if step.who in ("P<", "B<") else " ".join(words[:2]),
+                step.who)
     for name, value in step.headers:
-        values = [one for key, one in headers if key.lower() == name.lower()]
-        if not values:
-            raise Mismatch(f"a field {name}", f"{start} without it")
-        names.match(value, values[0], f"{name}:")
-    compare_body(step, body.decode("utf-8", "replace"), names)
-
-
-def compare_body(step: spec.Step, seen: str, names: Names) -> None:
-    """Raise Mismatch unless the body fits; a bootstrap's JSON may have more members."""
+        found = seen.header(name)
+        if found is None:
+            raise Mismatch(f"a field {name}", f"{seen.start} without it")
+        names.match(value, found, f"{name}:")
+    body = seen.body.decode("utf-8", "replace")
     if step.who.startswith("B") and step.body.startswith("{"):
-        wanted, found = document(step.body), document(seen)
-        same(wanted, {name: found.get(name) for name in wanted}, "body")
+        wanted, members = document(step.body), document(body)
+        same(wanted, {name: members.get(name) for name in wanted}, "body")
     elif step.body or not step.who.startswith("B"):
-        names.match(step.body, seen, "body")
+        names.match(step.body, body, "body")
 
 
 # ---- against a platform ----
@@ -99,17 +93,21 @@ SPOILS: Dict[str, Callable[[pathlib.Path], object]] = {
 def play(run: PlatformRun, steps: List[spec.Step], transcript: spec.Transcript) -> None:
     """Do the steps, and look at the outcome when the result must have been given."""
     names = Names()
-    player = (PushPlayer if transcript.protocol == "fc" else PullPlayer)(run, names)
+    instance: Optional[Instance] = None
     is_settled = False
     for step in steps:
         if step.line in ("GET /pre-freeze", "GET /pre-stop") and not is_settled:
             settle(run, transcript, names)
             is_settled = True
-        player.step(step)
+        if instance is None:
+            instance = run.server() if run.protocol == "fc" else run.instance()
+        if step.line == "GET /pre-stop":
+            run.end_input()
+        act(instance, step, names)
     if not is_settled:
         settle(run, transcript, names)
-    if player.started is not None:
-        run.discard(player.started)
+    if instance is not None:
+        run.discard(instance)
 
 
 def settle(run: PlatformRun, transcript: spec.Transcript, names: Names) -> None:
@@ -118,89 +116,37 @@ def settle(run: PlatformRun, transcript: spec.Transcript, names: Names) -> None:
     if (transcript.protocol, kind) == ("fc", "response-too-large"):
         kind += " or ok"  # [fc.limits.result] is a MAY
     outcome = run.outcome(kind)
-    if outcome.kind not in transcript.outcome:
-        return
     names.request_id = names.request_id or outcome.request_id
-    if transcript.result:
+    if outcome.kind in transcript.outcome and transcript.result:
         seen = outcome.body.decode("utf-8", "replace")
         names.match(transcript.result, seen, "result")
 
 
-class PullPlayer:
-    """The bootstrap's part of a pull protocol."""
-
-    def __init__(self, run: PlatformRun, names: Names) -> None:
-        self.run, self.names = run, names
-        self.started: Optional[Instance] = None
-        self.number = 0
-
-    @property
-    def instance(self) -> Instance:
-        """Return the bootstrap, once the platform has started it."""
-        self.started = self.started or self.run.instance()
-        return self.started
-
-    def step(self, step: spec.Step) -> None:
-        """Do one message or deed."""
-        if step.who == "B>":
-            method, path = self.names.filled(step.line).split(" ")
-            body = None if method == "GET" else self.names.filled(step.body).encode()
-            self.number = self.instance.open()
-            self.instance.send(self.number,
-                               wire.request_bytes(method, path, step.headers, body))
-        elif step.who == "P<":
-            reply = self.instance.read(self.number)
-            compare(step, reply.start, reply.headers, reply.body, self.names)
-        elif step.line == "close":
-            self.instance.close(self.number)
-        else:
-            deed(self.instance, step.line)
-
-
-class PushPlayer:
-    """The bootstrap's part of fc."""
-
-    def __init__(self, run: PlatformRun, names: Names) -> None:
-        self.run, self.names = run, names
-        self.started: Optional[Instance] = None
-
-    def step(self, step: spec.Step) -> None:
-        """Do one message or deed."""
-        if self.started is None:
-            self.started = self.run.instance()
-            self.started.listen()
-        instance = self.started
-        if step.who == "P>":
-            if step.line == "GET /pre-stop":
-                self.run.end_input()
-            request = instance.request(step.line.split(" ")[1])
-            compare(step, request.start, request.headers, request.body, self.names)
-        elif step.who == "B<":
-            instance.answer_bytes(answer_bytes(step, self.names))
-        elif step.line == "close":
-            instance.close(instance.asked)
-        else:
-            deed(instance, step.line)
-
-
-def answer_bytes(step: spec.Step, names: Names) -> bytes:
-    """Return a response as the transcript has it; its own length, if it says one."""
-    headers = list(step.headers)
+def act(instance: Instance, step: spec.Step, names: Names) -> None:
+    """Do one message or deed of the bootstrap, or compare one of the platform."""
+    word, _, argument = step.line.partition(" ")
     body = names.filled(step.body).encode()
-    if not any(name.lower() == "content-length" for name, _ in headers):
-        headers.append(("Content-Length", str(len(body))))
-    return wire.head_bytes(f"HTTP/1.1 {step.line} X", headers) + body
-
-
-def deed(instance: Instance, line: str) -> None:
-    """Do what a `!` line says."""
-    word, _, argument = line.partition(" ")
-    if word == "exit":
+    if step.who == "B>":
+        instance.asked = instance.open()
+        instance.send(instance.asked, wire.request_bytes(
+            word, names.filled(argument), step.headers, None if word == "GET" else body))
+    elif step.who == "B<":
+        names_of = {name.lower() for name, _ in step.headers}
+        length = [] if "content-length" in names_of else [("Content-Length", str(len(body)))]
+        instance.answer_bytes(wire.head_bytes(
+            f"HTTP/1.1 {step.line} X", [*step.headers, *length]) + body)
+    elif step.who in ("P<", "P>"):
+        got = instance.request(argument) if step.who == "P>" else \
+            instance.read(instance.asked)
+        compare(step, got, names)
+    elif word == "close":
+        instance.close(instance.asked)
+    elif word == "exit":
         instance.end("exit", status=int(argument))
     elif word == "eat":
         instance.end("eat", bytes=256 << 20)
     elif word != "silence":
-        raise ValueError(f"no such deed: {line}")
+        raise ValueError(f"no such deed: {step.line}")
 
 
 # ---- against a bootstrap ----
@@ -226,13 +172,11 @@ def pull(run: kit.PullRun, transcript: spec.Transcript) -> None:
     for step in transcript.steps:
         if step.who == "B>":
             exchange = run.request(step.line)
-            got = exchange.request
-            compare(step, got.start, got.headers, got.body, names)
+            compare(step, exchange.request, names)
         elif step.who == "P<":
             assert exchange is not None
-            is_event = step.body != ""
             fields = merged(kit.event_headers(transcript.protocol, names.request_id)
-                            if is_event else [], step, names)
+                            if step.body else [], step, names)
             exchange.reply(int(step.line), fields, names.filled(step.body).encode())
         else:
             watch(run.process, step.line, run.patience_s)
@@ -262,8 +206,7 @@ def push(run: kit.PushRun, transcript: spec.Transcript) -> None:
             channel.send(wire.request_bytes(
                 method, path, merged(run.headers(path), step, names), body))
         elif step.who == "B<":
-            got = channel.read(run.patience_s, to="POST")
-            compare(step, got.start, got.headers, got.body, names)
+            compare(step, channel.read(run.patience_s, to="POST"), names)
         else:
             watch(run.process, step.line, run.patience_s)
 

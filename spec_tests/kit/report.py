@@ -5,16 +5,14 @@ import collections
 import html
 import json
 import pathlib
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import spec
 import wire
 
-__all__ = ["VERDICTS", "Verdict", "count", "plain", "write"]
-
 VERDICTS = ("pass", "fail", "unsupported", "excluded", "error")
-WORST_FIRST = ("error", "fail", "unsupported", "excluded", "pass")
-MARKS = {"pass": "✓", "fail": "✗", "unsupported": "–", "excluded": "∅", "error": "!"}
+# The worst first, each with its mark on the page.
+MARKS = {"error": "!", "fail": "✗", "unsupported": "–", "excluded": "∅", "pass": "✓"}
 FRAMES_SHOWN = 8  # of a failure; report.json has all
 DETAILS_SHOWN = 5  # failing cases behind one cell
 
@@ -42,9 +40,6 @@ def count(verdicts: Sequence[Verdict]) -> Dict[str, int]:
     return {name: numbers[name] for name in VERDICTS if name != "excluded"}
 
 
-# ---- for the terminal ----
-
-
 def plain(verdict: Verdict) -> str:
     """Return a failure for the terminal: rule, place, expected, seen, the wire."""
     place = f"[{verdict.rule}] SPEC.md:{verdict.line}" if verdict.tried else "[any rule]"
@@ -53,14 +48,10 @@ def plain(verdict: Verdict) -> str:
     if verdict.expected:
         lines.append(f"  expected: {verdict.expected}")
     lines.append(f"  seen:     {verdict.seen}")
-    told = [frame for frame in verdict.frames if frame.text]
-    for frame in told[-FRAMES_SHOWN:]:
+    for frame in [one for one in verdict.frames if one.text][-FRAMES_SHOWN:]:
         lines.append(f"  --- {frame.who}")
         lines += ["  | " + line.rstrip("\r") for line in frame.text.split("\n")]
     return "\n".join(lines)
-
-
-# ---- for files ----
 
 
 def write(folder: pathlib.Path, text: spec.Spec, verdicts: Sequence[Verdict],
@@ -87,36 +78,29 @@ def page(text: spec.Spec, verdicts: Sequence[Verdict], judged: str) -> str:
 def table(text: spec.Spec, role: str, verdicts: Sequence[Verdict]) -> str:
     """Return the table of a role: a row for each rule, a column for what was judged."""
     heads = sorted({(one.protocol, one.implementation) for one in verdicts})
-    known = {rule.id: rule for rule in text.rules if rule.role == role
+    known = {rule.id: f"SPEC.md:{rule.line}<br>{html.escape(rule.text)}"
+             for rule in text.rules if rule.role == role
              and rule.id.split(".")[0] in {"any", *(head[0] for head in heads)}}
-    rules = [*known, *sorted({one.rule for one in verdicts} - set(known))]
-    rows = [row(text, known.get(rule), rule, [
-        [one for one in verdicts if one.rule == rule
-         and (one.protocol, one.implementation) == head] for head in heads])
-        for rule in rules]
     names = "".join(f"<th>{html.escape(' '.join(head))}</th>" for head in heads)
-    return (f"<h2>{html.escape(role)}</h2><table><tr><th>rule</th>{names}</tr>\n"
-            + "\n".join(rows) + "</table>")
-
-
-def row(text: spec.Spec, rule: Optional[spec.Rule], name: str,
-        cells: Sequence[Sequence[Verdict]]) -> str:
-    """Return a line of a table: the rule, its sentence, and what became of it."""
-    about = f"SPEC.md:{rule.line}<br>{html.escape(rule.text)}" if rule else ""
-    reason = text.exclusions.get(name, "not judged: there is no check")
-    parts = [f"<td><b>{html.escape(name)}</b> {about}</td>"]
-    parts += [cell(one) if one else "<td></td>" for one in cells]
-    if not any(cells):
-        parts[1:] = [f'<td colspan="{len(cells)}">{html.escape(reason)}</td>']
-    return f"<tr>{''.join(parts)}</tr>"
+    rows = [f"<h2>{html.escape(role)}</h2><table><tr><th>rule</th>{names}</tr>"]
+    for rule in [*known, *sorted({one.rule for one in verdicts} - set(known))]:
+        found = [one for one in verdicts if one.rule == rule]
+        cells = "".join(cell([one for one in found if (
+            one.protocol, one.implementation) == head]) for head in heads)
+        why = html.escape(text.exclusions.get(rule, "not judged: there is no check"))
+        rows.append(f"<tr><td><b>{html.escape(rule)}</b> {known.get(rule, '')}</td>"
+                    + (cells if found else f'<td colspan="{len(heads)}">{why}</td>'))
+    return "</tr>\n".join(rows) + "</tr></table>"
 
 
 def cell(verdicts: Sequence[Verdict]) -> str:
     """Return the worst verdict of a rule; what failed shows the wire."""
+    if not verdicts:
+        return "<td></td>"
     kinds = {one.verdict for one in verdicts}
-    kind = next(one for one in WORST_FIRST if one in kinds)
+    kind = next(one for one in MARKS if one in kinds)
     passed = sum(one.verdict == "pass" for one in verdicts)
-    bad = [one for one in verdicts if one.verdict in ("fail", "error")]
+    bad: List[Verdict] = [one for one in verdicts if one.verdict in ("fail", "error")]
     inner = "".join(f"<details open><summary>{html.escape(one.case)}</summary>"
                     f"<pre>{html.escape(plain(one))}</pre></details>"
                     for one in bad[:DETAILS_SHOWN])

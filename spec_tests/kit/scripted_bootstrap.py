@@ -191,12 +191,8 @@ def send(peer: light_http.Socket, text: str, count: int = 1) -> None:
     peer.sendall(text.encode("latin-1") * count)
 
 
-def cork(peer: light_http.Socket) -> None:
-    """Hold back what is sent until the connection is closed."""
-    peer.setsockopt(IPPROTO_TCP, TCP_CORK, 1)
-
-
-RAW = {"send": send, "cork": cork, "reset": light_http.reset,
+RAW = {"send": send, "reset": light_http.reset,
+       "cork": lambda peer: peer.setsockopt(IPPROTO_TCP, TCP_CORK, 1),  # until it closes
        "close": lambda peer: peer.close(),
        "shut": lambda peer: peer.shutdown(SHUT_WR)}  # type: Dict[str, Any]
 

@@ -17,15 +17,11 @@ import re
 import sys
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-__all__ = ["Diagram", "FormError", "Rule", "Spec", "Step", "Table", "Transcript",
-           "lint", "load", "parse"]
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC_PATH = ROOT / "SPEC.md"
 
 # ---- model ----
 
-KEYWORDS = ("MUST NOT", "SHOULD NOT", "MUST", "SHOULD", "MAY")
 ROLES = ("platform", "bootstrap", "gateway", "handler", "caller", "worker")
 PROTOCOLS = ("any", "fc", "scf", "fg", "fcc")
 

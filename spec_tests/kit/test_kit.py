@@ -42,33 +42,22 @@ COMMANDS: Dict[str, List[str]] = {
 }
 
 
-def implementation(name: str, protocol: str) -> kit.Implementation:
-    """Return one of the commands as something under test."""
-    return kit.Implementation(name, protocol, tuple(COMMANDS[name]), "/", (), (),
-                              PATIENCE_S)
+BAD = {"bootstrap": checks.Check(
+           "any.error.survive", "bootstrap", test_bootstrap_any.test_any_error_survive,
+           {}, "bad"),
+       "platform": checks.Check(
+           "any.result.bytes", "platform", test_platform_any.test_any_result_bytes,
+           {"body": b""}, "bad")}
 
 
 @pytest.mark.parametrize("protocol", kit.PROTOCOLS)
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_bad_bootstrap(name: str, protocol: str) -> None:
-    """A bootstrap that cannot be one fails, in bounded time, and is no error."""
+@pytest.mark.parametrize("role", sorted(BAD))
+def test_bad(role: str, name: str, protocol: str) -> None:
+    """What cannot be a bootstrap or a platform fails, in bounded time, and is no error."""
     began = time.monotonic()
-    check = checks.Check("any.error.survive", "bootstrap",
-                         test_bootstrap_any.test_any_error_survive, {}, name)
-    verdict = checks.judge(check, implementation(name, protocol))
-    assert verdict.verdict == "fail" and verdict.seen
-    assert time.monotonic() - began < BOUND_S
-
-
-@pytest.mark.parametrize("protocol", kit.PROTOCOLS)
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_bad_platform(name: str, protocol: str) -> None:
-    """A platform that cannot be one fails, in bounded time, and is no error."""
-    began = time.monotonic()
-    check = checks.Check("any.result.bytes", "platform",
-                         test_platform_any.test_any_result_bytes, {"body": b""},
-                         name)
-    verdict = checks.judge(check, implementation(name, protocol))
+    verdict = checks.judge(BAD[role], kit.Implementation(
+        name, protocol, tuple(COMMANDS[name]), "/", (), (), PATIENCE_S))
     assert verdict.verdict == "fail" and verdict.seen
     assert time.monotonic() - began < BOUND_S
 

@@ -16,10 +16,6 @@ import threading
 import time
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-__all__ = ["Channel", "Closed", "Exchange", "Frame", "Garbage", "Listener", "Message",
-           "Silence", "WireError", "chunked", "free_port", "looks", "response",
-           "request_bytes"]
-
 # ---- limits ----
 
 HEAD_LIMIT_BYTES = 64 * 1024
@@ -86,12 +82,15 @@ class Message(NamedTuple):
     start: str
     headers: Tuple[Tuple[str, str], ...]
     body: bytes
-    raw_head: bytes
+    raw_head: bytes = b""
+    end: str = "whole"  # or silence or closed: what came instead of the rest
+    body_bytes: int = 0  # where the body was cut short for the kit
 
     @property
     def status(self) -> int:
-        """Return the status of a response."""
-        return int(self.start.split(" ")[1])
+        """Return the status of a response; 0 if there is none."""
+        found = re.match(r"\S+ (\d+)( |$)", self.start)
+        return int(found[1]) if found else 0
 
     @property
     def method(self) -> str:
@@ -105,10 +104,11 @@ class Message(NamedTuple):
 
     def header(self, name: str) -> Optional[str]:
         """Return the first value of that field, in any case of letters."""
-        for key, value in self.headers:
-            if key.lower() == name.lower():
-                return value
-        return None
+        return next(iter(self.values(name)), None)
+
+    def values(self, name: str) -> List[str]:
+        """Return every value of that field."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
 
 
 NOT_PLAIN = re.compile(r"[^\r\n\t -~]")  # every frame goes through it, so it is quick
@@ -192,12 +192,8 @@ def free_port() -> int:
                 pass
 
 
-def own_host() -> str:
-    """Return a loopback address that is ours alone, where the system has so many.
-
-    A bootstrap that somebody has lost polls on for ever; it must not reach our port.
-    """
-    host = "127.%d.%d.%d" % tuple(random.randrange(1, 255) for _ in range(3))
+def first_address(host: str) -> str:
+    """Return this loopback address, or 127.0.0.1 where the system has no other."""
     with socket.socket() as probe:
         try:
             probe.bind((host, 0))
@@ -231,11 +227,8 @@ class Channel:
 
     def more(self, deadline: float) -> None:
         """Read at least one byte into the buffer. Raises Silence or Closed."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise Silence("nothing more arrived in time", bytes(self.buffer))
         try:
-            self.sock.settimeout(left)
+            self.sock.settimeout(max(1e-6, deadline - time.monotonic()))
             data = self.sock.recv(1 << 18)
         except socket.timeout:
             raise Silence("nothing more arrived in time", bytes(self.buffer)) from None
@@ -273,7 +266,8 @@ class Channel:
             partial = self.line(b"\r\n\r\n", deadline)
             start, headers = parse_head(partial)
             message = Message(start, headers, b"", partial)
-            self.check_start(message, to)
+            if not re.match(STATUS_LINE if to else REQUEST_LINE, start):
+                raise Garbage(f"bad start line {start!r}", partial)
             if to and message.status in (102, 103):  # nobody asked for it
                 return self.read(deadline - time.monotonic(), to)
             if to and message.status in (100, 101):
@@ -290,12 +284,6 @@ class Channel:
         self.log(self.peer, partial + b"\r\n\r\n" + body)
         return message._replace(body=body)
 
-    def check_start(self, message: Message, to: str) -> None:
-        """Raise Garbage unless the start line is that of the message awaited."""
-        form = STATUS_LINE if to else REQUEST_LINE
-        if not re.match(form, message.start):
-            raise Garbage(f"bad start line {message.start!r}", message.raw_head)
-
     def body(self, message: Message, deadline: float, is_response: bool) -> bytes:
         """Return the body in whichever of the framings HTTP/1.1 has."""
         if is_response and message.status in (204, 304):
@@ -308,6 +296,14 @@ class Channel:
                 raise Garbage(f"bad Content-Length {length!r}")
             return self.take(int(length), deadline)
         return self.rest(deadline) if is_response else b""
+
+    def rest(self, deadline: float) -> bytes:
+        """Return everything up to the end of the connection."""
+        try:
+            while True:
+                self.more(deadline)
+        except Closed:
+            return self.take(len(self.buffer), deadline)
 
     def chunks(self, deadline: float) -> bytes:
         """Return a chunked body, trailer fields dropped."""
@@ -323,16 +319,6 @@ class Channel:
             parts.append(self.take(int(size, 16), deadline))
             if self.take(2, deadline) != b"\r\n":
                 raise Garbage("chunk without its end")
-
-    def rest(self, deadline: float) -> bytes:
-        """Return everything up to the end of the connection."""
-        try:
-            while True:
-                self.more(deadline)
-        except Closed:
-            data = bytes(self.buffer)
-            self.buffer.clear()
-            return data
 
     def close(self, reset: bool = False) -> None:
         """Close, politely or with a reset."""
@@ -399,7 +385,10 @@ class Listener:
         self.bad: List[WireError] = []
         self.channels: Dict[int, Channel] = {}
         self.open_exchanges: Dict[int, Exchange] = {}
-        self.host, self.port = own_host(), 0
+        # Ours alone: a bootstrap that somebody has lost polls on for ever elsewhere.
+        self.host = first_address("127.%d.%d.%d" % tuple(
+            random.randrange(1, 255) for _ in range(3)))
+        self.port = 0
         self.bind()
         self.open()
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import subprocess
-from typing import Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -14,75 +14,46 @@ import faults
 import kit
 import wire
 from kit import Mismatch, same
-from platform_run import CLOCKED, LIMITED, PAIR, PlatformUnderTest, PlatformRun
+from platform_run import CLOCKED, LIMITED, PAIR, PlatformUnderTest
 
 # ---- start and environment ----
 
 
-def handled(run: PlatformRun, event: bytes = b"hello", result: bytes = b"done") -> None:
-    """Raise Mismatch unless this event has this result, in any protocol."""
-    if run.protocol == "fc":
-        run.settled(run.served(event), result)
-    else:
-        run.finish(run.fetched(event), result)
-
-
 def test_any_start_bootstrap(platform: PlatformUnderTest) -> None:
     """The file `bootstrap` at the top of the package is started."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        handled(run)
+    with platform.new_run() as run:
+        run.serve()
 
 
 def test_any_start_bootstrap__exec(platform: PlatformUnderTest) -> None:
     """A blank after #! does no harm."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        with run.changed_bootstrap() as program:
-            # in a process of its own: see changed_bootstrap()
-            subprocess.run(["sed", "-i", "1s/#!/#! /", str(program)], check=True)
-            handled(run)
+    with platform.new_run() as run, run.changed_bootstrap() as program:
+        # in a process of its own: see changed_bootstrap()
+        subprocess.run(["sed", "-i", "1s/#!/#! /", str(program)], check=True)
+        run.serve()
 
 
-def missing(path: pathlib.Path) -> None:
-    """Take the file away."""
-    path.unlink()
+SPOIL: Dict[str, Callable[[pathlib.Path], object]] = {
+    "missing": lambda program: program.unlink(),
+    "not_executable": lambda program: program.chmod(0o644),
+    "windows_lines": lambda program: program.write_bytes(b"#!/bin/sh\r\nexit 0\r\n"),
+    "no_program": lambda program: program.write_bytes(b"\x7fELF this is no program")}
 
 
-def not_executable(path: pathlib.Path) -> None:
-    """Take its execute bits."""
-    path.chmod(0o644)
-
-
-def windows_lines(path: pathlib.Path) -> None:
-    """Make it a script whose line ends no kernel reads."""
-    path.write_bytes(b"#!/bin/sh\r\nexit 0\r\n")
-
-
-def no_program(path: pathlib.Path) -> None:
-    """Make it something that cannot be executed."""
-    path.write_bytes(b"\x7fELF this is no program")
-
-
-@pytest.mark.parametrize("spoil", [missing, not_executable, windows_lines, no_program],
-                         ids=lambda one: one.__name__)
-def test_any_start_executable(platform: PlatformUnderTest, spoil: object) -> None:
+@pytest.mark.parametrize("how", sorted(SPOIL))
+def test_any_start_executable(platform: PlatformUnderTest, how: str) -> None:
     """A bootstrap that cannot be executed is a start-error, for every event."""
-    assert callable(spoil)
-    with platform.used_run() as run:
-        run.discard_idle()
-        with run.changed_bootstrap() as program:
-            spoil(program)
-            for _ in range(2):
-                run.issue(b"hello")
-                run.outcome("start-error")
+    with platform.new_run() as run, run.changed_bootstrap() as program:
+        SPOIL[how](program)
+        for _ in range(2):
+            run.issue(b"hello")
+            run.outcome("start-error")
 
 
 def test_any_package_mode(platform: PlatformUnderTest) -> None:
     """A ZIP package keeps the execute bit of its bootstrap."""
     platform.needs("packages")
-    run = platform.run(zipped=True)
-    handled(run)
+    platform.run(zipped=True).serve()
 
 
 EVIL = {"parent": "../evil", "absolute": "/tmp/kit-evil", "inner": "a/../../evil"}
@@ -92,22 +63,81 @@ EVIL = {"parent": "../evil", "absolute": "/tmp/kit-evil", "inner": "a/../../evil
 def test_any_package_zip(push_platform: PlatformUnderTest, name: str) -> None:
     """A ZIP package with an entry that leads out is refused."""
     push_platform.needs("packages")
-    run = push_platform.run(zipped=True, extra=EVIL[name])
-    run.refused()
+    push_platform.run(zipped=True, extra=EVIL[name]).refused()
+
+
+DOTTED = r"\d+\.\d+\.\d+\.\d+"
+VARIABLES = {  # rule, name, and what it is like
+    "scf": [("scf.env.api", "SCF_RUNTIME_API", DOTTED),
+            ("scf.env.api", "SCF_RUNTIME_API_PORT", r"\d+"),
+            ("scf.env.handler", "_HANDLER", r"index\.main_handler"),
+            ("any.start.cwd", "cwd", "CODE"),
+            *(("scf.env.documented", name, ".+") for name in (
+                "SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION", "TENCENTCLOUD_RUNENV",
+                "USER_CODE_ROOT"))],
+    "fg": [("fg.env.api", "RUNTIME_API_ADDR", DOTTED + r":\d+"),
+           ("fg.start.path", "argv[0]", "CODE/bootstrap"),
+           ("fg.env.table", "RUNTIME_CODE_ROOT", "CODE"),
+           *(("fg.env.table", "RUNTIME_" + name, ".+") for name in (
+               "PROJECT_ID", "FUNC_NAME", "FUNC_VERSION", "PACKAGE", "HANDLER",
+               "TIMEOUT", "USERDATA", "CPU", "MEMORY"))],
+    "fc": [("any.start.cwd", "cwd", "CODE"),
+           *(("fc.env.table", "FC_" + name, ".+") for name in (
+               "FUNC_CODE_PATH", "FUNCTION_NAME", "FUNCTION_HANDLER", "REGION",
+               "FUNCTION_MEMORY_SIZE", "INSTANCE_ID", "ACCOUNT_ID"))]}
+
+
+def variables(protocol: str) -> pytest.MarkDecorator:
+    """Run a check over the variables of that protocol, each under its rule."""
+    return pytest.mark.parametrize("rule,name,wanted", VARIABLES[protocol])
+
+
+def has(platform: PlatformUnderTest, name: str, wanted: str) -> None:
+    """Raise Mismatch unless a variable is like that; CODE stands for the code folder."""
+    with platform.fetched() as instance:
+        told = {**instance.environ, "cwd": instance.cwd, "argv[0]": instance.argv[0]}
+        wanted = wanted.replace("CODE", re.escape(str(instance.run.code.resolve())))
+        if not re.fullmatch(wanted, told.get(name, "")):
+            raise Mismatch(f"{name} like {wanted}", repr(told.get(name)))
+
+
+@variables("scf")
+def test_scf_env(platform: PlatformUnderTest, rule: str, name: str, wanted: str) -> None:
+    """The variables of the table are set."""
+    has(platform, name, wanted)
+
+
+@variables("fg")
+def test_fg_env(platform: PlatformUnderTest, rule: str, name: str, wanted: str) -> None:
+    """The variables of the table are set."""
+    has(platform, name, wanted)
+
+
+@variables("fc")
+def test_fc_env(platform: PlatformUnderTest, rule: str, name: str, wanted: str) -> None:
+    """The variables of the table are set."""
+    has(platform, name, wanted)
+
+
+def test_any_credentials_role(platform: PlatformUnderTest) -> None:
+    """A function without a role has no credentials, in no variable and no field."""
+    with platform.fetched() as instance:
+        fields = [name for name, _ in instance.got.headers if name[:5].lower() != "x-fc-"]
+        same([], [name for name in fields if re.search("(?i)key|token", name)])
+        same([], [name for name in instance.environ if re.match(
+            "TENCENTCLOUD_(SECRET|SESSION)|ALIBABA_CLOUD_", name)])
 
 
 def test_any_env_user(platform: PlatformUnderTest) -> None:
     """A variable of the user is there under its own name."""
     run = platform.run("--env", "MY_SETTING=a b=c")
-    run.issue(b"hello")
-    same("a b=c", run.instance().environ.get("MY_SETTING"))
+    same("a b=c", run.starting().environ.get("MY_SETTING"))
 
 
 def test_any_env_inherited(platform: PlatformUnderTest) -> None:
     """Of the platform's own environment four variables are there and no other."""
     run = platform.run(env={"KIT_SECRET": "x", "http_proxy": "http://127.0.0.1:1"})
-    run.issue(b"hello")
-    environ = run.instance().environ
+    environ = run.starting().environ
     same([], [name for name in ("KIT_SECRET", "http_proxy") if name in environ])
     needed = ("PATH", "HOME", "TMPDIR", "LANG")
     same([], [name for name in needed if name not in environ])
@@ -119,13 +149,10 @@ def test_any_env_names(pull_platform: PlatformUnderTest, setting: str) -> None:
     pull_platform.run("--env", setting).refused()
 
 
-RESERVED = {"scf": ["SCF_X", "QCLOUD_X", "TENCENTCLOUD_X"], "fg": ["RUNTIME_X"],
-            "fc": ["FC_X"]}
-
-
 def test_any_env_names__reserved(platform: PlatformUnderTest) -> None:
     """A variable whose name belongs to the platform is refused."""
-    for name in RESERVED[platform.implementation.protocol]:
+    reserved = {"scf": "SCF_X QCLOUD_X TENCENTCLOUD_X", "fg": "RUNTIME_X", "fc": "FC_X"}
+    for name in reserved[platform.implementation.protocol].split():
         platform.run("--env", f"{name}=y").refused()
 
 
@@ -183,91 +210,69 @@ def test_any_http_bad(pull_platform: PlatformUnderTest, name: str, rule: str) ->
 
 def test_any_http_no_effect(pull_platform: PlatformUnderTest) -> None:
     """What follows a request that is no HTTP on its connection is not obeyed."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        smuggled = wire.request_bytes("POST", instance.result_path(), (), b"smuggled")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
-        instance.send(number, b"NONSENSE\r\n\r\n" + smuggled)
+        instance.send(number, b"NONSENSE\r\n\r\n" + instance.post_bytes(b"smuggled"))
         same(400, instance.read(number).status, "status")
         instance.close(number)
         run.finish(instance, b"honest")
 
 
-def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest) -> None:
-    """A result that ends before its announced length is none."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+@pytest.mark.parametrize("left_out", ["half a line", "no blank line", "half a body"])
+def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest,
+                                      left_out: str) -> None:
+    """A result that ends before its announced length is none, nor is one whose head
+    breaks off, not even without a body."""
+    with pull_platform.running() as (run, instance):
+        whole = instance.post_bytes(b"")
         number = instance.open()
-        fields = [("Content-Length", "10")]
-        instance.send(number, wire.request_bytes("POST", instance.result_path(), fields)
-                      + b"12345")
+        instance.send(number, {
+            "half a line": whole[:-10], "no blank line": whole[:-2],
+            "half a body": instance.post_bytes(None, [("Content-Length", "10")]) + b"12345",
+        }[left_out])
         instance.close(number)
         run.settle()
         run.finish(instance, b"the whole result")
 
 
-def test_any_http_length(pull_platform: PlatformUnderTest) -> None:
-    """Every answer has a Content-Length."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        reply = instance.result(b"done")
-        same("0", reply.header("content-length"))
-        run.outcome("ok", instance)
+FORMS: List[Tuple[str, str]] = [  # rule, and a field that comes with the result
+    ("any.http.length", ""), ("any.http.empty", ""), ("any.result.at-once", ""),
+    ("any.http.body", "Transfer-Encoding: chunked"),
+    *(("any.result.bytes", "Content-Type: " + kind) for kind in (
+        "", "text/plain", "application/x-www-form-urlencoded", "nonsense"))]
 
 
-def test_any_http_empty(pull_platform: PlatformUnderTest) -> None:
-    """An accepted result is answered with 200 and nothing."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        reply = instance.result(b"done")
-        same((200, b""), (reply.status, reply.body))
-        run.outcome("ok", instance)
-
-
-def test_any_http_body(pull_platform: PlatformUnderTest) -> None:
-    """A result in chunks is the same as one with a length."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        fields = [("Transfer-Encoding", "chunked")]
-        instance.ask(wire.request_bytes("POST", instance.result_path(), fields)
-                     + wire.chunked(b"in several chunks"))
-        same(b"in several chunks", run.outcome("ok", instance).body)
+@pytest.mark.parametrize("rule,field", FORMS)
+def test_any_result_form(pull_platform: PlatformUnderTest, rule: str, field: str) -> None:
+    """A result in any form is acknowledged with 200 and nothing, with its length, and is
+    the outcome without another poll."""
+    with pull_platform.running() as (run, instance):
+        name, _, value = field.partition(": ")
+        is_chunked = value == "chunked"
+        head = instance.post_bytes(None if is_chunked else b"a=b&c",
+                                   [(name, value)] if name else [])
+        reply = instance.ask(head + (wire.chunked(b"a=b&c") if is_chunked else b""))
+        same((200, "0", b""), (reply.status, reply.header("content-length"), reply.body))
+        same(b"a=b&c", run.outcome("ok", instance).body)
 
 
 def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
     """Expect: 100-continue is answered before the body comes."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
         fields = [("Expect", "100-continue"), ("Content-Length", "4")]
-        instance.send(number, wire.request_bytes(
-            "POST", instance.result_path(), fields))
+        instance.send(number, instance.post_bytes(None, fields))
         same(100, instance.read(number).status, "interim status")
         instance.send(number, b"done")
         same(200, instance.read(number).status, "final status")
         run.outcome("ok", instance)
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded",
-                                  "nonsense"])
-def test_any_result_bytes__content_type(pull_platform: PlatformUnderTest,
-                                        kind: str) -> None:
-    """The Content-Type of a result means nothing."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        fields = [("Content-Type", kind)]
-        instance.ask(wire.request_bytes(
-            "POST", instance.result_path(), fields, b"a=b&c"))
-        same(b"a=b&c", run.outcome("ok", instance).body)
-
-
 def test_any_http_reuse(pull_platform: PlatformUnderTest) -> None:
     """One connection carries poll, result and the next poll."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
-        path = instance.result_path()
-        instance.send(number, wire.request_bytes("POST", path, (), b"done"))
+        instance.send(number, instance.post_bytes(b"done"))
         same("whole", instance.read(number).end)
         run.outcome("ok")
         run.issue(b"next")
@@ -307,19 +312,34 @@ def test_any_event_bytes(pull_platform: PlatformUnderTest, body: bytes) -> None:
         run.finish(instance)
 
 
+@pytest.mark.parametrize("event", [b"{}", b"no json"])
+def test_any_event_content_type(pull_platform: PlatformUnderTest, event: bytes) -> None:
+    """The event is sent as application/json."""
+    with pull_platform.fetched(event) as instance:
+        same(["application/json"], instance.got.values("content-type"))
+
+
+def test_any_event_issue(pull_platform: PlatformUnderTest) -> None:
+    """A second event waits until the instance is idle."""
+    with pull_platform.running(*CLOCKED, event=b"one") as (run, instance):
+        run.issue(b"two")
+        run.settle()
+        number: Optional[int] = instance.park()
+        if run.protocol == "scf":
+            same(b"one", instance.fetch(number).body, "the event while one runs")
+            number = None
+        else:
+            same("", instance.read(number or 0, 0.05).start, "an answer while one runs")
+        run.finish(instance)
+        same(b"two", instance.fetch(number).body, "the event afterwards")
+        run.finish(instance)
+
+
 @pytest.mark.parametrize("body", BODIES, ids=[str(i) for i in range(len(BODIES))])
 def test_any_result_bytes(platform: PlatformUnderTest, body: bytes) -> None:
     """The result reaches the caller byte for byte."""
     with platform.used_run() as run:
-        handled(run, b"hello", body)  # compares
-
-
-def test_any_result_at_once(pull_platform: PlatformUnderTest) -> None:
-    """The outcome is there without another poll."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
-        instance.result(b"done")
-        run.outcome("ok", instance)
+        run.serve(b"hello", body)  # compares
 
 
 def test_any_event_size(pull_platform: PlatformUnderTest) -> None:
@@ -328,15 +348,14 @@ def test_any_event_size(pull_platform: PlatformUnderTest) -> None:
     with pull_platform.used_run("--max-event", "100") as run:
         run.issue(b"x" * 101)
         run.outcome("request-too-large")
-        run.finish(run.fetched(b"x" * 100))
+        run.serve(b"x" * 100)
 
 
 def test_any_event_size__unit(pull_platform: PlatformUnderTest) -> None:
     """The limit of 6 MB is 6,291,456 bytes."""
     run = pull_platform.run("--max-event", "6291456", "--max-result", "6291456")
-    instance = run.fetched(b"hello")
-    head = wire.request_bytes("POST", instance.result_path(),
-                              [("Content-Length", str(6 << 20))])
+    instance = run.fetched()
+    head = instance.post_bytes(None, [("Content-Length", str(6 << 20))])
     same(200, instance.ask(head, 6 << 20).status)
     same(6 << 20, len(run.outcome("ok").body))
 
@@ -346,7 +365,7 @@ def test_any_id_form(platform: PlatformUnderTest) -> None:
     seen = set()
     with platform.used_run() as run:
         for _ in range(3):
-            handled(run)
+            run.serve()
             seen.add(run.last_id)
     same(3, len(seen), "different ids")
     same([], [one for one in seen if not re.fullmatch("[A-Za-z0-9-]+", one)])
@@ -355,9 +374,7 @@ def test_any_id_form(platform: PlatformUnderTest) -> None:
 def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
     """An event is not lost to a poll whose connection is gone."""
     with pull_platform.used_run() as run:
-        handled(run)
-        instance = run.idle
-        assert instance is not None
+        instance = run.idle_one()
         instance.close(instance.park())
         run.settle()
         run.issue(b"precious")
@@ -372,17 +389,14 @@ def test_any_instance_on_demand(platform: PlatformUnderTest) -> None:
     """Two events at once are given to two instances."""
     platform.needs("instances")
     with platform.used_run(*PAIR) as run:
-        instances = [run.starting(b"one")]
-        run.issue(b"two")
-        instances.append(run.instance())
-        run.abandon(*instances)
+        run.abandon(*run.pair())
 
 
 def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
     """An idle instance is used again, although another one may be started."""
     with platform.used_run(*PAIR) as run:
         for _ in range(3):
-            handled(run)
+            run.serve()
         same(True, run.arrived.empty(), "no second instance")
 
 
@@ -390,25 +404,20 @@ def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
     """Each of two events is delivered to one instance."""
     pull_platform.needs("instances")
     with pull_platform.used_run(*PAIR) as run:
-        events = [b"one", b"two"]
-        run.discard_idle()
-        for event in events:
-            run.issue(event)
-        instances = [run.instance(), run.instance()]
-        for instance in instances:
-            if run.protocol == "scf":
+        instances = run.pair()
+        if run.protocol == "scf":
+            for instance in instances:
                 instance.ready()
-        same(sorted(events), sorted(instance.fetch().body for instance in instances))
+        same([b"one", b"two"], sorted(instance.fetch().body for instance in instances))
         run.abandon(*instances)
 
 
 def test_any_time_kill(pull_platform: PlatformUnderTest) -> None:
     """A process that ignores SIGTERM is dead right after its timeout."""
-    with pull_platform.used_run(*LIMITED) as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running(*LIMITED) as (run, instance):
         instance.order("ignore", signal=15)
         run.outcome("timeout")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         run.settle()
 
 
@@ -416,17 +425,13 @@ def test_any_queue_order(pull_platform: PlatformUnderTest) -> None:
     """Events that wait are served in the order of their arrival."""
     with pull_platform.used_run(*CLOCKED) as run:
         events = [b"one", b"two", b"three", b"four"]
-        instance = run.starting(events[0])
+        instance = run.ready(events[0])
         for event in events[1:]:
             run.issue(event)
             run.wait(0.1)
-        if run.protocol == "scf":
-            instance.ready()
-        seen = []
-        for _ in events:
-            seen.append(instance.fetch().body)
+        for event in events:
+            same(event, instance.fetch().body)
             run.finish(instance)
-        same(events, seen)
 
 
 def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
@@ -453,8 +458,7 @@ def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
     """The wait in the queue does not count towards the time limit."""
-    with pull_platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"runs")
+    with pull_platform.running(*CLOCKED, event=b"runs") as (run, instance):
         run.issue(b"waits")
         run.wait(1.4)
         run.finish(instance)
@@ -480,8 +484,7 @@ def test_any_outcome_one(pull_platform: PlatformUnderTest, kind: str) -> None:
 
 def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
     """A second result changes nothing, in whatever form it comes."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         instance.result(b"first")
         instance.result(b"second", "error")
         same(b"first", run.outcome("ok", instance).body)
@@ -489,8 +492,7 @@ def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
     """The outcome of an event that nobody answers is there in bounded time."""
-    with pull_platform.used_run(*LIMITED) as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running(*LIMITED) as (run, instance):
         run.patience_s = 1.0 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
         run.outcome("timeout")
         run.discard(instance)
@@ -499,9 +501,7 @@ def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
 def test_any_stop_drain__poll(pull_platform: PlatformUnderTest) -> None:
     """An instance that is being stopped gets no event."""
     run = pull_platform.run("--grace", "30")
-    instance = run.fetched(b"hello")
-    instance.order("ignore", signal=15)
-    run.finish(instance)
+    instance = run.stubborn()
     number = instance.park()
     run.end_input()
     same("", instance.read(number, 0.1).start, "an answer to the poll")
@@ -511,10 +511,10 @@ def test_any_memory_limit(pull_platform: PlatformUnderTest) -> None:
     """An instance that takes more memory than its limit is ended."""
     pull_platform.needs("memory")
     run = pull_platform.run("--memory", "64", "--timeout", "10")
-    instance = run.fetched(b"hello")
+    instance = run.fetched()
     instance.end("eat", bytes=100 << 20)
     run.outcome("out-of-memory")
-    instance.reaped(run.patience_s)
+    instance.reaped()
 
 
 # ---- stop, logs, security ----
@@ -523,29 +523,26 @@ def test_any_memory_limit(pull_platform: PlatformUnderTest) -> None:
 def test_any_stop_drain(pull_platform: PlatformUnderTest) -> None:
     """An invocation that runs when the input ends comes to its outcome."""
     run = pull_platform.run()
-    instance = run.fetched(b"hello")
+    instance = run.fetched()
     instance.order("ignore", signal=15)
     run.end_input()
     run.settle()
-    instance.send(instance.open(), wire.request_bytes(
-        "POST", instance.result_path(), (), b"done"))
+    instance.send(instance.open(), instance.post_bytes(b"done"))
     same(b"done", run.outcome("ok").body)
 
 
 def test_any_stop_order(pull_platform: PlatformUnderTest) -> None:
     """A bootstrap that ignores SIGTERM is killed when the grace is over."""
     run = pull_platform.run("--grace", "0.2")
-    instance = run.fetched(b"hello")
-    instance.order("ignore", signal=15)
-    run.finish(instance)
+    instance = run.stubborn()
     run.end_input()
-    instance.reaped(run.patience_s)
+    instance.reaped()
 
 
 def test_any_process_group__leftovers(pull_platform: PlatformUnderTest) -> None:
     """When the platform has ended, nothing of the instance is left."""
     run = pull_platform.run("--grace", "0.2")
-    instance = run.fetched(b"hello")
+    instance = run.fetched()
     child = instance.order("fork")["child"]
     address = instance.address()
     run.finish(instance)
@@ -560,12 +557,12 @@ def test_any_log_streams(platform: PlatformUnderTest) -> None:
     """What a bootstrap prints is in the log before its result, and in order."""
     platform.needs("logs")
     with platform.used_run() as run:
-        instance = run.served() if run.protocol == "fc" else run.fetched(b"hello")
+        instance = run.fetched() if run.protocol == "fc" else run.fetched()
         mark = os.urandom(8).hex().encode()
         for number, to in enumerate((1, 2, 1)):
             text = b"<%s %d>\n" % (mark, number)
             instance.order("print", to=to, text=text)
-        (run.settled if run.protocol == "fc" else run.finish)(instance)
+        run.finish(instance)
         printed = re.findall(b"<%s (.)>" % mark, run.said())
         same([b"0", b"1", b"2"], printed, "lines of the log")
 
@@ -581,7 +578,7 @@ def test_any_log_streams__drained(pull_platform: PlatformUnderTest, to: int) -> 
 def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
     """The runtime API is at a loopback address."""
     with pull_platform.used_run() as run:
-        handled(run)
+        run.serve()
         assert run.idle is not None
         same("127.", run.idle.address()[0][:4], "the address")
 
@@ -589,8 +586,7 @@ def test_any_security_loopback(pull_platform: PlatformUnderTest) -> None:
 def test_any_security_instance(pull_platform: PlatformUnderTest) -> None:
     """A second instance has an API of its own."""
     pull_platform.needs("instances")
-    with pull_platform.used_run(*PAIR) as run:
-        run.discard_idle()
+    with pull_platform.new_run(*PAIR) as run:
         run.issue(b"one")
         run.issue(b"two")
         instances = [run.instance(), run.instance()]
@@ -605,7 +601,7 @@ def test_any_security_values(push_platform: PlatformUnderTest) -> None:
     run = push_platform.run("--name", "a\r\nX-Evil: 1")
     run.patience_s = 2.0
     try:
-        instance = run.served(b"hello")
+        instance = run.fetched()
     except Mismatch:
         return  # refused, or never sent: as good
     same(None, instance.got.header("x-evil"), "the field X-Evil")

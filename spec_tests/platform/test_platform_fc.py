@@ -38,47 +38,45 @@ def test_fc_answer_lost(platform: PlatformUnderTest) -> None:
 @pytest.mark.parametrize("event", [b"hello", b"", b"\0\xff\r\n", b"x" * 100_000])
 def test_fc_invoke_event(platform: PlatformUnderTest, event: bytes) -> None:
     """An event is POST /invoke with its bytes, their length and octet-stream."""
-    with platform.used_run() as run:
-        instance = run.served(event)
+    with platform.running(event=event) as (run, instance):
         got = instance.got
         same("POST /invoke HTTP/1.1", got.start)
         same(("application/octet-stream", str(len(event))),
              (got.header("content-type"), got.header("content-length")))
         same(event[:65536], got.body)
-        run.settled(instance, event[:1000])
+        run.finish(instance, event[:1000])
 
 
 def test_fc_invoke_send(platform: PlatformUnderTest) -> None:
     """An invocation is one request."""
     with platform.used_run() as run:
-        run.settled(run.served(b"one"))
-        instance = run.served(b"two")
+        run.serve(b"one")
+        instance = run.fetched(b"two")
         same(b"two", instance.got.body)
-        run.settled(instance)
+        run.finish(instance)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_fc_invoke_http(platform: PlatformUnderTest, method: str) -> None:
     """An HTTP invocation keeps method, path, query, fields and body."""
     with platform.used_run() as run:
-        instance = run.served(b"body", method=method, path="/a/b%20c?d=1&d=2",
+        instance = run.fetched(b"body", method=method, path="/a/b%20c?d=1&d=2",
                               headers=[["X-Mine", "yes"], ["Cookie", "a=b"]])
         got = instance.got
         same(f"{method} /a/b%20c?d=1&d=2 HTTP/1.1", got.start)
         same(("yes", "a=b", b"body"),
              (got.header("x-mine"), got.header("cookie"), got.body))
-        run.settled(instance)
+        run.finish(instance)
 
 
 def test_fc_invoke_control_path(platform: PlatformUnderTest) -> None:
     """X-Fc-Control-Path tells events from HTTP invocations."""
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         same(["/invoke"], instance.got.values("x-fc-control-path"))
-        run.settled(instance)
-        instance = run.served(b"", method="GET", path="/invoke")
+        run.finish(instance)
+        instance = run.fetched(b"", method="GET", path="/invoke")
         same(["/http-invoke"], instance.got.values("x-fc-control-path"))
-        run.settled(instance)
+        run.finish(instance)
 
 
 def test_fc_answer_outcome__http(platform: PlatformUnderTest) -> None:
@@ -100,7 +98,7 @@ def test_fc_http_pass(platform: PlatformUnderTest) -> None:
 def test_fc_headers_reserved_request(platform: PlatformUnderTest, name: str) -> None:
     """A reserved field of the caller does not reach the bootstrap."""
     fields = [[name, "evil"]]
-    with platform.served(b"", method="GET", path="/", headers=fields) as instance:
+    with platform.fetched(b"", method="GET", path="/", headers=fields) as instance:
         same(False, "evil" in instance.got.values(name), f"{name} of the caller")
 
 
@@ -112,14 +110,12 @@ def test_fc_headers_reserved_response(platform: PlatformUnderTest, name: str) ->
     same(False, "evil" in json.dumps(seen.line), name)
 
 
-COMMON = ("Request-Id", "Control-Path", "Function-Name", "Function-Handler",
-          "Function-Memory", "Region", "Account-Id", "Qualifier")
-
-
-@pytest.mark.parametrize("name", COMMON)
+@pytest.mark.parametrize("name", [
+    "Request-Id", "Control-Path", "Function-Name", "Function-Handler", "Function-Memory",
+    "Region", "Account-Id", "Qualifier"])
 def test_fc_headers_common(platform: PlatformUnderTest, name: str) -> None:
     """The common fields are there, once each."""
-    with platform.served() as instance:
+    with platform.fetched() as instance:
         same(1, len(instance.got.values("X-Fc-" + name)), f"fields X-Fc-{name}")
 
 
@@ -127,51 +123,48 @@ def test_fc_headers_common(platform: PlatformUnderTest, name: str) -> None:
                                   "Service-Name"])
 def test_fc_headers_empty(platform: PlatformUnderTest, name: str) -> None:
     """A field without a value is there and empty."""
-    with platform.served() as instance:
+    with platform.fetched() as instance:
         same([""], instance.got.values("X-Fc-" + name), f"values of X-Fc-{name}")
 
 
 def test_fc_headers_common__base_path(platform: PlatformUnderTest) -> None:
     """X-Fc-Base-Path is the path of an HTTP invocation."""
-    with platform.served(b"", method="GET", path="/a/b?c=d") as instance:
+    with platform.fetched(b"", method="GET", path="/a/b?c=d") as instance:
         same("/a/b", instance.got.header("x-fc-base-path"))
 
 
 def test_fc_headers_caller_id(platform: PlatformUnderTest) -> None:
     """The caller is told the id that the bootstrap saw."""
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         request_id = instance.got.header("x-fc-request-id")
-        same(request_id, run.settled(instance).request_id)
+        same(request_id, run.finish(instance).request_id)
 
 
 def test_fc_id_form(platform: PlatformUnderTest) -> None:
     """An id has the form 1-8-8-12 in hexadecimal digits."""
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         request_id = instance.got.header("x-fc-request-id") or ""
-        run.settled(instance)
+        run.finish(instance)
     if not re.match(r"^1-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{12}$", request_id):
         raise Mismatch("1-8-8-12 hexadecimal digits", request_id)
 
 
 def test_fc_connection_reuse(platform: PlatformUnderTest) -> None:
     """The next request comes on the connection that was kept open."""
-    with platform.used_run() as run:
-        instance = run.served(b"one")
+    with platform.running(event=b"one") as (run, instance):
         first = instance.asked
-        run.settled(instance)
-        instance = run.served(b"two")
+        run.finish(instance)
+        instance = run.fetched(b"two")
         same(first, instance.asked, "number of the connection")
-        run.settled(instance)
+        run.finish(instance)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE"])
 def test_fc_connection_retry(platform: PlatformUnderTest, method: str) -> None:
     """A request without effects is sent again when a reused connection breaks."""
     with platform.used_run() as run:
-        run.settled(run.served(b"one"))
-        instance = run.served(b"", method=method, path="/again")
+        run.serve(b"one")
+        instance = run.fetched(b"", method=method, path="/again")
         instance.close(instance.asked, reset=True)
         instance.request("/again")
         run.idle = instance
@@ -182,8 +175,8 @@ def test_fc_connection_retry(platform: PlatformUnderTest, method: str) -> None:
 def test_fc_connection_retry__post(platform: PlatformUnderTest) -> None:
     """A POST is not sent again when its connection breaks."""
     with platform.used_run() as run:
-        run.settled(run.served(b"one"))
-        instance = run.served(b"two")
+        run.serve(b"one")
+        instance = run.fetched(b"two")
         instance.close(instance.asked, reset=True)
         run.outcome("bad-response")
         same("silence", instance.request("", 0.05).end, "a second request")
@@ -204,22 +197,20 @@ def test_fc_outcome_bad_response(platform: PlatformUnderTest, name: str) -> None
     """An answer that is no HTTP, or that breaks off, is a bad response."""
     if name == "bad-length":
         platform.needs("hostile")
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         instance.send(instance.asked, BAD_ANSWERS[name])
         instance.close(instance.asked)
         run.outcome("bad-response")
         run.discard(instance)
-        run.settled(run.served(b"afterwards"))
+        run.serve(b"afterwards")
 
 
 def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
     """No answer in time is a timeout, and the next event gets another instance."""
-    with platform.used_run(*LIMITED) as run:
-        instance = run.served(b"hello")
+    with platform.running(*LIMITED) as (run, instance):
         run.outcome("timeout")
-        instance.reaped(run.patience_s)
-        run.settled(run.served(b"afterwards"))
+        instance.reaped()
+        run.serve(b"afterwards")
 
 
 def test_any_limits_clock__fc_start(platform: PlatformUnderTest) -> None:
@@ -233,111 +224,57 @@ def test_any_limits_clock__fc_start(platform: PlatformUnderTest) -> None:
     run.wait(1.1)
     instance.answer()
     instance.request("/invoke")
-    run.settled(instance)
+    run.finish(instance)
 
 
 @pytest.mark.parametrize("status", [0, 1, 7])
 def test_fc_start_failed__exit(platform: PlatformUnderTest, status: int) -> None:
     """A process that ends before the port is open is CAExited."""
     with platform.used_run() as run:
-        run.discard_idle()
-        run.issue(b"hello")
-        run.instance().end("exit", status=status)
+        run.starting().end("exit", status=status)
         same("CAExited", document(run.outcome("start-error").body)["Code"])
-        run.settled(run.served(b"afterwards"))
+        run.serve(b"afterwards")
 
 
-def test_fc_start_failed__deadline(platform: PlatformUnderTest) -> None:
-    """A port that is not open in time is FunctionNotStarted."""
+@pytest.mark.parametrize("rule,host", [("fc.start.failed", ""),
+                                       ("fc.start.probe", "127.0.0.1")])
+def test_fc_start_deadline(platform: PlatformUnderTest, rule: str, host: str) -> None:
+    """A port that is not open in time, or on 127.0.0.1 alone, is FunctionNotStarted."""
     with platform.used_run("--start-timeout", "1") as run:
-        run.issue(b"hello")
-        instance = run.instance()
-        same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
-        run.discard(instance)
-
-
-def test_fc_start_probe__address(platform: PlatformUnderTest) -> None:
-    """A server that listens on 127.0.0.1 alone has not started."""
-    with platform.used_run("--start-timeout", "1") as run:
-        run.issue(b"hello")
-        instance = run.instance()
-        instance.listen("127.0.0.1")
+        instance = run.starting()
+        if host:
+            instance.listen(host)
         same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
         run.discard(instance)
 
 
 def test_fc_start_probe(platform: PlatformUnderTest) -> None:
     """An instance gets its first request as soon as the port is open."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        run.settled(run.served(b"hello"))
+    with platform.new_run() as run:
+        run.serve(b"hello")
 
 
-def test_fc_start_failed__missing(platform: PlatformUnderTest) -> None:
-    """A start command that does not exist is CAFileNotFound."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        with run.changed_bootstrap() as program:
-            program.unlink()
-            run.issue(b"hello")
-            same("CAFileNotFound", document(run.outcome("start-error").body)["Code"])
+@pytest.mark.parametrize("code", ["CAFileNotFound", "CAFilePermission"])
+def test_fc_start_failed__file(platform: PlatformUnderTest, code: str) -> None:
+    """A start command that does not exist or is not executable has its own code."""
+    with platform.new_run() as run, run.changed_bootstrap() as program:
+        (program.unlink if code == "CAFileNotFound" else lambda: program.chmod(0o644))()
+        run.issue(b"hello")
+        same(code, document(run.outcome("start-error").body)["Code"])
 
 
-def test_fc_start_failed__permission(platform: PlatformUnderTest) -> None:
-    """A start command that is not executable is CAFilePermission."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        with run.changed_bootstrap() as program:
-            program.chmod(0o644)
-            run.issue(b"hello")
-            same("CAFilePermission", document(run.outcome("start-error").body)["Code"])
-
-
-def test_any_start_cwd__fc(platform: PlatformUnderTest) -> None:
-    """The working folder is the code folder."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        instance = run.served(b"hello")
-        same(str(run.code.resolve()), instance.cwd)
-        run.settled(instance)
-
-
-def test_fc_start_command(platform: PlatformUnderTest) -> None:
-    """The words after -- are the start command."""
-    run = platform.run("--", "./bootstrap", "one")
-    instance = run.served(b"hello")
-    same(["one"], instance.argv[1:])
-
-
-def test_fc_start_command__words(platform: PlatformUnderTest) -> None:
-    """The words of the start command see no shell."""
-    words = ["a b", "$HOME", "*", ";", "'"]
+@pytest.mark.parametrize("words", [["one"], ["a b", "$HOME", "*", ";", "'"]])
+def test_fc_start_command(platform: PlatformUnderTest, words: List[str]) -> None:
+    """The words after -- are the start command, and see no shell."""
     run = platform.run("--", "./bootstrap", *words)
-    same(words, run.served(b"hello").argv[1:])
+    same(words, run.fetched().argv[1:])
 
 
 def test_fc_env_port(platform: PlatformUnderTest) -> None:
     """Both port variables name the same port."""
-    with platform.served() as instance:
+    with platform.fetched() as instance:
         same(instance.environ["FC_SERVER_PORT"],
              instance.environ["FC_CUSTOM_LISTEN_PORT"])
-
-
-@pytest.mark.parametrize("name", [
-    "FC_FUNC_CODE_PATH", "FC_FUNCTION_NAME", "FC_FUNCTION_HANDLER", "FC_REGION",
-    "FC_FUNCTION_MEMORY_SIZE", "FC_INSTANCE_ID", "FC_ACCOUNT_ID",
-    "LD_LIBRARY_PATH", "PYTHONPATH"])
-def test_fc_env_table(platform: PlatformUnderTest, name: str) -> None:
-    """The variables that describe the function and the instance are set."""
-    with platform.served() as instance:
-        same(True, bool(instance.environ.get(name)), f"{name} set")
-
-
-def test_any_credentials_role__fc(platform: PlatformUnderTest) -> None:
-    """A function without a role has no credential variables."""
-    with platform.served() as instance:
-        same([], [name for name in instance.environ
-                  if name.startswith("ALIBABA_CLOUD_")])
 
 
 # ---- hooks, freeze, stop ----
@@ -345,89 +282,78 @@ def test_any_credentials_role__fc(platform: PlatformUnderTest) -> None:
 
 def test_fc_initialize_form__configured(platform: PlatformUnderTest) -> None:
     """Without a configured Initializer the first request is the event."""
-    with platform.used_run() as run:
-        run.discard_idle()
-        instance = run.served(b"hello")
+    with platform.new_run() as run:
+        instance = run.fetched()
         same("POST /invoke HTTP/1.1", instance.got.start)
-        run.settled(instance)
+        run.finish(instance)
 
 
 def initialised(run: PlatformRun, status: int = 200, *answer: Any) -> None:
     """Answer the Initializer so, and settle the event that follows it."""
-    instance = run.served(b"one")
+    instance = run.fetched(b"one")
     instance.answer(status, *answer)
     instance.request("/invoke")
-    run.settled(instance)
+    run.finish(instance)
 
 
 def test_fc_initialize_form(platform: PlatformUnderTest) -> None:
     """The Initializer is POST /initialize without a body, before the event."""
-    with platform.used_run("--initializer") as run:
-        run.discard_idle()
-        instance = run.served(b"hello")
+    with platform.new_run("--initializer") as run:
+        instance = run.fetched()
         same(("POST /initialize HTTP/1.1", 0),
              (instance.got.start, instance.got.body_bytes))
         same("/initialize", instance.got.header("x-fc-control-path"))
         instance.answer()
         instance.request("/invoke")
-        run.settled(instance)
+        run.finish(instance)
 
 
 def test_fc_initialize_once(platform: PlatformUnderTest) -> None:
     """The Initializer is called once for each instance."""
-    with platform.used_run("--initializer") as run:
-        run.discard_idle()
+    with platform.new_run("--initializer") as run:
         initialised(run)
-        instance = run.served(b"two")
+        instance = run.fetched(b"two")
         same("POST /invoke HTTP/1.1", instance.got.start)
-        run.settled(instance)
+        run.finish(instance)
 
 
 @pytest.mark.parametrize("status", [400, 404, 500, 302])
 def test_fc_initialize_failed(platform: PlatformUnderTest, status: int) -> None:
     """An Initializer that fails ends the instance; the next event gets a new one."""
-    with platform.used_run("--initializer") as run:
-        run.discard_idle()
-        instance = run.served(b"one")
+    with platform.new_run("--initializer") as run:
+        instance = run.fetched(b"one")
         instance.answer(status)
         run.outcome("init-error")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         initialised(run)
 
 
 def test_any_init_timeout__fc(platform: PlatformUnderTest) -> None:
     """An Initializer that does not answer in time ends the instance."""
     run = platform.run("--initializer", "--init-timeout", "0.8")
-    instance = run.served(b"one")
+    instance = run.fetched(b"one")
     run.outcome("init-timeout")
-    instance.reaped(run.patience_s)
+    instance.reaped()
 
 
-@pytest.mark.parametrize("status", [200, 201, 204, 299])
-def test_fc_hook_success(platform: PlatformUnderTest, status: int) -> None:
-    """Any status from 200 to 299 is the success of a hook."""
-    with platform.used_run("--initializer") as run:
-        run.discard_idle()
-        initialised(run, status)
-
-
-def test_fc_hook_success__body(platform: PlatformUnderTest) -> None:
-    """The body of a hook's answer means nothing."""
-    with platform.used_run("--initializer") as run:
-        run.discard_idle()
-        initialised(run, 200, [("X-Fc-Status", "200")], b'{"errorMessage": "no"}')
+@pytest.mark.parametrize("status,answer", [(200, ()), (201, ()), (204, ()), (299, ()), (
+    200, ([("X-Fc-Status", "200")], b'{"errorMessage": "no"}'))])
+def test_fc_hook_success(platform: PlatformUnderTest, status: int,
+                         answer: Tuple[Any, ...]) -> None:
+    """Any status from 200 to 299 is the success of a hook, whatever the body."""
+    with platform.new_run("--initializer") as run:
+        initialised(run, status, *answer)
 
 
 def test_fc_hook_broken(platform: PlatformUnderTest) -> None:
     """A hook that answers 500 ends the instance."""
-    with platform.used_run("--freeze", "--pre-freeze") as run:
-        instance = run.served(b"one")
+    with platform.running("--freeze", "--pre-freeze", event=b"one") as (run, instance):
         instance.answer(200, [], b"done")
         run.outcome("ok")
         instance.request("/pre-freeze")
         instance.answer(500)
-        instance.reaped(run.patience_s)
-        run.settled(run.served(b"two"))
+        instance.reaped()
+        run.serve(b"two")
         run.discard_idle()
 
 
@@ -435,95 +361,66 @@ def test_fc_freeze_idle(platform: PlatformUnderTest) -> None:
     """An instance in which nothing runs stands still."""
     platform.needs("freeze")
     with platform.used_run("--freeze") as run:
-        instance = run.served(b"one")
-        run.settled(instance)
-        instance.frozen(run.patience_s)
+        run.idle = run.idle_one()
+        run.idle.frozen()
 
 
 def test_fc_freeze_thaw(platform: PlatformUnderTest) -> None:
     """A frozen instance runs again for the next request."""
     platform.needs("freeze")
     with platform.used_run("--freeze") as run:
-        instance = run.served(b"one")
-        run.settled(instance)
-        instance.frozen(run.patience_s)
-        run.settled(run.served(b"two"))
+        run.idle = run.idle_one()
+        run.idle.frozen()
+        run.serve(b"two")
 
 
 @pytest.mark.parametrize("status", [200, 400, 404])
 def test_fc_freeze_hook(platform: PlatformUnderTest, status: int) -> None:
-    """GET /pre-freeze comes before each freeze."""
+    """GET /pre-freeze comes before each freeze; if it fails, the instance still serves."""
     platform.needs("freeze")
-    with platform.used_run("--freeze", "--pre-freeze") as run:
-        instance = run.served(b"one")
+    with platform.running("--freeze", "--pre-freeze", event=b"one") as (run, instance):
         instance.answer(200, [], b"done")
         run.outcome("ok")
         same("GET /pre-freeze HTTP/1.1", instance.request("/pre-freeze").start)
         instance.answer(status)
-        instance.frozen(run.patience_s)
-        run.discard(instance)
-
-
-@pytest.mark.parametrize("status", [400, 404])
-def test_fc_freeze_hook__failed(platform: PlatformUnderTest, status: int) -> None:
-    """A pre-freeze hook that fails does not keep the instance from serving."""
-    platform.needs("freeze")
-    with platform.used_run("--freeze", "--pre-freeze") as run:
-        instance = run.served(b"one")
-        instance.answer(200, [], b"done")
-        run.outcome("ok")
-        instance.request("/pre-freeze")
-        instance.answer(status)
-        instance.frozen(run.patience_s)
+        instance.frozen()
         run.idle = instance
-        same(b"two", run.served(b"two").got.body)
+        same(b"two", run.fetched(b"two").got.body)
         run.abandon(instance)
 
 
-def test_fc_stop_hook(platform: PlatformUnderTest) -> None:
-    """GET /pre-stop comes when the platform stops the instance, then SIGTERM."""
+@pytest.mark.parametrize("status", [200, 404])
+def test_fc_stop_hook(platform: PlatformUnderTest, status: int) -> None:
+    """GET /pre-stop comes when the instance is stopped, which it is if that fails, too."""
     run = platform.run("--pre-stop")
-    instance = run.served(b"one")
-    run.settled(instance)
+    instance = run.idle_one()
     run.end_input()
     same("GET /pre-stop HTTP/1.1", instance.request("/pre-stop").start)
-    instance.answer()
-    instance.reaped(run.patience_s)
-
-
-def test_fc_stop_hook__failed(platform: PlatformUnderTest) -> None:
-    """An instance is stopped although its pre-stop hook fails."""
-    run = platform.run("--pre-stop")
-    instance = run.served(b"one")
-    run.settled(instance)
-    run.end_input()
-    instance.request("/pre-stop")
-    instance.answer(404)
-    instance.reaped(run.patience_s)
+    instance.answer(status)
+    instance.reaped()
 
 
 def test_fc_stop_order(platform: PlatformUnderTest) -> None:
     """A frozen instance is thawed for its pre-stop hook, then SIGTERM ends it."""
     run = platform.run("--freeze", "--pre-stop", "--grace", "30")
-    instance = run.served(b"one")
-    run.settled(instance)
-    instance.frozen(run.patience_s)
+    instance = run.idle_one()
+    instance.frozen()
     run.end_input()
     instance.request("/pre-stop")
     instance.answer()
-    instance.reaped(run.patience_s)
+    instance.reaped()
 
 
 def test_any_stop_drain__fc(platform: PlatformUnderTest) -> None:
     """An invocation that runs comes to its end before the instance is stopped."""
     run = platform.run("--pre-stop")
-    instance = run.served(b"one")
+    instance = run.fetched(b"one")
     asked = instance.asked
     run.end_input()
     asked = instance.asked
     same("silence", instance.request("", 0.1).end, "while the invocation runs")
     instance.asked = asked
-    run.settled(instance)
+    run.finish(instance)
     instance.request("/pre-stop")
 
 
@@ -536,8 +433,7 @@ def test_fc_concurrency_limit(platform: PlatformUnderTest) -> None:
     run = platform.run("--concurrency", "2", "--parallel", "3")
     for event in (b"one", b"two", b"three"):
         run.issue(event)
-    instance = run.instance()
-    instance.listen()
+    instance = run.server()
     first = (instance.request("/invoke").body, instance.asked)
     same(2, len({first[0], instance.request("/invoke").body}), "events side by side")
     same("silence", instance.request("", 0.1).end, "a third request")
@@ -551,8 +447,7 @@ def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
     platform.needs("instances")
     run = platform.run("--max-instances", "3", "--concurrency", "2", "--parallel", "2")
     run.issue(b"one")
-    instance = run.instance()
-    instance.listen()
+    instance = run.server()
     instance.request("/invoke")
     run.issue(b"two")
     same(b"two", instance.request("/invoke").body)
@@ -564,7 +459,7 @@ def test_fc_time_others(platform: PlatformUnderTest) -> None:
     platform.needs("instances")
     run = platform.run("--concurrency", "2", "--parallel", "3", "--timeout", "2",
                        "--max-instances", "2")
-    instance = run.served(b"times out")
+    instance = run.fetched(b"times out")
     run.wait(1.2)
     run.issue(b"ends well")
     instance.request("/invoke")
@@ -581,8 +476,7 @@ def test_any_outcome_exit__fc_shared(platform: PlatformUnderTest) -> None:
     run = platform.run("--concurrency", "2", "--parallel", "2")
     run.issue(b"one")
     run.issue(b"two")
-    instance = run.instance()
-    instance.listen()
+    instance = run.server()
     instance.request("/invoke")
     instance.request("/invoke")
     instance.end("exit", status=1)
@@ -592,8 +486,7 @@ def test_any_outcome_exit__fc_shared(platform: PlatformUnderTest) -> None:
 @pytest.mark.parametrize("number", ["0", "201", "-1", "x"])
 def test_fc_concurrency_limit__range(platform: PlatformUnderTest, number: str) -> None:
     """A concurrency that is not 1 to 200 is refused."""
-    run = platform.run("--concurrency", number)
-    run.refused()
+    platform.run("--concurrency", number).refused()
 
 
 # ---- faults, limits ----
@@ -604,45 +497,37 @@ def test_fc_concurrency_limit__range(platform: PlatformUnderTest, number: str) -
 def test_any_outcome_exit__fc(platform: PlatformUnderTest, status: int,
                               half: bool) -> None:
     """A process that ends before its answer is there in full is the outcome exit."""
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         if half:
             instance.send(instance.asked,
                           b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n12")
         instance.end("exit", status=status)
         run.outcome("exit")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         run.settle()
-        run.settled(run.served(b"afterwards"))
+        run.serve(b"afterwards")
 
 
-LIMITS: List[Tuple[str, Dict[str, Any]]] = [  # rule, the request that is too large
-    ("any.event.size", {"event": b"x" * 101}),
-    ("fc.limits.request", {"event": b"", "method": "GET", "path": "/",
-                           "headers": [["X-Long", "y" * 8200]]}),
-    ("fc.limits.request", {"event": b"", "method": "GET", "path": "/" + "p" * 4097}),
-]
+LIMITS: Dict[str, Dict[str, Any]] = {  # rule and case: the request that is too large
+    "any.event.size": {"event": b"x" * 101},
+    "fc.limits.request:headers": {"event": b"", "method": "GET", "path": "/",
+                                  "headers": [["X-Long", "y" * 8200]]},
+    "fc.limits.request:path": {"event": b"", "method": "GET", "path": "/" + "p" * 4097}}
 
 
-@pytest.mark.parametrize("rule,request_fields", LIMITS,
-                         ids=["any.event.size", "fc.limits.request:headers",
-                              "fc.limits.request:path"])
-def test_fc_limits(platform: PlatformUnderTest, rule: str,
-                   request_fields: Dict[str, Any]) -> None:
+@pytest.mark.parametrize("name,rule", [(name, name.split(":")[0]) for name in LIMITS])
+def test_fc_limits(platform: PlatformUnderTest, name: str, rule: str) -> None:
     """What is over the limit never reaches an instance."""
     platform.needs("limits")
-    fields = dict(request_fields)
-    event = fields.pop("event")
     with platform.used_run("--max-event", "100") as run:
-        run.issue(event, **fields)
+        run.issue(**LIMITS[name])
         run.outcome("request-too-large")
-        run.settled(run.served(b"afterwards"))
+        run.serve(b"afterwards")
 
 
 def test_fc_limits_response(platform: PlatformUnderTest) -> None:
     """An answer whose head is over 8 KB is too large."""
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         instance.answer(200, [("X-Long", "y" * 8200)])
         run.outcome("response-too-large")
         run.discard(instance)
@@ -658,9 +543,7 @@ def test_fc_outcome_document__function(platform: PlatformUnderTest) -> None:
 def test_fc_outcome_document__platform(platform: PlatformUnderTest) -> None:
     """A platform's failure has its status and the start document."""
     with platform.used_run() as run:
-        run.discard_idle()
-        run.issue(b"hello")
-        run.instance().end("exit", status=1)
+        run.starting().end("exit", status=1)
         outcome = run.outcome("start-error")
         seen = document(outcome.body)
         same(412, outcome.status)

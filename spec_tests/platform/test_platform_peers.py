@@ -20,22 +20,6 @@ LARGE_BYTES = 6 << 20  # the limit of a message, and more than any buffer holds
 HEAD_LIMIT_S = 10  # head_timeout_s
 
 
-def idle_one(run: PlatformRun) -> Instance:
-    """Return a bootstrap of scf or fg that has served an event, and is idle."""
-    run.finish(run.fetched(b"before"))
-    instance, run.idle = run.idle, None
-    assert instance is not None
-    return instance
-
-
-def ready_for(run: PlatformRun, event: bytes) -> Instance:
-    """Return a new bootstrap to which the event is issued as soon as it polls."""
-    instance = run.starting(event)
-    if run.protocol == "scf":
-        instance.ready()
-    return instance
-
-
 # ---- slow ----
 
 
@@ -43,7 +27,7 @@ def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
     """A request whose head comes byte by byte, and never ends, is dropped in time."""
     pull_platform.needs("slow-heads")
     with pull_platform.bare_run("--timeout", "60") as run:
-        instance = run.fetched(b"hello")
+        instance = run.fetched()
         number = instance.open()
         instance.send(number, b"GET /")
         for _ in range(HEAD_LIMIT_S + 1):
@@ -60,7 +44,7 @@ def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
 def test_any_limits_slow__in_time(pull_platform: PlatformUnderTest) -> None:
     """A poll that comes byte by byte, and soon enough, brings the event."""
     with pull_platform.used_run() as run:
-        instance = ready_for(run, b"hello")
+        instance = run.ready()
         number = instance.open()
         for byte in instance.poll_bytes():
             instance.send(number, bytes([byte]))
@@ -71,7 +55,7 @@ def test_any_limits_slow__in_time(pull_platform: PlatformUnderTest) -> None:
 def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
     """A large event reaches a bootstrap in full that does not read it at once."""
     with pull_platform.bare_run() as run:
-        instance = idle_one(run)
+        instance = run.idle_one()
         number = instance.park()
         run.settle()
         run.issue(b"x" * LARGE_BYTES)
@@ -86,7 +70,7 @@ def test_any_event_timeout__unread(platform: PlatformUnderTest) -> None:
     with platform.bare_run("--timeout", "1") as run:
         instance = deaf(run)
         run.outcome("timeout or not-fetched")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         run.settle()
 
 
@@ -95,12 +79,7 @@ def test_any_instance_on_demand__unread(platform: PlatformUnderTest) -> None:
     platform.needs("instances")
     with platform.bare_run(*PAIR, "--timeout", "5") as run:
         instance = deaf(run)
-        if run.protocol == "fc":
-            run.settled(run.served(b"another"))
-        else:
-            other = ready_for(run, b"another")
-            other.fetch()
-            run.finish(other)
+        run.serve(b"another")
         run.abandon(instance)
         run.discard_idle()
 
@@ -109,10 +88,9 @@ def deaf(run: PlatformRun) -> Instance:
     """Return a bootstrap to which a large event is sent, and which does not read it."""
     if run.protocol == "fc":
         run.issue(b"x" * LARGE_BYTES)
-        instance = run.instance()
-        instance.listen()
+        instance = run.server()
     else:
-        instance = ready_for(run, b"x" * LARGE_BYTES)
+        instance = run.ready(b"x" * LARGE_BYTES)
         instance.park()
     run.settle()
     return instance
@@ -126,7 +104,7 @@ def test_any_poll_dead__not_fetched(pull_platform: PlatformUnderTest,
                                     reset: bool) -> None:
     """A poll whose connection is gone has fetched nothing."""
     with pull_platform.used_run(*LIMITED) as run:
-        instance = idle_one(run)
+        instance = run.idle_one()
         instance.close(instance.park(), reset)
         run.settle()
         run.issue(b"precious")
@@ -138,7 +116,7 @@ def test_any_poll_dead__not_fetched(pull_platform: PlatformUnderTest,
 def test_any_poll_dead__one_lives(pull_platform: PlatformUnderTest, place: int) -> None:
     """Of several polls the one whose connection is there brings the event."""
     with pull_platform.used_run() as run:
-        instance = idle_one(run)
+        instance = run.idle_one()
         polls: List[int] = []
         for _ in range(3):
             polls.append(instance.park())
@@ -155,8 +133,7 @@ def test_any_poll_dead__one_lives(pull_platform: PlatformUnderTest, place: int) 
 def test_any_event_requeue__scf_first(platform: PlatformUnderTest) -> None:
     """A bootstrap that ends before it fetches its very first event costs this event."""
     with platform.used_run() as run:
-        instance = run.starting(b"hello")
-        instance.ready()
+        instance = run.ready()
         run.settle()
         instance.end("exit", status=0)
         run.outcome("exit")
@@ -167,7 +144,7 @@ def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> Non
     """An event that nobody had fetched when its instance ended is served by the next
     one, and before any other."""
     with pull_platform.used_run(*CLOCKED, "--max-instances", "1") as run:
-        instance = idle_one(run)
+        instance = run.idle_one()
         if polls:
             instance.close(instance.park())
             run.settle()
@@ -187,23 +164,21 @@ def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> Non
 def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
     """A large result counts whose sender ends right behind its last byte."""
     with pull_platform.bare_run() as run:
-        instance = run.fetched(b"hello")
-        head = wire.request_bytes("POST", instance.result_path(),
-                                  [("Content-Length", str(LARGE_BYTES))])
+        instance = run.fetched()
+        head = instance.post_bytes(None, [("Content-Length", str(LARGE_BYTES))])
         ends_behind(instance, instance.open(), head)
         same(LARGE_BYTES, len(run.outcome("ok").body), "bytes of the result")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         run.settle()
 
 
 def test_any_result_first__fc_large(platform: PlatformUnderTest) -> None:
     """A large answer counts whose sender ends right behind its last byte."""
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         ends_behind(instance, instance.asked,
                     b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE_BYTES)
         same(LARGE_BYTES, len(run.outcome("ok").body), "bytes of the result")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         run.settle()
 
 
@@ -222,14 +197,7 @@ def test_any_stop_order__child(platform: PlatformUnderTest) -> None:
     subprocess.run(["sh", "-c", 'printf "#!/bin/sh\\n\\"%s/child\\" &\\nwait\\n" "$1" '
                     '> "$1/bootstrap"; chmod 755 "$1/bootstrap"', "sh", str(run.code)],
                    check=True)
-    if run.protocol == "fc":
-        instance = run.served(b"hello")
-        instance.order("ignore", signal=15)
-        run.settled(instance)
-    else:
-        instance = run.fetched(b"hello")
-        instance.order("ignore", signal=15)
-        run.finish(instance)
+    instance = run.stubborn()
     run.end_input()
     run.wait(0.3)
     instance.order("print", to=1, text=b"in order\n")
@@ -263,11 +231,9 @@ def test_any_http_refused(pull_platform: PlatformUnderTest, name: str,
 def test_any_result_size__chunked(pull_platform: PlatformUnderTest) -> None:
     """The answer to chunks that are too large reaches a peer that has sent more."""
     size = pull_platform.result_bytes() + LARGE_BYTES
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
-        head = wire.request_bytes("POST", instance.result_path(),
-                                  [("Transfer-Encoding", "chunked")])
+        head = instance.post_bytes(None, [("Transfer-Encoding", "chunked")])
         instance.send(number, head, b"%x\r\n" % size, size, b"\r\n0\r\n\r\n")
         same(413, instance.read(number).status, "status")
         instance.close(number)
@@ -277,11 +243,9 @@ def test_any_result_size__chunked(pull_platform: PlatformUnderTest) -> None:
 def test_any_result_size__read_away(pull_platform: PlatformUnderTest) -> None:
     """A result that is much too large is read to its end, then all goes on."""
     size = pull_platform.result_bytes() + LARGE_BYTES
-    with pull_platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with pull_platform.running() as (run, instance):
         number = instance.open()
-        head = wire.request_bytes("POST", instance.result_path(),
-                                  [("Content-Length", str(size))])
+        head = instance.post_bytes(None, [("Content-Length", str(size))])
         same(True, instance.send(number, head, size), "all taken")
         same(413, instance.read(number).status, "status")
         run.outcome("response-too-large")
@@ -294,7 +258,7 @@ def test_any_result_size__read_away(pull_platform: PlatformUnderTest) -> None:
 def test_any_http_reuse__behind_a_poll(pull_platform: PlatformUnderTest) -> None:
     """A call sent behind a poll that is held is answered after it."""
     with pull_platform.used_run() as run:
-        instance = idle_one(run)
+        instance = run.idle_one()
         number = instance.park()
         path, status = ("/runtime/init/ready", b"200") if run.protocol == "scf" else \
             (instance.result_path("error", "nobody"), b"404")
@@ -317,8 +281,7 @@ def test_any_http_reuse__behind_a_poll(pull_platform: PlatformUnderTest) -> None
 
 def test_any_event_timeout__fc_drip(platform: PlatformUnderTest) -> None:
     """An answer that comes byte by byte, and never ends, is a timeout."""
-    with platform.used_run(*LIMITED) as run:
-        instance = run.served(b"hello")
+    with platform.running(*LIMITED) as (run, instance):
         instance.send(instance.asked, b"HTTP/1.1 200 OK\r\nX-Long: ")
         for _ in range(25):
             if run.outcomes.empty():
@@ -326,14 +289,13 @@ def test_any_event_timeout__fc_drip(platform: PlatformUnderTest) -> None:
                 run.wait(0.1)
         same(False, run.outcomes.empty(), "an outcome after 1 s, while it drips")
         run.outcome("timeout")
-        instance.reaped(run.patience_s)
+        instance.reaped()
         run.settle()
 
 
 def test_fc_invoke_answer__drip(platform: PlatformUnderTest) -> None:
     """An answer that comes byte by byte is one like any other."""
-    with platform.used_run() as run:
-        instance = run.served(b"hello")
+    with platform.running() as (run, instance):
         for byte in wire.response(200, [("x-fc-status", "200")], b"done"):
             instance.send(instance.asked, bytes([byte]))
         same(b"done", run.outcome("ok", instance).body)

@@ -8,7 +8,7 @@ import pytest
 
 import wire
 from kit import Mismatch, document, same
-from platform_run import CLOCKED, Instance, PlatformRun, PlatformUnderTest
+from platform_run import CLOCKED, Instance, Outcome, PlatformRun, PlatformUnderTest
 
 
 def times_out_soon(run: PlatformRun, instance: Instance) -> None:
@@ -22,84 +22,26 @@ def times_out_soon(run: PlatformRun, instance: Instance) -> None:
 # ---- scf ----
 
 
-@pytest.mark.parametrize("name,wanted", [
-    ("SCF_RUNTIME_API", r"\d+\.\d+\.\d+\.\d+"), ("SCF_RUNTIME_API_PORT", r"\d+")])
-def test_scf_env_api(platform: PlatformUnderTest, name: str, wanted: str) -> None:
-    """The runtime API's address is an IP literal and a port."""
-    with platform.fetched() as instance:
-        if not re.fullmatch(wanted, instance.environ.get(name, "")):
-            raise Mismatch(f"{name} like {wanted}", repr(instance.environ.get(name)))
-
-
 def test_scf_env_handler(platform: PlatformUnderTest) -> None:
     """_HANDLER is the function's handler."""
     run = platform.run("--handler", "mine.handle")
-    run.issue(b"hello")
-    same("mine.handle", run.instance().environ.get("_HANDLER"))
-
-
-def test_scf_env_handler__default(platform: PlatformUnderTest) -> None:
-    """Without a configured handler it is index.main_handler."""
-    with platform.fetched() as instance:
-        same("index.main_handler", instance.environ.get("_HANDLER"))
-
-
-@pytest.mark.parametrize("name", ["SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION",
-                                  "TENCENTCLOUD_RUNENV", "USER_CODE_ROOT"])
-def test_scf_env_documented(platform: PlatformUnderTest, name: str) -> None:
-    """The variables that describe the function are set."""
-    with platform.fetched() as instance:
-        same(True, bool(instance.environ.get(name)), f"{name} set")
-
-
-def test_any_credentials_role__scf(platform: PlatformUnderTest) -> None:
-    """A function without a role has no credential variables."""
-    with platform.fetched() as instance:
-        same([], [name for name in instance.environ
-                  if re.match("TENCENTCLOUD_(SECRET|SESSION)", name)])
-
-
-def test_any_start_cwd__scf(platform: PlatformUnderTest) -> None:
-    """The working folder is the code folder."""
-    with platform.fetched() as instance:
-        same(str(instance.run.code.resolve()), instance.cwd)
+    same("mine.handle", run.starting().environ.get("_HANDLER"))
 
 
 def test_scf_next_headers(platform: PlatformUnderTest) -> None:
     """The event comes with its id, the memory in MB and the time limit in ms."""
     run = platform.run("--memory", "256", "--timeout", "5")
-    instance = run.starting(b"hello")
-    instance.ready()
+    instance = run.ready()
     reply = instance.fetch()
     same(("256", "5000"), (reply.header("Memory_Limit_In_Mb"),
                            reply.header("Time_Limit_In_Ms")))
     same(reply.header("Request_Id"), run.finish(instance).request_id)
 
 
-@pytest.mark.parametrize("event", [b"{}", b"no json"])
-def test_any_event_content_type__scf(platform: PlatformUnderTest, event: bytes) -> None:
-    """The event is sent as application/json."""
-    with platform.fetched(event) as instance:
-        same("application/json", instance.fetch().header("content-type"))
-
-
-def test_any_event_issue__scf(platform: PlatformUnderTest) -> None:
-    """A second event waits until the instance is idle."""
-    with platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"one")
-        run.issue(b"two")
-        run.settle()
-        same(b"one", instance.fetch().body, "the event while one runs")
-        run.finish(instance)
-        same(b"two", instance.fetch().body, "the event afterwards")
-        run.finish(instance)
-
-
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     with platform.used_run(*CLOCKED) as run:
-        instance = run.starting(b"hello")
-        instance.ready()
+        instance = run.ready()
         run.wait(1.5)
         instance.fetch()
         times_out_soon(run, instance)
@@ -107,8 +49,7 @@ def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
 
 def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     """Fetching again does not start the clock again."""
-    with platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"hello")
+    with platform.running(*CLOCKED) as (run, instance):
         for _ in range(2):
             run.wait(0.75)
             instance.fetch()
@@ -127,43 +68,30 @@ SCF_DOCUMENTS: Dict[str, Dict[str, object]] = {
 }
 
 
+def failed(run: PlatformRun, kind: str) -> Outcome:
+    """Return the outcome of an event that fails in this way."""
+    instance = run.starting() if kind == "init-error" else run.ready()
+    if kind != "init-error":
+        instance.fetch()
+    if kind == "function-error":
+        instance.result(b"it failed", "error")
+    elif kind != "timeout":
+        instance.end("exit", status=0)
+    outcome = run.outcome(kind)
+    run.discard(instance)
+    return outcome
+
+
 @pytest.mark.parametrize("kind", sorted(SCF_DOCUMENTS))
 def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
     """The caller of a failure sees the error document with the values of the table."""
     with platform.used_run("--timeout", "1") as run:
-        instance = run.starting(b"hello")
-        if kind != "init-error":
-            instance.ready()
-            instance.fetch()
-        if kind == "function-error":
-            instance.result(b"it failed", "error")
-        elif kind != "timeout":
-            instance.end("exit", status=0)
-        outcome = run.outcome(kind)
-        seen = document(outcome.body)
-        same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id}, seen)
-        run.discard(instance)
+        outcome = failed(run, kind)
+        same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id},
+             document(outcome.body))
 
 
 # ---- fg ----
-
-
-def test_fg_env_api(platform: PlatformUnderTest) -> None:
-    """RUNTIME_API_ADDR is an IP address and a port, without a scheme."""
-    with platform.fetched() as instance:
-        address = instance.environ.get("RUNTIME_API_ADDR", "")
-        if not re.fullmatch(r"\d+\.\d+\.\d+\.\d+:\d+", address):
-            raise Mismatch("IP:port", address)
-
-
-@pytest.mark.parametrize("name", [
-    "RUNTIME_PROJECT_ID", "RUNTIME_FUNC_NAME", "RUNTIME_FUNC_VERSION",
-    "RUNTIME_PACKAGE", "RUNTIME_HANDLER", "RUNTIME_TIMEOUT", "RUNTIME_USERDATA",
-    "RUNTIME_CPU", "RUNTIME_MEMORY", "RUNTIME_CODE_ROOT"])
-def test_fg_env_table(platform: PlatformUnderTest, name: str) -> None:
-    """The variables that describe the function are set."""
-    with platform.fetched() as instance:
-        same(True, bool(instance.environ.get(name)), f"{name} set")
 
 
 @pytest.mark.parametrize("name,value", [("RUNTIME_TIMEOUT", "7"),
@@ -172,7 +100,7 @@ def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
                               value: str) -> None:
     """Seconds, MB and millicores, as decimal numbers."""
     with platform.used_run("--timeout", "7", "--memory", "256") as run:
-        instance = run.starting(b"hello")
+        instance = run.starting()
         same((value, "256"),
              (instance.environ[name], instance.environ["RUNTIME_MEMORY"]))
         run.abandon(instance)
@@ -181,44 +109,21 @@ def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
 def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
     """RUNTIME_USERDATA is a JSON object of the user's variables."""
     run = platform.run("--env", "A=1", "--env", "B=two words")
-    run.issue(b"hello")
-    environ = run.instance().environ
+    environ = run.starting().environ
     same({"A": "1", "B": "two words"}, document(environ["RUNTIME_USERDATA"]))
-
-
-def test_fg_env_table__code_root(platform: PlatformUnderTest) -> None:
-    """RUNTIME_CODE_ROOT is the absolute path of the code folder."""
-    with platform.fetched() as instance:
-        same(str(instance.run.code.resolve()), instance.environ["RUNTIME_CODE_ROOT"])
-
-
-def test_fg_start_path(platform: PlatformUnderTest) -> None:
-    """The bootstrap is started by its absolute path."""
-    with platform.fetched() as instance:
-        same(str(instance.run.code.resolve() / "bootstrap"), instance.argv[0])
 
 
 @pytest.mark.parametrize("rule,name,wanted", [
     ("fg.request.headers", "X-Cff-Request-Id", r"[A-Za-z0-9-]+"),
-    ("fg.request.headers", "X-CFF-Invoke-Type", "sync"),
-    ("any.event.content-type", "Content-Type", "application/json")])
+    ("fg.request.headers", "X-CFF-Invoke-Type", "sync")])
 def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
                            wanted: str) -> None:
     """The event comes with exactly one such field."""
     with platform.used_run() as run:
-        instance = run.starting(b"hello")
+        instance = run.starting()
         values = instance.fetch().values(name)
         if len(values) != 1 or not re.fullmatch(wanted, values[0]):
             raise Mismatch(f"one field {name}: {wanted}", repr(values))
-        run.finish(instance)
-
-
-def test_any_credentials_role__fg(platform: PlatformUnderTest) -> None:
-    """A function without an agency gets no credential fields."""
-    with platform.used_run() as run:
-        instance = run.starting(b"hello")
-        names = [name.lower() for name, _ in instance.fetch().headers]
-        same([], [name for name in names if re.search("key|token", name)])
         run.finish(instance)
 
 
@@ -234,9 +139,7 @@ def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
 def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
     """One of several held polls gets the event."""
     with platform.used_run() as run:
-        run.finish(run.fetched(b"before"))
-        instance, run.idle = run.idle, None
-        assert instance is not None
+        instance = run.idle_one()
         polls = [instance.park() for _ in range(3)]
         run.settle()
         run.issue(b"hello")
@@ -249,24 +152,10 @@ def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
         run.finish(instance)
 
 
-def test_any_event_issue__fg(platform: PlatformUnderTest) -> None:
-    """A second event waits until the instance is idle."""
-    with platform.used_run(*CLOCKED) as run:
-        instance = run.fetched(b"one")
-        run.issue(b"two")
-        number = instance.park()
-        same("", instance.read(number, 0.05).start, "an answer while one runs")
-        run.finish(instance)
-        same(b"two", instance.fetch(number).body, "the event afterwards")
-        run.finish(instance)
-
-
 def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     with platform.used_run(*CLOCKED) as run:
-        run.finish(run.fetched(b"before"))
-        instance, run.idle = run.idle, None
-        assert instance is not None
+        instance = run.idle_one()
         run.issue(b"hello")
         run.wait(1.5)
         instance.fetch()
@@ -275,8 +164,7 @@ def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
 
 def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
     """The caller of a failed function sees the posted body."""
-    with platform.used_run() as run:
-        instance = run.fetched(b"hello")
+    with platform.running() as (run, instance):
         instance.result(b"\0 it failed \xff", "error")
         same(b"\0 it failed \xff", run.outcome("function-error", instance).body)
 
@@ -292,12 +180,6 @@ FG_DOCUMENTS = {
 def test_fg_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
     """The caller of a failure sees code and text of the table."""
     with platform.used_run("--timeout", "1") as run:
-        instance = run.starting(b"hello")
-        if kind != "init-error":
-            instance.fetch()
-        if kind != "timeout":
-            instance.end("exit", status=0)
         code, text = FG_DOCUMENTS[kind]
-        seen = document(run.outcome(kind).body)
-        same({"error_code": f"FSS.{code}", "error_msg": text}, seen)
-        run.discard(instance)
+        same({"error_code": f"FSS.{code}", "error_msg": text},
+             document(failed(run, kind).body))

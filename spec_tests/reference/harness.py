@@ -1,11 +1,8 @@
 # harness.py: a running platform whose both ends are in the hands of a test (MIT).
 """Give a test both ends of a platform: its callers, and the function behind it.
 
-`Harness("fc")` is a platform with a front door whose function is the test itself
-(`attach`): the test accepts the platform's connections and writes the answers, byte by
-byte. `Harness("scf")` and `Harness("fg")` leave the test the runtime API. With `code`
-the function is a real process instead; scripted_bootstrap.py is made for that. Every
-wait has a limit.
+`Harness("fc")` has a front door, and the test for its function (`attach`); "scf" and
+"fg" leave it the runtime API. With `code` the function is a real process instead.
 """
 
 import contextlib
@@ -30,7 +27,7 @@ from emulator import Platform
 
 __all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event",
            "fifo", "held", "outcome_of", "process_state", "processes",
-           "scale", "until", "within"]
+           "scale", "until"]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
 PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))
@@ -39,21 +36,12 @@ PATIENCE_S = 8.0  # for things that come at once; only a failing test waits so l
 RESET = struct.pack("ii", 1, 0)
 T = TypeVar("T")
 Own = TypeVar("Own", bound="Harness")
+Answer = Callable[[wire.Message], Optional[bytes]]
 
 
 def until(condition: Callable[[], bool], limit_s: float = PATIENCE_S) -> bool:
     """Wait until the condition holds, where nothing else tells; say whether it does."""
     return any(condition() for _ in wire.looks(limit_s))
-
-
-def within(limit_s: float, function: Callable[[], T]) -> T:
-    """Return what the function returns. AssertionError when it does not in time."""
-    results: List[T] = []
-    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    assert results, "no outcome within %g s" % limit_s
-    return results[0]
 
 
 def background(function: Callable[..., object], *arguments: object) -> threading.Thread:
@@ -90,8 +78,8 @@ class Peer(wire.Channel):
 
     def head(self) -> List[str]:
         """Return the lines of the next head."""
-        return self.line(b"\r\n\r\n", time.monotonic() + PATIENCE_S).decode(
-            "latin-1").split("\r\n")
+        head = self.line(b"\r\n\r\n", time.monotonic() + PATIENCE_S)
+        return head.decode("latin-1").split("\r\n")
 
     def chunk(self) -> bytes:
         """Return the next chunk of a chunked body; nothing for the last one."""
@@ -125,7 +113,6 @@ class Harness:
     def __init__(self, protocol: str, code: str = "", **settings: Any) -> None:
         self.protocol = protocol
         self.env: "queue.Queue[Dict[str, str]]" = queue.Queue()
-        self.notes: List[str] = []
         self.crashes: List[str] = []
         self._closed = False
         self._hook = threading.excepthook
@@ -137,7 +124,7 @@ class Harness:
         self.seen: List[str] = []   # what serve() was asked, in order
         settings.setdefault("timeout_s", PATIENCE_S)
         settings.setdefault("grace_s", 0.5)
-        settings.setdefault("on_note", self.notes.append)
+        settings.setdefault("on_note", lambda note: None)
         if not code:
             settings["attach"] = self.env.put
             settings.setdefault("port", self._listen() if protocol == "fc" else 0)
@@ -228,7 +215,7 @@ class Harness:
         assert self.server is not None
         return Peer(self.server.accept()[0])
 
-    def serve(self, answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+    def serve(self, answer: Answer) -> None:
         """Be a server from now on: send what `answer` returns, and hang up if that is
         no whole answer with a length; None = say nothing."""
         def run() -> None:
@@ -241,8 +228,7 @@ class Harness:
 
         background(run)
 
-    def serve_on(self, peer: Peer,
-                 answer: Callable[[wire.Message], Optional[bytes]]) -> None:
+    def serve_on(self, peer: Peer, answer: Answer) -> None:
         """Be a server on one connection."""
         with contextlib.suppress(wire.WireError):
             while True:

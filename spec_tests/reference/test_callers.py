@@ -2,19 +2,15 @@
 """Load a platform from all sides; nothing is lost, doubled or given to the dead."""
 
 import concurrent.futures
-import http.client
-import os
 import pathlib
 from typing import Any, Callable, Dict, List
 
 import pytest
 import scripted_bootstrap
-import wire
 from emulator import Outcome, Platform
-from harness import (PROTOCOLS, PULL, Harness, code, event, fifo, outcome_of, until)
+from harness import PROTOCOLS, PULL, Harness, code, event, fifo, outcome_of, until
 
 __all__ = ["code", "fifo"]
-
 Make = Callable[[str], str]
 
 
@@ -49,46 +45,6 @@ def test_any_instance_replace__load(protocol: str, code: str) -> None:
         "exit" if number % 7 == 0 else one for number, one in enumerate(events)]
 
 
-def test_fc_concurrency_limit__one_instance(code: str) -> None:
-    """fc sends up to `concurrency` requests into one instance before another starts."""
-    with Harness("fc", code, concurrency=8, timeout_s=30) as harness:
-        outcomes = invoke_all(harness.platform, [event(["sleep", 0.2])] * 8, 8)
-        assert [one.kind for one in outcomes] == ["ok"] * 8
-        assert harness.platform.counts["cold_starts"] == 1
-
-
-@PROTOCOLS
-def test_any_outcome_one__256_connections(protocol: str, code: str) -> None:
-    """256 callers at once each get their own answer."""
-    with Harness(protocol, code, max_instances=4, timeout_s=30) as harness:
-        events = [b"caller %d" % number for number in range(256)]
-        callers = [harness.event(one) for one in events]
-        assert [outcome_of(one) for one in callers] == [("ok", one) for one in events]
-
-
-@PULL
-def test_any_http_reuse__pipelined_callers(protocol: str, code: str) -> None:
-    """Events pipelined by one caller are answered in their order."""
-    with Harness(protocol, code) as harness:
-        caller = harness.event(event(["sleep", 0.1], ["say", "slept"]))
-        for number in range(5):
-            caller.send(wire.request_bytes("POST", "/-/invoke", (), b"%d" % number))
-        bodies = [caller.answer("POST").body for _ in range(6)]
-    assert bodies == [b"slept", b"0", b"1", b"2", b"3", b"4"]
-
-
-# ---- callers who leave ----
-
-
-def release(path: str) -> bool:
-    """Let a process that waits at a FIFO go on; False if none waits there."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("protocol,settings,same", (
     ("fc", {}, False), ("fc", {"concurrency": 2}, True), ("scf", {}, True),
     ("fg", {}, True)), ids=("fc.caller.replace", "fc-concurrent", "scf", "fg"))
@@ -103,7 +59,7 @@ def test_any_caller_gone__running(protocol: str, settings: Dict[str, Any], same:
         caller.close()
         assert harness.ends("cancelled")
         if same:
-            assert until(lambda: release(go))
+            scripted_bootstrap.tell(go)
         assert (harness.outcome(event(["pid"])) == ("ok", first)) == same
         assert harness.platform.counts["ok"] == 2
 
@@ -141,32 +97,27 @@ def test_any_caller_gone__starting(protocol: str, code: str, fifo: Make) -> None
         assert harness.state()["counts"]["cold_starts"] == 1
 
 
-# ---- the front door ----
-
-
 @PROTOCOLS
 def test_any_outcome_one__front_door(protocol: str, code: str) -> None:
     """POST /-/invoke answers with result, kind and id; the rest helps to find it."""
+    asked = (("GET", "/-/health"), ("HEAD", "/-/state"), ("GET", "/-/state"),
+             ("GET", "/-/invoke"), ("DELETE", "/-/state"), ("POST", "/-/health"),
+             ("GET", "/-/nothing"), ("POST", "/-/invoke/x"))
     with Harness(protocol, code) as harness:
-        answers = {}
-        for method, path in (("GET", "/-/health"), ("HEAD", "/-/state"),
-                             ("GET", "/-/state"), ("POST", "/-/invoke"),
-                             ("GET", "/-/invoke"), ("DELETE", "/-/state"),
-                             ("POST", "/-/health"), ("GET", "/-/nothing"),
-                             ("POST", "/-/invoke/x")):
-            caller = http.client.HTTPConnection("127.0.0.1", harness.door.port)
-            caller.request(method, path, b"\xff\0" if method == "POST" else None)
-            answer = caller.getresponse()
-            answers[method, path] = answer.status, answer.read()
-            if path == "/-/invoke" and method == "POST":
-                assert answer.getheader("X-Outcome") == "ok"
-                assert len(answer.getheader("X-Request-Id") or "") >= 32
-            caller.close()
-    statuses = [status for status, _ in answers.values()]
-    assert statuses == [200] * 4 + [405] * 3 + [404] * 2
-    assert all(b"/-/" in body for status, body in answers.values() if status > 400)
-    assert answers["GET", "/-/health"][1] == b'{"status":"ok"}'
-    assert answers["HEAD", "/-/state"][1] == b""
-    assert answers["POST", "/-/invoke"][1] == b"\xff\0"
-    assert all(word in answers["GET", "/-/state"][1] for word in (
-        b"protocol", b"instances", b"queued", b"counts"))
+        answers = [harness.call(method, path).answer(method) for method, path in asked]
+        invoked = harness.event(b"\xff\0").answer("POST")
+    assert [one.status for one in answers] == [200] * 3 + [405] * 3 + [404] * 2
+    assert all(b"/-/" in one.body for one in answers[3:])
+    assert (invoked.status, invoked.body) == (200, b"\xff\0")
+    assert invoked.header("x-outcome") == "ok"
+    assert len(invoked.header("x-request-id") or "") >= 32
+
+
+@PROTOCOLS
+def test_any_outcome_one__caller_does_not_read(protocol: str, code: str) -> None:
+    """A caller who does not read his large result holds up nobody else."""
+    large = bytes(range(256)) * (6 * 1048576 // 256)
+    with Harness(protocol, code, max_instances=1) as harness:
+        lazy = harness.event(large)
+        assert harness.ends("ok") and harness.outcome(b"next") == ("ok", b"next")
+        assert outcome_of(lazy) == ("ok", large)

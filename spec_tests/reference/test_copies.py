@@ -1,26 +1,20 @@
 # test_copies.py: what is said to stand alone does, on every Python found (MIT).
-"""Copy a file into an empty folder, under another name, and run it there; the small
-platforms have their own test of that.
-
-Interpreters are looked for, not listed: implementations.py says where.
-"""
+"""Copy a file into an empty folder, under another name, and run it there."""
 
 import os
 import pathlib
 import shutil
 import subprocess
-import sys
 from typing import Any, List
 
 import pytest
 import scripted_bootstrap
 from emulator import Platform
 from gateways import Container, profile
-from harness import within
 from implementations import Version, interpreters
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
-HANDLER = "def handler(event, context):\n    return {'got': event}\n"
+HANDLER = "async def handler(event, context):\n    return {'got': event}\n"
 
 
 def since(floor: Version) -> pytest.MarkDecorator:
@@ -42,19 +36,6 @@ def copy(name: str, folder: pathlib.Path, new_name: str, version: Version) -> st
     return str(program)
 
 
-def run(*command: str) -> str:
-    """Return what a command prints; it has to succeed, with a bare environment."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          timeout=60, env={"PATH": os.defpath, "LANG": "C"}, cwd="/")
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
-
-
-def test_current_interpreter_is_among_them() -> None:
-    """Whatever else is found, the interpreter of the tests is tried."""
-    assert sys.version_info[:2] in interpreters()
-
-
 @since((3, 6))
 @pytest.mark.parametrize("name", sorted(
     path.name for path in REFERENCE.glob("*_bootstrap.py")))
@@ -67,8 +48,28 @@ def test_copy_of_a_bootstrap(name: str, version: Version,
     settings: Any = {"port": 0} if protocol == "fc" else {}
     with Platform(protocol, str(tmp_path), handler="mine.handler", timeout_s=20,
                   **settings) as platform:
-        outcome = within(60, lambda: platform.invoke(b'{"a":[1]}'))
+        outcome = platform.invoke(b'{"a":[1]}')
     assert outcome.body == b'{"got":{"a":[1]}}', (outcome.message, outcome.log)
+
+
+def answer(*command: str) -> bytes:
+    """Return what a command prints; it has to succeed, with a bare environment."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, cwd="/",
+                          env={"PATH": os.defpath, "LANG": "C"})
+    assert done.returncode == 0
+    return done.stdout
+
+
+@since((3, 8))
+@pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
+def test_copy_of_a_platform(protocol: str, version: Version,
+                            tmp_path: pathlib.Path) -> None:
+    """A platform file alone runs a bootstrap, and leaves nothing beside it."""
+    program = copy(protocol + "_platform.py", tmp_path / "alone", "anything", version)
+    code = scripted_bootstrap.place(tmp_path / "code")
+    port = ("--port", "0") if protocol == "fc" else ()
+    assert answer(program, code, "--event", "hello", *port) == b"hello\n"
+    assert os.listdir(tmp_path / "alone") == ["anything"]
 
 
 @since((3, 8))
@@ -78,8 +79,8 @@ def test_copy_of_the_emulator(version: Version, tmp_path: pathlib.Path) -> None:
         shutil.copy(str(REFERENCE / (protocol + "_platform.py")), str(tmp_path))
     program = copy("emulator.py", tmp_path, "emulator.py", version)
     code = scripted_bootstrap.place(tmp_path / "code")
-    command = [interpreters()[version], program, "scf", code]
-    assert run(*command, "--event", "hello") == "hello\n"
+    assert answer(interpreters()[version], program, "scf", code, "--event",
+                  "hello") == b"hello\n"
 
 
 @since((3, 8))

@@ -6,6 +6,7 @@ who waits, which event is outstanding. Everything goes over real sockets.
 """
 
 import collections
+import itertools
 import random
 import select
 import socket
@@ -26,6 +27,13 @@ STATUS = {"accept": 200, "ignore": 200, "refuse": 404, "finish": 200, "fail": 20
 KIND = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
 
 
+def rows_of(protocol: str) -> Dict[Tuple[str, str], Tuple[str, str]]:
+    """Return the states table of SPEC.md: (state, call) -> (action, next state)."""
+    table = spec.load().table(protocol, "state", "call", "action", "next state", "rule")
+    return {(row["state"], row["call"]): (row["action"], row["next state"])
+            for row in table.records()}
+
+
 class Event:
     """An event on its way, and the caller who waits for it."""
 
@@ -42,10 +50,7 @@ class Model:
                  taken: List[object]) -> None:
         self.protocol, self.harness, self.taken = protocol, harness, taken
         self.chance = random.Random(seed)
-        table = spec.load().table(protocol, "state", "call", "action", "next state",
-                                  "rule")
-        self.rows = {(row["state"], row["call"]): (row["action"], row["next state"])
-                     for row in table.records()}
+        self.rows = rows_of(protocol)
         self.state = "starting"
         self.parked: List[Peer] = []
         self.current: Optional[Event] = None
@@ -56,8 +61,6 @@ class Model:
         self.calls = 0  # of the bootstrap
         self.new_event()
         self.address = harness.api()
-
-    # -- the table --
 
     def move(self, call: str) -> str:
         """Follow the table; return the action."""
@@ -87,8 +90,6 @@ class Model:
         self.current.request_id = (message.header("request_id")
                                    or message.header("x-cff-request-id") or "")
 
-    # -- what callers do --
-
     def new_event(self) -> None:
         """A caller comes."""
         body = b"event %d" % self.accepted
@@ -109,8 +110,6 @@ class Model:
             self.waiting.remove(event)
         self.cancelled += 1
         assert self.harness.ends("cancelled", self.cancelled)
-
-    # -- what the bootstrap does --
 
     def send(self, data: bytes) -> Peer:
         """Connect to the runtime API, and send that."""
@@ -198,8 +197,6 @@ class Model:
         assert peer.everything().startswith(b"HTTP/1.1 4")
         self.broken += 1
 
-    # -- the end --
-
     def quiet(self) -> None:
         """No poll that has to wait may have an answer."""
         assert not select.select([poll.sock for poll in self.parked], [], [], 0)[0]
@@ -252,3 +249,13 @@ def test_any_outcome_one__model(protocol: str, seed: int) -> None:
             model.settled()
             model.quiet()
         model.finish_all()
+
+
+@PULL
+def test_states_table_is_complete(protocol: str) -> None:
+    """Each call of each endpoint has a row in each state; `issue` in idle alone."""
+    calls = {"scf": ("ready", "next", "response", "error", "oversize"),
+             "fg": ("request", "response", "error", "oversize", "stray")}[protocol]
+    states = ("starting", "idle", "issued", "running", "stopping")
+    wanted = {*itertools.product(states, calls), ("idle", "issue")}
+    assert set(rows_of(protocol)) == wanted

@@ -6,14 +6,11 @@
     python3 spec_tests/tools/benchmark.py --quick                coarser, a minute
     python3 spec_tests/tools/benchmark.py --only pull-1 --json   one row, for a program
 
-The sides of a row take turns in rotated order; each round gives one ratio (or
-difference), and the table shows the median of the rounds, the lowest and the highest.
-So other load hits all sides alike; absolute values are notes. This process makes all
-requests, on raw sockets. PEER_EMULATOR=FILE puts another emulator.py beside ours: its
-value, and the median of ours over it, stand behind each line.
-
-Nothing is asserted: status 0 says that it ran. How memory grows is measured by soak.py,
-gateway.py by benchmark_gateway.py.
+The sides of a row take turns in rotated order, so other load hits all alike; a round
+gives one ratio (or difference), the table shows their median and range. All requests
+come from this process, on raw sockets. PEER_EMULATOR=FILE puts another emulator.py
+beside ours, and tells how good ours is over it. Status 0 says that it ran, no more.
+How memory grows is measured by soak.py, the gateway by benchmark_gateway.py.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ import os
 import pathlib
 import re
 import selectors
-import shutil
 import signal
 import socket
 import statistics
@@ -37,28 +33,26 @@ import tempfile
 import time
 import types
 from functools import partial
-from typing import (Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional,
-                    Tuple)
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
 
-__all__ = ["Caller", "GOALS", "Goal", "Lab", "ROWS", "Server", "Unmeasured", "ask",
-           "children_of", "interleave", "main", "proc_field", "verdict"]
+__all__ = ["GOALS", "Goal", "LOOPBACK", "MIB", "PYTHON", "REFERENCE", "ROWS", "Server",
+           "Unmeasured", "activity", "children_of", "interleave", "main", "proc_field"]
 
 MIB = 1024 * 1024
-SOCKET_LIMIT_S = 20.0     # any one wait of a caller
-START_LIMIT_S = 15.0      # a server names its address, or instances appear
-STOP_LIMIT_S = 3.0        # between SIGTERM and SIGKILL
-PAUSE_S = 0.01            # between two looks
+WAIT_LIMIT_S = 20.0     # any one wait of a caller, and for a server's address
+STOP_LIMIT_S = 3.0      # between SIGTERM and SIGKILL
+PAUSE_S = 0.01          # between two looks
 INVOKE = "/-/invoke"
 LOOPBACK = "127.0.0.1"
-REFERENCE = pathlib.Path(__file__).resolve().parent.parent.parent / "reference"
-PYTHON = [sys.executable, "-S"]     # what `site` loads is the machine's, not ours
 # where the platform reaches a push server
 PUSH_HOST = "127.0.0.2" if sys.platform == "linux" else LOOPBACK
+REFERENCE = pathlib.Path(__file__).resolve().parent.parent.parent / "reference"
+PYTHON = [sys.executable, "-S"]     # what `site` loads is the machine's, not ours
 
 clock = time.monotonic
-Sample = Dict[str, float]
+Sample = Dict[str, float]               # what one turn of one side gave
 Turn = Callable[[], Sample]
-Found = Dict[str, Dict[str, List[float]]]     # goal -> column -> one value per round
+Taken = Dict[str, List[Sample]]         # side -> one sample per round
 
 
 class Unmeasured(Exception):
@@ -68,55 +62,48 @@ class Unmeasured(Exception):
 # ---- goals ----
 
 class Goal(NamedTuple):
-    """One line of the table: what over what, the two bounds, and the unit."""
+    """One line of the table: a quantity of the samples, `/` over or `-` minus that of a
+    yardstick, and its bounds."""
 
     row: str
-    key: str
     what: str
+    quantity: str
+    against: str
     sense: str      # "<=": smaller is better, ">=": larger is better
     must: float
-    ambition: Optional[float] = None
+    ambition: float
     unit: str = ""  # none for a ratio
 
 
 GOALS = [Goal(*line) for line in (
-    ("pull-1", "epoll", "1 caller, 64 B: p50 over epoll", "<=", 2, 1.25),
-    ("pull-1", "naive", "1 caller, 64 B: p50 over naive", "<=", 0.6, 0.4),
-    ("pull-8", "naive", "8 callers, 4 instances: rate over naive", ">=", 2.8, 4.8),
-    ("pull-64", "naive", "64 callers, 16 instances: rate over naive", ">=", 2.6, 5),
-    ("pull-64", "tail", "64 callers, 16 instances: p99 over p50", "<=", 2),
-    ("pull-64", "errors", "64 callers, 16 instances: no right answer", "<=", 0, 0, "n"),
-    ("pull-6mib", "plain", "6 MiB there and back: over plain sockets", ">=", 0.6, 0.75),
-    ("push-1", "proxy", "1 caller: rate over proxy", ">=", 1.3, 2.1),
-    ("push-8", "proxy", "8 callers: rate over proxy", ">=", 2.6, 3.2),
-    ("push-bulk", "direct", "100 MiB answered: over a direct call", ">=", 0.5, 0.7),
-    ("push-bulk", "grown", "100 MiB answered: growth of peak memory", "<=", 5, 5, "MB"),
-    ("cold-start", "added", "event to delivery minus a bare start", "<=", 2, 1.2, "ms"),
-    ("readiness", "early", "listen() to found, up within 50 ms", "<=", 1.5, 1.5, "ms"),
-    ("readiness", "late", "listen() to found, up after 200 ms", "<=", 6, 6, "ms"),
-    ("first-poll", "scf", "scf_bootstrap to first poll: over bare", "<=", 1.3, 1.15),
-    ("first-poll", "fg", "fg_bootstrap to first poll: over bare", "<=", 1.3, 1.15),
-    ("loop", "scf", "loop of scf_bootstrap: rate over raw sockets", ">=", 0.7, 0.9),
-    ("loop", "fg", "loop of fg_bootstrap: rate over raw sockets", ">=", 0.7, 0.9),
-    ("server", "stock", "fc_bootstrap, 8 connections: rate over stock", ">=", 1.5, 2.5),
-    ("storm", "seconds", "256 connections at once: until answered", "<=", 1, 1, "s"),
-    ("storm", "errors", "256 connections at once: not answered", "<=", 0, 0, "n"),
-    ("idle-64", "cost", "1 caller: p50 with 64 instances over 1", "<=", 1.1, 1),
-    ("memory", "rest", "resident at rest", "<=", 30, 30, "MB"),
-    ("memory", "instance", "resident per idle instance (of 64)", "<=", 120, 120, "KB"),
-    ("memory", "caller", "resident per waiting caller (of 256)", "<=", 30, 30, "KB"),
-    ("idle", "switches", "0, 1, 64 instances: context switches", "<=", 0, 0, "n"),
-    ("idle", "cpu", "0, 1, 64 instances: processor time", "<=", 0, 0, "ms"),
+    ("pull-1", "1 caller, 64 B: over epoll", "p50_us", "/epoll", "<=", 2, 1.25),
+    ("pull-1", "1 caller, 64 B: over naive", "p50_us", "/naive", "<=", 0.6, 0.4),
+    ("pull-8", "8 callers, 4 instances", "rate", "/naive", ">=", 2.8, 4.8),
+    ("pull-64", "64 callers, 16 instances", "rate", "/naive", ">=", 2.6, 5),
+    ("pull-64", "p99 over p50", "tail", "", "<=", 2, 2),
+    ("pull-64", "without a right answer", "errors", "", "<=", 0, 0, "n"),
+    ("pull-6mib", "6 MiB there and back", "mib_per_s", "/plain", ">=", 0.6, 0.75),
+    ("push-1", "1 caller", "rate", "/proxy", ">=", 1.3, 2.1),
+    ("push-8", "8 callers", "rate", "/proxy", ">=", 2.6, 3.2),
+    ("push-bulk", "100 MiB answered", "mib_per_s", "/direct", ">=", 0.5, 0.7),
+    ("push-bulk", "growth of peak memory", "grown", "", "<=", 5, 5, "MB"),
+    ("cold-start", "event to delivery", "ms", "-bare", "<=", 2, 1.2, "ms"),
+    ("ready-early", "listen() to found, at once", "found", "", "<=", 1.5, 1.5, "ms"),
+    ("ready-late", "listen() to found, after 200 ms", "found", "", "<=", 6, 6, "ms"),
+    ("first-scf", "scf_bootstrap to first poll", "ms", "/bare", "<=", 1.3, 1.15),
+    ("first-fg", "fg_bootstrap to first poll", "ms", "/bare", "<=", 1.3, 1.15),
+    ("loop-scf", "loop of scf_bootstrap", "rate", "/raw", ">=", 0.7, 0.9),
+    ("loop-fg", "loop of fg_bootstrap", "rate", "/raw", ">=", 0.7, 0.9),
+    ("server", "fc_bootstrap, 8 connections", "rate", "/stock", ">=", 1.5, 2.5),
+    ("storm", "256 connections until answered", "seconds", "", "<=", 1, 1, "s"),
+    ("storm", "not answered", "errors", "", "<=", 0, 0, "n"),
+    ("idle-64", "1 caller: 64 instances over 1", "cost", "", "<=", 1.1, 1),
+    ("memory", "resident at rest", "rest", "", "<=", 30, 30, "MB"),
+    ("memory", "per idle instance (of 64)", "instance", "", "<=", 120, 120, "KB"),
+    ("memory", "per waiting caller (of 256)", "caller", "", "<=", 30, 30, "KB"),
+    ("idle", "0, 1, 64: context switches", "switches", "", "<=", 0, 0, "n"),
+    ("idle", "0, 1, 64: processor time", "cpu", "", "<=", 0, 0, "ms"),
 )]
-
-
-def verdict(goal: Goal, value: float) -> str:
-    """Return the better bound that is met: `ambition`, `must`, or `MISSED`."""
-    sign = 1 if goal.sense == "<=" else -1
-    for name, bound in (("ambition", goal.ambition), ("must", goal.must)):
-        if bound is not None and sign * value <= sign * bound:
-            return name
-    return "MISSED"
 
 
 # ---- callers ----
@@ -126,14 +113,15 @@ OK = b"HTTP/1.1 200"
 
 def connect(port: int, host: str = LOOPBACK) -> socket.socket:
     """Return a connected socket without Nagle and with a limit on every wait."""
-    sock = socket.create_connection((host, port), SOCKET_LIMIT_S)
+    sock = socket.create_connection((host, port), WAIT_LIMIT_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
-def head_of(path: str, body_bytes: int, method: str = "POST") -> bytes:
+def head_of(path: str, body_bytes: int) -> bytes:
     return ("%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            "Content-Length: %d\r\n\r\n" % (method, path, body_bytes)).encode()
+            "Content-Length: %d\r\n\r\n" % (
+                "POST" if body_bytes else "GET", path, body_bytes)).encode()
 
 
 def read_head(reader: io.BufferedReader) -> Tuple[bytes, int]:
@@ -148,216 +136,101 @@ def read_head(reader: io.BufferedReader) -> Tuple[bytes, int]:
     return start, size
 
 
-def ask(port: int, event: bytes = b"", path: str = INVOKE, method: str = "POST"
-        ) -> bytes:
-    """Make one call on a connection of its own; return the body of a 200."""
-    with connect(port) as sock, sock.makefile("rb") as reader:
-        sock.sendall(head_of(path, len(event), method) + event)
-        start, size = read_head(reader)
-        body = reader.read(size)
+def ask(port: int, path: str, event: bytes = b"", host: str = LOOPBACK) -> bytes:
+    """Make one call on a connection of its own. Return the body of a 200, of a large
+    one the last part. No path: plain sockets, and as much comes back."""
+    block = memoryview(bytearray(MIB))
+    with connect(port, host) as sock, sock.makefile("rb") as reader:
+        sock.sendall(head_of(path, len(event)) if path else b"")
+        sock.sendall(event)
+        start, left = read_head(reader) if path else (OK, len(event))
+        count = 0
+        while left:
+            count = reader.readinto(block[:left])
+            if not count:
+                raise OSError("the answer is cut")
+            left -= count
     if not start.startswith(OK):
-        raise Unmeasured("%s: %r %r" % (path, start, body[:200]))
-    return body
+        raise Unmeasured("%s: %r %r" % (path, start, bytes(block[:200])))
+    return bytes(block[:count])
+
+
+def move(port: int, path: str, size: int, event: bytes, host: str = LOOPBACK) -> Sample:
+    """Make three exchanges that bring so many bytes, and take the median."""
+    taken_s = []
+    for _ in range(3):
+        begin = clock()
+        ask(port, path, event, host)
+        taken_s.append(clock() - begin)
+    return {"mib_per_s": size / MIB / statistics.median(taken_s)}
 
 
 class Caller:
-    """One caller: its connection, and the exchange under way."""
+    """One caller: its connection, its event of 64 bytes, and when it sent that."""
 
-    def __init__(self, port: int, event: bytes, path: str = INVOKE,
+    def __init__(self, port: int, number: int, word: str, path: str = INVOKE,
                  host: str = LOOPBACK) -> None:
-        self.sock, self.event = connect(port, host), event
-        self.request = head_of(path, len(event)) + event
+        # each its own: a mixed-up answer is a wrong one
+        self.event = b'{"%-16s":"%041d"}' % (word.encode(), number)
+        self.sock, self.request = connect(port, host), head_of(path, 64) + self.event
         self.send()
 
     def send(self) -> None:
         self.begin, self.answer = clock(), b""
         self.sock.sendall(self.request)
 
-    def receive(self) -> Optional[bool]:
-        """Read once. True: a 200 that ends with the event; False: no such answer will
-        come; None: there is more to come."""
-        data = self.sock.recv(65536)
-        self.answer += data
-        if not data or not self.answer.startswith(OK):
-            return False
-        return self.answer.endswith(self.event) or None
 
-
-def call_all(port: int, callers: int, path: str = INVOKE, host: str = LOOPBACK
-             ) -> List[Caller]:
-    """Let so many callers send events of 64 bytes, each its own: a mixed-up answer is
-    a wrong one."""
-    return [Caller(port, b'{"caller":"%051d"}' % number, path, host)
-            for number in range(callers)]
-
-
-def drive(callers: List[Caller], begin: float = 0.0, end: float = 0.0
-          ) -> Tuple[List[float], int]:
-    """Read their answers; until `end`, or at least one counts, they ask again at once.
-    Return the latencies in s of what was asked after `begin`, and how many callers got
-    no right answer."""
-    latencies: List[float] = []
-    errors, selector = 0, selectors.DefaultSelector()
-    for caller in callers:
+def call(port: int, callers: int, seconds: float = 0.0, path: str = INVOKE,
+         host: str = LOOPBACK, word: str = "") -> Sample:
+    """Let callers ask, and again as soon as they are answered, for so long. What they
+    ask in the first tenth of a second is a warm-up."""
+    latencies, errors, begin = [], 0, clock()
+    warm, end = begin + min(seconds / 4, 0.1), begin + seconds
+    selector = selectors.DefaultSelector()
+    for number in range(callers):
+        caller = Caller(port, number, word, path, host)
         selector.register(caller.sock, selectors.EVENT_READ, caller)
     while selector.get_map():
         # One caller alone reads at once: epoll would cost it a tenth.
-        ready = callers if len(callers) == 1 else [
-            key.data for key, _ in selector.select(SOCKET_LIMIT_S)]
+        ready = [caller] if callers == 1 else [
+            key.data for key, _ in selector.select(WAIT_LIMIT_S)]
         if not ready:
-            return latencies, errors + len(selector.get_map())
+            raise Unmeasured("no answer: " + path)
         for caller in ready:
-            right, now = caller.receive(), clock()
-            if right and caller.begin >= begin:
+            data = caller.sock.recv(65536)
+            caller.answer += data
+            is_right, now = bool(data) and caller.answer.startswith(OK), clock()
+            if is_right and not caller.answer.endswith(caller.event):
+                continue
+            if is_right and caller.begin >= warm:
                 latencies.append(now - caller.begin)
-            if right and (now < end or not latencies):
+            if is_right and (now < end or not latencies):
                 caller.send()
-            elif right is not None:
-                errors += not right
-                selector.unregister(caller.sock)
-                caller.sock.close()
-    return latencies, errors
+                continue
+            errors += not is_right
+            selector.unregister(caller.sock)
+            caller.sock.close()
+    now, ordered = clock(), sorted(latencies) or [WAIT_LIMIT_S]
+    p50_s, p99_s = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
+    return {"rate": len(latencies) / (now - warm), "p50_us": p50_s * 1e6,
+            "errors": errors, "tail": p99_s / p50_s, "seconds": now - begin}
 
 
-def call(port: int, callers: int, seconds: float, path: str = INVOKE,
-         host: str = LOOPBACK) -> Sample:
-    """Callers that ask again as soon as they are answered, after a short warm-up."""
-    crowd = call_all(port, callers, path, host)
-    begin = clock() + min(seconds / 4, 0.1)
-    latencies, errors = drive(crowd, begin, begin + seconds)
-    rate = len(latencies) / (clock() - begin)
-    if not latencies:
-        raise Unmeasured("%s: %d without a right answer" % (path, errors))
-    ordered = sorted(latencies)
-    p50, p99 = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
-    return {"rate": rate, "p50_us": p50 * 1e6, "tail": p99 / p50, "errors": errors}
+# ---- yardsticks (a process each) ----
 
-
-def storm_once(port: int) -> Sample:
-    """Open 256 connections, one request on each, until all are answered."""
-    begin = clock()
-    errors = drive(call_all(port, 256))[1]
-    return {"seconds": clock() - begin, "errors": errors}
-
-
-def move(port: int, path: str, send_bytes: int, expect_bytes: int,
-         host: str = LOOPBACK) -> Sample:
-    """Make three large exchanges, and take the median; no path = plain sockets."""
-    block, taken_s = memoryview(bytearray(b"x" * MIB)), []
-    for _ in range(3):
-        with connect(port, host) as sock, sock.makefile("rb") as reader:
-            begin, left = clock(), expect_bytes
-            sock.sendall(head_of(path, send_bytes) if path else b"")
-            for start in range(0, send_bytes, MIB):
-                sock.sendall(block[:send_bytes - start])
-            if path:
-                status, left = read_head(reader)
-                if not status.startswith(OK) or left != expect_bytes:
-                    raise Unmeasured("%s: %r, %d bytes" % (path, status, left))
-            while left:
-                left -= reader.readinto(block[:left]) or left
-            taken_s.append(clock() - begin)
-    return {"mib_per_s": expect_bytes / MIB / statistics.median(taken_s)}
-
-
-# ---- the platform of one bootstrap ----
-
+NEXT, RESPONSE = "/runtime/invocation/next", "/runtime/invocation/response"
 EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
 ID = b"8f5cf6ac-5fe3-4a32-b93e-5b9a4c2b7e0a"
 DELIVERY = (b"HTTP/1.1 200 OK\r\nrequest_id: " + ID + b"\r\nX-Cff-Request-Id: " + ID
             + b"\r\nmemory_limit_in_mb: 128\r\ntime_limit_in_ms: 3000\r\n"
               b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b")
 
 
-def runtime_env(port: int) -> Dict[str, str]:
-    """Return the environment of a bootstrap of scf or fg."""
-    return {"SCF_RUNTIME_API": LOOPBACK, "SCF_RUNTIME_API_PORT": str(port),
-            "_HANDLER": "index.main_handler", "RUNTIME_HANDLER": "index.main_handler",
-            "RUNTIME_API_ADDR": "%s:%d" % (LOOPBACK, port)}
-
-
 def listen() -> Tuple[socket.socket, int]:
     listener = socket.create_server((LOOPBACK, 0), backlog=1024)
-    listener.settimeout(SOCKET_LIMIT_S)
     return listener, listener.getsockname()[1]
 
-
-Request = Tuple[socket.socket, bytes, bytes]    # connection, first line, body
-
-
-def requests_at(listener: socket.socket) -> Iterator[Request]:
-    """Yield one request after the other; a new connection for each is legal."""
-    while True:
-        with listener.accept()[0] as sock, sock.makefile("rb") as reader:
-            sock.settimeout(SOCKET_LIMIT_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with contextlib.suppress(OSError):
-                while True:
-                    start, size = read_head(reader)
-                    yield sock, start, reader.read(size)
-
-
-def run(argv: List[str], env: Dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program in its folder. All that is not needed would cost time."""
-    return subprocess.Popen(
-        argv, env={"PATH": os.defpath, **env}, cwd=os.path.dirname(argv[-1]) or "/",
-        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL)
-
-
-def start_ms(argv: List[str], event: bytes = b"") -> float:
-    """Start a bootstrap by hand; return the time to its first poll, or to the moment of
-    delivery that it answers to the event."""
-    listener, port = listen()
-    begin = clock()
-    process = run(argv, runtime_env(port))
-    try:
-        for sock, start, body in requests_at(listener):
-            is_poll = start.startswith(b"GET")
-            if is_poll and not event:
-                return (clock() - begin) * 1e3
-            if b"/response" in start:
-                return (float(body) - begin) * 1e3
-            sock.sendall(DELIVERY % (len(event), event) if is_poll else EMPTY)
-    finally:
-        kill_group(process)
-        listener.close()
-    raise Unmeasured("no poll")
-
-
-def run_ms(argv: List[str]) -> float:
-    """Return the time that a command takes from start to end."""
-    begin = clock()
-    run(argv, {}).wait()    # with a limit it would poll, and be up to 50 ms late
-    return (clock() - begin) * 1e3
-
-
-class Feeder:
-    """The runtime API of one bootstrap, which it feeds as fast as it asks."""
-
-    def __init__(self, lab: Lab, argv: List[str]) -> None:
-        listener, port = listen()
-        lab.start(argv, runtime_env(port))
-        self.requests = requests_at(listener)
-        self.parked: Optional[socket.socket] = None
-
-    def feed(self, seconds: float) -> Sample:
-        """Hand out events for so long; the last poll stays for the next turn."""
-        event, count, begin = b'{"pad":"%054d"}' % 0, 0, clock()
-        delivery = DELIVERY % (len(event), event)
-        if self.parked is not None:
-            self.parked.sendall(delivery)
-        for sock, start, _ in self.requests:
-            is_poll = start.startswith(b"GET")
-            if is_poll and clock() - begin >= seconds:
-                self.parked = sock
-                break
-            count += b"/response" in start
-            sock.sendall(delivery if is_poll else EMPTY)
-        return {"rate": count / (clock() - begin)}
-
-
-# ---- yardsticks (a process each) ----
 
 def announce(port: int) -> None:
     print("http://127.0.0.1:%d" % port, file=sys.stderr, flush=True)
@@ -407,12 +280,12 @@ def run_naive() -> None:
         if path == INVOKE:
             invocation = types.SimpleNamespace(event=body, done=threading.Event())
             waiting.put(invocation)
-            invocation.done.wait(SOCKET_LIMIT_S)
+            invocation.done.wait(WAIT_LIMIT_S)
             return bytes(invocation.result)
-        if path == "/runtime/invocation/next":
+        if path == NEXT:
             mine.invocation = waiting.get()
             return bytes(mine.invocation.event)
-        if path == "/runtime/invocation/response":
+        if path == RESPONSE:
             mine.invocation.result = body
             mine.invocation.done.set()
         return b""
@@ -420,48 +293,44 @@ def run_naive() -> None:
     run_stock(answer)
 
 
-class EpollPlatform:
+def run_epoll() -> None:
     """*epoll*: the pull emulator as one `selectors` loop, the floor for Python."""
+    polls: List[socket.socket] = []
+    events: List[Tuple[socket.socket, bytes]] = []
+    callers: Dict[socket.socket, socket.socket] = {}    # by poll
 
-    def __init__(self) -> None:
-        self.polls: List[socket.socket] = []
-        self.events: List[Tuple[socket.socket, bytes]] = []
-        self.running: Dict[socket.socket, socket.socket] = {}
-        listener, port = listen()
-        announce(port)
-        selector = selectors.DefaultSelector()
-        selector.register(listener, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is listener:
-                    sock = listener.accept()[0]
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    selector.register(sock, selectors.EVENT_READ, sock)
-                elif not self.serve(key.data):
-                    selector.unregister(key.fileobj)
-                    key.data.close()
-
-    def serve(self, sock: socket.socket) -> bool:
-        """Serve a request, so small that it arrives whole; False at the end."""
+    def serve(sock: socket.socket) -> None:
+        """Serve a request, so small that it arrives whole."""
         head, _, body = sock.recv(65536).partition(b"\r\n\r\n")
-        fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:])
-        assert len(body) == int(fields.get(b"content-length", 0))
-        if head.startswith(b"POST /-/invoke "):
-            self.events.append((sock, body))
-        elif head.startswith(b"GET /runtime/invocation/next "):
-            self.polls.append(sock)
-        elif head:
+        path = head.split(b" ")[1].decode() if head else ""
+        if path == INVOKE:
+            events.append((sock, body))
+        elif path == NEXT:
+            polls.append(sock)
+        elif path:
             sock.sendall(EMPTY)
-            if head.startswith(b"POST /runtime/invocation/response "):
-                self.running.pop(sock).sendall(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-                    b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
-        if self.events and self.polls:
-            caller, event = self.events.pop(0)
-            poll = self.polls.pop()
-            self.running[poll] = caller
+            if path == RESPONSE:
+                callers.pop(sock).sendall(ANSWER % (len(body), body))
+        else:
+            selector.unregister(sock)
+            sock.close()
+        if events and polls:
+            poll = polls.pop()
+            callers[poll], event = events.pop(0)
             poll.sendall(DELIVERY % (len(event), event))
-        return bool(head)
+
+    listener, port = listen()
+    announce(port)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.data:
+                serve(key.data)
+                continue
+            sock = listener.accept()[0]
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(sock, selectors.EVENT_READ, sock)
 
 
 def run_proxy(host: str, port: str) -> None:
@@ -473,7 +342,7 @@ def run_proxy(host: str, port: str) -> None:
         try:
             connection = pool.pop()
         except IndexError:
-            connection = HTTPConnection(host, int(port), timeout=SOCKET_LIMIT_S)
+            connection = HTTPConnection(host, int(port), timeout=WAIT_LIMIT_S)
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         result = connection.getresponse().read()
         pool.append(connection)
@@ -485,8 +354,8 @@ def run_proxy(host: str, port: str) -> None:
 def run_plain(size: str, onward: str = "") -> None:
     """*plain* sockets: take `size` bytes, pass them on if told to, give them back."""
     buffer = bytearray(int(size))
-    listener = socket.create_server((LOOPBACK, 0))
-    announce(listener.getsockname()[1])
+    listener, port = listen()
+    announce(port)
     behind = connect(int(onward)) if onward else None
     back = behind.makefile("rb") if behind else None
     while True:
@@ -499,7 +368,7 @@ def run_plain(size: str, onward: str = "") -> None:
 
 
 YARDSTICKS: Dict[str, Callable[..., object]] = {
-    "stock": run_stock, "naive": run_naive, "epoll": EpollPlatform, "proxy": run_proxy,
+    "stock": run_stock, "naive": run_naive, "epoll": run_epoll, "proxy": run_proxy,
     "plain": run_plain}
 
 
@@ -507,20 +376,12 @@ YARDSTICKS: Dict[str, Callable[..., object]] = {
 # Small on purpose, so that the time is the platform's. -IS: no site, no user's paths.
 
 # They read with our own read_head().
-
 COMMON = '''#!{python} -IS
 from __future__ import annotations
 import os, selectors, socket, time
-
-def send(sock, start, body):
-    head = b"%bContent-Length: %d\\r\\n\\r\\n" % (start, len(body))
-    sock.sendall(head + body if len(body) < 65536 else head)
-    if len(body) >= 65536:
-        sock.sendall(body)
-
 ''' + inspect.getsource(read_head)
 
-# Echoes events. `sleep N` waits N seconds first, `when` answers with the moment of
+# Echoes events. `{"sleep N` waits N seconds first, `when` answers with the moment of
 # delivery and ends the process.
 PULL_LOOP = COMMON + '''
 sock = socket.create_connection((os.environ["SCF_RUNTIME_API"],
@@ -529,15 +390,16 @@ sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 reader = sock.makefile("rb")
 
 def exchange(start, body=b""):
-    send(sock, start + b" HTTP/1.1\\r\\nHost: x\\r\\n", body)
+    sock.sendall(b"%b HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (
+        start, len(body), body))
     return reader.read(read_head(reader)[1])
 
 exchange(b"POST /runtime/init/ready", b" ")
 while True:
     event = exchange(b"GET /runtime/invocation/next")
     moment = time.monotonic()
-    if event.startswith(b"sleep "):
-        time.sleep(float(event[6:]))
+    if event.startswith(b'{"sleep '):
+        time.sleep(float(event[8:14]))
     exchange(b"POST /runtime/invocation/response",
              repr(moment).encode() if event == b"when" else event)
     if event == b"when":
@@ -547,27 +409,14 @@ while True:
 # Listens after a while. Echoes bodies; the path /give answers many bytes, the event
 # `when` the milliseconds from listen() to the first connection, and ends the process.
 PUSH_SERVER = COMMON + '''
+def answer(body):
+    return b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body)
+
 time.sleep({delay_s} and {delay_s} + os.getpid() % 11 * 0.0007)
 listener = socket.create_server(("{host}", int(os.environ["FC_SERVER_PORT"])))
-begin, found_ms = time.monotonic(), 0.0
-LARGE = b"x" * {large_bytes}
+begin, found_ms, LARGE = time.monotonic(), 0.0, answer(b"x" * {large_bytes})
 selector = selectors.DefaultSelector()
 selector.register(listener, selectors.EVENT_READ)
-
-def serve(sock, reader):
-    try:
-        start, size = read_head(reader)
-    except OSError:
-        selector.unregister(sock)
-        return sock.close()
-    event = reader.read(size)
-    answer = repr(found_ms).encode() if event == b"when" else event
-    if start.startswith(b"POST /give"):
-        answer = LARGE
-    send(sock, b"HTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\n", answer)
-    if event == b"when":
-        os._exit(0)
-
 while True:
     for key, _ in selector.select():
         if key.fileobj is listener:
@@ -575,8 +424,18 @@ while True:
             found_ms = found_ms or (time.monotonic() - begin) * 1e3
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             selector.register(sock, selectors.EVENT_READ, sock.makefile("rb"))
-        else:
-            serve(key.fileobj, key.data)
+            continue
+        try:
+            start, size = read_head(key.data)
+        except OSError:
+            selector.unregister(key.fileobj)
+            key.fileobj.close()
+            continue
+        event = key.data.read(size)
+        if event == b"when":
+            key.fileobj.sendall(answer(repr(found_ms).encode()))
+            os._exit(0)
+        key.fileobj.sendall(LARGE if b" /give " in start else answer(event))
 '''
 
 # What a user of the bootstraps writes.
@@ -585,11 +444,19 @@ ECHO_HANDLER = "def main_handler(event, context):\n    return event\n"
 
 # ---- processes ----
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def launch(argv: List[str], env: Mapping[str, str], output: int = subprocess.DEVNULL
+           ) -> subprocess.Popen[bytes]:
+    """Start a program in its folder. All that is not needed would cost time."""
+    return subprocess.Popen(
+        argv, env={"PATH": os.defpath, **env}, cwd=os.path.dirname(argv[-1]) or "/",
+        start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def kill_groups(*pids: int) -> None:
     """Kill what was started, and all that it forked in its group."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def children_of(pid: int) -> List[int]:
@@ -604,44 +471,40 @@ def children_of(pid: int) -> List[int]:
 
 
 class Server:
-    """A process that serves; `port` is the one that it named on stderr."""
+    """A process that serves, as soon as it does: at the port that is given, or the one
+    that its output names."""
 
-    def __init__(self, argv: List[str], env: Dict[str, str], folder: str) -> None:
+    def __init__(self, argv: List[str], env: Mapping[str, str], port: int = 0,
+                 host: str = LOOPBACK) -> None:
         # A file and not a pipe: nobody has to read it while the server is measured.
-        handle, self.log = tempfile.mkstemp(".log", dir=folder)
-        self.process = subprocess.Popen(
-            argv, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=handle,
-            stderr=handle, cwd=folder)
-        os.close(handle)
-        self.pid, self.port = self.process.pid, 0
-
-    def wait_for_address(self) -> Server:
-        """Return itself once it serves. Raises Unmeasured."""
-        end, text = clock() + START_LIMIT_S, ""
-        while clock() < end:
-            has_ended = self.process.poll() is not None
-            text = pathlib.Path(self.log).read_text(errors="replace")
-            address = re.search(r"http://[\d.]+:(\d+)", text)
-            if address:
-                self.port = int(address.group(1))
-                return self
-            if has_ended:
-                break
-            time.sleep(PAUSE_S)
-        raise Unmeasured("no address from it: " + text.strip()[-300:])
+        with tempfile.TemporaryFile() as log:
+            self.process = launch(
+                argv, {"PYTHONDONTWRITEBYTECODE": "1", **env}, log.fileno())
+            self.pid, end = self.process.pid, clock() + WAIT_LIMIT_S
+            try:
+                while True:
+                    has_ended = self.process.poll() is not None or clock() > end
+                    text = os.pread(log.fileno(), 65536, 0).decode(errors="replace")
+                    named = re.search(r"http://[\d.]+:(\d+)", text)
+                    self.port = port or int(named.group(1) if named else 0)
+                    with contextlib.suppress(OSError):
+                        connect(self.port, host).close()
+                        return
+                    if has_ended:
+                        raise Unmeasured("it does not serve: " + text.strip()[-300:])
+                    time.sleep(PAUSE_S)
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
-        """Wait for its end a little, then kill it and its instances."""
+        """Let it end, wait a little, then kill it and its instances."""
+        self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_LIMIT_S)
-        for pid in children_of(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        kill_group(self.process)
+        kill_groups(*children_of(self.pid), self.pid)
+        self.process.wait()
 
-
-# ---- what /proc tells ----
 
 def proc_field(pid: int, name: str) -> int:
     """Return a number of /proc/PID/status: `VmRSS`, say. Raises Unmeasured."""
@@ -663,99 +526,116 @@ def activity(pid: int) -> Tuple[int, float]:
     return switches, cpu_ns / 1e6
 
 
+# ---- the platform of one bootstrap ----
+
+def runtime_env(port: int) -> Dict[str, str]:
+    """Return the environment of a bootstrap of scf or fg."""
+    return {"SCF_RUNTIME_API": LOOPBACK, "SCF_RUNTIME_API_PORT": str(port),
+            "_HANDLER": "index.main_handler", "RUNTIME_HANDLER": "index.main_handler",
+            "RUNTIME_API_ADDR": "%s:%d" % (LOOPBACK, port)}
+
+
+def feed(argv: List[str], seconds: float = 0.0, event: bytes = b'{"a":"%056d"}' % 0
+         ) -> Sample:
+    """Start a bootstrap by hand and feed it for so long. Return the time to its first
+    poll, or to the moment that it answers to `when`; and the rate of its results."""
+    (listener, port), count, first = listen(), 0, 0.0
+    begin, delivery = clock(), DELIVERY % (len(event), event)
+    process = launch(argv, runtime_env(port))
+    try:
+        listener.settimeout(WAIT_LIMIT_S)
+        sock = listener.accept()[0]     # who opens another one is not ours
+        sock.settimeout(WAIT_LIMIT_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with sock, listener, sock.makefile("rb") as reader:
+            while True:
+                start, size = read_head(reader)
+                body, now = reader.read(size), clock()
+                if b"/response" in start and event == b"when":
+                    return {"ms": (float(body) - begin) * 1e3}
+                if start.startswith(b"POST"):
+                    count += b"/response" in start
+                    sock.sendall(EMPTY)
+                    continue
+                first = first or now
+                if now >= first + seconds and event != b"when":
+                    return {"ms": (first - begin) * 1e3,
+                            "rate": count / max(now - first, PAUSE_S)}
+                sock.sendall(delivery)
+    finally:
+        kill_groups(process.pid)
+        process.wait()
+
+
 # ---- the lab ----
 
-def interleave(rounds: int, sides: Mapping[str, Turn]) -> Dict[str, List[Sample]]:
-    """Let all sides take one turn per round, in an order that rotates."""
-    names = list(sides)
-    taken: Dict[str, List[Sample]] = {name: [] for name in names}
-    for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            taken[name].append(sides[name]())
-    return taken
+class Lab(contextlib.ExitStack):
+    """What serves during one row, and a folder for functions; leaves nothing behind."""
 
+    def __init__(self, quick: bool) -> None:
+        super().__init__()
+        self.quick, self.slice_s = quick, 0.12 if quick else 0.4
+        self.folder = self.enter_context(tempfile.TemporaryDirectory(
+            prefix="benchmark-"))
 
-def contestants() -> Dict[str, List[str]]:
-    """Return the emulators to measure, by column."""
-    found = {"ours": [*PYTHON, str(REFERENCE / "emulator.py")]}
-    if os.environ.get("PEER_EMULATOR"):
-        found["peer"] = [*PYTHON, os.path.abspath(os.environ["PEER_EMULATOR"])]
-    return found
-
-
-class Lab:
-    """A folder for functions, what runs at the moment, and notes on the row."""
-
-    def __init__(self, rounds: int, quick: bool) -> None:
-        self.rounds, self.quick = rounds, quick
-        self.slice_s = 0.12 if quick else 0.4
-        self.folder = tempfile.mkdtemp(prefix="benchmark-")
-        self.servers: List[Server] = []
-        self.notes: List[str] = []
-
-    def program(self, text: str, delay_s: float = 0.0, large_bytes: int = 0) -> str:
-        """Make a folder of a program, and of a handler; return the program's path."""
+    def program(self, text: str, **details: float) -> List[str]:
+        """Make a folder of a program, and of a handler; return how to start it."""
         folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
-        for name, value in (("python", sys.executable), ("host", PUSH_HOST),
-                            ("delay_s", delay_s), ("large_bytes", large_bytes)):
+        for name, value in {"python": sys.executable, "host": PUSH_HOST, "delay_s": 0,
+                            "large_bytes": 0, **details}.items():
             text = text.replace("{%s}" % name, str(value))
         path = folder / "bootstrap"
         path.write_text(text)
         path.chmod(0o755)
         (folder / "index.py").write_text(ECHO_HANDLER)
-        return str(path)
+        return [str(path)]
 
     def bootstrap(self, protocol: str) -> List[str]:
         """Make a folder of a bootstrap of ours; return how to start it."""
         source = REFERENCE / (protocol + "_bootstrap.py")
-        return [*PYTHON, self.program(source.read_text())]
+        return [*PYTHON, *self.program(source.read_text())]
 
-    def start(self, argv: List[str], env: Dict[str, str], folder: str = "") -> Server:
-        self.servers.append(Server(argv, env, folder or os.path.dirname(argv[-1])))
-        return self.servers[-1]
+    def start(self, *details: Any) -> Server:
+        server = Server(*details)
+        self.callback(server.stop)
+        return server
 
     def yardstick(self, name: str, *argv: str) -> Server:
         return self.start([sys.executable, "-I", os.path.abspath(__file__), "--role",
-                           name, *argv], {}, self.folder).wait_for_address()
+                           name, *argv], {})
 
-    def emulators(self, protocol: str, program: str, *options: str
+    def emulators(self, protocol: str, text: str, *options: str, **details: float
                   ) -> Dict[str, Server]:
-        """Start ours, and the peer if there is one."""
-        return {column: self.start(
-            [*argv, protocol, os.path.dirname(program), "--serve", "127.0.0.1:0",
-             "--timeout", "60", "--quiet", *options], {}, self.folder
-            ).wait_for_address() for column, argv in contestants().items()}
+        """Start ours, and the peer if there is one, for a program."""
+        files = {"ours": str(REFERENCE / "emulator.py")}
+        if os.environ.get("PEER_EMULATOR"):
+            files["peer"] = os.path.abspath(os.environ["PEER_EMULATOR"])
+        folder = os.path.dirname(*self.program(text, **details))
+        return {side: self.start(
+            [*PYTHON, file, protocol, folder, "--serve", "127.0.0.1:0", "--timeout",
+             "60", "--quiet", *options], {}) for side, file in files.items()}
 
-    def compare(self, what: str, turns: Mapping[str, Turn], *yardsticks: str,
-                finer: int = 1) -> Found:
-        """Let the sides take turns. Return all quantities of the samples, and under
-        each yardstick's name the ratios of one quantity over it."""
-        taken = interleave(self.rounds * finer, turns)
-        self.notes.append("%s: %s" % (what, ", ".join("%s %.4g" % (
-            name, statistics.median(each[what] for each in samples))
-            for name, samples in taken.items())))
-        self.notes += ["wrong answers from " + name for name, samples in taken.items()
-                       if any(each.get("errors") for each in samples)]
-        columns = {name: samples for name, samples in taken.items()
-                   if name not in yardsticks}
-        found: Found = {key: {
-            name: [each[key] for each in samples] for name, samples in columns.items()}
-            for key in taken[next(iter(columns))][0]}
-        for yardstick in yardsticks:
-            found[yardstick] = {name: [mine[what] / other[what] for mine, other in zip(
-                samples, taken[yardstick])] for name, samples in columns.items()}
-        return found
 
-    def stop_servers(self) -> None:
-        for server in self.servers:
-            server.process.terminate()
-        while self.servers:
-            self.servers.pop().stop()
+def interleave(rounds: int, turns: Mapping[str, Turn]) -> Taken:
+    """Let all sides take one turn per round, in an order that rotates."""
+    names = list(turns)
+    taken: Taken = {name: [] for name in names}
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            taken[name].append(turns[name]())
+    return taken
 
-    def close(self) -> None:
-        self.stop_servers()
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def each(turn: Callable[[Server], Sample], sides: Mapping[str, Server]
+         ) -> Dict[str, Turn]:
+    return {name: partial(turn, side) for name, side in sides.items()}
+
+
+def quickest(lab: Lab, turn: Turn) -> Turn:
+    """Return a turn that is the least of several: what else runs on the machine only
+    ever makes the start of a process slower."""
+    return lambda: {"ms": min(turn()["ms"] for _ in range(3 if lab.quick else 7))}
 
 
 # ---- rows: calls ----
@@ -763,319 +643,263 @@ class Lab:
 def pull_emulators(lab: Lab, instances: int) -> Dict[str, Server]:
     """Start the emulators, and make each start so many instances: by as many slow
     events at once."""
-    sides = lab.emulators("scf", lab.program(PULL_LOOP), "--max-instances",
-                          str(max(1, instances)))
-    for server in sides.values():
-        for attempt in range(4):
-            if len(children_of(server.pid)) < instances:
-                pause_s = 0.3 + 0.04 * instances * (attempt + 1)
-                drive([Caller(server.port, b"sleep %g" % pause_s)
-                       for _ in range(instances)])
-        if len(children_of(server.pid)) < instances:
-            raise Unmeasured("%d instances never came up" % instances)
+    sides = lab.emulators("scf", PULL_LOOP, "--max-instances", str(instances or 1))
+    for side in sides.values():
+        for pause_s in (0.3, 1.5, 3.0, 0.0):
+            if len(children_of(side.pid)) >= instances:
+                break
+            if not pause_s:
+                raise Unmeasured("%d instances never came up" % instances)
+            call(side.port, instances, word="sleep %.1f" % pause_s)
     return sides
 
 
-def compare_calls(lab: Lab, what: str, callers: int, sides: Dict[str, Server],
-                  *yardsticks: str) -> Found:
+def calls(lab: Lab, callers: int, sides: Mapping[str, Server]) -> Dict[str, Turn]:
     """Compare by calls. One caller gets more and shorter turns: its speed depends on
     where the scheduler has just put the processes."""
-    finer = 3 if callers == 1 else 1
-    return lab.compare(what, {
-        name: partial(call, server.port, callers, lab.slice_s / finer)
-        for name, server in sides.items()}, *yardsticks, finer=finer)
+    seconds = lab.slice_s / TURNS["pull-1"] if callers == 1 else lab.slice_s
+    return each(lambda side: call(side.port, callers, seconds), sides)
 
 
-def pull(lab: Lab, callers: int, instances: int, what: str, *yardsticks: str) -> Found:
+def pull(callers: int, instances: int, yardsticks: str, lab: Lab) -> Dict[str, Turn]:
     sides = pull_emulators(lab, instances)
-    argv = [lab.program(PULL_LOOP)]
-    for name in yardsticks:
+    for name in yardsticks.split():
         sides[name] = lab.yardstick(name)
-        for _ in range(instances):
-            lab.start(argv, runtime_env(sides[name].port))
-    return compare_calls(lab, what, callers, sides, *yardsticks)
+        for argv in [lab.program(PULL_LOOP)] * instances:
+            lab.start(argv, runtime_env(sides[name].port), sides[name].port)
+    return calls(lab, callers, sides)
 
 
-def pull_6mib(lab: Lab) -> Found:
+def pull_6mib(lab: Lab) -> Dict[str, Turn]:
     size = 6 * MIB
     behind = lab.yardstick("plain", str(size))
     relay = lab.yardstick("plain", str(size), str(behind.port))
-    turns = {name: partial(move, server.port, INVOKE, size, size)
-             for name, server in pull_emulators(lab, 1).items()}
-    turns["plain"] = partial(move, relay.port, "", size, size)
-    return lab.compare("mib_per_s", turns, "plain")
+    event = b"x" * size
+    turns = each(lambda side: move(side.port, INVOKE, size, event),
+                 pull_emulators(lab, 1))
+    turns["plain"] = partial(move, relay.port, "", size, event)
+    return turns
 
 
 def start_push(lab: Lab, argv: List[str]) -> int:
     """Start a push server by hand; return its port once it listens."""
     with socket.create_server((PUSH_HOST, 0)) as probe:
         port = int(probe.getsockname()[1])
-    lab.start(argv, {"FC_SERVER_PORT": str(port), "FC_FUNC_CODE_PATH": ".",
-                     "FC_FUNCTION_HANDLER": "index.main_handler"})
-    end = clock() + START_LIMIT_S
-    while clock() < end:
-        with contextlib.suppress(OSError):
-            connect(port, PUSH_HOST).close()
-            return port
-        time.sleep(PAUSE_S)
-    raise Unmeasured("nothing listens on port %d" % port)
+    return lab.start(argv, {
+        "FC_SERVER_PORT": str(port), "FC_FUNC_CODE_PATH": ".",
+        "FC_FUNCTION_HANDLER": "index.main_handler"}, port, PUSH_HOST).port
 
 
-def push_emulators(lab: Lab, program: str) -> Dict[str, Server]:
-    return lab.emulators("fc", program, "--port", "0", "--no-freeze", "--max-instances",
-                         "1", "--concurrency", "64")
+def push_emulators(lab: Lab, **details: float) -> Dict[str, Server]:
+    return lab.emulators("fc", PUSH_SERVER, "--port", "0", "--no-freeze",
+                         "--max-instances", "1", "--concurrency", "64", **details)
 
 
-def push(lab: Lab, callers: int) -> Found:
-    program = lab.program(PUSH_SERVER)
-    sides, port = push_emulators(lab, program), start_push(lab, [program])
-    sides["proxy"] = lab.yardstick("proxy", PUSH_HOST, str(port))
-    return compare_calls(lab, "rate", callers, sides, "proxy")
+def push(callers: int, lab: Lab) -> Dict[str, Turn]:
+    port = start_push(lab, lab.program(PUSH_SERVER))
+    return calls(lab, callers, {**push_emulators(lab), "proxy": lab.yardstick(
+        "proxy", PUSH_HOST, str(port))})
 
 
-def push_bulk(lab: Lab) -> Found:
+def push_bulk(lab: Lab) -> Dict[str, Turn]:
     size = (25 if lab.quick else 100) * MIB
-    program = lab.program(PUSH_SERVER, large_bytes=size)
-    sides, port = push_emulators(lab, program), start_push(lab, [program])
-    for server in sides.values():
-        call(server.port, 1, 0.1)
-    before_kb = {name: proc_field(each.pid, "VmRSS") for name, each in sides.items()}
-    turns = {name: partial(move, server.port, "/give", 2, size)
-             for name, server in sides.items()}
-    turns["direct"] = partial(move, port, "/give", 2, size, PUSH_HOST)
-    found = lab.compare("mib_per_s", turns, "direct")
-    found["grown"] = {name: [(proc_field(each.pid, "VmHWM") - before_kb[name]) / 1024]
-                      for name, each in sides.items()}
-    return found
+
+    port = start_push(lab, lab.program(PUSH_SERVER, large_bytes=size))
+    turns: Dict[str, Turn] = {"direct": partial(
+        move, port, "/give", size, b"x", PUSH_HOST)}
+
+    def give(side: Server, before_kb: int) -> Sample:
+        sample = move(side.port, "/give", size, b"x")
+        sample["grown"] = (proc_field(side.pid, "VmHWM") - before_kb) / 1024
+        return sample
+
+    for name, side in push_emulators(lab, large_bytes=size).items():
+        call(side.port, 1, 0.1)
+        turns[name] = partial(give, side, proc_field(side.pid, "VmRSS"))
+    return turns
 
 
-def storm(lab: Lab) -> Found:
-    return lab.compare("seconds", {name: partial(storm_once, server.port)
-                                   for name, server in pull_emulators(lab, 4).items()})
+def server(lab: Lab) -> Dict[str, Turn]:
+    sides = {"ours": (start_push(lab, lab.bootstrap("fc")), PUSH_HOST),
+             "stock": (lab.yardstick("stock").port, LOOPBACK)}
+    return {name: partial(call, port, 8, lab.slice_s, "/invoke", host)
+            for name, (port, host) in sides.items()}
 
 
-# ---- rows: start ----
-
-def quickest(count: int, measure: Callable[[], float]) -> Turn:
-    """Return a turn that is the least of `count` measurements: what else runs on the
-    machine only ever makes the start of a process slower."""
-    return lambda: {"ms": min(measure() for _ in range(count))}
+def storm(lab: Lab) -> Dict[str, Turn]:
+    """Compare how 256 connections are served, with one request on each."""
+    return each(lambda side: call(side.port, 256), pull_emulators(lab, 4))
 
 
-def told(port: int) -> Tuple[float, float]:
-    """Return when a function was asked, and the number that it answered to `when`."""
+# ---- rows: start, and the bootstraps ----
+
+def told(side: Server) -> Sample:
+    """Return how long it took from the event to the number that a new instance answers
+    to `when`, and that number, in ms."""
     time.sleep(0.06)        # the instance of the turn before is gone by then
-    return clock(), float(ask(port, b"when"))
+    begin, number = clock(), float(ask(side.port, INVOKE, b"when"))
+    return {"ms": (number - begin) * 1e3, "found": number}
 
 
-def cold_ms(port: int) -> float:
-    """Return the time from an event to its delivery in a new instance of PULL_LOOP."""
-    begin, moment = told(port)
-    return (moment - begin) * 1e3
-
-
-def found_ms(port: int) -> Sample:
-    """Return how long a new instance of PUSH_SERVER has listened before it is found."""
-    return {"ms": told(port)[1]}
-
-
-def cold_start(lab: Lab) -> Found:
+def cold_start(lab: Lab) -> Dict[str, Turn]:
     if sys.version_info < (3, 10):
         raise Unmeasured("needs Python 3.10, whose subprocess uses vfork")
-    program, count = lab.program(PULL_LOOP), 3 if lab.quick else 5
-    sides = lab.emulators("scf", program, "--max-instances", "4")
-    turns = {name: quickest(count, partial(cold_ms, server.port))
-             for name, server in sides.items()}
-    turns["bare"] = quickest(count, partial(start_ms, [program], b"when"))
-    found = lab.compare("ms", turns)["ms"]
-    return {"added": {name: [mine - bare for mine, bare in zip(
-        found[name], found["bare"])] for name in sides}}
+    turns = each(told, lab.emulators("scf", PULL_LOOP, "--max-instances", "4"))
+    turns["bare"] = partial(feed, lab.program(PULL_LOOP), event=b"when")
+    return {name: quickest(lab, turn) for name, turn in turns.items()}
 
 
-def readiness(lab: Lab) -> Found:
-    found: Found = {}
-    for key, delay_s in (("early", 0.0), ("late", 0.2)):
-        sides = push_emulators(lab, lab.program(PUSH_SERVER, delay_s))
-        found[key] = lab.compare("ms", {
-            name: partial(found_ms, server.port) for name, server in sides.items()},
-            finer=2)["ms"]
-    return found
+def readiness(delay_s: float, lab: Lab) -> Dict[str, Turn]:
+    return each(told, push_emulators(lab, delay_s=delay_s))
 
 
-# ---- rows: the bootstraps ----
+def first_poll(protocol: str, lab: Lab) -> Dict[str, Turn]:
+    def bare() -> Sample:
+        begin = clock()
+        # With a limit wait() would poll, and be up to 50 ms late.
+        launch([*PYTHON, "-c", "import socket, json"], {}).wait()
+        return {"ms": (clock() - begin) * 1e3}
 
-def first_poll(lab: Lab) -> Found:
-    count, turns = 3 if lab.quick else 7, {}
-    for protocol in ("scf", "fg"):
-        argv = lab.bootstrap(protocol)
-        start_ms(argv)      # index.py gets compiled
-        turns[protocol] = quickest(count, partial(start_ms, argv))
-    turns["bare"] = quickest(count, partial(
-        run_ms, [*PYTHON, "-c", "import socket, json"]))
-    found = lab.compare("ms", turns, "bare")["bare"]
-    return {protocol: {"ours": ratios} for protocol, ratios in found.items()}
+    argv = lab.bootstrap(protocol)
+    feed(argv)      # index.py gets compiled
+    return {"ours": quickest(lab, partial(feed, argv)), "bare": quickest(lab, bare)}
 
 
-def loop(lab: Lab) -> Found:
+def loop(protocol: str, lab: Lab) -> Dict[str, Turn]:
     # Two processes that only ever wait for each other run at one of two speeds, as the
     # scheduler happens to place them. On one core there is one speed.
     cores = os.sched_getaffinity(0)
+    lab.callback(os.sched_setaffinity, 0, cores)
     os.sched_setaffinity(0, {max(cores)})
-    try:
-        turns = {name: partial(Feeder(lab, argv).feed, lab.slice_s) for name, argv in (
-            ("scf", lab.bootstrap("scf")), ("fg", lab.bootstrap("fg")),
-            ("raw", [lab.program(PULL_LOOP)]))}
-        interleave(1, turns)        # a warm-up
-        found = lab.compare("rate", turns, "raw")["raw"]
-    finally:
-        os.sched_setaffinity(0, cores)
-    return {protocol: {"ours": ratios} for protocol, ratios in found.items()}
-
-
-def server(lab: Lab) -> Found:
-    port, stock = start_push(lab, lab.bootstrap("fc")), lab.yardstick("stock").port
-    return lab.compare("rate", {
-        "ours": partial(call, port, 8, lab.slice_s, "/invoke", PUSH_HOST),
-        "stock": partial(call, stock, 8, lab.slice_s, "/invoke")}, "stock")
+    return {"ours": partial(feed, lab.bootstrap(protocol), lab.slice_s),
+            "raw": partial(feed, lab.program(PULL_LOOP), lab.slice_s)}
 
 
 # ---- rows: many, idle ----
 
-def idle_64(lab: Lab) -> Found:
+def idle_64(lab: Lab) -> Dict[str, Turn]:
     many, one = pull_emulators(lab, 64), pull_emulators(lab, 1)
-    return {"cost": {name: compare_calls(
-        lab, "p50_us", 1, {"64": many[name], "1": one[name]}, "1")["1"]["64"]
-        for name in many}}
+    asking = [calls(lab, 1, sides) for sides in (one, many, one)]
+
+    def cost(name: str) -> Sample:
+        before, during, after = [turns[name]()["p50_us"] for turns in asking]
+        return {"cost": during * 2 / (before + after)}
+
+    return {name: partial(cost, name) for name in many}
 
 
-def memory(lab: Lab) -> Found:
-    found: Found = {"rest": {}, "instance": {}, "caller": {}}
+def memory(lab: Lab) -> Dict[str, Turn]:
     rest, many, one = [pull_emulators(lab, count) for count in (0, 64, 1)]
-    for name in rest:
-        rest_kb = proc_field(rest[name].pid, "VmRSS")
-        found["rest"][name] = [rest_kb / 1024]
-        found["instance"][name] = [(proc_field(many[name].pid, "VmRSS") - rest_kb) / 64]
-        found["caller"][name] = [waiting_kb(one[name])]
-    return found
+
+    def held(name: str) -> Sample:
+        rest_kb, many_kb, before_kb = [
+            proc_field(sides[name].pid, "VmRSS") for sides in (rest, many, one)]
+        port, end = one[name].port, clock() + WAIT_LIMIT_S
+        callers = [Caller(port, number, "sleep 5") for number in range(257)]
+        while json.loads(ask(port, "/-/state"))["queued"] < 256 and clock() < end:
+            time.sleep(PAUSE_S)
+        waiting_kb = proc_field(one[name].pid, "VmRSS") - before_kb
+        for caller in callers:
+            caller.sock.close()
+        return {"rest": rest_kb / 1024, "instance": (many_kb - rest_kb) / 64,
+                "caller": waiting_kb / 256}
+
+    return {name: partial(held, name) for name in rest}
 
 
-def waiting_kb(server: Server) -> float:
-    """Return what each of 256 callers costs that wait for one busy instance."""
-    before_kb, end = proc_field(server.pid, "VmRSS"), clock() + START_LIMIT_S
-    crowd = [Caller(server.port, b"sleep 1.5"), *call_all(server.port, 256)]
-    while json.loads(ask(server.port, path="/-/state", method="GET"))["queued"] < 256:
-        if clock() > end:
-            raise Unmeasured("256 callers never waited")
-        time.sleep(PAUSE_S)
-    taken_kb = proc_field(server.pid, "VmRSS") - before_kb
-    drive(crowd)
-    return taken_kb / 256
+def idle(lab: Lab) -> Dict[str, Turn]:
+    watched = [pull_emulators(lab, instances) for instances in (0, 1, 64)]
+
+    def busy(name: str) -> Sample:
+        seen = []
+        # first, connections of the warm-up are closed and forgotten
+        for pause_s in (1, 2 if lab.quick else 10):
+            time.sleep(pause_s)
+            seen.append([activity(sides[name].pid) for sides in watched])
+        switches, cpu_ms = [sum(after) - sum(before) for before, after in zip(
+            *(zip(*each) for each in seen))]
+        return {"switches": switches, "cpu": cpu_ms}
+
+    return {name: partial(busy, name) for name in watched[0]}
 
 
-def idle(lab: Lab) -> Found:
-    watched = [(name, server) for instances in (0, 1, 64)
-               for name, server in pull_emulators(lab, instances).items()]
-    time.sleep(1.0)         # connections of the warm-up are closed and forgotten
-    before = [activity(server.pid) for _, server in watched]
-    time.sleep(2 if lab.quick else 10)
-    found: Found = {"switches": {}, "cpu": {}}
-    for (name, server), (switches, cpu_ms) in zip(watched, before):
-        after = activity(server.pid)
-        found["switches"].setdefault(name, []).append(after[0] - switches)
-        found["cpu"].setdefault(name, []).append(after[1] - cpu_ms)
-    return found
-
-
-ROWS: Dict[str, Callable[[Lab], Found]] = {
-    "pull-1": lambda lab: pull(lab, 1, 1, "p50_us", "epoll", "naive"),
-    "pull-8": lambda lab: pull(lab, 8, 4, "rate", "naive"),
-    "pull-64": lambda lab: pull(lab, 64, 16, "rate", "naive"),
-    "pull-6mib": pull_6mib, "push-1": lambda lab: push(lab, 1),
-    "push-8": lambda lab: push(lab, 8), "push-bulk": push_bulk,
-    "cold-start": cold_start, "readiness": readiness, "first-poll": first_poll,
-    "loop": loop, "server": server, "storm": storm, "idle-64": idle_64,
-    "memory": memory, "idle": idle,
-}
+ROWS: Dict[str, Callable[[Lab], Dict[str, Turn]]] = {
+    "pull-1": partial(pull, 1, 1, "epoll naive"), "pull-6mib": pull_6mib,
+    "pull-8": partial(pull, 8, 4, "naive"), "pull-64": partial(pull, 64, 16, "naive"),
+    "push-1": partial(push, 1), "push-8": partial(push, 8), "push-bulk": push_bulk,
+    "cold-start": cold_start, "ready-early": partial(readiness, 0.0),
+    "ready-late": partial(readiness, 0.2), "first-scf": partial(first_poll, "scf"),
+    "first-fg": partial(first_poll, "fg"), "loop-scf": partial(loop, "scf"),
+    "loop-fg": partial(loop, "fg"), "server": server, "storm": storm,
+    "idle-64": idle_64, "memory": memory, "idle": idle}
+# per round, where it is not one; 0: once in all
+TURNS = {"pull-1": 3, "push-1": 3, "idle-64": 3, "ready-early": 2, "ready-late": 2,
+         "memory": 0, "idle": 0}
 
 
 # ---- table ----
 
-COLUMNS = "%-10s %-45s %2s %-7s %-7s %-8s %s"
+LINE = "%-11s %-31s %-16s %2s %-5s %-5s %-8s %s"
 
 
-def over_peer(goal: Goal, columns: Dict[str, List[float]]) -> Optional[float]:
-    """Return how good ours is over the peer, 2 = twice as good, if that is defined."""
-    pairs = list(zip(columns.get("ours", []), columns.get("peer", [])))
-    if not pairs or min(map(min, pairs)) <= 0:
-        return None
-    return statistics.median(ours / peer if goal.sense == ">=" else peer / ours
-                             for ours, peer in pairs)
-
-
-def line_of(goal: Goal, columns: Dict[str, List[float]]) -> Dict[str, Any]:
-    """Return one line of the table as data."""
-    line: Dict[str, Any] = {**goal._asdict(), "columns": {},
-                            "over_peer": over_peer(goal, columns)}
-    for column, values in columns.items():
-        # where nothing is allowed, the worst counts
-        value = statistics.median(values) if goal.must else max(values)
-        line["columns"][column] = {
-            "value": value, "verdict": verdict(goal, value), "rounds": values}
+def judge(goal: Goal, taken: Taken) -> Dict[str, Any]:
+    """Return one line of the table as data: each side's value is judged by the better
+    bound that it meets, and `over_peer` says how good ours is over the peer."""
+    samples = {name: [each[goal.quantity] for each in some]
+               for name, some in taken.items() if goal.quantity in some[0]}
+    line: Dict[str, Any] = {
+        **goal._asdict(), "sides": {}, "over_peer": None, "medians": {
+            name: statistics.median(each) for name, each in samples.items()}}
+    sign = 1 if goal.sense == "<=" else -1
+    for side in {"ours", "peer"} & set(samples):
+        rounds, other = samples[side], samples.get(goal.against[1:], [])
+        if goal.against:
+            rounds = [mine / its if goal.against[0] == "/" else mine - its
+                      for mine, its in zip(rounds, other)]
+        # what is counted is as bad as its worst
+        value = (max if goal.unit in ("n", "MB") else statistics.median)(rounds)
+        met = [name for name in ("ambition", "must")
+               if sign * value <= sign * getattr(goal, name)]
+        line["sides"][side] = {
+            "value": value, "rounds": rounds, "verdict": [*met, "MISSED"][0]}
+    pairs = list(zip(samples.get("ours", []), samples.get("peer", [])))
+    if pairs and min(map(min, pairs)) > 0:
+        line["over_peer"] = statistics.median(
+            (peer / ours) ** sign for ours, peer in pairs)
     return line
 
 
-def run_row(lab: Lab, row: str) -> List[Dict[str, Any]]:
-    """Measure one row; return its lines. Leaves nothing running."""
-    found: Found = {}
-    lab.notes = []
-    try:
-        found = ROWS[row](lab)
-    except (Unmeasured, OSError, AttributeError) as error:  # what a system has not
-        lab.notes.append("not measured: %s" % error)
-    finally:
-        lab.stop_servers()
-    return [line_of(goal, found.get(goal.key, {})) for goal in GOALS if goal.row == row]
-
-
-def print_line(line: Dict[str, Any]) -> None:
-    """Print one line: bounds, verdict, values with their range over the rounds."""
-    bounds = ["" if line[name] is None else "%s %g" % (line["sense"], line[name])
-              for name in ("must", "ambition")]
-    columns = line["columns"]
-    text = COLUMNS % (line["row"], line["what"], line["unit"], *bounds, columns.get(
-        "ours", {"verdict": "-"})["verdict"], ", ".join(
-            "%s %.3g (%.3g..%.3g)" % (name, each["value"], min(each["rounds"]),
-                                      max(each["rounds"]))
-            for name, each in columns.items()))
-    if line["over_peer"] is not None:
-        text += ", over it %.2f" % line["over_peer"]
-    print(text)
+def print_line(line: Mapping[str, Any]) -> None:
+    """Print one line: bounds, verdict, values with their range, what they come from."""
+    sides, text = sorted(line["sides"].items()), ""
+    for name, each in sides:
+        text += "%s %.3g%s (%.3g..%.3g)  " % (name, each["value"], line["unit"], min(
+            each["rounds"]), max(each["rounds"]))
+    if line["over_peer"]:
+        text += "over it %.2f  " % line["over_peer"]
+    if line["against"]:
+        text += "of " + ", ".join("%s %.4g" % pair for pair in line["medians"].items())
+    print(LINE % (line["row"], line["what"], line["quantity"] + line["against"],
+                  line["sense"], "%g" % line["must"], "%g" % line["ambition"],
+                  sides[0][1]["verdict"] if sides else "-", text), flush=True)
 
 
 # ---- command line ----
 
-def measure(lab: Lab, rows: List[str], as_json: bool) -> None:
-    """Measure and print rows."""
-    report: Dict[str, Any] = {
-        "python": sys.version.split()[0], "cores": os.cpu_count(), "quick": lab.quick,
-        "load": os.getloadavg()[0], "rounds": lab.rounds, "lines": [], "notes": {}}
-    if not as_json:
-        print("Python %(python)s, %(cores)d cores, load average %(load).1f before the "
-              "start\n(a busy machine slows most who live on one core)" % report)
-        print(COLUMNS % ("row", "what", "", "must", "ambition", "met", "value (range)"))
-    for row in rows:
-        lines = run_row(lab, row)
-        report["lines"] += lines
-        report["notes"][row] = lab.notes
-        for line in [] if as_json else lines:
-            print_line(line)
-        for text in [] if as_json else lab.notes:
-            print("%10s %s" % ("", text), flush=True)
-    if as_json:
-        print(json.dumps(report, indent=1))
+def measure(row: str, rounds: int, quick: bool, report: Dict[str, Any]) -> None:
+    """Measure one row; add its lines and notes to the report."""
+    taken: Taken = {}
+    try:
+        with Lab(quick) as lab:
+            taken = interleave(max(1, rounds * TURNS.get(row, 1)), ROWS[row](lab))
+    except (Unmeasured, OSError, AttributeError) as error:  # what a system has not
+        report["notes"].append("%s: not measured: %s" % (row, error))
+    report["notes"] += ["%s: wrong answers from %s" % (row, name) for name, some
+                        in taken.items() if any(one.get("errors") for one in some)]
+    report["lines"] += [judge(goal, taken) for goal in GOALS if goal.row == row]
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main() -> int:
     """Run the benchmark. Return 0, or 130 if interrupted."""
     parser = argparse.ArgumentParser(
         description="Measure the emulator and the bootstraps against yardsticks.")
@@ -1086,19 +910,28 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--rounds", type=int, metavar="N",
                         help="turns of each side (7; 3 with --quick)")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     if options.role:
         YARDSTICKS[options.role[0]](*options.role[1:])
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    lab = Lab(max(1, options.rounds or (3 if options.quick else 7)), options.quick)
+    rounds = options.rounds or (3 if options.quick else 7)
+    report: Dict[str, Any] = {
+        "python": sys.version.split()[0], "cores": os.cpu_count(), "rounds": rounds,
+        "load": os.getloadavg()[0], "lines": [], "notes": []}
+    if not options.json:
+        print("Python %(python)s, %(cores)d cores, load average %(load).1f before the "
+              "start\n(a busy machine slows most who live on one core)" % report)
+        print(LINE % ("row", "what", "quantity", "", "must", "aim", "met", "value"))
     try:
-        measure(lab, options.only or list(ROWS), options.json)
+        for row in options.only or ROWS:
+            measure(row, rounds, options.quick, report)
+            for line in [] if options.json else report["lines"]:
+                if line["row"] == row:
+                    print_line(line)
     except KeyboardInterrupt:
         return 130
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)    # the clean-up is bounded
-        lab.close()
+    print(json.dumps(report, indent=1) if options.json else "\n".join(report["notes"]))
     return 0
 
 

@@ -21,7 +21,7 @@ import re
 import socket
 import sys
 import threading
-from typing import Any, Counter, Dict, List, Tuple
+from typing import Counter, Dict, List, Tuple
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
@@ -73,21 +73,15 @@ def mutate(chance: random.Random, message: bytes) -> bytes:
     for _ in range(1 + below(4)):
         place = below(len(message) + 1)
         end = min(len(message), place + (1, 1, 2, 8, 40)[below(5)])
+        before, inside, after = message[:place], message[place:end], message[end:]
         word = WORDS[below(len(WORDS))]
-        way = below(6)
-        if way == 0:    # insert
-            message = message[:place] + word + message[place:]
-        elif way == 1:  # remove
-            message = message[:place] + message[end:]
-        elif way == 2:  # replace
-            message = message[:place] + word + message[end:]
-        elif way == 3:  # another byte
-            message = message[:place] + bytes([below(256)]) + message[place + 1:]
-        elif way == 4:  # repeat
-            again = message[place:end] * (1 + below(3))
-            message = message[:end] + again + message[end:]
-        else:           # cut
-            message = message[:place] if chance.random() < 0.3 else message
+        message = (before + word + inside + after,                  # insert
+                   before + after,                                  # remove
+                   before + word + after,                           # replace
+                   before + bytes([below(256)]) + message[place + 1:],
+                   before + inside * (2 + below(3)) + after,        # repeat
+                   before if chance.random() < 0.3 else message     # cut
+                   )[below(6)]
     return message
 
 
@@ -103,11 +97,9 @@ def exchange(address: Tuple[str, int], message: bytes) -> bytes:
         peer.sock.sendall(message)
         peer.sock.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: peer.sock.recv(65536), b""))
-    except ConnectionError:
-        return b""  # closed with bytes unread
-    except socket.timeout:
-        if may_be_held:
-            return b""
+    except (ConnectionError, socket.timeout) as error:
+        if may_be_held or isinstance(error, ConnectionError):
+            return b""  # closed with bytes unread, or held
         raise
     finally:
         peer.reset()
@@ -131,10 +123,8 @@ def fuzz_requests(kind: str, count: int, chance: random.Random) -> Dict[str, obj
     """Send mutated requests to a server of ours."""
     seen: Counter[str] = collections.Counter()
     wrong: List[str] = []
-    settings: Dict[str, Any] = (
-        {"max_instances": 0, "queue": 0} if kind == "door" else {})
-    with Harness("fc" if kind == "door" else kind, timeout_s=1000,
-                 **settings) as harness:
+    with (Harness("fc", timeout_s=1000, max_instances=0, queue=0) if kind == "door"
+          else Harness(kind, timeout_s=1000)) as harness:
         address = (harness.door.host, harness.door.port)
         if kind != "door":
             caller = harness.event(b"the event")  # stays, so that polls are not held

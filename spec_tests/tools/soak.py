@@ -20,8 +20,7 @@ import tempfile
 from http.client import HTTPConnection
 from typing import Dict
 
-TESTS = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import rooms  # noqa: E402, F401
 
@@ -30,7 +29,6 @@ import wire  # noqa: E402
 from benchmark import (  # noqa: E402
     LOOPBACK, MIB, PYTHON, REFERENCE, Server, children_of, proc_field)
 
-PROTOCOLS = ("scf", "fg", "fc")
 WARM = 1000
 ANSWER_LIMIT_S = 30.0
 SETTLE_LIMIT_S = 5.0    # for threads and processes that are about to end
@@ -42,12 +40,14 @@ MEAN = ((b'[["exit", 3]]', "exit"), (b"x" * MIB, "ok"),
         (b'[["flood", 100000, "780a"]]', "ok"))
 
 
-def invoke(door: HTTPConnection, event: bytes) -> str:
-    """Return the kind of the outcome."""
+def invoke(door: HTTPConnection, event: bytes, kind: str) -> None:
+    """Invoke, and see that the outcome is of this kind."""
     door.request("POST", "/-/invoke", event)
     answer = door.getresponse()
     answer.read()
-    return answer.getheader("x-outcome") or str(answer.status)
+    seen = answer.getheader("x-outcome") or str(answer.status)
+    if seen != kind:
+        raise SystemExit("%r: %s instead of %s" % (event[:20], seen, kind))
 
 
 def held(server: Server) -> Dict[str, int]:
@@ -58,31 +58,26 @@ def held(server: Server) -> Dict[str, int]:
             "processes": len(children_of(server.pid))}
 
 
-def grew(first: Dict[str, int], last: Dict[str, int]) -> bool:
-    """Tell whether there is more at the end than there was."""
-    return any(last[name] > first[name] * share for name, share in ALLOWED.items())
-
-
-def soak(server: Server, count: int) -> Dict[str, Dict[str, int]]:
-    """Invoke so often; return what was held after 1,000 invocations and at the end."""
+def soak(server: Server, protocol: str, count: int) -> bool:
+    """Invoke so often; print what was held, and tell whether that has grown."""
     door = HTTPConnection(LOOPBACK, server.port, timeout=ANSWER_LIMIT_S)
-    first: Dict[str, int] = {}
     for number in range(1, count + 1):
-        event, kind = MEAN[number // 100 % len(MEAN)] if number % 100 == 0 else (
-            b"event %d" % number, "ok")
-        seen = invoke(door, event)
-        if seen != kind:
-            raise SystemExit("invocation %d: %s instead of %s" % (number, seen, kind))
-        if number in (min(WARM, count // 2), count):
-            invoke(door, b"rest")      # so there is an instance again
-            last = held(server)
-            first = first or last
+        is_mean = number % 100 == 0
+        invoke(door, *(MEAN[number // 100 % len(MEAN)] if is_mean else (
+            b"event %d" % number, "ok")))
+        if number == min(WARM, count // 2):
+            invoke(door, b"rest", "ok")     # so there is an instance again
+            first = held(server)
+    invoke(door, b"rest", "ok")
     for _ in wire.looks(SETTLE_LIMIT_S):
         last = held(server)
-        if not grew(first, last):
+        has_grown = any(last[name] > first[name] * ALLOWED[name] for name in first)
+        if not has_grown:
             break
     door.close()
-    return {"first": first, "last": last}
+    print(json.dumps({"protocol": protocol, "count": count, "first": first,
+                      "last": last}), flush=True)
+    return has_grown
 
 
 def main() -> int:
@@ -90,23 +85,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Invoke very often.")
     parser.add_argument("count", nargs="?", type=int)
     parser.add_argument("--quick", action="store_true", help="3,000 of each")
-    options, status = parser.parse_args(), 0
+    options, has_grown = parser.parse_args(), False
     count = options.count or (3_000 if options.quick else 100_000)
-    for protocol in PROTOCOLS:
+    for protocol in ("scf", "fg", "fc"):
         with tempfile.TemporaryDirectory() as place:
-            folder = scripted_bootstrap.place(pathlib.Path(place) / "code")
             server = Server([
-                *PYTHON, str(REFERENCE / "emulator.py"), protocol, folder, "--quiet",
+                *PYTHON, str(REFERENCE / "emulator.py"), protocol,
+                scripted_bootstrap.place(pathlib.Path(place) / "code"), "--quiet",
                 "--serve", "%s:0" % LOOPBACK, "--max-event", str(6 * MIB),
-                *(["--port", "0"] if protocol == "fc" else [])], ONE_ARENA, place)
+                *(["--port", "0"] if protocol == "fc" else [])], ONE_ARENA)
             try:
-                found = soak(server.wait_for_address(), count)
+                has_grown |= soak(server, protocol, count)
             finally:
-                server.process.terminate()
                 server.stop()
-        print(json.dumps({"protocol": protocol, "count": count, **found}), flush=True)
-        status |= grew(found["first"], found["last"])
-    return status
+    return int(has_grown)
 
 
 if __name__ == "__main__":

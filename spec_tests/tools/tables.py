@@ -14,7 +14,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from typing import Dict, Iterable, List, Sequence, Set
+from typing import Iterable, List, Sequence, Set
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
@@ -29,7 +29,6 @@ import spec  # noqa: E402
 COVERAGE = TESTS / "coverage.txt"
 KILLS = TESTS / "kills.txt"
 SIDE_BY_SIDE = 5
-CASES_OF_A_CHECK = 1  # of those that differ in their parameters alone
 
 # ---- coverage ----
 
@@ -83,7 +82,7 @@ def kill_line(case: broken_ones.Broken, caught_by: Sequence[str]) -> str:
 
 def caught(case: broken_ones.Broken, every: Sequence[checks.Check],
            few: Sequence[checks.Check]) -> List[str]:
-    """Return the rules whose checks fail on it, in order."""
+    """Return the rules whose checks fail on it, in order; `few` are tried of others'."""
     concerned = [check for check in every
                  if checks.FIXTURES[check.fixture][0] == case.role
                  and case.implementation.protocol in check.protocols]
@@ -98,22 +97,10 @@ def caught(case: broken_ones.Broken, every: Sequence[checks.Check],
     return sorted(failed)
 
 
-def few_of_each(every: Sequence[checks.Check], most: int) -> List[checks.Check]:
-    """Return the checks, of each function and rule at most so many cases."""
-    seen: Dict[str, int] = {}
-    kept = []
-    for check in every:
-        key = f"{check.function.__name__} {check.rule}"
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= most:
-            kept.append(check)
-    return kept
-
-
 def kills() -> str:
     """Return kills.txt."""
     every = checks.all_checks(spec.load())
-    few = few_of_each(every, CASES_OF_A_CHECK)
+    few = list({(check.function, check.rule): check for check in reversed(every)}.values())
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         cases = broken_ones.every()
         lines = list(pool.map(

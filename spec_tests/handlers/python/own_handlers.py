@@ -2,18 +2,10 @@
 import os
 import signal
 import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable
-
-
-class Mute(Exception):
-    """An error whose text cannot be had."""
-
-    def __str__(self) -> str:
-        raise ValueError("no text")
 
 
 RESULTS = {
@@ -31,10 +23,6 @@ def give(event: "Any", context: "Any") -> "Any":
     return RESULTS[event]
 
 
-def fail(event: "Any", context: "Any") -> None:
-    raise (Mute if event == "mute" else KeyError)("no")
-
-
 def leave(event: "Any", context: "Any") -> None:
     raise SystemExit(7)
 
@@ -50,17 +38,6 @@ def say(event: "Any", context: "Any") -> str:
         print(file=sys.stderr)
         os.kill(os.getpid(), signal.SIGKILL)
     return "said"
-
-
-def fork(event: "Any", context: "Any") -> int:
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writer, b"!")
-        time.sleep(60)
-    os.read(reader, 1)  # Python drops signals while it forks
-    os.kill(child, signal.SIGTERM)
-    return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
 def know(event: "Any", context: "Any") -> "Any":
@@ -117,14 +94,11 @@ def application(environ: "Any", start_response: "Any") -> "Iterable[Any]":
                  "wsgi.input_terminated", "QUERY_STRING", "HTTP_X_A", "SERVER_PORT")
         seen = {name: environ[name] for name in names if name in environ}
         return [repr(sorted(seen.items())).encode(), environ["wsgi.input"].read()]
-    write = start_response("201 Created", [("X-Path", path), ("Connection", "close")])
+    start_response("201 Created", [("X-Path", path), ("Connection", "close")])
     if path == "/stream":
         return (part for part in (b"one", b"", b"two"))
     if path == "/endless":
         return iter(lambda: b"x" * 65536, b"")
-    if path == "/late":
-        write(b"half")
-        raise ValueError("no")
     return [path.encode("latin-1"), environ["wsgi.input"].read()]
 
 
