@@ -536,6 +536,16 @@ def shut(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:
         connection.shutdown(how)
 
 
+def hung_up(connection: socket.socket) -> bool:
+    """Tell, without blocking, whether the peer will say nothing more."""
+    try:
+        return not connection.recv(1, PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def timeval(limit_s: float) -> bytes:
     """Return a time as the kernel has it; 0 = for ever."""
     return struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
@@ -590,6 +600,9 @@ class Handler(BaseHTTPRequestHandler):
     def refused(self, violation: Violation) -> None:
         """The peer sent something that is not HTTP."""
 
+    def was_reset(self) -> None:
+        """The peer broke the connection, and may not have read all that it got."""
+
     # -- reading --
 
     def handle(self) -> None:
@@ -602,8 +615,10 @@ class Handler(BaseHTTPRequestHandler):
             self.closing = self.unread = True
             self.answer(*json_answer(error.status, {
                 "error": error.violation.rule, "seen": error.violation.seen}))
+        except ConnectionError:
+            self.was_reset()
         except OSError:
-            pass  # the peer is gone, or was silent for too long
+            pass  # the peer was silent for too long
         except Exception:
             self.fail()
             raise  # to be shown by the server, which goes on
@@ -691,6 +706,8 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 if self.rfile.peek(1):
                     break
+            except ConnectionError:
+                self.was_reset()
             except OSError:
                 pass
             if self.has_gone():  # else it was idle for long
@@ -702,12 +719,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def has_gone(self) -> bool:
         """Tell, without blocking, whether the peer of a deferred answer hung up."""
-        try:
-            return not self.connection.recv(1, PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        return hung_up(self.connection)
 
     def answer(self, head: bytes, body: bytes = b"") -> bool:
         """Send an answer; False when the peer is gone. Blocks while the peer does not
@@ -946,6 +958,14 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
 
 
+def in_folder(text: str, root: str, folder: str) -> str:
+    """Put our code folder where the cloud's stands as a path. One that begins so, too,
+    is left alone, and so is what only looks like it within a URL."""
+    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
+                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(root)),
+                  lambda _: folder, text)
+
+
 def check_entries(entries: Sequence[Any]) -> None:
     """Raise ValueError for entries that leave the folder [any.package.zip]."""
     if len(entries) > ZIP_ENTRIES:
@@ -1029,6 +1049,15 @@ def program_problem(path: str) -> str:
             "is neither a Linux program nor a script with a first line such as "
             "#!/bin/sh")
     return ""
+
+
+def needs_shell(path: str) -> bool:
+    """Tell whether a program is a script that does not name its interpreter."""
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        return False
+    with open(path, "rb") as file:
+        first = file.read(4096)
+    return bool(re.fullmatch(rb"(?!#!|\x7f|\xef\xbb\xbf)[^\x00\r]+", first))
 
 
 # ---- processes ----
@@ -1116,12 +1145,12 @@ class Process:
                 peak_mb = usage.ru_maxrss / 1024
             except ChildProcessError:
                 status, peak_mb = 0, 0.0
+            self.status = self._popen.returncode = -os.WTERMSIG(
+                status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             # until it became another program it counted as a copy of this one
             if peak_mb > memory_mb("self", "status", b"VmHWM:"):
                 self.peak_mb = max(self.peak_mb, peak_mb)
-            self.status = self._popen.returncode = -os.WTERMSIG(
-                status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            self.exited.set()
+            self.exited.set()   # whoever waits for it asks for the peak
         OWN.discard(self.pid)
         self._on_exit(self.status)
 
@@ -1238,6 +1267,11 @@ def memory_mb(process: object, file: str = "smaps_rollup",
     return 0.0
 
 
+# as bootstraps for FC 2.0 print them
+FC_MARKER = re.compile(rb"(?m)^FC (?:Invoke|Initialize|PreFreeze|PreStop) (?:Start|End)"
+                       rb" RequestId: [^\n]*\n")
+
+
 class Log:
     """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
 
@@ -1276,7 +1310,10 @@ class Log:
                     self._read_end = -1
                     return
                 self._tail = (self._tail + data)[-LOG_TAIL_BYTES:]
-                self._sink(data)
+                if b" RequestId: " in data:  # [any.log.frame] our own is there, too
+                    data = FC_MARKER.sub(b"", data)
+                if data:
+                    self._sink(data)
 
     def take_tail(self) -> bytes:
         """Return the last output since the previous call [any.log.tail]."""
@@ -1490,6 +1527,10 @@ class Instance:
         return (len(self.work) < int(self.function.concurrency)
                 and self.session.state != "stopping")
 
+    def room_soon(self) -> int:
+        """Return how many invocations it takes as soon as a hook has ended."""
+        return 0
+
     def has_ended(self) -> bool:
         """Tell whether the process has ended, even if nobody has noticed yet."""
         return self.process is not None and self.process.has_ended()
@@ -1523,8 +1564,12 @@ class Instance:
         if platform.attach:
             platform.attach(env)
             return
-        words = list(self.function.command) or [
+        words = platform.words[:] or [
             os.path.join(platform.folder, "bootstrap")]
+        if platform.protocol == "fg" and needs_shell(words[0]):  # [fg.start.shell]
+            platform.note("bootstrap has no first line such as #!/bin/sh; here and in "
+                          "this cloud /bin/sh runs it, elsewhere nothing")
+            words.insert(0, "/bin/sh")
         check_program(words, platform.folder, platform.package)
         output = self.log.open()
         try:
@@ -1586,7 +1631,10 @@ class Instance:
 
     def has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
-        if not self.served:
+        over = self.over_memory() if not self.served else ""
+        if over:
+            self.end(list(self.work), "out-of-memory", over)
+        elif not self.served:
             for invocation in self.work:
                 self.begin(invocation)
         self.platform.offer(self)
@@ -1686,10 +1734,19 @@ class Instance:
 
     def over_memory(self) -> str:
         """Say by how much the memory limit is exceeded; "" when it is not."""
-        limit = self.function.memory_mb
-        seen = self.process.peak_mb if self.process is not None else 0.0
+        limit, seen = self.function.memory_mb, self.peak_mb()
         return "" if seen <= limit else (
             "the bootstrap took %d MB; the limit is %d MB" % (seen, limit))
+
+    def check_memory(self, invocation: Invocation, kind: str, message: str,
+                     body: bytes) -> Tuple[str, str, bytes]:
+        """Return the outcome; out-of-memory, and the end of all else that runs here,
+        when that is known by now (lock held) [any.memory.limit]."""
+        over = self.over_memory()
+        if over:
+            self.end([one for one in self.work if one is not invocation],
+                     "out-of-memory", over)
+        return ("out-of-memory", over, b"") if over else (kind, message, body)
 
 
 # ---- instances of scf and fg ----
@@ -1741,6 +1798,9 @@ class PullInstance(Instance):
                 poll.give_up()
             with self.platform.lock:
                 polls += self.session.delivered(invocation.request_id, reached)
+                poll.brought = invocation if reached else None
+                if reached and poll.broken:
+                    polls += self.session.reset(invocation.request_id)
 
     # -- results --
 
@@ -1848,8 +1908,21 @@ class PullInstance(Instance):
 class RuntimeApi(Handler):
     """A connection of a bootstrap to its runtime API."""
 
+    brought: Optional[Invocation] = None    # by the last answer
+    broken = False
+
+    def was_reset(self) -> None:
+        instance: PullInstance = self.server.app
+        platform = instance.platform
+        with platform.lock:
+            self.broken = platform.protocol == "fg"  # scf answers each poll anyway
+            if self.broken and self.brought is not None:
+                platform.lock.later(instance.deliver, self.brought,
+                                    instance.session.reset(self.brought.request_id))
+
     def respond(self) -> None:
         instance: PullInstance = self.server.app
+        self.brought = None     # who asks again has read it
         call, request_id, status = instance.rules.find_call(self.command, self.path)
         size, body = -1, b""
         try:
@@ -1987,6 +2060,12 @@ class Upstream(io.RawIOBase):
             if status[0] != "1" or status == "101":
                 return head
 
+    def was_reset(self) -> bool:
+        """Tell whether it broke because the server had closed it before it read all
+        that was sent: the kernel answers that with a reset."""
+        return bool(dict(self._poll.poll(0)).get(self.socket.fileno(), 0)
+                    & select.POLLHUP)
+
     def is_usable(self) -> bool:
         """Tell whether it can carry another request: nothing waits there, not even its
         end. Bytes beyond the last answer answer nothing."""
@@ -2044,6 +2123,10 @@ def accepts(host: str, port: int) -> bool:
 EVENT_REQUEST = HttpRequest("POST", "/invoke", (  # [fc.invoke.event]
     ("Content-Type", "application/octet-stream"),))
 HOOK_VERDICTS = {"timeout": "timeout", "exit": "broken", "out-of-memory": "broken"}
+KEEP_ALIVE = Violation(
+    "fc.connection.keep-alive", "a kept connection was closed while idle, which loses "
+    "requests. Node: server.keepAliveTimeout = 0; uvicorn: --timeout-keep-alive 86400; "
+    "others: as long")
 format_again = functools.lru_cache(256)(format_head)
 
 
@@ -2059,6 +2142,9 @@ class PushInstance(Instance):
 
     def has_room(self) -> bool:
         return super().has_room() and not self._hook.locked()
+
+    def room_soon(self) -> int:
+        return int(self.function.concurrency) if self._hook.locked() else 0
 
     def _move(self, call: str) -> str:
         before = self.session.state
@@ -2145,16 +2231,26 @@ class PushInstance(Instance):
         return Upstream(socket.create_connection((self.platform.fc_host, self.port),
                                                  max(0.001, timeout_s)))
 
-    def _connect(self, deadline: float) -> Upstream:
+    def _connect(self, invocation: Invocation) -> Upstream:
         """Return a kept connection, or a new one."""
-        while True:
+        found, closed = None, False
+        while found is None:
             with self.platform.lock:
                 upstream = self.pool.pop() if self.pool else None
             if upstream is None:
-                return self._dial(deadline - time.monotonic())
-            if upstream.is_usable():
-                return upstream
-            upstream.close()
+                found = self._dial(invocation.deadline - time.monotonic())
+            elif upstream.is_usable():
+                found = upstream
+            else:
+                closed |= upstream.used and hung_up(upstream.socket)
+                upstream.close()
+        if closed:  # while there is a server, so it is not because that has ended
+            self._blame(invocation, KEEP_ALIVE)
+        return found
+
+    def _blame(self, invocation: Invocation, violation: Violation) -> None:
+        with self.platform.lock:
+            self.platform.note_violation(violation, invocation.violations)
 
     def _try(self, invocation: Invocation) -> Tuple[str, str]:
         """Send a request and take the answer; return (kind, message). Blocks until the
@@ -2182,17 +2278,23 @@ class PushInstance(Instance):
     def _ask(self, invocation: Invocation) -> Tuple[str, str]:
         request = invocation.http_request or EVENT_REQUEST
         head = self._format_request(invocation, request)
-        upstream = self._connect(invocation.deadline)
+        upstream = self._connect(invocation)
         try:
             whole, answer = self._send(invocation, upstream, head)
         except ConnectionError:
             # [fc.connection.retry] broken before a byte of the answer came; not a hook
-            if invocation.outcome is not None or invocation.event or not (
-                    upstream.used and not upstream.heard and invocation.control
-                    and request.method in self.rules.IDEMPOTENT):
+            if invocation.outcome is not None or not upstream.used or upstream.heard:
+                raise
+            was_idle = upstream.was_reset()
+            if invocation.event or not (invocation.control and
+                                        request.method in self.rules.IDEMPOTENT):
+                if was_idle:
+                    raise BadMessage(*KEEP_ALIVE)
                 raise
             upstream.close()
             upstream = self._dial(invocation.deadline - time.monotonic())
+            if was_idle:
+                self._blame(invocation, KEEP_ALIVE)
             whole, answer = self._send(invocation, upstream, head)
         has_a_body = has_body(answer, request.method)
         kind, text = self._pass(invocation, upstream, answer, has_a_body)
@@ -2214,12 +2316,16 @@ class PushInstance(Instance):
     def _format_request(self, invocation: Invocation, request: HttpRequest) -> bytes:
         """Write the head of a request to the function's server."""
         fields, path = list(request.headers), request.target.partition("?")[0]
+        defaults = [("Host", "%s:%d" % (self.platform.fc_host, self.port))]
         if invocation.http_request is not None:
             fields = self.rules.pass_fields(fields, self.rules.DROPPED_REQUEST)
             if wants_upgrade(request):
                 fields.append(("Connection", "Upgrade"))
-        if not any(name.lower() == "host" for name, _ in fields):
-            fields.insert(0, ("Host", "%s:%d" % (self.platform.fc_host, self.port)))
+            if invocation.caller is not None:  # [fc.headers.forwarded]
+                defaults += [("X-Forwarded-For", invocation.caller.client_address[0]),
+                             ("X-Forwarded-Proto", "http")]
+        names = {name.lower() for name, _ in fields}
+        fields[:0] = [pair for pair in defaults if pair[0].lower() not in names]
         own = self.platform.fields % (invocation.request_id, invocation.control or path,
                                       path)
         if invocation.event or invocation.control != "/http-invoke" or any(
@@ -2317,14 +2423,14 @@ class PushInstance(Instance):
         if invocation.outcome is not None:
             return "cancelled", message  # we may have cut it off
         if process is not None and process.ends_now() and (
-                violation is None or violation.rule == "any.http.no-effect"):
+                violation is None or violation.rule in ("any.http.no-effect",
+                                                        KEEP_ALIVE.rule)):
             over = self.over_memory()
             return "out-of-memory" if over else "exit", over or (
                 "the bootstrap ended %s during the request" % describe_status(
                     process.status))
         if violation is not None:
-            with self.platform.lock:
-                self.platform.note_violation(violation, invocation.violations)
+            self._blame(invocation, violation)
         return "bad-response", message
 
     def cut_off(self, invocation: Invocation) -> None:
@@ -2488,6 +2594,8 @@ class Platform:
         self._mid_line = False
         self.attach = attach
         self.cores = cores
+        self.words = list(self.function.command)
+        self._find_code_folder()
         self._begun = time.monotonic()
         self.facts: Facts = self.rules.describe(self.function, self.folder)
         self.fields = self._fields_template()
@@ -2511,6 +2619,19 @@ class Platform:
         self._owner = os.getpid()
         atexit.register(self.close)  # if it is forgotten
         OPEN.add(self)
+
+    def _find_code_folder(self) -> None:
+        """Let the cloud's path of it mean our code folder [any.start.code-folder]."""
+        root, env = self.rules.CODE_ROOT, self.function.env
+        words = [in_folder(word, root, self.folder) for word in self.words]
+        values = {name: in_folder(env[name], root, self.folder) for name in env}
+        found = [name for name in env if env[name] != values[name]]
+        if words != self.words:
+            found.insert(0, "the start command")
+        self.words, self.function.env = words, values
+        if found:
+            self.note("%s is the code folder, %s, in %s" % (
+                root, self.folder, ", ".join(found)))
 
     def __enter__(self) -> "Platform":
         return self
@@ -2658,20 +2779,21 @@ class Platform:
                 if instance.has_room():
                     self.with_room.append(instance)
                 return
-        function = self.function
-        if len(self.instances) < function.max_instances:
-            self.queue.appendleft(invocation)
-            self._start_another()
-        elif not function.max_instances:  # [any.queue.limit]
+        function, waiting = self.function, len(self.queue)
+        soon = sum(one.room_soon() for one in self.instances)
+        may_start = len(self.instances) < function.max_instances and waiting >= soon
+        if not function.max_instances:  # [any.queue.limit]
             self.settle(invocation, "throttled", message="the function is disabled: "
                         "max_instances is 0")
-        elif len(self.queue) >= function.queue and not first:  # [any.queue.limit]
+        elif not first and not may_start and waiting >= function.queue + soon:
             self.settle(invocation, "throttled", message="%d instances are busy and %d "
-                        "events wait" % (len(self.instances), len(self.queue)))
+                        "events wait" % (len(self.instances), waiting))
         else:
             invocation.deadline = time.monotonic() + function.queue_timeout_s
-            self.queue.insert(0 if first else len(self.queue), invocation)
-            if len(self.queue) == 1:
+            self.queue.insert(0 if first else waiting, invocation)
+            if may_start:
+                self._start_another()
+            elif not waiting:
                 self.clock.set(self._queue_alarm, invocation.deadline)
 
     def _start_another(self) -> None:
@@ -2711,6 +2833,8 @@ class Platform:
         if invocation.outcome is not None:
             return False
         instance, started = invocation.instance, invocation.started
+        if instance is not None and kind in ("ok", "function-error"):
+            kind, message, body = instance.check_memory(invocation, kind, message, body)
         duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
         try:
             status, headers, shown = self._show(
@@ -2926,6 +3050,8 @@ class Caller(Handler):
     def respond(self) -> None:
         """Route a request: /-/invoke, /-/health, /-/state, or the HTTP function."""
         platform: Platform = self.server.app
+        # a target in absolute form counts as its path [fc.invoke.http]
+        self.path = re.sub(r"(?i)^https?://[^/?]*/?", "/", self.path)
         path = self.path.partition("?")[0]
         methods = NATIVE_CALLS.get(path)
         if methods is None and not path.startswith("/-/") and (

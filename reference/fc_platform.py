@@ -92,6 +92,7 @@ class Limit(NamedTuple):
 # ---- tables: the wire ----
 
 PROTOCOL = "fc"
+CODE_ROOT = "/code"  # in the cloud [any.start.code-folder]
 
 # (method, path) -> call; here the platform asks and the bootstrap answers
 ENDPOINTS: Dict[Tuple[str, str], str] = {
@@ -152,6 +153,8 @@ ENVIRONMENT = (  # [fc.env.table] [fc.env.port] [any.credentials.role]
     Field("FC_SERVER_PORT", "{port}"),
     Field("FC_CUSTOM_LISTEN_PORT", "{port}"),
     Field("FC_FUNC_CODE_PATH", "{code_root}"),
+    Field("LD_LIBRARY_PATH", "{code_root}:{code_root}/lib:/usr/local/lib"),
+    Field("PYTHONPATH", "{code_root}"),
     Field("FC_FUNCTION_NAME", "{name}"),
     Field("FC_FUNCTION_HANDLER", "{handler}"),
     Field("FC_FUNCTION_MEMORY_SIZE", "{memory_mb}"),
@@ -516,8 +519,8 @@ class Platform:
                 self.facts.update(port=str(probe.getsockname()[1]),
                                   instance_id="c-" + os.urandom(6).hex())
             env = {name: os.environ.get(name, INHERITED[name]) for name in INHERITED}
-            env.update(function.env)
             env.update(fill_in(ENVIRONMENT, self.facts))
+            env.update(function.env)
             what = words[0]
             reason = ("missing" if not os.path.exists(program) else
                       "mode" if not os.access(program, os.X_OK) else "")
@@ -545,7 +548,8 @@ class Platform:
                     raise Failure("start-error", "nothing listens on 0.0.0.0:%s in time"
                                   % self.facts["port"], "port")
         raise Failure("start-error", exit_text(
-            self.process.returncode, self.function.command or ["/code/bootstrap"]))
+            self.process.returncode,
+            self.function.command or [CODE_ROOT + "/bootstrap"]))
 
     def initialize(self) -> None:
         """Call the Initializer if there is one [fc.initialize.once]. Raises Failure."""

@@ -94,6 +94,7 @@ class Limit(NamedTuple):
 # ---- tables ----
 
 PROTOCOL = "fg"
+CODE_ROOT = "/opt/function/code"  # in the cloud [any.start.code-folder]
 
 # (method, path) -> call; a path that ends in "/" is followed by the request id
 ENDPOINTS: Dict[Tuple[str, str], str] = {
@@ -211,6 +212,7 @@ class Session:
         self.parked: List[Any] = []
         self._on_way = 0        # answers with the event that are being sent
         self._reached = False   # one of them has arrived
+        self._unread = False    # but was perhaps not read
         self._owes = False      # a result, when it was told to stop
 
     def receive(self, call: str, poll: Any = None, request_id: str = "",
@@ -222,11 +224,14 @@ class Session:
             elif oversize:
                 call = "oversize"
         row = STATES[self.state, call]
+        if self._unread and (self.state, call) == ("running", "request"):
+            row = STATES["issued", call]  # [any.poll.dead]
         self.state = row.state
         if row.action == "hold" and poll is not None:
             self.parked.append(poll)
         elif row.action == "deliver":
             self._on_way += 1
+            self._unread = False
         elif row.action in RESULTS:
             self.request_id = ""
         return row
@@ -235,12 +240,13 @@ class Session:
         """Hand the instance an event; it must be idle."""
         self.state = STATES[self.state, "issue"].state
         self.request_id = request_id
-        self._on_way, self._reached = 0, False
+        self._on_way, self._reached, self._unread = 0, False, False
 
     def take_polls(self) -> List[Any]:
         """Return the parked polls that get the event now: one [fg.request.blocks]."""
-        if self.state != "issued" or not self.parked:
+        if not (self.parked and (self._unread or self.state == "issued")):
             return []
+        self._unread = False
         polls, self.parked = self.parked[:1], self.parked[1:]
         self._on_way = len(polls)
         self.state = "running"
@@ -256,6 +262,14 @@ class Session:
         if self._reached or self._on_way:
             return []
         self.state = "issued"
+        return self.take_polls()
+
+    def reset(self, request_id: str) -> List[Any]:
+        """The peer broke the connection that had brought the event, perhaps before it
+        read it: return the polls that get it, too. A result counts all the same."""
+        if self.state != "running" or request_id != self.request_id:
+            return []
+        self._unread = True
         return self.take_polls()
 
     def withdraw(self, poll: Any) -> bool:

@@ -93,6 +93,7 @@ class Limit(NamedTuple):
 # ---- tables ----
 
 PROTOCOL = "scf"
+CODE_ROOT = "/var/user"  # in the cloud [any.start.code-folder]
 
 # (method, path) -> call
 ENDPOINTS: Dict[Tuple[str, str], str] = {

@@ -205,6 +205,8 @@ def environment(protocol: str, folder: str, host: str, port: int) -> Dict[str, s
         own.update(FC_SERVER_PORT=str(port), FC_CUSTOM_LISTEN_PORT=str(port),
                    FC_FUNCTION_NAME="kit", FC_FUNCTION_HANDLER="index.handler",
                    FC_FUNCTION_MEMORY_SIZE="128", FC_FUNC_CODE_PATH=folder,
+                   LD_LIBRARY_PATH=f"{folder}:{folder}/lib:/usr/local/lib",
+                   PYTHONPATH=folder,
                    FC_REGION="local", FC_ACCOUNT_ID="0", FC_INSTANCE_ID="c-kit")
     return own
 

@@ -239,7 +239,7 @@ class Harness:
                     peer.everything()
                     return
                 peer.send(reply)
-                if b"Content-Length" not in reply:
+                if b"Content-Length" not in reply and b" 204 " not in reply:
                     break
         peer.close()
 

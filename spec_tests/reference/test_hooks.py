@@ -4,15 +4,15 @@
 import pathlib
 import signal
 import threading
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import pytest
 import scripted_bootstrap
 import wire
-from harness import (Harness, background, code, event, outcome_of, process_state,
-                     processes, until)
+from harness import (Harness, background, code, event, fifo, outcome_of,
+                     process_state, processes, until)
 
-__all__ = ["code"]
+__all__ = ["code", "fifo"]
 PATHS = {"initializer": "/initialize", "pre_freeze": "/pre-freeze",
          "pre_stop": "/pre-stop"}
 GONE = wire.response(404)
@@ -158,3 +158,28 @@ def test_fc_stop_order__hook_is_waited_for() -> None:
         function.reply()
         closing.join(10)
         assert not closing.is_alive()
+
+
+@pytest.mark.parametrize("count", (1, 2))
+@pytest.mark.parametrize("queue", (0, 9))
+def test_fc_freeze_hook__no_second_instance(
+        queue: int, count: int, code: str, fifo: Callable[[str], str]) -> None:
+    """An event that comes during the hook waits for its end, not for an instance; a
+    second one needs another instance, which has no hook while one of them waits."""
+    here, go = fifo("here"), fifo("go")
+    scripted_bootstrap.place(pathlib.Path(code), {
+        "/pre-freeze": [["tell", here], ["wait", go]], "always": True})
+    with Harness("fc", code, pre_freeze=True, queue=queue) as harness:
+        first = harness.outcome(event(["pid"]))
+        scripted_bootstrap.wait(here)
+        callers = [harness.event(event(["pid"]))]
+        assert until(lambda: harness.state()["queued"] == 1)
+        callers += [harness.event(event(["pid"])) for _ in range(1, count)]
+        if count == 1:
+            background(scripted_bootstrap.tell, go)
+        found = {outcome_of(caller) for caller in callers}
+        assert len(found) == 1 and (first in found) == (count == 1)
+        assert harness.platform.counts["cold_starts"] == count
+        for _ in range(3):
+            background(scripted_bootstrap.tell, go)
+            background(scripted_bootstrap.wait, here)

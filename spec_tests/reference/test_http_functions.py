@@ -3,9 +3,10 @@
 
 import contextlib
 import fcntl
+import select
 import struct
 import termios
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -262,3 +263,53 @@ def test_fc_upgrade_pass__ended_by_time() -> None:
         caller, function = upgraded(harness)
         assert (caller.everything(), function.everything()) == (b"", b"")
         assert harness.ends("timeout")
+
+
+@pytest.mark.parametrize("when", ("before", "unread", "read"))
+@pytest.mark.parametrize("method", ("GET", "POST"))
+def test_fc_connection_keep_alive__told(harness: Harness, method: str,
+                                        when: str) -> None:
+    """Who closes a kept connection while idle hears of it, lost or not; who closes it
+    instead of an answer has done something else."""
+    function = warm(harness)[0]
+    if when == "before":
+        function.close()
+    caller = harness.call(method, "/again")
+    if when != "before":
+        assert function.request().path == "/again" if when == "read" else until(
+            lambda: bool(select.select([function.sock], [], [], 0)[0]))
+        function.close()
+    if when == "before" or method == "GET":
+        again = harness.accept()
+        assert again.request().method == method
+        again.reply()
+    assert caller.answer(method).status == (
+        200 if when == "before" or method == "GET" else 502)
+    told = [one.seen for one in harness.platform.violations
+            if one.rule == "fc.connection.keep-alive"]
+    assert [("keepAliveTimeout" in one) for one in told] == [True] * (when != "read")
+
+
+@pytest.mark.parametrize("target,path", (
+    ("http://my.example:80/a/b?c=http://d/e", "/a/b"), ("HTTPS://x", "/"),
+    ("http://x?c", "/"), ("/http://x/a", "/http://x/a")))
+def test_fc_invoke_http__absolute(harness: Harness, target: str, path: str) -> None:
+    """A target in absolute form becomes its path, in X-Fc-Base-Path too."""
+    caller, function = harness.call("GET", target), harness.accept()
+    request = function.request()
+    function.reply()
+    assert caller.answer().status == 200
+    assert request.header("x-fc-base-path") == request.path.partition("?")[0] == path
+
+
+@pytest.mark.parametrize("own", ({}, {"x-forwarded-for": "1.2.3.4, 5.6.7.8"},
+                                 {"x-forwarded-proto": "https"}))
+def test_fc_headers_forwarded(harness: Harness, own: Dict[str, str]) -> None:
+    """The function learns the caller's address and scheme; what he sent passes."""
+    caller = harness.call("GET", "/x", None, *own.items())
+    function = harness.accept()
+    request = function.request()
+    function.reply()
+    assert caller.answer().status == 200
+    wanted = {"x-forwarded-for": "127.0.0.1", "x-forwarded-proto": "http", **own}
+    assert {name: request.header(name) for name in wanted} == wanted

@@ -81,6 +81,19 @@ def test_any_log_frame(protocol: str, kind: str, steps: List[List[Any]],
     assert outcome.duration_ms >= 20
 
 
+def test_any_log_frame__markers_of_its_own(code: str) -> None:
+    """A bootstrap that prints the vendor's markers does not double them."""
+    own = [["out", 1, "FC Invoke %s RequestId: 1-2-3%s\n" % pair] for pair in (
+        ("Start", ""), ("End", ", Error: why"))]
+    with Logged("fc", code) as logged:
+        logged.invoke(own[0], ["out", 1, "FC Invoke Started\n"], own[1])
+        logged.invoke(own[0])
+    assert logged.text.count("FC Invoke Start RequestId: ") == 2
+    assert logged.text.count("FC Invoke End RequestId: ") == 2
+    assert "1-2-3" not in logged.text and "FC Invoke Started\n" in logged.text
+    assert "\n\n" not in logged.text
+
+
 @PROTOCOLS
 def test_any_log_tail(protocol: str, code: str) -> None:
     """Of much output the last 4096 bytes are kept, also of a process that ends."""

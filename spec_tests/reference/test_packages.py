@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Tuple
 
 import emulator
 import pytest
+import scripted_bootstrap
 from emulator import Outcome, Platform
 from harness import PROTOCOLS, code, event, scale
 
@@ -248,3 +249,15 @@ def test_any_package_zip__backslash(tmp_path: pathlib.Path) -> None:
     outcome = invoke(path, on_note=notes.append)
     assert "backslash" in notes[0] and "code.zip" in notes[0]
     assert "function\\bootstrap, whose backslash" in outcome.message
+
+
+def test_fg_start_shell(tmp_path: pathlib.Path) -> None:
+    """fg runs a script without #! by /bin/sh, and says so; others do not run it."""
+    scripted_bootstrap.place(tmp_path)
+    (tmp_path / "bootstrap").rename(tmp_path / "program")
+    (tmp_path / "bootstrap").write_text('cd "$RUNTIME_CODE_ROOT"\nexec ./program\n')
+    (tmp_path / "bootstrap").chmod(0o755)
+    notes: List[str] = []
+    with Platform("fg", str(tmp_path), on_note=notes.append) as platform:
+        assert platform.invoke(b"hello").kind == "ok"
+    assert ["/bin/sh runs it" in note for note in notes] == [True]
