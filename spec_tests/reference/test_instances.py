@@ -112,19 +112,17 @@ def test_any_stop_drain__replaced(protocol: str, code: str, fifo: Make) -> None:
         assert not drain.is_alive()
 
 
-# Over the limit by more than the tests themselves take: until a process has become
-# another program, it counts as a copy of the one that started it.
 MEMORY: Dict[str, List[List[Any]]] = {
-    "stays": [["alloc", 220], ["hang"]], "exits": [["alloc", 220], ["exit", 0]],
-    "killed": [["alloc", 220], ["kill", 9]], "a child": [["fork-alloc", 220], ["hang"]],
-    "bit by bit": [["alloc", 80], ["alloc", 80], ["alloc", 80], ["hang"]]}
+    "stays": [["alloc", 110], ["hang"]], "exits": [["alloc", 110], ["exit", 0]],
+    "killed": [["alloc", 110], ["kill", 9]], "a child": [["fork-alloc", 110], ["hang"]],
+    "bit by bit": [["alloc", 40], ["alloc", 40], ["alloc", 40], ["hang"]]}
 
 
 @PROTOCOLS
 def test_any_memory_limit__ways(protocol: str, code: str) -> None:
     """Taking more memory than the limit is out-of-memory, also when it ends at once; in
     whatever way; less than that is nobody's business."""
-    with Harness(protocol, code, memory_mb=200) as harness:
+    with Harness(protocol, code, memory_mb=100) as harness:
         for name, steps in MEMORY.items():
             assert harness.outcome(event(*steps))[0] == "out-of-memory", name
             assert harness.outcome(b"next") == ("ok", b"next"), name
@@ -268,8 +266,8 @@ def test_any_start_code_folder__command(code: str) -> None:
 @PROTOCOLS
 def test_any_memory_limit__ready(protocol: str, code: str) -> None:
     """What the initialisation holds counts before the first event."""
-    scripted_bootstrap.place(pathlib.Path(code), {"start": [["alloc", 220]]})
-    with Harness(protocol, code, memory_mb=200) as harness:
+    scripted_bootstrap.place(pathlib.Path(code), {"start": [["alloc", 110]]})
+    with Harness(protocol, code, memory_mb=100) as harness:
         assert harness.outcome(b"first")[0] == "out-of-memory"
         assert harness.outcome(b"next") == ("ok", b"next")
 
@@ -279,11 +277,11 @@ def test_any_memory_limit__result(protocol: str, code: str,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known when the result comes counts, though the run was shorter than the
     time between two looks."""
-    with Harness(protocol, code, memory_mb=200) as harness:
+    with Harness(protocol, code, memory_mb=100) as harness:
         assert harness.outcome(b"first")[0] == "ok"
         scale(monkeypatch, MEMORY_TICK_S=0)  # so every look is old, and none is planned
         monkeypatch.setattr(harness.platform, "watch_memory", lambda: None)
-        assert harness.outcome(event(["alloc", 220], ["say", "x"]))[0] == (
+        assert harness.outcome(event(["alloc", 110], ["say", "x"]))[0] == (
             "out-of-memory")
         assert harness.outcome(b"next") == ("ok", b"next")
     assert until(lambda: processes(code) == [])

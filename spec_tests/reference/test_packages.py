@@ -190,7 +190,7 @@ with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as
 def test_fc_start_port__elsewhere(host: str, offset: str, said: str, code: str) -> None:
     """Where the server does listen is named."""
     log: List[bytes] = []
-    outcome = invoke(code, "fc", start_timeout_s=2, on_log=log.append,
+    outcome = invoke(code, "fc", start_timeout_s=1, on_log=log.append,
                      command=[sys.executable, "-c", LISTEN, host, offset])
     port = b"".join(log).split()[-1].decode()
     assert outcome.kind == "start-error"

@@ -223,7 +223,7 @@ def test_any_security_secrets__process(protocol: str, code: str) -> None:
                if int(name) > 2)
 
 
-FUZZED, COUNT = ("scf", "fg", "door", "answers"), 3000
+FUZZED, COUNT = ("scf", "fg", "door", "answers"), 1500
 
 
 @pytest.fixture(scope="module", autouse=True)
