@@ -1631,10 +1631,7 @@ class Instance:
 
     def has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
-        over = self.over_memory() if not self.served else ""
-        if over:
-            self.end(list(self.work), "out-of-memory", over)
-        elif not self.served:
+        if not self.served:
             for invocation in self.work:
                 self.begin(invocation)
         self.platform.offer(self)
