@@ -525,7 +525,6 @@ def start_thread(call: Callable[..., object], *arguments: Any) -> threading.Thre
 
 # ---- HTTP: servers ----
 
-
 DONTWAIT = int(socket.MSG_DONTWAIT)     # as its name it costs microseconds
 PEEK = int(socket.MSG_PEEK) | DONTWAIT
 
