@@ -77,6 +77,7 @@ class Outcome(NamedTuple):
     `kind` is one of KINDS. `body` is what the cloud shows its caller: the result, or
     the vendor's error document. `message` says the same to a person. `status` and
     `headers` are those of the vendor's answer. `log` is the last 4 KB of output.
+    `peak_mb` is the most memory that its instance has been seen to hold, 0 if unknown.
     """
 
     kind: str
@@ -88,6 +89,7 @@ class Outcome(NamedTuple):
     status: int = 200
     headers: Pairs = ()
     log: bytes = b""
+    peak_mb: float = 0.0
 
 
 class HttpRequest(NamedTuple):
@@ -1734,16 +1736,6 @@ class Instance:
         return "" if seen <= limit else (
             "the bootstrap took %d MB; the limit is %d MB" % (seen, limit))
 
-    def check_memory(self, invocation: Invocation, kind: str, message: str,
-                     body: bytes) -> Tuple[str, str, bytes]:
-        """Return the outcome; out-of-memory, and the end of all else that runs here,
-        when that is known by now (lock held) [any.memory.limit]."""
-        over = self.over_memory()
-        if over:
-            self.end([one for one in self.work if one is not invocation],
-                     "out-of-memory", over)
-        return ("out-of-memory", over, b"") if over else (kind, message, body)
-
 
 # ---- instances of scf and fg ----
 
@@ -2829,20 +2821,25 @@ class Platform:
         if invocation.outcome is not None:
             return False
         instance, started = invocation.instance, invocation.started
-        if instance is not None and kind in ("ok", "function-error"):
-            kind, message, body = instance.check_memory(invocation, kind, message, body)
+        over = instance.over_memory() if instance is not None and kind in (
+            "ok", "function-error") else ""
+        if instance is not None and over:  # then all else that runs here ends, too
+            instance.end([one for one in instance.work if one is not invocation],
+                         "out-of-memory", over)
+            kind, message, body = "out-of-memory", over, b""
+        peak_mb = instance.peak_mb() if instance is not None else 0.0
         duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
         try:
             status, headers, shown = self._show(
                 invocation, kind, body, duration_ms, message=message, size=str(size),
-                start_error=start_error)
+                start_error=start_error, peak_mb="%.2f" % peak_mb)
         except Exception:
             fault()
             status, headers, shown = 500, (), OUR_ERROR.encode()
         invocation.outcome = Outcome(
             kind, shown, invocation.request_id, duration_ms,
             tuple(invocation.violations), message, status, headers,
-            instance.log.take_tail() if instance is not None else b"")
+            instance.log.take_tail() if instance is not None else b"", peak_mb)
         self.counts[kind] += 1
         self.pending -= 1
         if self._closing and not self.pending:
@@ -2859,7 +2856,7 @@ class Platform:
         """Return (status, headers, body) that the caller sees."""
         facts = {"request_id": invocation.request_id}
         if kind != "ok":  # nearly always: no document to fill in
-            self._add_facts(facts, invocation, kind, duration_ms, **more)
+            self._add_facts(facts, kind, duration_ms, **more)
         status, headers, shown = self.rules.caller_answer(kind, body, facts) if (
             invocation.http_request is None) else fc_platform.caller_answer(
                 kind, body, facts, True)
@@ -2870,31 +2867,28 @@ class Platform:
 
     def _report(self, invocation: Invocation, outcome: Outcome) -> None:
         """Trace and log the end of an invocation."""
-        kind, instance = outcome.kind, invocation.instance
-        duration_ms = outcome.duration_ms
+        kind, duration_ms = outcome.kind, outcome.duration_ms
         if self.on_trace:
             self.trace("outcome", request_id=invocation.request_id, kind=kind,
                        message=outcome.message, duration_ms=round(duration_ms, 3))
         if invocation.started and self._on_log is not None:
-            peak = instance.peak_mb() if instance is not None else 0.0
             self.log_line(
                 1, invocation.request_id, duration=round(duration_ms),
                 exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
-                peak_mb="%.3f" % peak, memory_mb=self.function.memory_mb,
+                peak_mb="%.3f" % outcome.peak_mb, memory_mb=self.function.memory_mb,
                 error="" if kind == "ok" else ", Error: " + outcome.message)
 
-    def _add_facts(self, facts: Facts, invocation: Invocation, kind: str,
-                   duration_ms: float, **more: str) -> None:
+    def _add_facts(self, facts: Facts, kind: str, duration_ms: float, **more: str
+                   ) -> None:
         """Add what the document of a failure names."""
-        function, instance = self.function, invocation.instance
+        function = self.function
         facts.update(
             more, timeout="%g" % function.timeout_s,
             init_timeout="%g" % function.init_timeout_s,
             duration="%d" % duration_ms,
             limit=str(function.event_bytes if kind == "request-too-large"
                       else function.result_bytes),
-            start_error=self.rules.START_ERRORS[more["start_error"]],
-            peak_mb="%.2f" % (instance.peak_mb() if instance is not None else 0))
+            start_error=self.rules.START_ERRORS[more["start_error"]])
 
     # -- called without the lock --
 
@@ -3119,9 +3113,10 @@ def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
     """Return (head, body) of an outcome as POST /-/invoke shows it."""
     start = status_line(outcome.status) + "".join(
         "\r\n%s: %s" % pair for pair in outcome.headers)  # ours, so they are clean
-    return ("%s\r\nX-Outcome: %s\r\nX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n" % (
-        start, outcome.kind, outcome.request_id,
-        len(outcome.body))).encode("latin-1"), outcome.body
+    return ("%s\r\nX-Outcome: %s\r\nX-Request-Id: %s\r\nX-Peak-Mb: %.3f\r\n"
+            "Content-Length: %d\r\n\r\n" % (
+                start, outcome.kind, outcome.request_id, outcome.peak_mb,
+                len(outcome.body))).encode("latin-1"), outcome.body
 
 
 # ---- command line: what it takes ----
@@ -3445,6 +3440,7 @@ def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
         document["body_base64"] = base64.b64encode(outcome.body).decode()
     document.update(
         request_id=outcome.request_id, duration_ms=round(outcome.duration_ms, 3),
+        peak_mb=round(outcome.peak_mb, 3),
         violations=[one._asdict() for one in outcome.violations],
         message=outcome.message, status=outcome.status,
         headers=[list(pair) for pair in outcome.headers])

@@ -273,6 +273,20 @@ def test_any_memory_limit__ready(protocol: str, code: str) -> None:
 
 
 @PROTOCOLS
+def test_any_memory_limit__peak(protocol: str, code: str,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outcome says what the instance held at most, to every kind of caller."""
+    scale(monkeypatch, MEMORY_TICK_S=0)  # so every look is old, and none is planned
+    monkeypatch.setattr(emulator.Platform, "watch_memory", lambda _: None)
+    with Harness(protocol, code, memory_mb=200) as harness:
+        small = harness.platform.invoke(b"small").peak_mb
+        large = harness.platform.invoke(event(["alloc", 50], ["say", "x"])).peak_mb
+        answer = harness.event(b"next").answer("POST")
+    assert 0 < small < 50 < large < 200
+    assert float(answer.header("x-peak-mb") or 0) >= round(large, 3)
+
+
+@PROTOCOLS
 def test_any_memory_limit__result(protocol: str, code: str,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known when the result comes counts, though the run was shorter than the
