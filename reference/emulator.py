@@ -959,14 +959,6 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
 
 
-def in_folder(text: str, root: str, folder: str) -> str:
-    """Put our code folder where the cloud's stands as a path. One that begins so, too,
-    is left alone, and so is what only looks like it within a URL."""
-    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
-                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(root)),
-                  lambda _: folder, text)
-
-
 def check_entries(entries: Sequence[Any]) -> None:
     """Raise ValueError for entries that leave the folder [any.package.zip]."""
     if len(entries) > ZIP_ENTRIES:
@@ -1053,12 +1045,11 @@ def program_problem(path: str) -> str:
 
 
 def needs_shell(path: str) -> bool:
-    """Tell whether a program is a script that does not name its interpreter."""
+    """Tell whether fg runs a program by the shell."""
     if not os.path.isfile(path) or not os.access(path, os.X_OK):
         return False
     with open(path, "rb") as file:
-        first = file.read(4096)
-    return bool(re.fullmatch(rb"(?!#!|\x7f|\xef\xbb\xbf)[^\x00\r]+", first))
+        return fg_platform.needs_shell(file.read(4096))
 
 
 # ---- processes ----
@@ -1746,6 +1737,7 @@ class PullInstance(Instance):
         super().__init__(platform)
         self.session = self.rules.Session()
         self.api: Optional[Server] = None
+        self.parked: List[Tuple[RuntimeApi, str]] = []  # polls that wait, and the call
         self.is_over = False    # no poll is held any more
         self._head = "%s\r\n%sContent-Length: %%d\r\n\r\n" % (
             status_line(200), platform.fields)
@@ -1770,7 +1762,17 @@ class PullInstance(Instance):
         super().begin(invocation)
         self.session.issue(invocation.request_id)
         self.set_deadline(invocation.deadline)
-        self.platform.lock.later(self.deliver, invocation, self.session.take_polls())
+        self.platform.lock.later(self.deliver, invocation, self.take_polls())
+
+    def take_polls(self) -> List["RuntimeApi"]:
+        """Return the polls that get the event now; all others stay (lock held)."""
+        asked, self.parked, found = self.parked, [], []
+        for poll, call in asked:
+            if self.session.receive(call).action == "deliver":
+                found.append(poll)
+            else:
+                self.parked.append((poll, call))
+        return found
 
     def deliver(self, invocation: Invocation, polls: List["RuntimeApi"]) -> None:
         """Answer polls with the event; others, while it has not reached any."""
@@ -1785,10 +1787,11 @@ class PullInstance(Instance):
             if not reached:
                 poll.give_up()
             with self.platform.lock:
-                polls += self.session.delivered(invocation.request_id, reached)
+                self.session.delivered(invocation.request_id, reached)
                 poll.brought = invocation if reached else None
                 if reached and poll.broken:
-                    polls += self.session.reset(invocation.request_id)
+                    self.session.reset(invocation.request_id)
+                polls += self.take_polls()
 
     # -- results --
 
@@ -1797,13 +1800,15 @@ class PullInstance(Instance):
         """Take a call; `size` of a result over the limit, else -1 (lock held)."""
         platform, session = self.platform, self.session
         before = session.state
-        row = session.receive(call, api, request_id, size >= 0)
+        row = session.receive(call, request_id, size >= 0)
         invocation = next(iter(self.work), None)
         if platform.on_trace:
             platform.trace("call", instance=self.id, call=call, state=before,
                            action=row.action, next=row.state, rule=row.rule,
                            request_id=invocation.request_id if invocation else "",
                            bytes=max(size, len(body)))
+        if row.action == "hold":
+            self.parked.append((api, call))
         self._answer(api, row.action, size, invocation)
         if row.action in ("ignore", "refuse") and not session.is_owed(call):
             self.violate(Violation(row.rule, "%s in state %s%s" % (
@@ -1883,8 +1888,8 @@ class PullInstance(Instance):
     def cleanup(self) -> None:
         with self.platform.lock:
             self.is_over = True
-            polls, self.session.parked = self.session.parked, []
-        for poll in polls:
+            polls, self.parked = self.parked, []
+        for poll, _ in polls:
             poll.give_up()  # its thread may wait, with a request behind it
         if self.api is not None:
             self.api.close()
@@ -1905,8 +1910,9 @@ class RuntimeApi(Handler):
         with platform.lock:
             self.broken = platform.protocol == "fg"  # scf answers each poll anyway
             if self.broken and self.brought is not None:
+                instance.session.reset(self.brought.request_id)
                 platform.lock.later(instance.deliver, self.brought,
-                                    instance.session.reset(self.brought.request_id))
+                                    instance.take_polls())
 
     def respond(self) -> None:
         instance: PullInstance = self.server.app
@@ -1940,7 +1946,9 @@ class RuntimeApi(Handler):
         """A poll's client has hung up: it gets no event [any.poll.dead]."""
         instance: PullInstance = self.server.app
         with instance.platform.lock:
-            return bool(instance.session.withdraw(self))
+            before = len(instance.parked)
+            instance.parked = [one for one in instance.parked if one[0] is not self]
+            return len(instance.parked) < before
 
     def refused(self, violation: Violation) -> None:
         """No effect but a violation."""
@@ -2611,8 +2619,8 @@ class Platform:
     def _find_code_folder(self) -> None:
         """Let the cloud's path of it mean our code folder [any.start.code-folder]."""
         root, env = self.rules.CODE_ROOT, self.function.env
-        words = [in_folder(word, root, self.folder) for word in self.words]
-        values = {name: in_folder(env[name], root, self.folder) for name in env}
+        words = [self.rules.in_folder(word, self.folder) for word in self.words]
+        values = {name: self.rules.in_folder(env[name], self.folder) for name in env}
         found = [name for name in env if env[name] != values[name]]
         if words != self.words:
             found.insert(0, "the start command")

@@ -309,6 +309,14 @@ def check_env(env: Dict[str, str]) -> None:
                          % (size, MAX_ENV_BYTES))
 
 
+def in_folder(text: str, folder: str) -> str:
+    """Put our code folder where the cloud's stands as a path [any.start.code-folder].
+    One that begins so, too, is left alone, and what only looks like it in a URL."""
+    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
+                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(CODE_ROOT)),
+                  lambda _: folder, text)
+
+
 def describe(function: Any, code_root: str) -> Facts:
     """Return what the templates name of a function, any object with its settings."""
     facts = {"access_key_id": "", "access_key_secret": "", "security_token": ""}
@@ -711,6 +719,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     function.code = os.path.realpath(function.code)
+    function.command = [in_folder(word, function.code) for word in function.command]
+    function.env = {name: in_folder(value, function.code)
+                    for name, value in function.env.items()}
     return function
 
 

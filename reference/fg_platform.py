@@ -202,22 +202,18 @@ LOG_LINES = ("{utc} Start invoke request '{request_id}', version: {version}\n",
 
 class Session:
     """What a bootstrap may ask in which state, without socket, thread or clock; whoever
-    uses it serialises the calls. A poll is any token that emulator.py parks here while
-    its answer waits; in this file the thread of a poll waits, and asks again, so a port
-    of it needs neither `parked` nor take_polls() and withdraw()."""
+    uses it serialises the calls."""
 
     def __init__(self) -> None:
         self.state = "starting"
-        self.request_id = ""
-        self.parked: List[Any] = []
+        self.request_id = ""    # of the event, while it has no result
         self._on_way = 0        # answers with the event that are being sent
         self._reached = False   # one of them has arrived
         self._unread = False    # but was perhaps not read
         self._owes = False      # a result, when it was told to stop
 
-    def receive(self, call: str, poll: Any = None, request_id: str = "",
-                oversize: bool = False) -> Row:
-        """Take a call; return what is to be done. `hold`: the poll is parked."""
+    def receive(self, call: str, request_id: str = "", oversize: bool = False) -> Row:
+        """Take a call; return what is to be done. `hold`: ask again after a change."""
         if call in ("response", "error"):
             if not request_id or request_id != self.request_id:
                 call = "stray"  # [fg.result.unknown-id]
@@ -225,11 +221,9 @@ class Session:
                 call = "oversize"
         row = STATES[self.state, call]
         if self._unread and (self.state, call) == ("running", "request"):
-            row = STATES["issued", call]  # [any.poll.dead]
+            row = STATES["issued", call]  # [any.poll.reset]
         self.state = row.state
-        if row.action == "hold" and poll is not None:
-            self.parked.append(poll)
-        elif row.action == "deliver":
+        if row.action == "deliver":
             self._on_way += 1
             self._unread = False
         elif row.action in RESULTS:
@@ -242,42 +236,20 @@ class Session:
         self.request_id = request_id
         self._on_way, self._reached, self._unread = 0, False, False
 
-    def take_polls(self) -> List[Any]:
-        """Return the parked polls that get the event now: one [fg.request.blocks]."""
-        if not (self.parked and (self._unread or self.state == "issued")):
-            return []
-        self._unread = False
-        polls, self.parked = self.parked[:1], self.parked[1:]
-        self._on_way = len(polls)
-        self.state = "running"
-        return polls
+    def delivered(self, request_id: str, reached: bool) -> None:
+        """Note whether an answer with the event arrived. One that has reached nobody is
+        for the next poll [any.poll.dead]."""
+        if self.state == "running" and request_id == self.request_id:
+            self._on_way -= 1  # else the result was faster
+            self._reached = self._reached or reached
+            if not self._reached and not self._on_way:
+                self.state = "issued"
 
-    def delivered(self, request_id: str, reached: bool) -> List[Any]:
-        """Note whether an answer with the event arrived; return the polls that get it
-        next, when it has reached nobody [any.poll.dead]."""
-        if request_id != self.request_id:
-            return []  # the result was faster
-        self._on_way -= 1
-        self._reached = self._reached or reached
-        if self._reached or self._on_way:
-            return []
-        self.state = "issued"
-        return self.take_polls()
-
-    def reset(self, request_id: str) -> List[Any]:
+    def reset(self, request_id: str) -> None:
         """The peer broke the connection that had brought the event, perhaps before it
-        read it: return the polls that get it, too. A result counts all the same."""
-        if self.state != "running" or request_id != self.request_id:
-            return []
-        self._unread = True
-        return self.take_polls()
-
-    def withdraw(self, poll: Any) -> bool:
-        """Forget a parked poll whose client has gone; False if it is not parked."""
-        if poll not in self.parked:
-            return False
-        self.parked.remove(poll)
-        return True
+        read it: the next poll gets it, too. A result counts all the same."""
+        if self.state == "running" and request_id == self.request_id:
+            self._unread = True
 
     def stop(self) -> None:
         """From here on nothing is delivered and no result counts."""
@@ -320,6 +292,19 @@ def check_env(env: Dict[str, str]) -> None:
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
+
+
+def in_folder(text: str, folder: str) -> str:
+    """Put our code folder where the cloud's stands as a path [any.start.code-folder].
+    One that begins so, too, is left alone, and what only looks like it in a URL."""
+    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
+                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(CODE_ROOT)),
+                  lambda _: folder, text)
+
+
+def needs_shell(start: bytes) -> bool:
+    """Tell by its first bytes whether a program is a script without a line `#!`."""
+    return bool(re.fullmatch(rb"(?!#!|\x7f|\xef\xbb\xbf)[^\x00\r]+", start))
 
 
 def describe(function: Any, code_root: str) -> Facts:
@@ -375,18 +360,25 @@ class RuntimeApi(BaseHTTPRequestHandler):
     server: Instance
     protocol_version = "HTTP/1.1"   # it stays open after an answer [any.http.reuse]
     disable_nagle_algorithm = True  # or answers wait 40 ms for an acknowledgement
+    brought = ""                    # id of the event that the last answer was
 
     def handle_one_request(self) -> None:
         """Read a call and answer it, whatever its method."""
         self.close_connection = True
-        with contextlib.suppress(OSError):  # the peer has gone
+        try:
             if self.read_head():
+                self.brought = ""  # whoever asks again has read it
                 try:
                     body = self.read_body()
                 except ValueError as error:
                     self.send_error(400, str(error))
                 else:
                     self.answer_call(body)
+        except OSError as error:  # the peer has gone
+            if isinstance(error, ConnectionResetError) and self.brought:
+                with self.server.changed:
+                    self.server.session.reset(self.brought)
+                    self.server.changed.notify_all()
 
     def read_head(self) -> bool:
         """Read a head whole and let http.server parse it, which takes half a head for a
@@ -448,7 +440,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
             if not speaks or self.connection.recv(1, socket.MSG_PEEK):
                 self.answer(200, event, fill_in(HEADERS, dict(
                     self.server.facts, request_id=request_id)))
-                reached = True
+                reached, self.brought = True, request_id
         finally:
             with self.server.changed:  # another poll may get it, if it reached nobody
                 self.server.session.delivered(request_id, reached)
@@ -505,6 +497,7 @@ class Instance(ThreadingHTTPServer):
     def start(self) -> bool:
         """Start the file `bootstrap` [any.start.bootstrap]; tell whether it came up."""
         program = os.path.join(self.function.code, "bootstrap")
+        words = [program]
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
         env.update(self.function.env)
         env.update(fill_in(ENVIRONMENT, dict(
@@ -514,11 +507,14 @@ class Instance(ThreadingHTTPServer):
         try:
             if not reason:
                 with open(program, "rb") as file:
-                    if re.match(rb"#![^\n]*\r\n", file.read(4096)):
-                        raise OSError(errno.ENOEXEC, "its lines end with CR LF")
+                    start = file.read(4096)
+                if re.match(rb"#![^\n]*\r\n", start):
+                    raise OSError(errno.ENOEXEC, "its lines end with CR LF")
+                if needs_shell(start):  # [fg.start.shell]
+                    words.insert(0, "/bin/sh")
             self.started = time.monotonic()
             self.process = subprocess.Popen(
-                [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
+                words, cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable]
             self.facts["start_error"] = START_ERRORS[reason]
@@ -583,11 +579,10 @@ class Instance(ThreadingHTTPServer):
         session, limit = self.session, self.function.result_bytes
         with self.changed:
             before = session.state
-            row = session.receive(call, None, request_id, len(body) > limit)
+            row = session.receive(call, request_id, len(body) > limit)
             self.changed.notify_all()
             while row.action == "hold" and not self.has_ended:
-                self.changed.wait_for(lambda: self.has_ended or STATES[
-                    session.state, call].action != "hold")
+                self.changed.wait()
                 row = session.receive(call)
             if row.action in RESULTS:
                 self.settle(RESULTS[row.action], "its %s has %d bytes"
@@ -686,6 +681,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parser.error(str(error))
     options.init_timeout_s = options.init_timeout_s or options.timeout_s
     options.code = os.path.realpath(options.code)
+    options.env = {name: in_folder(value, options.code)
+                   for name, value in options.env.items()}
     return options
 
 

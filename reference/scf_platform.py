@@ -204,28 +204,22 @@ LOG_LINES = ("START RequestId: {request_id}\nEvent RequestId: {request_id}\n",
 
 class Session:
     """What a bootstrap may ask in which state, without socket, thread or clock; whoever
-    uses it serialises the calls. A poll is any token that emulator.py parks here while
-    its answer waits; in this file the thread of a poll waits, and asks again, so a port
-    of it needs neither `parked` nor take_polls() and withdraw()."""
+    uses it serialises the calls."""
 
     def __init__(self) -> None:
         self.state = "starting"
-        self.request_id = ""
-        self.parked: List[Any] = []
+        self.request_id = ""    # of the event, while it has no result
         self._on_way = 0        # answers with the event that are being sent
         self._reached = False   # one of them has arrived
         self._owes = False      # a result, when it was told to stop
 
-    def receive(self, call: str, poll: Any = None, request_id: str = "",
-                oversize: bool = False) -> Row:
-        """Take a call; return what is to be done. `hold`: the poll is parked."""
+    def receive(self, call: str, request_id: str = "", oversize: bool = False) -> Row:
+        """Take a call; return what is to be done. `hold`: ask again after a change."""
         if oversize and call in ("response", "error"):
             call = "oversize"
         row = STATES[self.state, call]
         self.state = row.state
-        if row.action == "hold" and poll is not None:
-            self.parked.append(poll)
-        elif row.action == "deliver":
+        if row.action == "deliver":  # to each that asks [scf.next.same-event]
             self._on_way += 1
         elif row.action in RESULTS:
             self.request_id = ""
@@ -237,33 +231,14 @@ class Session:
         self.request_id = request_id
         self._on_way, self._reached = 0, False
 
-    def take_polls(self) -> List[Any]:
-        """Return the parked polls that get the event now: all [scf.next.same-event]."""
-        if self.state != "issued" or not self.parked:
-            return []
-        polls, self.parked = self.parked, []
-        self._on_way = len(polls)
-        self.state = "running"
-        return polls
-
-    def delivered(self, request_id: str, reached: bool) -> List[Any]:
-        """Note whether an answer with the event arrived; return the polls that get it
-        next, when it has reached nobody [any.poll.dead]."""
-        if request_id != self.request_id:
-            return []  # the result was faster
-        self._on_way -= 1
-        self._reached = self._reached or reached
-        if self._reached or self._on_way:
-            return []
-        self.state = "issued"
-        return self.take_polls()
-
-    def withdraw(self, poll: Any) -> bool:
-        """Forget a parked poll whose client has gone; False if it is not parked."""
-        if poll not in self.parked:
-            return False
-        self.parked.remove(poll)
-        return True
+    def delivered(self, request_id: str, reached: bool) -> None:
+        """Note whether an answer with the event arrived. One that has reached nobody is
+        for the next poll [any.poll.dead]."""
+        if self.state == "running" and request_id == self.request_id:
+            self._on_way -= 1  # else the result was faster
+            self._reached = self._reached or reached
+            if not self._reached and not self._on_way:
+                self.state = "issued"
 
     def stop(self) -> None:
         """From here on nothing is delivered and no result counts."""
@@ -303,6 +278,14 @@ def check_env(env: Dict[str, str]) -> None:
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
+
+
+def in_folder(text: str, folder: str) -> str:
+    """Put our code folder where the cloud's stands as a path [any.start.code-folder].
+    One that begins so, too, is left alone, and what only looks like it in a URL."""
+    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
+                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(CODE_ROOT)),
+                  lambda _: folder, text)
 
 
 def describe(function: Any, code_root: str) -> Facts:
@@ -564,13 +547,12 @@ class Instance(ThreadingHTTPServer):
         session, limit = self.session, self.function.result_bytes
         with self.changed:
             before = session.state
-            row = session.receive(call, None, request_id, len(body) > limit)
+            row = session.receive(call, request_id, len(body) > limit)
             self.changed.notify_all()
             if row.action == "hold" and row.state == "starting":
                 self.violate("scf.ready.before-next", "next before ready")
             while row.action == "hold" and not self.has_ended:
-                self.changed.wait_for(lambda: self.has_ended or STATES[
-                    session.state, call].action != "hold")
+                self.changed.wait()
                 row = session.receive(call)
             if row.action in RESULTS:
                 self.settle(RESULTS[row.action], "its %s has %d bytes"
@@ -668,6 +650,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     options.code = os.path.realpath(options.code)
+    options.env = {name: in_folder(value, options.code)
+                   for name, value in options.env.items()}
     return options
 
 

@@ -118,8 +118,13 @@ breaks("credentials_for_all", "fg", "any.credentials.role",
 breaks("no_control_path", "fc", "fc.invoke.control-path",
        field("HEADERS", "X-Fc-Control-Path", ("X-Fc-Path", "{control_path}")))
 breaks("no_region", "fc", "fc.headers.common", field("HEADERS", "X-Fc-Region"))
+breaks("names_itself_as_caller", "fc", "fc.headers.forwarded",
+       field("HEADERS", "", ("X-Forwarded-For", "127.0.0.1")))
 breaks("one_port_variable", "fc", "fc.env.port", field(
     "ENVIRONMENT", "FC_CUSTOM_LISTEN_PORT", ("FC_CUSTOM_LISTEN_PORT", "9000")))
+for protocol in PLATFORMS:
+    breaks("no_code_folder_" + protocol, protocol, "any.start.code-folder",
+           put("CODE_ROOT", "/nowhere"))
 breaks("hands_on_its_environment", "scf", "any.env.inherited",
        lambda platform: platform.INHERITED.update(dict.fromkeys(os.environ, "")))
 
@@ -197,6 +202,8 @@ def forget_the_last(exchange: Any, self: Any, *arguments: object) -> object:
     return answer
 
 
+breaks("wants_a_first_line", "fg", "fg.start.shell",
+       put("needs_shell", lambda start: False))
 breaks("kills_the_leader_alone", "scf", "any.process.group",
        lambda platform: setattr(os, "killpg", os.kill))
 breaks("no_grace_for_children", "scf", "any.stop.order",
@@ -267,6 +274,10 @@ for suffix, protocol in (("", "scf"), ("_fg", "fg")):
     breaks("dead_polls_get_events" + suffix, protocol, "any.poll.dead",
            step("Session.delivered", lambda delivered, self, request_id, reached:
                 delivered(self, request_id, True)))
+breaks("reset_polls_keep_events", "fg", "any.poll.reset",
+       step("Session.reset", lambda reset, self, request_id: None))
+breaks("reset_is_a_refetch", "fg", "any.poll.reset", step(
+    "Session.reset", lambda reset, self, request_id: setattr(self, "state", "issued")))
 breaks("drops_what_comes_early", "scf", "any.http.reuse",
        step("RuntimeApi.handle_one_request", handle_and_look))
 breaks("wants_heads_at_once", "scf", "any.limits.slow",

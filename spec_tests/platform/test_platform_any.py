@@ -50,6 +50,23 @@ def test_any_start_executable(platform: PlatformUnderTest, how: str) -> None:
             run.outcome("start-error")
 
 
+CODE_ROOTS = {"fc": "/code", "scf": "/var/user", "fg": "/opt/function/code"}
+
+
+def test_any_start_code_folder(platform: PlatformUnderTest) -> None:
+    """The cloud's path of the code folder, as a path in a variable, means the folder."""
+    root = CODE_ROOTS[platform.implementation.protocol]
+    run = platform.run("--env", f"ALL={root}/lib:{root}:/lib", "--env", f"NONE={root}s")
+    environ, code = run.starting().environ, run.code.resolve()
+    same((f"{code}/lib:{code}:/lib", f"{root}s"), (environ["ALL"], environ["NONE"]))
+
+
+def test_any_start_code_folder__fc_command(platform: PlatformUnderTest) -> None:
+    """The same holds for the start command, here for its program."""
+    run = platform.run("--", "/code/bootstrap")
+    same(f"{run.code.resolve()}/bootstrap", run.starting().argv[0])
+
+
 def test_any_package_mode(platform: PlatformUnderTest) -> None:
     """A ZIP package keeps the execute bit of its bootstrap."""
     platform.needs("packages")

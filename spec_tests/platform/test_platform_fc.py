@@ -133,6 +133,15 @@ def test_fc_headers_common__base_path(platform: PlatformUnderTest) -> None:
         same("/a/b", instance.got.header("x-fc-base-path"))
 
 
+def test_fc_headers_forwarded(platform: PlatformUnderTest) -> None:
+    """What the caller says of himself passes, and nothing is added to it."""
+    sent = {"X-Forwarded-For": "1.2.3.4, 5.6.7.8", "X-Forwarded-Proto": "https"}
+    with platform.fetched(b"", method="GET", path="/",
+                          headers=list(sent.items())) as instance:
+        same({name: [value] for name, value in sent.items()},
+             {name: instance.got.values(name) for name in sent})
+
+
 def test_fc_headers_caller_id(platform: PlatformUnderTest) -> None:
     """The caller is told the id that the bootstrap saw."""
     with platform.running() as (run, instance):

@@ -2,12 +2,13 @@
 """One rule each, beside the cases of test_platform_generated.py."""
 
 import re
+import subprocess
 from typing import Dict
 
 import pytest
 
 import wire
-from kit import Mismatch, document, same
+from kit import DIALECTS, Mismatch, document, same
 from platform_run import CLOCKED, Instance, Outcome, PlatformRun, PlatformUnderTest
 
 
@@ -17,6 +18,34 @@ def times_out_soon(run: PlatformRun, instance: Instance) -> None:
     run.patience_s = 2.2
     run.outcome("timeout")
     run.discard(instance)
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_any_poll_reset(pull_platform: PlatformUnderTest, parked: bool) -> None:
+    """When the connection that brought the event is reset, the next poll gets it, too,
+    also one that was held by then."""
+    with pull_platform.used_run() as run:
+        instance = run.idle_one()
+        first = instance.park()
+        run.issue(b"precious")
+        instance.read(first)
+        second = instance.park() if parked else None
+        instance.close(first, reset=True)
+        same(b"precious", instance.fetch(second).body)
+        run.finish(instance)
+
+
+def test_any_poll_reset__result(pull_platform: PlatformUnderTest) -> None:
+    """A client that has read the event, and then resets, may still give the result."""
+    with pull_platform.used_run() as run:
+        instance = run.idle_one()
+        first = instance.park()
+        run.issue(b"precious")
+        id_header = DIALECTS[run.protocol].id_header
+        instance.request_id = instance.read(first).header(id_header) or ""
+        instance.close(first, reset=True)
+        run.settle()
+        run.finish(instance)
 
 
 # ---- scf ----
@@ -125,6 +154,15 @@ def test_fg_request_fields(platform: PlatformUnderTest, rule: str, name: str,
         if len(values) != 1 or not re.fullmatch(wanted, values[0]):
             raise Mismatch(f"one field {name}: {wanted}", repr(values))
         run.finish(instance)
+
+
+def test_fg_start_shell(platform: PlatformUnderTest) -> None:
+    """A bootstrap that is a script without #! is run by /bin/sh."""
+    with platform.new_run() as run, run.changed_bootstrap() as program:
+        # in a process of its own: see changed_bootstrap()
+        subprocess.run(["sed", "-i", '1c exec "$RUNTIME_CODE_ROOT/whole"', str(program)],
+                       check=True)
+        run.serve()
 
 
 def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
