@@ -180,6 +180,8 @@ LOG_TAIL_BYTES = 4096    # [any.log.tail]
 VIOLATIONS = 10000       # kept of all; the first ones
 OWN_VIOLATIONS = 100     # kept of one invocation, or before the first one
 SEEN_CHARACTERS = 200    # kept of what was seen
+SHOWN_FIELDS = ("request_id", "time_limit_in_ms", "x-cff-request-id", "x-fc-request-id",
+                "x-fc-control-path", "x-fc-status", "connection")   # in a trace
 TOLD = 5                 # breaches of one rule that are shown; the others are counted
 ZIP_BYTES = 1536 * MIB   # unpacked [any.package.zip]
 ZIP_ENTRIES = 50000
@@ -725,12 +727,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, head: bytes, body: bytes = b"") -> bool:
         """Send an answer; False when the peer is gone. Blocks while the peer does not
         read, SILENCE_S at most for each write."""
-        return self._send(self._announce_end(head), body)
+        return self._send(self.complete(head, body), body)
 
     def post(self, head: bytes, body: bytes = b"") -> bool:
         """Send a deferred answer without blocking; what does not fit goes to a thread,
         so that a slow reader holds up nobody. False when the peer is gone."""
-        head = self._announce_end(head)
+        head = self.complete(head, body)
         try:
             sent = self.connection.sendmsg((head, body), (), DONTWAIT)
         except BlockingIOError:
@@ -744,7 +746,8 @@ class Handler(BaseHTTPRequestHandler):
             self.release()
         return True
 
-    def _announce_end(self, head: bytes) -> bytes:
+    def complete(self, head: bytes, body: bytes) -> bytes:
+        """Add to the head of an answer what this connection adds to each."""
         if self.closing:
             return head[:-2] + b"Connection: close\r\n\r\n"
         return head
@@ -957,6 +960,20 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
             shutil.rmtree(folder, ignore_errors=True)
         raise ValueError("%s %s" % (path, error))
     return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
+
+
+def snapshot(path: str) -> Set[Tuple[object, ...]]:
+    """Return what is different after a change of a file in a folder, or of a ZIP."""
+    found: Set[Tuple[object, ...]] = set()
+    for folder, folders, names in (
+            [("", [""], [path])] if os.path.isfile(path) else os.walk(path)):
+        folders[:] = [name for name in folders if name not in ("__pycache__", ".git")]
+        for file in (os.path.join(folder, name) for name in names):
+            with contextlib.suppress(OSError):
+                seen = os.stat(file)
+                found.add((file, seen.st_ino, seen.st_size, seen.st_mtime_ns,
+                           seen.st_mode))
+    return found
 
 
 def check_entries(entries: Sequence[Any]) -> None:
@@ -1376,6 +1393,8 @@ class Answer:
         self.status = 0
         self.fields: List[Tuple[str, str]] = []
         self.parts: List[bytes] = []
+        self.first = b""        # part of the body
+        self.size = 0
         self._chunked = False
 
     def begin(self, head: Head, fields: List[Tuple[str, str]], own: Pairs,
@@ -1393,13 +1412,13 @@ class Answer:
             out.append(("Transfer-Encoding", "chunked"))
         elif has_a_body:
             caller.closing = True
-        if caller.closing:
-            out.append(("Connection", "close"))
         self.begun = not self.is_lost
-        self._send(format_head(status_line(self.status), out) + whole)
+        self._send(caller.complete(format_head(status_line(self.status), out), whole)
+                   + whole)
 
     def write(self, data: bytes) -> None:
         """Take a part of the body."""
+        self.first, self.size = self.first or data, self.size + len(data)
         if self.caller is None:
             self.parts.append(data)
         else:
@@ -1513,11 +1532,12 @@ class Instance:
         self.ending = ""        # "stop" in order or "kill", whatever came first
         self.violations: List[Violation] = []   # before the first invocation
         self.served = 0
+        self.is_old = False     # its code has changed since it was started
 
     def has_room(self) -> bool:
         """Tell whether it takes one more invocation (lock held)."""
         return (len(self.work) < int(self.function.concurrency)
-                and self.session.state != "stopping")
+                and self.session.state != "stopping" and not self.is_old)
 
     def room_soon(self) -> int:
         """Return how many invocations it takes as soon as a hook has ended."""
@@ -1627,7 +1647,9 @@ class Instance:
             for invocation in self.work:
                 self.begin(invocation)
         self.platform.offer(self)
-        if not self.work:
+        if self.is_old and not self.work:
+            self.platform.discard(self, "stop")
+        elif not self.work:
             self.set_deadline(time.monotonic() + self.function.idle_s
                               if self.session.state in IDLE else math.inf)
 
@@ -1800,13 +1822,15 @@ class PullInstance(Instance):
         """Take a call; `size` of a result over the limit, else -1 (lock held)."""
         platform, session = self.platform, self.session
         before = session.state
+        if before == "stopping" and not self.ending and call in ("next", "request"):
+            session.state = "idle"  # of --attach, after a limit
         row = session.receive(call, request_id, size >= 0)
         invocation = next(iter(self.work), None)
         if platform.on_trace:
-            platform.trace("call", instance=self.id, call=call, state=before,
-                           action=row.action, next=row.state, rule=row.rule,
-                           request_id=invocation.request_id if invocation else "",
-                           bytes=max(size, len(body)))
+            platform.trace_message(
+                "call", self.id, api.head, body, size, call=call, state=before,
+                action=row.action, next=row.state, rule=row.rule,
+                request_id=invocation.request_id if invocation else "")
         if row.action == "hold":
             self.parked.append((api, call))
         self._answer(api, row.action, size, invocation)
@@ -1858,9 +1882,20 @@ class PullInstance(Instance):
     def on_limit(self, state: str) -> None:
         limit_s = (self.function.init_timeout_s if state in STARTING
                    else self.function.timeout_s)
-        self.end(list(self.work), self.rules.ON_TIME[state], "%s within %g s%s" % (
+        kind, text = self.rules.ON_TIME[state], "%s within %g s%s" % (
             self.rules.NO_ANSWER[state], limit_s,
-            self.misfit() if state in STARTING else ""))
+            self.misfit() if state in STARTING else "; as it was started by hand, it "
+            "gets the next event when it polls again" if self.platform.attach else "")
+        if not self.platform.attach:
+            self.end(list(self.work), kind, text)
+            return
+        victims, self.work = self.work, {}
+        self.session.stop()     # until it polls: it may stand at a breakpoint
+        for invocation in victims:
+            self.platform.settle(invocation, kind, message=text)
+        if self.parked:
+            self.session.state = "idle"
+            self.has_room_again()
 
     def retire(self) -> None:
         self.session.stop()
@@ -1936,6 +1971,13 @@ class RuntimeApi(Handler):
             instance.log.drain()  # so that the log holds what was printed before
         with instance.platform.lock:
             instance.receive(self, call, request_id, body, size)
+
+    def complete(self, head: bytes, body: bytes) -> bytes:
+        instance: PullInstance = self.server.app
+        if instance.platform.on_trace:
+            instance.platform.trace_message("answer", instance.id,
+                                            parse_head(head[:-4]), body)
+        return super().complete(head, body)
 
     def refuse_call(self, status: int, message: str) -> None:
         """Answer with the protocol's document for a refused call."""
@@ -2295,10 +2337,10 @@ class PushInstance(Instance):
         has_a_body = has_body(answer, request.method)
         kind, text = self._pass(invocation, upstream, answer, has_a_body)
         if self.platform.on_trace:
-            self.platform.trace("answer", instance=self.id, method=request.method,
-                                kind=kind, request_id=invocation.request_id,
-                                status=answer.words[1], rule="fc.invoke.answer",
-                                fc_status=answer.get("x-fc-status"))
+            self.platform.trace_message(
+                "answer", self.id, answer, invocation.answer.first,
+                invocation.answer.size, kind=kind, rule="fc.invoke.answer",
+                request_id=invocation.request_id)
         if whole and answer.keep_alive and answer.words[1] != "101" and (
                 answer.length is not None or not has_a_body):
             upstream.watch(None, lambda: None)
@@ -2341,6 +2383,9 @@ class PushInstance(Instance):
             invocation.upstream = upstream
             if invocation.outcome is not None:  # else whoever settles it cuts it off
                 raise CallerGone
+        if self.platform.on_trace:
+            self.platform.trace_message("request", self.id, parse_head(head[:-4]),
+                                        invocation.event)
         upstream.watch(invocation.caller, lambda: self._leave(invocation))
         if len(invocation.event) <= 65536:
             whole = upstream.send(head + invocation.event)
@@ -2484,7 +2529,9 @@ class PushInstance(Instance):
                         body=b"".join(invocation.answer.parts))
         del self.work[invocation]
         self._move("settled")
-        if kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
+        if platform.attach:
+            pass    # whoever started the server ends it, and may be at a breakpoint
+        elif kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
             self.end([])
         elif kind == "cancelled" and self.function.concurrency == 1 and (
                 not self.ending):
@@ -2566,7 +2613,9 @@ class Platform:
     `code` is a folder or a ZIP. Settings are those of Function. `on_log` receives what
     the function prints and the platform's log lines, as bytes; `on_note` what the
     platform itself has to say; `on_trace` one dict per message and state change. These
-    must not call the platform; while they block, it may wait.
+    must not call the platform; while they block, it may wait. `attach` starts no
+    process: it receives the environment of one that is started by hand. `watch`: when a
+    file of the code has changed, the next event gets a new instance.
     Raises ValueError for a bad setting or package. Use it with `with`, or close() it.
     """
 
@@ -2575,26 +2624,25 @@ class Platform:
                  on_note: Optional[Callable[[str], None]] = None,
                  on_trace: Optional[Callable[[Dict[str, object]], None]] = None,
                  attach: Optional[Callable[[Dict[str, str]], None]] = None,
-                 cores: Optional[Iterable[int]] = None, **settings: Any) -> None:
+                 cores: Optional[Iterable[int]] = None, watch: bool = False,
+                 **settings: Any) -> None:
         self.protocol = LONG_NAMES.get(protocol, protocol)
         self.function = Function(self.protocol, **settings)
         if attach and self.function.port:  # one runtime API, or server, on it
             self.function.max_instances = min(1, self.function.max_instances)
         self.rules: Any = RULES[self.protocol]
-        self.folder, self._remove_package = open_package(code)
-        self.package = "" if os.path.isdir(code) else code
         self._on_log, self._on_note, self.on_trace = on_log, on_note, on_trace
-        if self.package and backslashes(self.folder):
-            self.note("the function is " + self.package + backslashes(self.folder))
         self._log_lock = threading.Lock()
         self._mid_line = False
         self.attach = attach
         self.cores = cores
-        self.words = list(self.function.command)
-        self._find_code_folder()
+        self.code, self.package = code, "" if os.path.isdir(code) else code
+        self._seen = snapshot(code) if watch else None  # of the code, at the last look
+        self._looks_at = 0.0    # not before this time again
+        self._looking = threading.Lock()
+        self._packages: List[Callable[[], None]] = []   # how to remove each
+        self._open_code(*open_package(code))
         self._begun = time.monotonic()
-        self.facts: Facts = self.rules.describe(self.function, self.folder)
-        self.fields = self._fields_template()
         self.fc_host = fc_platform.HOST
         self.lock = DeferringLock()
         self.clock = Clock()
@@ -2616,15 +2664,51 @@ class Platform:
         atexit.register(self.close)  # if it is forgotten
         OPEN.add(self)
 
+    def _open_code(self, folder: str, remove: Callable[[], None]) -> None:
+        """From now on start instances of this folder."""
+        self.folder = folder
+        self._packages.append(remove)
+        if self.package and backslashes(folder):
+            self.note("the function is " + self.package + backslashes(folder))
+        self._find_code_folder()
+        self.facts: Facts = self.rules.describe(self.function, folder)
+        self.fields = self._fields_template()
+
+    def _look(self) -> None:
+        """Let the next event start a new instance if the code has changed, running ones
+        end. Looking costs a quarter of a core at most."""
+        with self._looking:
+            if time.monotonic() < self._looks_at:
+                return
+            began = time.thread_time()
+            seen, before = snapshot(self.code), self._seen
+            self._looks_at = time.monotonic() + 3 * (time.thread_time() - began)
+            self._seen = seen
+            if seen == before:
+                return
+            try:
+                opened = open_package(self.code)
+            except ValueError as error:
+                self.note("the code has changed, but the old one serves on: %s" % error)
+                return
+            self.note("the code has changed; the next event gets a new instance")
+            with self.lock:
+                self._open_code(*opened)
+                for instance in list(self.instances):
+                    instance.is_old = True
+                    if not instance.work and instance.session.state in IDLE:
+                        self.discard(instance, "stop")
+
     def _find_code_folder(self) -> None:
         """Let the cloud's path of it mean our code folder [any.start.code-folder]."""
         root, env = self.rules.CODE_ROOT, self.function.env
-        words = [self.rules.in_folder(word, self.folder) for word in self.words]
-        values = {name: self.rules.in_folder(env[name], self.folder) for name in env}
-        found = [name for name in env if env[name] != values[name]]
-        if words != self.words:
+        command = list(self.function.command)
+        self.words = [self.rules.in_folder(word, self.folder) for word in command]
+        self.env = {name: self.rules.in_folder(env[name], self.folder)
+                    for name in env}
+        found = [name for name in env if env[name] != self.env[name]]
+        if self.words != command:
             found.insert(0, "the start command")
-        self.words, self.function.env = words, values
         if found:
             self.note("%s is the code folder, %s, in %s" % (
                 root, self.folder, ", ".join(found)))
@@ -2653,6 +2737,8 @@ class Platform:
     def submit(self, invocation: Invocation) -> None:
         """Issue or queue an invocation, in the order of the calls; never blocks for
         long. `on_done` is called once. For fc, and without it, finish() must follow."""
+        if self._seen is not None:
+            self._look()
         with self.lock:
             if self._accept(invocation):
                 self.place(invocation)
@@ -2725,7 +2811,8 @@ class Platform:
             raise
         finally:
             self.clock.close()
-            self._remove_package()
+            for remove in self._packages:
+                remove()
             OPEN.discard(self)
 
     def state(self) -> Dict[str, object]:
@@ -2911,6 +2998,9 @@ class Platform:
         with self.lock:
             if instance in self._leaving:
                 self._leaving.remove(instance)
+            if not self._leaving and not any(one.is_old for one in self.instances):
+                while len(self._packages) > 1:
+                    self.lock.later(self._packages.pop(0))
             self._left.notify_all()
 
     def await_leaving(self) -> None:
@@ -2962,7 +3052,7 @@ class Platform:
         env = {name: os.environ.get(name, value)
                for name, value in self.rules.INHERITED.items()}
         env.update(self.rules.fill_in(self.rules.ENVIRONMENT, facts))
-        env.update(self.function.env)
+        env.update(self.env)
         return env
 
     # -- what people read --
@@ -3014,6 +3104,20 @@ class Platform:
             self.note_line(self.rules.LOG_LINES[number].format(
                 request_id=request_id, call=call, utc=utc,
                 version=self.facts["version"], **facts))
+
+    def trace_message(self, what: str, instance: str, head: Head, body: bytes,
+                      size: int = -1, **facts: object) -> None:
+        """Report a message: its first line, the fields of SHOWN_FIELDS, its size and
+        how it begins."""
+        if self.on_trace is not None:
+            words, size = head.words, max(size, len(body))
+            first: Dict[str, object] = {"method": words[0], "path": words[1]} if (
+                head.is_request) else {"status": int(words[1])}
+            text = body[:SEEN_CHARACTERS].decode("utf-8", "replace")
+            self.trace(what, instance=instance, **first, fields={
+                name: value for name, value in head.fields
+                if name.lower() in SHOWN_FIELDS}, bytes=size,
+                body=text + "\u2026" * (size > SEEN_CHARACTERS), **facts)
 
     def trace(self, what: str, **facts: object) -> None:
         """Report a message or a change of state."""
@@ -3174,6 +3278,7 @@ def add_tasks(add: Callable[..., object]) -> None:
     add("--attach", action="store_true",
         help="start no process; print the environment for a bootstrap that is started "
              "by hand then: at once with --serve, else with the first event")
+    add("--watch", action="store_true", help="start anew when a file of CODE changes")
     add("--trace", metavar="FILE|-", help="JSON lines of all messages and changes")
     add("--strict", action="store_true", help="status 3 if a rule was broken")
     add("--quiet", action="store_true", help="no function output, no log lines")
@@ -3223,7 +3328,8 @@ def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, 
     if options.credentials:
         settings["credentials"] = read_credentials(options.credentials)
     if options.attach:
-        settings["idle_s"] = MAX_LIMIT_S  # nobody would start it again; --idle can say
+        # nobody would start it again, or a second one; an option can say so
+        settings.update(idle_s=MAX_LIMIT_S, max_instances=1)
     names = {"--" + name.replace("_", "-"): name for name in setting_names(protocol)}
     names.update((limit.option, name) for name, limit in LIMITS[protocol].items())
     for option, value in vars(options).items():
@@ -3583,7 +3689,7 @@ def run(options: argparse.Namespace, command: List[str]) -> int:
                   on_trace=trace.trace if options.trace else None,
                   attach=(lambda env: talk.line(exports(env))) if options.attach
                   else None,
-                  cores=None if options.no_pin else choose_core(),
+                  cores=None if options.no_pin else choose_core(), watch=options.watch,
                   **settings) as platform:
         worker = start_thread(report, found, done, lambda: invoke_all(
             platform, options, events, talk))

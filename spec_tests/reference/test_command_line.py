@@ -14,16 +14,18 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import emulator
 import pytest
 import scripted_bootstrap
 import spec
-from harness import PROTOCOLS, background, code, event, process_state, until
+from harness import (PROTOCOLS, background, code, event, fifo, process_state,
+                     until)
 from implementations import START_EMULATOR
 
-__all__ = ["code"]
+__all__ = ["code", "fifo"]
 HALF = event(["half", "POST {response} HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf"],
              ["say", "whole"]).decode()
 FAIL = event(["fail", "why"]).decode()
@@ -444,16 +446,99 @@ def test_any_process_group__leftovers_signal(protocol: str, number: int, code: s
     assert gone(process_id) and list((tmp_path / "temporary").iterdir()) == []
 
 
+@contextlib.contextmanager
+def by_hand(one: Live, code: str) -> Iterator[None]:
+    """Start the bootstrap with the variables that an emulator printed, meanwhile."""
+    one.await_line("^export [A-Z_]*REGION|^export RUNTIME_MAX")
+    exports = [line for line in one.lines if line.startswith("export ")]
+    script = "".join(exports) + "exec " + code + "/bootstrap"
+    with subprocess.Popen(["sh", "-c", script], env={"PATH": os.defpath},
+                          stderr=subprocess.DEVNULL) as child:
+        try:
+            yield
+        finally:
+            child.kill()
+
+
 @PROTOCOLS
 def test_attach(protocol: str, code: str) -> None:
     """--attach prints the environment; a bootstrap started by hand with it serves."""
     with live(words(protocol, code, "--attach", "--serve", "0")) as one:
-        one.await_line("^export [A-Z_]*REGION|^export RUNTIME_MAX")
-        exports = [line for line in one.lines if line.startswith("export ")]
-        script = "".join(exports) + "exec " + code + "/bootstrap"
-        with subprocess.Popen(["sh", "-c", script], env={"PATH": os.defpath},
-                              stderr=subprocess.DEVNULL) as child:
-            try:
-                assert [one.ask(text)[1] for text in ("a", "b")] == [b"a", b"b"]
-            finally:
-                child.kill()
+        with by_hand(one, code):
+            assert [one.ask(text)[1] for text in ("a", "b")] == [b"a", b"b"]
+
+
+@PROTOCOLS
+def test_attach__breakpoint(protocol: str, code: str, fifo: Callable[[str], str]
+                            ) -> None:
+    """One that stood still beyond the limit gets the next event when it goes on; it is
+    not blamed for what it says late, nor asked to start again."""
+    go = fifo("go")
+    with live(words(protocol, code, "--attach", "--serve", "0", "--timeout", "0.4",
+                    "--strict")) as one, by_hand(one, code):
+        assert one.ask("a")[1] == b"a"
+        assert one.ask(event(["wait", go]).decode())[0] == "timeout"
+        scripted_bootstrap.tell(go)
+        assert one.ask("b") == ("ok", b"b")
+        assert one.end(signal.SIGINT) == 0
+    assert len([line for line in one.lines if "REGION=" in line]) <= 1
+
+
+@pytest.mark.parametrize("packed", (False, True), ids=("folder", "ZIP"))
+@PROTOCOLS
+def test_watch(protocol: str, packed: bool, code: str, tmp_path: pathlib.Path,
+               fifo: Callable[[str], str]) -> None:
+    """After a change of a file the next event is in a new instance; the running one
+    ends with its result, and nothing is left of its package."""
+    here, go, temporary = fifo("here"), fifo("go"), tmp_path / "temporary"
+    temporary.mkdir()
+
+    results: List[Tuple[str, bytes]] = []
+
+    def change(text: str) -> str:
+        pathlib.Path(code, "version").write_text(text)
+        return shutil.make_archive(str(tmp_path / "code"), "zip", code) if (
+            packed) else code
+
+    def ask(one: Live, *steps: List[str]) -> threading.Thread:
+        script = event(*steps, ["pid"]).decode()
+        return background(lambda: results.append(one.ask(script)))
+
+    options = ("--watch", "--serve", "0", "--timeout", "20")
+    with live(words(protocol, change("1"), *options), TMPDIR=str(temporary)) as one:
+        first = one.ask(PID)
+        assert one.ask(PID) == first
+        running = ask(one, ["tell", here], ["wait", go])
+        scripted_bootstrap.wait(here)
+        change("22")
+        other = one.ask(PID)
+        one.await_line("the code has changed; the next event gets a new instance")
+        scripted_bootstrap.tell(go)
+        running.join(20)
+        assert results == [first] and other != first
+        assert one.ask(PID) == other and gone(int(first[1]))
+        assert until(lambda: len(list(temporary.iterdir())) == int(packed))
+        change("333")
+        assert one.ask(PID) not in (first, other)
+        assert one.end(signal.SIGTERM) == 0
+    assert list(temporary.iterdir()) == []
+
+
+@PROTOCOLS
+def test_watch__one_instance(protocol: str, code: str, fifo: Callable[[str], str]
+                             ) -> None:
+    """Where there is one instance at a time, the next event waits for the running."""
+    here, go, results = fifo("here"), fifo("go"), []
+    settings: Dict[str, Any] = {"port": 0} if protocol == "fc" else {}
+    with emulator.Platform(protocol, code, watch=True, max_instances=1, timeout_s=20,
+                           **settings) as platform:
+        first = background(lambda: results.append(platform.invoke(
+            event(["tell", here], ["wait", go], ["pid"])).body))
+        scripted_bootstrap.wait(here)
+        pathlib.Path(code, "version").write_text("new")
+        second = background(lambda: results.append(platform.invoke(PID.encode()).body))
+        assert until(lambda: platform.state()["queued"] == 1)
+        scripted_bootstrap.tell(go)
+        first.join(20)
+        second.join(20)
+    assert platform.counts["ok"] == 2 and len(set(results)) == 2
