@@ -11,7 +11,8 @@ say `index.py` with `def main_handler(event, context)`:
 
 Handler: `file.function` or `folder/file.function`, also async, in the code folder, the
 working one or that of this file. Event: UTF-8 that is JSON (no NaN) arrives as value,
-other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched.
+other UTF-8 as str, all else as bytes; `context.event_bytes` has it untouched. A handler
+that says `json.loads(event)`, as with FC's own Python runtime, gets bytes, as there.
 Result: bytes go out as they are, str as UTF-8, None as nothing, all else as JSON.
 An exception fails the invocation; SystemExit and KeyboardInterrupt end the process.
 
@@ -19,27 +20,35 @@ Each connection has a thread, so handlers run concurrently. HTTP invocations go 
 handler if its parameters are named `environ, start_response` (and so do events, then),
 else to the WSGI application that its module calls `application`. The module's functions
 `initialize(context)`, `pre_freeze(context)` and `pre_stop(context)` are the hooks.
-
 It does not: limit time or memory, install packages, speak TLS.
 """
 import os
 import sys
 
-# The package may have a select.py, which is not meant for us: its folder has to wait.
-HERE, SEARCHED = os.path.dirname(os.path.realpath(__file__)), sys.path[:]
-sys.path[:] = [folder for folder in SEARCHED if os.path.realpath(folder) != HERE]
+# The package may have a select.py or an email.py: not meant for us, so that its folders
+# have to wait; but meant for the handler, which must not find ours instead.
+CODE_FOLDER = os.environ.get("FC_FUNC_CODE_PATH") or "."
+FOLDERS = [os.path.realpath(one) for one in (CODE_FOLDER, ".", __file__ + "/..")]
+SEARCHED, LOADED = sys.path[:], set(sys.modules)
+sys.path[:] = [one for one in SEARCHED if os.path.realpath(one) not in FOLDERS]
+OWN = {entry.partition(".")[0] for folder in FOLDERS if os.path.isdir(folder)
+       for entry in os.listdir(folder) if entry.endswith((".py", ".so"))
+       or os.path.exists(os.path.join(folder, entry, "__init__.py"))}
+OWN = {one for one in OWN if any(at.find_spec(one, None) for at in sys.meta_path)}
+if OWN:
+    import asyncio  # else when an async function needs it: it takes 40 ms
 import io
 import json
+import re
 import select
 import signal
 import socket
 import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler
-from time import monotonic, sleep
+from time import monotonic
 from urllib.parse import unquote_to_bytes
 from wsgiref.handlers import SimpleHandler
-sys.path[:] = SEARCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +58,6 @@ __version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Context", "main"]
 
 LINE_MAX_BYTES = 65536  # of a head, which has 8 KB in the cloud
-PAUSE_S = 0.05  # when no connection can be accepted, since files or threads ran out
 DECODER = json.JSONDecoder(parse_constant=int)  # int() refuses NaN, as RFC 8259 does
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -59,7 +67,6 @@ ENV = dict(os.environ)
 # [fc.start.port] The first is in no document but in every tool.
 PORT = ENV.get("FC_SERVER_PORT") or ENV.get("FC_CUSTOM_LISTEN_PORT") or "9000"
 HANDLER = ENV.get("FC_FUNCTION_HANDLER") or "index.main_handler"
-CODE_FOLDER = ENV.get("FC_FUNC_CODE_PATH") or "."
 CALLS = ("POST /invoke", "POST /initialize", "GET /pre-freeze", "GET /pre-stop")
 # The vendor's pages differ in which of the two counts, so both say the same.
 # [fc.invoke.status] [fc.invoke.success-field]
@@ -88,8 +95,8 @@ class Context:
         self.region = self.find("region", "FC_REGION")
         self.account_id = self.find("account-id", "FC_ACCOUNT_ID")
         memory_mb = self.find("function-memory", "FC_FUNCTION_MEMORY_SIZE")
-        time_limit_s = to_number(self.find("function-timeout", "FC_TIMEOUT"))
-        self.memory_mb = to_number(memory_mb)
+        time_limit_s = int(self.find("function-timeout", "FC_TIMEOUT") or 0) or None
+        self.memory_mb = int(memory_mb or 0) or None
         self.time_limit_ms = time_limit_s and time_limit_s * 1000
         self.credentials = Members({
             name: self.find(name.replace("_", "-"), "ALIBABA_CLOUD_" + name.upper())
@@ -105,10 +112,6 @@ class Context:
         """Return the most that can be left of the time limit."""
         used_ms = int((monotonic() - self.received_s) * 1000)
         return self.time_limit_ms and max(0, self.time_limit_ms - used_ms)
-
-
-def to_number(text: "Optional[str]") -> "Optional[int]":
-    return int(text) if text and text.isdecimal() else None
 
 
 # ---- event, result, error ----
@@ -167,11 +170,10 @@ class Handler:
     def __init__(self) -> None:
         self.event_loop = None  # type: Any  # if functions are async
         name, _, function = HANDLER.replace("/", ".").rpartition(".")
-        folders = [os.path.abspath(folder) for folder in (CODE_FOLDER, ".", HERE)]
-        sys.path[:0] = folders
-        loads = json.loads  # of the event, which FC's own runtime hands out as bytes
-        json.loads = lambda text, **options: (
-            text if isinstance(text, (dict, list)) else loads(text, **options))
+        for loaded in set(sys.modules) - LOADED:
+            if loaded.partition(".")[0] in OWN:
+                del sys.modules[loaded]
+        sys.path[:] = FOLDERS + SEARCHED
         try:
             __import__(name)
             self.module = sys.modules[name]
@@ -179,7 +181,8 @@ class Handler:
             assert callable(self.function), "it is not callable"
         except Exception as error:  # [any.instance.init-failed]
             describe_error(error)
-            sys.exit(f"bootstrap: no handler '{HANDLER}' in {folders}: {error!r}")
+            sys.exit(f"bootstrap: no handler '{HANDLER}' in {FOLDERS}: {error!r}")
+        self.wants_bytes = wants_bytes(self.function)
         self.application = self.function
         if not takes_environ(self.function):
             self.application = getattr(self.module, "application", None)
@@ -196,12 +199,23 @@ class Handler:
             return False, describe_error(error)
 
     def wait_for(self, coroutine: "Any") -> "Any":
-        import asyncio  # 40 ms, which the first event of an async function pays
+        import asyncio
         loop = self.event_loop
         if loop is None:  # for all, as clients stay with theirs; two are no harm
             loop = self.event_loop = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, daemon=True).start()
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+
+def wants_bytes(function: "Callable[..., Any]") -> bool:
+    """Tell whether a handler says json.loads(event), and looks at no event's type."""
+    code = getattr(function, "__code__", None)  # type: Any
+    names = code.co_names if code and os.path.exists(code.co_filename) else ()
+    if "loads" not in names or "isinstance" in names:
+        return False
+    with open(code.co_filename, encoding="latin-1") as file:
+        call = r"\bloads\(\s*%s\s*[,)]" % "".join(code.co_varnames[:1])
+        return bool(re.search(call, file.read()))
 
 
 def takes_environ(function: "Callable[..., Any]") -> bool:
@@ -248,34 +262,20 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 os.read(self.pipe, 4096)
         if self.fatal is not None:
             raise self.fatal  # exit() in a handler: as in a program without threads
-        for connection, thread in list(self.threads.items()):
+        for connection, thread in self.threads.items():
             try:
                 connection.shutdown(socket.SHUT_RD)  # idle ones end by that
             except OSError:
                 pass
             thread.join()
 
-    def get_request(self) -> "Any":
-        try:
-            return self.socket.accept()
-        except OSError as error:
-            log(f"bootstrap: cannot accept a connection: {error}\n")
-            sleep(PAUSE_S)
-            raise
-
     def process_request(self, request: "Any", client_address: "Any") -> None:
         # A thread each, also for one that only waits. [fc.concurrency.bootstrap]
         thread = threading.Thread(target=self.process_request_thread, daemon=True,
                                   args=(request, client_address))
-        self.threads[request] = thread
         thread.start()
-
-    def handle_error(self, request: "Any", client_address: "Any") -> None:
-        log(f"bootstrap: a connection ends: {sys.exc_info()[1]}\n")
-
-    def shutdown_request(self, request: "Any") -> None:
-        self.threads.pop(request, None)
-        super().shutdown_request(request)
+        self.threads = {one: its for one, its in self.threads.items() if its.is_alive()}
+        self.threads[request] = thread
 
 
 class Request(BaseHTTPRequestHandler):
@@ -361,7 +361,8 @@ class Request(BaseHTTPRequestHandler):
             ok, body = handler.run(hook, context) if hook else (True, b"")
             self.answer(ANSWERS[ok][0], "", body)
         elif kind == "/invoke" and handler.application is not handler.function:
-            ok, body = handler.run(handler.function, decode_event(self.body), context)
+            event = self.body if handler.wants_bytes else decode_event(self.body)
+            ok, body = handler.run(handler.function, event, context)
             self.answer(*ANSWERS[ok], body)
         elif handler.application is not None:  # [fc.http.bootstrap]
             WsgiCall(self).run(handler.application)

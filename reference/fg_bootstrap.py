@@ -19,15 +19,23 @@ It does not: run two events at once, limit time or memory, install packages, spe
 import os
 import sys
 
-# The package may have a select.py, which is not meant for us: its folder has to wait.
-HERE, SEARCHED = os.path.dirname(os.path.realpath(__file__)), sys.path[:]
-sys.path[:] = [folder for folder in SEARCHED if os.path.realpath(folder) != HERE]
+# The package may have a select.py or an email.py: not meant for us, so that its folders
+# have to wait; but meant for the handler, which must not find ours instead.
+CODE_FOLDER = os.environ.get("RUNTIME_CODE_ROOT") or "."  # [fg.start.cwd]
+FOLDERS = [os.path.realpath(one) for one in (CODE_FOLDER, ".", __file__ + "/..")]
+SEARCHED, LOADED = sys.path[:], set(sys.modules)
+sys.path[:] = [one for one in SEARCHED if os.path.realpath(one) not in FOLDERS]
+OWN = {entry.partition(".")[0] for folder in FOLDERS if os.path.isdir(folder)
+       for entry in os.listdir(folder) if entry.endswith((".py", ".so"))
+       or os.path.exists(os.path.join(folder, entry, "__init__.py"))}
+OWN = {one for one in OWN if any(at.find_spec(one, None) for at in sys.meta_path)}
+if OWN:
+    import asyncio  # else when an async function needs it: it takes 40 ms
 import json
 import select
 import signal
 import socket
 from time import monotonic
-sys.path[:] = SEARCHED
 
 TYPE_CHECKING = False  # a typing import would cost a third of the cold start
 if TYPE_CHECKING:
@@ -36,8 +44,7 @@ if TYPE_CHECKING:
 __version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Context", "main"]
 
-PAUSE_MIN_S = 0.05  # after the first poll without an event, doubled after each other
-PAUSE_MAX_S = 2.0
+PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0  # after a poll without an event, longer each time
 DECODER = json.JSONDecoder(parse_constant=int)  # int() refuses NaN, as RFC 8259 does
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -48,13 +55,14 @@ RESPONSE = "/v1/runtime/invocation/response/"
 ERROR = "/v1/runtime/invocation/error/"
 HOST, _, PORT = os.environ.get("RUNTIME_API_ADDR", "").rpartition(":")
 HANDLER = os.environ.get("RUNTIME_HANDLER") or "index.main_handler"
-CODE_FOLDER = os.environ.get("RUNTIME_CODE_ROOT") or "."  # [fg.start.cwd]
 
 
 class Context:
     """What FunctionGraph says of an invocation; the getters are its own runtime's."""
     protocol, function_name = "fg", os.environ.get("RUNTIME_FUNC_NAME") or None
     function_version = os.environ.get("RUNTIME_FUNC_VERSION") or None
+    memory_mb = int(os.environ.get("RUNTIME_MEMORY") or 0) or None
+    time_limit_ms = int(os.environ.get("RUNTIME_TIMEOUT") or 0) * 1000 or None
 
     def __init__(self, headers: "Dict[str, str]", event: bytes) -> None:
         self.headers = headers  # by lower-case name
@@ -62,8 +70,6 @@ class Context:
         self.received_s = monotonic()
         self.request_id = headers.get("x-cff-request-id", "")
         self.invoke_type = headers.get("x-cff-invoke-type")
-        self.memory_mb = to_number(os.environ.get("RUNTIME_MEMORY", ""))
-        self.time_limit_ms = to_number(os.environ.get("RUNTIME_TIMEOUT", "-") + "000")
         self.credentials = {
             name: headers.get("x-cff-security-" + end) or headers.get("x-cff-" + end)
             for name, end in (("access_key_id", "access-key"),
@@ -87,10 +93,6 @@ class Context:
         """Return the most that can be left of the time limit."""
         used_ms = int((monotonic() - self.received_s) * 1000)
         return self.time_limit_ms and max(0, self.time_limit_ms - used_ms)
-
-
-def to_number(text: str) -> "Optional[int]":
-    return int(text) if text.isdecimal() else None
 
 
 # ---- event, result, error ----
@@ -146,22 +148,24 @@ class Handler:
     def __init__(self) -> None:
         self.event_loop = None  # type: Any  # if the function is async
         module, _, name = HANDLER.replace("/", ".").rpartition(".")
-        folders = [os.path.abspath(folder) for folder in (CODE_FOLDER, ".", HERE)]
-        sys.path[:0] = folders
+        for loaded in set(sys.modules) - LOADED:
+            if loaded.partition(".")[0] in OWN:
+                del sys.modules[loaded]
+        sys.path[:] = FOLDERS + SEARCHED
         try:
             __import__(module)  # importlib would cost a millisecond
             self.function = getattr(sys.modules[module], name)
             assert callable(self.function), "it is not callable"
         except Exception as error:  # [any.instance.init-failed]
             describe_error(error)
-            sys.exit(f"bootstrap: no handler '{HANDLER}' in {folders}: {error!r}")
+            sys.exit(f"bootstrap: no handler '{HANDLER}' in {FOLDERS}: {error!r}")
 
     def invoke(self, context: Context) -> "Tuple[bool, bytes]":
         """Return (whether it succeeded, result or error document)."""
         try:
             result = self.function(decode_event(context.event_bytes), context)
             if hasattr(result, "__await__"):
-                import asyncio  # 40 ms, which the first event of an async function pays
+                import asyncio
                 self.event_loop = self.event_loop or asyncio.new_event_loop()
                 result = self.event_loop.run_until_complete(result)
             return True, encode_result(result)

@@ -19,15 +19,23 @@ It does not: run two events at once, limit time or memory, install packages, spe
 import os
 import sys
 
-# The package may have a select.py, which is not meant for us: its folder has to wait.
-HERE, SEARCHED = os.path.dirname(os.path.realpath(__file__)), sys.path[:]
-sys.path[:] = [folder for folder in SEARCHED if os.path.realpath(folder) != HERE]
+# The package may have a select.py or an email.py: not meant for us, so that its folders
+# have to wait; but meant for the handler, which must not find ours instead.
+CODE_FOLDER = os.environ.get("USER_CODE_ROOT") or "."
+FOLDERS = [os.path.realpath(one) for one in (CODE_FOLDER, ".", __file__ + "/..")]
+SEARCHED, LOADED = sys.path[:], set(sys.modules)
+sys.path[:] = [one for one in SEARCHED if os.path.realpath(one) not in FOLDERS]
+OWN = {entry.partition(".")[0] for folder in FOLDERS if os.path.isdir(folder)
+       for entry in os.listdir(folder) if entry.endswith((".py", ".so"))
+       or os.path.exists(os.path.join(folder, entry, "__init__.py"))}
+OWN = {one for one in OWN if any(at.find_spec(one, None) for at in sys.meta_path)}
+if OWN:
+    import asyncio  # else when an async function needs it: it takes 40 ms
 import json
 import select
 import signal
 import socket
 from time import monotonic
-sys.path[:] = SEARCHED
 
 TYPE_CHECKING = False  # a typing import would cost a third of the cold start
 if TYPE_CHECKING:
@@ -36,8 +44,7 @@ if TYPE_CHECKING:
 __version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Context", "main"]
 
-PAUSE_MIN_S = 0.05  # after the first poll without an event, doubled after each other
-PAUSE_MAX_S = 2.0
+PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0  # after a poll without an event, longer each time
 DECODER = json.JSONDecoder(parse_constant=int)  # int() refuses NaN, as RFC 8259 does
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -50,7 +57,6 @@ ERROR = "/runtime/invocation/error"
 HOST = os.environ.get("SCF_RUNTIME_API", "")
 PORT = os.environ.get("SCF_RUNTIME_API_PORT", "")
 HANDLER = os.environ.get("_HANDLER") or "index.main_handler"
-CODE_FOLDER = os.environ.get("USER_CODE_ROOT") or "."
 FUNCTION = {"function_name": os.environ.get("SCF_FUNCTIONNAME") or None,
             "function_version": os.environ.get("SCF_FUNCTIONVERSION") or None}
 
@@ -136,22 +142,24 @@ class Handler:
     def __init__(self) -> None:
         self.event_loop = None  # type: Any  # if the function is async
         module, _, name = HANDLER.replace("/", ".").rpartition(".")
-        folders = [os.path.abspath(folder) for folder in (CODE_FOLDER, ".", HERE)]
-        sys.path[:0] = folders
+        for loaded in set(sys.modules) - LOADED:
+            if loaded.partition(".")[0] in OWN:
+                del sys.modules[loaded]
+        sys.path[:] = FOLDERS + SEARCHED
         try:
             __import__(module)  # importlib would cost a millisecond
             self.function = getattr(sys.modules[module], name)
             assert callable(self.function), "it is not callable"
         except Exception as error:  # [any.instance.init-failed]
             describe_error(error)
-            sys.exit(f"bootstrap: no handler '{HANDLER}' in {folders}: {error!r}")
+            sys.exit(f"bootstrap: no handler '{HANDLER}' in {FOLDERS}: {error!r}")
 
     def invoke(self, context: Context) -> "Tuple[bool, bytes]":
         """Return (whether it succeeded, result or error document)."""
         try:
             result = self.function(decode_event(context.event_bytes), context)
             if hasattr(result, "__await__"):
-                import asyncio  # 40 ms, which the first event of an async function pays
+                import asyncio
                 self.event_loop = self.event_loop or asyncio.new_event_loop()
                 result = self.event_loop.run_until_complete(result)
             return True, encode_result(result)

@@ -170,6 +170,16 @@ def test_context(protocol: str, tmp_path: pathlib.Path) -> None:
         assert json.loads(function.invoke(b'{"a": 1}')[1]) == vendor
 
 
+def test_event_of_the_vendor(tmp_path: pathlib.Path) -> None:
+    """On fc a handler that looks at the type of its event gets the value, though it says
+    json.loads(event) where that would be text; whoever only says it gets bytes."""
+    with Function("fc", "mine.either", tmp_path) as function:
+        assert function.invoke(b'{"a": 1}') == (True, b"dict 1")
+        assert function.invoke(b'"{\\"a\\": 2}"') == (True, b"str 2")
+    with Function("fc", "mine.bytes_alone", tmp_path) as function:
+        assert function.invoke(b'"x"') == (True, b'bytes x')
+
+
 @pytest.mark.parametrize("handler", ["mine.value", "nowhere.show", "mine", "../mine.show"])
 def test_any_instance_init_failed(protocol: str, handler: str,
                                   tmp_path: pathlib.Path) -> None:
@@ -178,6 +188,35 @@ def test_any_instance_init_failed(protocol: str, handler: str,
         assert function.process.wait(LIMIT_S) == 1
         said = function.printed()[1].decode()
     assert said.splitlines()[-1].startswith(f"bootstrap: no handler '{handler}' ")
+
+
+OWN_NAMES = ("email", "html", "http", "json", "linecache", "math", "queue", "select",
+             "selectors", "signal", "socket", "threading", "token", "traceback")
+SHADOWS = """import sys
+import {names}
+missed = [one.__name__ for one in ({names}) if not hasattr(one, "OWN")]
+
+
+async def handler(event, context):
+    if event == "bad":
+        raise ValueError("told")
+    return missed
+""".format(names=", ".join(OWN_NAMES))
+
+
+def test_modules_of_the_package(protocol: str, tmp_path: pathlib.Path) -> None:
+    """A handler finds the modules of its package, whatever they are called, as without
+    a bootstrap; and the bootstrap finds its own."""
+    for name in OWN_NAMES:
+        (tmp_path / (name + ".py")).write_text("OWN = True\n")
+    (tmp_path / "shadows.py").write_text(SHADOWS)
+    (tmp_path / "alone.py").write_text("import shadows\nprint(shadows.missed)\n")
+    alone = subprocess.run([sys.executable, "alone.py"], stdout=subprocess.PIPE,
+                           cwd=tmp_path, check=True)
+    with Function(protocol, "shadows.handler", tmp_path) as function:
+        assert function.invoke(b"")[1].decode().replace('"', "'") == (
+            alone.stdout.decode().replace(" ", "").strip())
+        assert json.loads(function.invoke(b"bad")[1])["errorMessage"] == "told"
 
 
 def test_handler_in_a_folder(protocol: str, tmp_path: pathlib.Path) -> None:

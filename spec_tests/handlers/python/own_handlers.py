@@ -1,4 +1,5 @@
 """Handlers and a WSGI application for test_bootstrap_files.py."""
+import json
 import os
 import signal
 import sys
@@ -60,9 +61,19 @@ def fg(event: "Any", context: "Any") -> "Any":
 
 
 def fc(event: "Any", context: "Any") -> "Any":
-    import json
     return [json.loads(event), context.credentials.access_key_id, context.function.name,
             json.loads("[1]")]
+
+
+def either(event: "Any", context: "Any") -> str:
+    kind = type(event).__name__
+    if isinstance(event, str):
+        event = json.loads(event)
+    return "%s %d" % (kind, event["a"])
+
+
+def bytes_alone(event: "Any", context: "Any") -> str:
+    return "%s %s" % (type(event).__name__, json.loads(event))
 
 
 # ---- fc: hooks and HTTP invocations ----
