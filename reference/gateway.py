@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import math
 import os
@@ -53,11 +54,12 @@ __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
 __all__ = ["Agent", "Container", "main"]
 
-Pair = Tuple[str, str]
-quote = json.encoder.encode_basestring_ascii  # a JSON string, at the speed of C
-
 
 # ---- model ----
+
+Pair = Tuple[str, str]
+Settings = Dict[str, float]
+
 
 class Failure(Exception):
     """A call that no handler has answered; `name` is one of FAILURES."""
@@ -68,7 +70,32 @@ class Failure(Exception):
         self.message = message
 
 
-# ---- tables ----
+class Kind(NamedTuple):
+    """What a value may be: in words, and how to tell."""
+
+    text: str
+    fits: Callable[[Any], bool]
+
+
+class Setting(NamedTuple):
+    """A row of SETTINGS."""
+
+    default: float
+    kind: Kind
+    option: str
+    meaning: str
+
+
+class Field(NamedTuple):
+    """A field of a profile: its name in here, its kind, and what it is when left out; a
+    name of SETTINGS stands for that setting."""
+
+    name: str
+    kind: Kind
+    default: Any = None
+
+
+# ---- tables: the protocol ----
 
 # What FC calls, with the methods by which it does so [fcc.invoke.kind]
 ENDPOINTS: Dict[str, Sequence[str]] = {
@@ -77,7 +104,7 @@ ENDPOINTS: Dict[str, Sequence[str]] = {
     "/pre-freeze": ("POST", "GET"),
     "/pre-stop": ("POST", "GET"),
 }
-ADMIN = {"/-/stats": "GET", "/-/profiles": "PUT"}   # path -> method
+ADMIN = (("GET", "/-/stats"), ("PUT", "/-/profiles"))  # [fcc.admin.local]
 
 # Failure -> status of an HTTP invocation. An event invocation gets 404 for each of
 # them, as the seed has it [fcc.error.status]. 0: after the head, or nobody is there.
@@ -112,53 +139,19 @@ STATES = {
     ("stopping", "exit"): Row("forget", "stopped", "fcc.worker.exit"),
 }
 
-
-class Limit(NamedTuple):
-    """A setting; `variables` give it where its option does not."""
-
-    default: float
-    kind: str
-    option: str
-    meaning: str
-    variables: Sequence[str] = ()
-
-
-PORT = Limit(9000, "a whole number from 0 to 65535", "--port", "to listen on; 0 = any",
-             ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "SERVER_PORT"))
-SPAN, PAUSE = "a number from 0 to 86400", "a number from 0.01 to 86400"
-COUNT, COUNT_0 = "a whole number from 1", "a whole number from 0"
-LIMITS: Dict[str, Limit] = {
-    "timeout_s": Limit(10, "a number above 0, at most 86400", "--timeout",
-                       "a call, unless FC says"),
-    "tick_s": Limit(10, PAUSE, "--tick", "between two looks at the load"),
-    "idle_ticks": Limit(6, COUNT, "--idle-ticks", "low ticks before it shrinks"),
-    "drain_s": Limit(30, SPAN, "--drain", "for the calls of a worker that is to stop"),
-    "grace_s": Limit(3, SPAN, "--grace", "between SIGTERM and SIGKILL"),
-    "memory_pool_bytes": Limit(1 << 30, COUNT_0, "--memory-pool",
-                               "sum of the workers' memory limits",
-                               ("NOSLATED_VIRTUAL_MEMORY_POOL_SIZE",)),
-    "memory_check_s": Limit(1, PAUSE, "--memory-check", "between two looks at memory"),
-    "launches": Limit(4, COUNT, "--launches", "workers that start at a time"),
-    "calls": Limit(10000, COUNT, "--calls", "calls in the container"),
-    "queued_calls": Limit(1000, COUNT_0, "--queue", "calls that wait for a worker"),
-    "max_active": Limit(10, COUNT, "--max-active",
-                        "calls in a worker, unless its profile says",
-                        ("NOSLATED_MAX_ACTIVATE_REQUESTS",)),
-    "replica_limit": Limit(10, COUNT, "--replicas",
-                           "workers of a function, unless its profile says",
-                           ("NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION",)),
-    "reserved": Limit(0, COUNT_0, "--reserved",
-                      "workers that never shrink away, unless a profile says",
-                      ("NOSLATED_RESERVATION_WORKER_COUNT_PER_FUNCTION",)),
-}
-NUMBERS: Dict[str, Limit] = {"port": PORT, **LIMITS}
-Settings = Dict[str, float]
+# Fields that belong to one connection, and ours, which nobody else may set
+# [fcc.fields.hop]
+HOP_FIELDS = fc_platform.DROPPED_REQUEST | {
+    "proxy-connection", "te", "trailer", "upgrade", "x-noslate-worker-secret"}
+# What a worker hears about itself instead of about the container [fcc.fields.pass]
+OWN_FIELDS = HOP_FIELDS | {
+    "x-fc-request-id", "x-fc-control-path", "x-fc-function-name",
+    "x-fc-function-handler", "x-fc-function-memory", "x-fc-function-timeout"}
 
 MEMORY_STRIKES = 3           # looks above the limit that are forgiven
 LOAD_HIGH, LOAD_LOW, LOAD_WANTED = 0.8, 0.6, 0.7
 BODY_EXTRA_S = 1.0           # from the deadline of the head to that of the body
 BODY_BYTES = 32 << 20        # of a call; it is read before a worker is asked
-SKIP_BYTES = 262144          # of a body that nobody wants, to keep its connection
 PROFILES_BYTES = 8 << 20
 DIAL_S = 1.0                 # to reach a worker that was there before
 END_S = 5.0                  # for processes that were killed
@@ -170,40 +163,88 @@ TAIL_BYTES = 500             # of what a worker said that could not start
 LOGS_KEPT = 100              # log folders of workers that have stopped
 DEMANDED, RESERVED = 1, 2    # rank of workers that start; disposable ones have 0
 
-# Fields that belong to one connection, and ours, which nobody else may set
-# [fcc.fields.hop]
-HOP_FIELDS = fc_platform.DROPPED_REQUEST | {
-    "proxy-connection", "te", "trailer", "upgrade", "x-noslate-worker-secret"}
-# What a worker hears about itself instead of about the container [fcc.fields.pass]
-OWN_FIELDS = HOP_FIELDS | {
-    "x-fc-request-id", "x-fc-control-path", "x-fc-function-name",
-    "x-fc-function-handler", "x-fc-function-memory", "x-fc-function-timeout"}
+
+# ---- tables: what can be configured ----
+
+def number(text: str, least: float, most: float = sys.float_info.max,
+           types: Sequence[type] = (int, float)) -> Kind:
+    """Describe numbers in a range; neither infinite ones nor truth values are."""
+    return Kind(text, lambda value: type(value) in types and least <= value <= most)
 
 
-# ---- rules without I/O: profiles ----
+def one_of(*texts: str) -> Kind:
+    """Describe a choice."""
+    return Kind("one of " + ", ".join(texts), lambda value: value in texts)
 
-NAME = "a text of visible ASCII characters"  # what any client can put into a field
-TEXT, WORDS = "a text that is not empty", "a list of words, at least one"
-PAIRS = "a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_"
-OUR_VARIABLES = ("NOSLATE_", "NOSLATED_", "FC_")
-OBJECT, FLAG = "an object", "true or false"
+
+def is_word(value: Any) -> bool:
+    """Tell whether a process can be given it as a word."""
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def is_variable(item: Any) -> bool:
+    """Tell whether it is a variable that a profile may set."""
+    return (isinstance(item, dict) and set(item) == {"key", "value"}
+            and TEXT.fits(item["key"]) and "=" not in item["key"]
+            and (item["value"] == "" or is_word(item["value"]))
+            and not item["key"].startswith(("NOSLATE_", "NOSLATED_", "FC_")))
+
+
+LEAST, WHOLE = sys.float_info.min, (int,)
+PORT = number("a whole number from 0 to 65535", 0, 65535, WHOLE)
+TIMEOUT = number("a number above 0, at most 86400", LEAST, 86400)
+SPAN = number("a number from 0 to 86400", 0, 86400)
+PAUSE = number("a number from 0.01 to 86400", 0.01, 86400)
+COUNT = number("a whole number from 1", 1, types=WHOLE)
+COUNT_0 = number("a whole number from 0", 0, types=WHOLE)
+SHARE = number("a number from 0 to 1", 0, 1)
+AMOUNT = number("a number from 0", 0)
+MILLISECONDS = number("a number above 0", LEAST)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+LIST = Kind("a list", lambda value: isinstance(value, list))
+FULL_LIST = Kind("a list, not empty", lambda value: LIST.fits(value) and value != [])
+TEXT = Kind("a text that is not empty",
+            lambda value: is_word(value) and value.isprintable())
+NAME = Kind("a text of visible ASCII characters",  # any client can put it into a field
+            lambda value: is_word(value) and re.fullmatch("[!-~]+", value) is not None)
+FOLDER = Kind("file:// and an absolute folder", lambda value: (
+    is_word(value) and value.startswith("file:///") and "%00" not in value))
+WORDS = Kind("a list of words, at least one",
+             lambda value: FULL_LIST.fits(value) and all(map(is_word, value)))
+PAIRS = Kind("a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_",
+             lambda value: LIST.fits(value) and all(map(is_variable, value)))
+
+SETTINGS: Dict[str, Setting] = {
+    "port": Setting(9000, PORT, "--port", "to listen on; 0 = any"),
+    "timeout_s": Setting(10, TIMEOUT, "--timeout", "a call, unless FC says"),
+    "tick_s": Setting(10, PAUSE, "--tick", "between two looks at the load"),
+    "idle_ticks": Setting(6, COUNT, "--idle-ticks", "low ticks before it shrinks"),
+    "drain_s": Setting(30, SPAN, "--drain", "for the calls of a worker that must go"),
+    "grace_s": Setting(3, SPAN, "--grace", "between SIGTERM and SIGKILL"),
+    "memory_pool_bytes": Setting(1 << 30, COUNT_0, "--memory-pool",
+                                 "sum of the workers' memory limits"),
+    "memory_check_s": Setting(1, PAUSE, "--memory-check", "between two looks at it"),
+    "launches": Setting(4, COUNT, "--launches", "workers that start at a time"),
+    "calls": Setting(10000, COUNT, "--calls", "calls in the container"),
+    "queued_calls": Setting(1000, COUNT_0, "--queue", "calls that wait for a worker"),
+    "max_active": Setting(10, COUNT, "--max-active", "calls in a worker *"),
+    "replica_limit": Setting(10, COUNT, "--replicas", "workers of a function *"),
+    "reserved": Setting(0, COUNT_0, "--reserved", "workers that never shrink away *"),
+}
+VARIABLES: Dict[str, Sequence[str]] = {  # that give a setting whose option is left out
+    "port": ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "SERVER_PORT"),
+    "memory_pool_bytes": ("NOSLATED_VIRTUAL_MEMORY_POOL_SIZE",),
+    "max_active": ("NOSLATED_MAX_ACTIVATE_REQUESTS",),
+    "replica_limit": ("NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION",),
+    "reserved": ("NOSLATED_RESERVATION_WORKER_COUNT_PER_FUNCTION",),
+}
+
 REQUIRED = object()
-
-
-class Field(NamedTuple):
-    """A field of a profile: its name in here, its kind, and what it is when left out; a
-    name of LIMITS stands for that setting. A kind is one of KINDS, a number (NUMBER),
-    or "one of" and the texts it may be."""
-
-    name: str
-    kind: str
-    default: Any = None
-
-
 PROFILE_FIELDS: Dict[str, Field] = {
     "name": Field("name", NAME, REQUIRED),
-    "runtime": Field("runtime", "one of custom", REQUIRED),
-    "url": Field("url", "file:// and an absolute folder", REQUIRED),
+    "runtime": Field("runtime", one_of("custom"), REQUIRED),
+    "url": Field("url", FOLDER, REQUIRED),
     "signature": Field("signature", TEXT, REQUIRED),
     "handler": Field("handler", TEXT, ""),
     "initializer": Field("initializer", TEXT, ""),
@@ -212,108 +253,34 @@ PROFILE_FIELDS: Dict[str, Field] = {
     "environments": Field("environments", PAIRS, ()),
     "resourceLimit": Field("limit", OBJECT),
     "resourceLimit.memory": Field("memory_bytes", COUNT, 512 << 20),
-    "resourceLimit.cpu": Field("cpu", "a number from 0 to 1"),
+    "resourceLimit.cpu": Field("cpu", SHARE),
     "rateLimit": Field("rate", OBJECT),
-    "rateLimit.maxTokenCount": Field("tokens", "a number from 0", math.inf),
-    "rateLimit.tokensPerFill": Field("tokens_per_fill", "a number from 0"),
-    "rateLimit.fillInterval": Field("fill_interval_ms", "a number above 0", 1000),
+    "rateLimit.maxTokenCount": Field("tokens", AMOUNT, math.inf),
+    "rateLimit.tokensPerFill": Field("tokens_per_fill", AMOUNT),
+    "rateLimit.fillInterval": Field("fill_interval_ms", MILLISECONDS, 1000),
     "worker": Field("worker", OBJECT),
     "worker.maxActivateRequests": Field("max_active", COUNT, "max_active"),
     "worker.replicaCountLimit": Field("replica_limit", COUNT, "replica_limit"),
     "worker.reservationCount": Field("reserved", COUNT_0, "reserved"),
-    "worker.initializationTimeout": Field("init_timeout_ms", "a number above 0", 10000),
+    "worker.initializationTimeout": Field("init_timeout_ms", MILLISECONDS, 10000),
     "worker.disposable": Field("disposable", FLAG, False),
     "worker.fastFailRequestsOnStarting": Field("fast_fail", FLAG, False),
     "worker.disableRequestQueue": Field("queue_disabled", FLAG, False),
     "worker.dispatchMode": Field(
-        "dispatch_mode", "one of least-request-count, round-robin"),
-    "worker.shrinkStrategy": Field("shrink_strategy", "one of LCC, FIFO, FILO", "LCC"),
+        "dispatch_mode", one_of("least-request-count", "round-robin")),
+    "worker.shrinkStrategy": Field(
+        "shrink_strategy", one_of("LCC", "FIFO", "FILO"), "LCC"),
 }
-LIST_FIELDS = {"functions": Field("", "a list"), "services": Field("", "a list")}
+LIST_FIELDS = {"functions": Field("", LIST), "services": Field("", LIST)}
 SERVICE_FIELDS = {"name": Field("", NAME, REQUIRED),
-                  "functions": Field("", "a list, not empty", REQUIRED)}
-SHARE_FIELDS = {"name": Field("", TEXT, REQUIRED),
-                "proportion": Field("", "a number from 0 to 1")}
+                  "functions": Field("", FULL_LIST, REQUIRED)}
+SHARE_FIELDS = {"name": Field("", TEXT, REQUIRED), "proportion": Field("", SHARE)}
 # A change of these needs other workers [fcc.profile.identity]
 IDENTITY = ("runtime", "url", "signature", "handler", "initializer", "command",
             "memory_bytes", "cpu", "disposable")
 
-NUMBER = re.compile(
-    r"a (whole )?number (from|above) ([\d.]+)(?:(?: to|, at most) (\d+))?")
-KINDS: Dict[str, Callable[[Any], bool]] = {
-    NAME: lambda value: is_text(value) and re.fullmatch("[!-~]+", value) is not None,
-    TEXT: lambda value: is_text(value) and value.isprintable(),
-    "file:// and an absolute folder": lambda value: (
-        is_text(value) and value.startswith("file:///") and "%00" not in value),
-    WORDS: lambda value: is_list(value, is_text, 1),
-    PAIRS: lambda value: is_list(value, is_pair, 0),
-    "a list": lambda value: isinstance(value, list),
-    "a list, not empty": lambda value: isinstance(value, list) and value != [],
-    OBJECT: lambda value: isinstance(value, dict),
-    FLAG: lambda value: isinstance(value, bool),
-}
 
-
-def is_text(value: Any) -> bool:
-    """Tell whether a process can be given it as a word."""
-    return isinstance(value, str) and value != "" and "\0" not in value
-
-
-def is_list(value: Any, is_item: Callable[[Any], bool], least: int) -> bool:
-    """Tell whether it is a list of such items."""
-    return isinstance(value, list) and len(value) >= least and all(map(is_item, value))
-
-
-def is_pair(item: Any) -> bool:
-    """Tell whether it is a variable that a profile may set."""
-    return (isinstance(item, dict) and set(item) == {"key", "value"}
-            and is_text(item["key"]) and item["key"].isprintable()
-            and isinstance(item["value"], str) and "\0" not in item["value"]
-            and "=" not in item["key"] and not item["key"].startswith(OUR_VARIABLES))
-
-
-def is_number(kind: str, value: Any) -> bool:
-    """Tell whether it is a number as the kind describes it; infinite ones are none."""
-    found = NUMBER.fullmatch(kind)
-    if found is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    whole, how, least, most = found.groups()
-    return (not (whole and isinstance(value, float))
-            and float(least) <= value <= float(most or sys.float_info.max)
-            and not (how == "above" and value == float(least)))
-
-
-def check_value(where: str, kind: str, value: object) -> None:
-    """Raise ValueError, naming the place, unless the value is of that kind."""
-    if kind.startswith("one of "):
-        good = value in kind[7:].split(", ")
-    else:
-        good = KINDS[kind](value) if kind in KINDS else is_number(kind, value)
-    if not good:
-        raise ValueError("%s: expected %s, found %s"
-                         % (where, kind, json.dumps(value)[:80]))
-
-
-def look_up(item: Dict[str, Any], path: str) -> Any:
-    """Return a field of a profile, or of an object in it; REQUIRED if it is left out.
-    """
-    outer, _, inner = path.rpartition(".")
-    return (item.get(outer, {}) if outer else item).get(inner, REQUIRED)
-
-
-def check_item(where: str, item: Any, fields: Dict[str, Field]) -> None:
-    """Raise ValueError, naming the field, unless an object is as its fields say."""
-    check_value(where, OBJECT, item)
-    for key in item:  # inside `worker` and the like unknown ones are allowed
-        if key not in fields or "." in key:
-            raise ValueError("%s.%s: unknown field" % (where, key))
-    for path, field in fields.items():
-        value = look_up(item, path)
-        if value is not REQUIRED:
-            check_value("%s.%s" % (where, path), field.kind, value)
-        elif field.default is REQUIRED:
-            raise ValueError("%s.%s: missing" % (where, path))
-
+# ---- rules without I/O: profiles ----
 
 class Profile(types.SimpleNamespace):
     """A checked profile, its fields under our names."""
@@ -344,56 +311,82 @@ class Profile(types.SimpleNamespace):
 Services = Dict[str, List[Tuple[str, float]]]
 
 
-def parse_profiles(text: bytes) -> Any:
-    """Parse a list of profiles. Raises ValueError, RecursionError."""
-    return json.loads(text, object_pairs_hook=fields_once)
+def check_value(where: str, kind: Kind, value: object) -> None:
+    """Raise ValueError, naming the place, unless the value is of that kind."""
+    if not kind.fits(value):
+        raise ValueError("%s: expected %s, found %s"
+                         % (where, kind.text, json.dumps(value)[:80]))
+
+
+def look_up(item: Dict[str, Any], path: str) -> Any:
+    """Return a field of a profile, or of an object in it; REQUIRED if it is left out.
+    """
+    outer, _, inner = path.rpartition(".")
+    return (item.get(outer, {}) if outer else item).get(inner, REQUIRED)
+
+
+def check_item(where: str, item: Any, fields: Dict[str, Field]) -> None:
+    """Raise ValueError, naming the field, unless an object is as its fields say."""
+    check_value(where, OBJECT, item)
+    for key in item:  # inside `worker` and the like unknown ones are allowed
+        if key not in fields or "." in key:
+            raise ValueError("%s.%s: unknown field" % (where, key))
+    for path, field in fields.items():
+        value = look_up(item, path)
+        if value is not REQUIRED:
+            check_value("%s.%s" % (where, path), field.kind, value)
+        elif field.default is REQUIRED:
+            raise ValueError("%s.%s: missing" % (where, path))
+
+
+def each(where: str, items: List[Any], fields: Dict[str, Field]
+         ) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Yield the place of each item of a list, and the item, checked."""
+    for number, item in enumerate(items):
+        place = "%s[%d]" % (where, number)
+        check_item(place, item, fields)
+        yield place, item
+
+
+def add_once(named: Dict[str, Any], place: str, name: str, value: object) -> None:
+    """Add a value to the named ones. Raises ValueError when it is there."""
+    if name in named:
+        raise ValueError("%s.name: %s is there twice" % (place, name))
+    named[name] = value
 
 
 def fields_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     """Make an object of JSON. Raises ValueError for a field that is there twice."""
-    fields: Dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError("%s: is there twice in an object" % name)
-        fields[name] = value
-    return fields
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError("%s: is there twice in an object" % max(names, key=names.count))
+    return dict(pairs)
 
 
-def read_profiles(document: Any,
-                  settings: Settings) -> Tuple[Dict[str, Profile], Services]:
+def read_profiles(text: bytes, settings: Settings
+                  ) -> Tuple[Dict[str, Profile], Services]:
     """Return functions and services of a list of profiles, or of an object with the
-    lists `functions` and `services`. Raises ValueError for the whole [fcc.profile.all].
-    """
+    lists `functions` and `services`. Raises ValueError for the whole
+    [fcc.profile.all], RecursionError."""
+    document = json.loads(text, object_pairs_hook=fields_once)
     if isinstance(document, list):
         document = {"functions": document}
     check_item("profiles", document, LIST_FIELDS)
     if not document:  # an empty list says that there are none
         raise ValueError("profiles.functions: missing")
     functions: Dict[str, Profile] = {}
-    for where, item in each(document, "functions", PROFILE_FIELDS, functions):
-        functions[item["name"]] = Profile(item, settings)
+    for place, item in each("functions", document.get("functions", []), PROFILE_FIELDS):
+        add_once(functions, place, item["name"], Profile(item, settings))
     services: Services = {}
-    for where, item in each(document, "services", SERVICE_FIELDS, services):
-        services[item["name"]] = []
-        for place, share in enumerate(item["functions"]):
-            inner = "%s.functions[%d]" % (where, place)
-            check_item(inner, share, SHARE_FIELDS)
+    for place, item in each("services", document.get("services", []), SERVICE_FIELDS):
+        shares = []
+        for inner, share in each(place + ".functions", item["functions"], SHARE_FIELDS):
             if share["name"] not in functions:
                 raise ValueError("%s.name: no function %s"
                                  % (inner, json.dumps(share["name"])))
-            services[item["name"]].append((share["name"], share.get("proportion", 1)))
+            shares.append((share["name"], share.get("proportion", 1)))
+        add_once(services, place, item["name"], shares)
     return functions, services
-
-
-def each(document: Dict[str, Any], key: str, fields: Dict[str, Field],
-         seen: Dict[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Yield the place of each item of a list, and the item, checked."""
-    for number, item in enumerate(document.get(key, [])):
-        where = "%s[%d]" % (key, number)
-        check_item(where, item, fields)
-        if item["name"] in seen:
-            raise ValueError("%s.name: %s is there twice" % (where, item["name"]))
-        yield where, item
 
 
 # ---- rules without I/O: dispatch and scaling ----
@@ -424,26 +417,12 @@ def choose_function(dispatch: str, fc_name: str, default: str,
     return services[name][-1][0]
 
 
-def kind_of(control_path: str, method: str, target: str) -> str:
-    """Tell what a request is: an invocation, a hook or nothing. [fcc.invoke.kind]
-    Method and path decide only without X-Fc-Control-Path."""
-    path = target.partition("?")[0]
-    return control_path or (path if method in ENDPOINTS.get(path, ()) else "")
-
-
-def pass_fields(fields: Iterable[Pair], dropped: AbstractSet[str]) -> List[Pair]:
+def pass_fields(head: emulator.Head, dropped: AbstractSet[str]) -> List[Pair]:
     """Return the fields that pass on: neither dropped nor named by a Connection field.
     """
-    kept, named = [], set(dropped)
-    for pair in fields:
-        key = pair[0].lower()
-        if key == "connection":
-            named.update(re.split(r"[ \t,]+", pair[1].lower()))
-        elif key not in dropped:
-            kept.append(pair)
-    if len(named) == len(dropped):
-        return kept
-    return [pair for pair in kept if pair[0].lower() not in named]
+    named = head.get("connection").lower().replace(",", " ").split()
+    return [pair for pair in head.fields
+            if pair[0].lower() not in dropped and pair[0].lower() not in named]
 
 
 def plan_workers(profile: Profile, active: int, ready: int, starting: int,
@@ -489,9 +468,13 @@ class RunningClock(emulator.Clock):
 
 # ---- workers ----
 
+BROKEN = (OSError, ValueError, emulator.BadMessage, emulator.BodyTooLarge,
+          emulator.CallerGone)   # how an exchange with a worker breaks off
+
+
 class Worker:
-    """A process that serves one function over the fc protocol. A thread launches it,
-    another one waits for its end. The agent's lock guards state and counts."""
+    """A process that serves one function over the fc protocol, and its thread, run().
+    The agent's lock guards state, counts and the pool of connections."""
 
     def __init__(self, agent: "Agent", broker: "Broker", number: int) -> None:
         self.agent, self.broker, self.profile = agent, broker, broker.profile
@@ -503,8 +486,7 @@ class Worker:
         self.strikes = 0             # looks at memory above the limit, in a row
         self.rank = DEMANDED         # among those that wait, the lowest starts first
         self.has_thread = False      # else it waits for its turn to start
-        self.launched = threading.Event()   # or given up
-        self.alarm = emulator.Alarm(self.on_time)   # of its start, drain or stop
+        self.alarm = emulator.Alarm(self._on_time)  # of its start, drain or stop
         self.secret = os.urandom(16).hex()  # [fcc.worker.secret]
         self.port, self.memory_mb = 0, str(self.profile.memory_bytes >> 20)
         self.listens = False
@@ -518,31 +500,45 @@ class Worker:
         self.log_folder = os.path.join(agent.log_folder, "workers", self.id)
         self.scratch = os.path.join(agent.work_folder, "sandbox", self.id)
 
-    # -- start and end --
+    # -- its life --
 
-    def launch(self) -> None:
-        """Start the process and tell the agent when it can serve, or why it cannot."""
-        failure = None
-        try:
-            self._launch()
-        except Failure as error:
-            failure = error
-        except emulator.StartError as error:
-            failure = Failure("CodeMissing", "%s: cannot start: %s"
-                              % (self.profile.name, error))
-        except BROKEN as error:
-            failure = Failure("InitFailed", "worker %s %s" % (self.id,
-                                                              self._why(error)))
+    def run(self) -> None:
+        """Start the process, wait for its end, and let nothing of it stay."""
+        failure = self._launch()
         self.agent.move(self, "failed" if failure else "installed", failure)
-        self.launched.set()
-        if self.process is None:
-            self.on_exit(0)
+        if self.process is not None:
+            self.process.exited.wait()
+            kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
+        self.agent.move(self, "exit")
+        for upstream in self.pool:
+            upstream.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        old_logs = self.agent.old_logs
+        old_logs.append(self.log_folder)
+        if len(old_logs) > LOGS_KEPT:
+            shutil.rmtree(old_logs.popleft(), ignore_errors=True)
 
-    def _launch(self) -> None:
+    def _launch(self) -> Optional[Failure]:
+        """Start the process and wait until it can serve; return why it cannot."""
+        try:
+            self._start()
+            upstream = self._await_port()
+            self.listens = True
+            if not self.profile.initializer or self._initialize(upstream):
+                self.pool.append(upstream)
+        except Failure as failure:
+            return failure
+        except emulator.StartError as error:
+            return Failure("CodeMissing", "%s: cannot start: %s"
+                           % (self.profile.name, error))
+        except BROKEN as error:
+            return Failure("InitFailed", "worker %s %s" % (self.id, self._why(error)))
+        return None
+
+    def _start(self) -> None:
         profile, agent = self.profile, self.agent
         if not os.path.isdir(profile.folder):
-            raise Failure("CodeMissing", "%s: no folder %s"
-                          % (profile.name, profile.folder))
+            raise emulator.StartError("missing", "no folder " + profile.folder)
         # [fcc.launch.command]
         words = profile.command or [os.path.join(profile.folder, "bootstrap")]
         if "PATH" not in profile.env:
@@ -557,17 +553,13 @@ class Worker:
                 open(os.path.join(self.log_folder, "stderr.log"), "wb") as err:
             # it stays in the container's process group, which is frozen as one
             self.process = emulator.Process(
-                words, profile.folder, self._environment(), out.fileno(), self.on_exit,
-                errors=err.fileno(), leads=False)
+                words, profile.folder, self._environment(), out.fileno(),
+                lambda status: None, errors=err.fileno(), leads=False)
         with agent.lock:
             if self.state == "created":
                 agent.limit(self.alarm, profile.init_timeout_s)
             else:  # there was no process yet to kill
                 self.signal(signal.SIGKILL)
-        upstream = self._await_port()
-        self.listens = True
-        if not profile.initializer or self._initialize(upstream):
-            self.pool.append(upstream)
 
     def _environment(self) -> Dict[str, str]:
         """Nothing is inherited but what every program needs [fcc.worker.environment].
@@ -619,7 +611,7 @@ class Worker:
             emulator.describe_status(process.status),
             read_tail(os.path.join(self.log_folder, "stderr.log")))
 
-    def on_time(self) -> None:
+    def _on_time(self) -> None:
         """The start, the drain or the stop takes too long."""
         seen = "has not answered its initializer" if self.listens else (
             "runs, but nothing listens on its port %d; it must read FC_SERVER_PORT, and"
@@ -627,21 +619,6 @@ class Worker:
         self.agent.move(self, "failed" if self.state == "created" else "late", Failure(
             "InitTimeout", "worker %s %s within %g s" % (self.id, seen,
                                                          self.profile.init_timeout_s)))
-
-    def on_exit(self, _: int) -> None:
-        """The process has ended, or there never was one; nothing of it stays."""
-        self.launched.wait()
-        kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
-        self.agent.move(self, "exit")
-        while self.pool:
-            self.pool.pop().close()
-        old_logs = self.agent.old_logs
-        old_logs.append(self.log_folder)
-        if len(old_logs) > LOGS_KEPT:
-            shutil.rmtree(old_logs.popleft(), ignore_errors=True)
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        time.sleep(EXEC_S)
-        kill_marked("NOSLATE_WORKER_ID=" + self.id)
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process is there."""
@@ -654,18 +631,14 @@ class Worker:
         return emulator.Upstream(socket.create_connection(("127.0.0.1", self.port),
                                                           DIAL_S))
 
-    def connect(self) -> Optional[emulator.Upstream]:
-        """Return a connection, None when the worker is gone. Raises Failure when the
-        fault is not the worker's. Blocks for DIAL_S at most."""
-        try:
-            while self.pool:
-                upstream = self.pool.pop()
-                if upstream.is_usable():
-                    upstream.deadline = math.inf  # the call's alarm cuts it off
-                    return upstream
-                upstream.close()
-        except IndexError:
-            pass  # another call was faster
+    def connect(self, kept: Optional[emulator.Upstream]) -> Optional[emulator.Upstream]:
+        """Return a connection, the kept one if it can be used; None when the worker is
+        gone. Raises Failure when that is not its fault. Blocks for DIAL_S at most."""
+        if kept is not None:
+            if kept.is_usable():
+                kept.deadline = math.inf  # the call's alarm cuts it off
+                return kept
+            kept.close()
         try:
             return self._dial()
         except ConnectionError:
@@ -689,35 +662,35 @@ class Worker:
 
 def read_tail(path: str) -> str:
     """Return the last TAIL_BYTES of a text, "" if it is gone."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            return file.read(TAIL_BYTES).decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        return file.read(TAIL_BYTES).decode("utf-8", "replace").strip()
+    return ""
 
 
 def kill_marked(variable: str) -> None:
-    """Kill every process with this end of a variable in its environment: what a worker
-    forked inherits it. By group is no way, that is the container's."""
-    found = rounds = 1
-    while found and rounds < KILL_ROUNDS:  # one may have forked before its end
-        found, rounds = 0, rounds + 1
-        for number, _ in emulator.group_members():
-            try:
-                with open("/proc/%d/environ" % number, "rb") as file:
-                    if variable.encode() + b"\0" in file.read():
-                        os.kill(number, signal.SIGKILL)
-                        found = number
-            except OSError:
-                pass  # another user's, or gone
+    """Kill every process with this variable in its environment: what a worker forked
+    inherits it. By group is no way, that is the container's. Blocks for EXEC_S."""
+    for looks in range(KILL_ROUNDS):
+        found = [number for number, _ in emulator.group_members()
+                 if has_variable(number, variable)]
+        for number in found:
+            with contextlib.suppress(OSError):  # it has ended
+                os.kill(number, signal.SIGKILL)
+        if looks and not found:
+            return
+        time.sleep(EXEC_S)  # one may have forked before its end
+
+
+def has_variable(process: int, variable: str) -> bool:
+    """Tell whether a process was started with a variable; not so if it is another
+    user's, or has ended."""
+    with contextlib.suppress(OSError), open("/proc/%d/environ" % process, "rb") as file:
+        return variable.encode() in file.read().split(b"\0")
+    return False
 
 
 # ---- a call and its broker ----
-
-BROKEN = (OSError, ValueError, emulator.BadMessage, emulator.BodyTooLarge,
-          emulator.CallerGone)
-
 
 class Call:
     """One invocation. The thread of its caller carries it to the worker and back."""
@@ -734,27 +707,28 @@ class Call:
     is_ended = False             # it holds nothing of the worker any more
     queued_s = first_byte_s = 0.0
 
-    def __init__(self, agent: "Agent", caller: "Caller", kind: str) -> None:
+    def __init__(self, agent: "Agent", caller: "Caller") -> None:
         self.agent, self.caller, self.name = agent, caller, ""
-        self.control_path = "/invoke" if kind == "/invoke" else "/http-invoke"
+        self.control_path = "/http-invoke" if caller.kind == "/http-invoke" else (
+            "/invoke")
         get = caller.head.get
         self.request_id = get("x-fc-request-id") or get(
             "x-noslated-request-id") or "unknown"
         self.timeout_s = read_timeout_s(get("x-fc-function-timeout"),
                                         agent.settings["timeout_s"])
         self.started = agent.clock.now()
+        self.alarm = emulator.Alarm(self._on_time)
         with agent.lock:
             agent.calls += 1
-            caller.alarm.call = self.on_time
             self._limit(self.timeout_s)
 
     def _limit(self, limit_s: float) -> None:
-        self.agent.clock.set(self.caller.alarm, self.started + limit_s)
+        self.agent.clock.set(self.alarm, self.started + limit_s)
 
-    def on_time(self) -> None:
+    def _on_time(self) -> None:
         """The head, or the end of the answer, is not there in time."""
         with self.agent.lock:
-            if self.is_ended or self.caller.alarm.deadline < math.inf:
+            if self.is_ended or self.alarm.deadline < math.inf:
                 return  # it was moved meanwhile
             self.is_late = True
             if self.gate is not None:
@@ -769,10 +743,9 @@ class Call:
         caller = self.caller
         try:
             upstream.watch(caller, self._leave)
-            fields = pass_fields(caller.head.fields, OWN_FIELDS)
             head = worker.request(
-                caller.command, caller.path, fields, self.request_id,
-                self.control_path, self.timeout_s,
+                caller.command, caller.path, pass_fields(caller.head, OWN_FIELDS),
+                self.request_id, self.control_path, self.timeout_s,
                 len(body) if body or caller.command not in ("GET", "HEAD") else None)
             if len(body) <= 65536:
                 whole = upstream.send(head + body)
@@ -793,28 +766,20 @@ class Call:
         """Pass the answer on, as it comes."""
         self.first_byte_s = self.agent.clock.now() - self.started
         self.status = int(head.words[1])
-        own = [("X-Fc-Status", "200")]
-        if fc_platform.judge_answer(self.control_path == "/http-invoke", self.status,
-                                    head.get("x-fc-status")) != "ok":
-            self.error = "HandlerFailed"
-            own = [("X-Fc-Status", "404"), ("X-Noslate-Error", self.error)]
-        fields = [  # [fcc.answer.fields]
-            pair for pair in pass_fields(head.fields, HOP_FIELDS)
-            if not pair[0].lower().startswith(("x-fc-", "x-noslate-"))]
         has_body = emulator.has_body(head, self.caller.command)
         length = head.length if has_body else 0
         kept = whole and head.keep_alive and length is not None
-        answer = emulator.Answer(self.caller)
+        parts, begin = emulator.read_parts(upstream.reader, length), b""
         if length is not None and 0 <= length <= upstream.ahead:
-            body, self.size = upstream.reader.read(length) or b"", length
+            begin = b"".join(parts)
+            self.size = length
             self.end(kept=kept)  # the worker is free before the caller has it all
-            answer.begin(head, fields, tuple(own), has_body, body)
-            answer.end()
-            return
-        with self.agent.lock:
-            self._limit(self.timeout_s + BODY_EXTRA_S)  # [fcc.timeout.body]
-        answer.begin(head, fields, tuple(own), has_body)
-        for part in emulator.read_parts(upstream.reader, length):
+        else:
+            with self.agent.lock:
+                self._limit(self.timeout_s + BODY_EXTRA_S)  # [fcc.timeout.body]
+        answer = emulator.Answer(self.caller)
+        answer.begin(head, *self._fields(head), has_body, begin)
+        for part in parts:
             self.size += len(part)
             if self.size == length:
                 self.end(kept=kept)
@@ -823,6 +788,16 @@ class Call:
                 raise emulator.CallerGone
         self.end(kept=kept)
         answer.end()
+
+    def _fields(self, head: emulator.Head) -> Tuple[List[Pair], Tuple[Pair, ...]]:
+        """Return the fields of the worker's answer for the caller, and ours."""
+        fields = [pair for pair in pass_fields(head, HOP_FIELDS)  # [fcc.answer.fields]
+                  if not pair[0].lower().startswith(("x-fc-", "x-noslate-"))]
+        if fc_platform.judge_answer(self.control_path == "/http-invoke", self.status,
+                                    head.get("x-fc-status")) == "ok":
+            return fields, (("X-Fc-Status", "200"),)
+        self.error = "HandlerFailed"
+        return fields, (("X-Fc-Status", "404"), ("X-Noslate-Error", self.error))
 
     def _explain(self, error: Exception) -> Failure:
         """Return how an exchange that broke off ends."""
@@ -851,26 +826,23 @@ class Call:
 
     def log_line(self) -> bytes:
         """Return the line of the access log [fcc.log.access]."""
-        worker = quote(self.worker.id) if self.worker else "null"
-        error = quote(self.error) if self.error else "null"
-        return (
-            '{"time": %.3f, "request_id": %s, "function": %s, "worker": %s, '
-            '"new_worker": %s, "method": %s, "url": %s, "status": %d, "error": %s, '
-            '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f, "bytes": %d}\n'
-            % (time.time(), quote(self.request_id), quote(self.name), worker,
-               "true" if self.is_new else "false", quote(self.caller.command),
-               quote(self.caller.path), self.status, error, self.queued_s * 1e3,
-               self.first_byte_s * 1e3, (self.agent.clock.now() - self.started) * 1e3,
-               self.size)).encode()
+        total_s = self.agent.clock.now() - self.started
+        return json.dumps({
+            "time": round(time.time(), 3), "request_id": self.request_id,
+            "function": self.name, "worker": self.worker.id if self.worker else None,
+            "new_worker": self.is_new, "method": self.caller.command,
+            "url": self.caller.path, "status": self.status, "error": self.error or None,
+            "queue_ms": round(self.queued_s * 1e3, 2),
+            "first_byte_ms": round(self.first_byte_s * 1e3, 2),
+            "total_ms": round(total_s * 1e3, 2), "bytes": self.size}).encode() + b"\n"
 
 
 def read_timeout_s(text: str, default_s: float) -> float:
     """Return the time limit that FC sends, or the default."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        return default_s
-    return seconds if 0 < seconds <= 86400 else default_s
+    with contextlib.suppress(ValueError):
+        if TIMEOUT.fits(float(text)):
+            return float(text)
+    return default_s
 
 
 class Broker:
@@ -968,18 +940,24 @@ class Agent:
         self.state = "created"                   # running, closing, closed
         self.calls = 0
         self.counts: Dict[str, int] = collections.Counter()
-        self.lock = threading.Lock()
-        self.clock = RunningClock()
-        self.is_hasty = False                    # a signal handler may set it
+        self.is_hasty = False                    # close() waits for no call
         self.old_logs: Deque[str] = collections.deque()
+        self.lock = threading.Lock()
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
-        self._tick = emulator.Alarm(self._on_tick)
+        self.clock = RunningClock()
         self._check = emulator.Alarm(self._check_memory)
+        self._tick = emulator.Alarm(self._on_tick)
+        self.limit(self._tick, settings["tick_s"])
 
-    def set_profiles(self, document: object) -> None:
+    def limit(self, alarm: emulator.Alarm, limit_s: float) -> None:
+        """Let an alarm ring after so long."""
+        self.clock.set(alarm, self.clock.now() + limit_s)
+
+    def set_profiles(self, text: bytes) -> None:
         """Replace the whole list. Workers whose code is another now finish their calls
-        first [fcc.profile.identity]. Raises ValueError; nothing has changed then."""
-        functions, services = read_profiles(document, self.settings)
+        first [fcc.profile.identity]. Raises ValueError, RecursionError; nothing has
+        changed then."""
+        functions, services = read_profiles(text, self.settings)
         now = time.monotonic()
         with self.lock:
             for name in [name for name in self.brokers if name not in functions]:
@@ -990,7 +968,7 @@ class Agent:
             for name, profile in functions.items():
                 broker = self.brokers.setdefault(name, Broker(profile, now))
                 self._retire(broker.update(profile, now))
-                self._supply(broker)
+                self._serve_queue(broker)
                 self._reserve(broker)
 
     def initialize(self) -> None:
@@ -1017,26 +995,26 @@ class Agent:
         """Get a slot and a connection for a call. Blocks until its deadline at most.
         Raises Failure."""
         with self.lock:
-            broker = self._broker(call)
+            broker = self._find_broker(call)
             if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
                 raise Failure("Overloaded", "too many calls: %d" % self.calls)
             if not broker.take_token(time.monotonic()):
                 raise Failure("RateLimited", "%s is over its rate" % call.name)
         while True:
             worker = self._admit(call)
-            upstream = worker.connect()
+            upstream = worker.connect(call.upstream)
             with self.lock:
-                if upstream is not None:
-                    call.upstream = upstream  # from here on lateness cuts it off
-                    break
-                call.worker = None
-                worker.served -= 1
-                self._leave(worker, True)  # another worker may have the call
-        if call.is_late:
-            raise queue_timeout(call)
-        return worker, upstream
+                call.upstream = upstream  # from here on lateness cuts it off
+                if upstream is None:
+                    call.worker = None
+                    worker.served -= 1
+                    self._free(worker, True)  # another worker may have the call
+                elif call.is_late:
+                    raise queue_timeout(call)
+                else:
+                    return worker, upstream
 
-    def _broker(self, call: Call) -> Broker:
+    def _find_broker(self, call: Call) -> Broker:
         if self.state != "running":
             raise Failure("AgentClosed", "the gateway is %s" % self.state)
         if call.name not in self.brokers:
@@ -1046,10 +1024,10 @@ class Agent:
     def _admit(self, call: Call) -> Worker:
         """Get a slot for the call, at once or out of the queue."""
         with self.lock:
-            broker = self._broker(call)
+            broker = self._find_broker(call)
             worker = None if broker.queue else broker.pick()
             if worker is not None:
-                self._take(worker, call)
+                self._assign(worker, call)
                 return worker
             gate = self._enqueue(broker, call)
         is_here = gate.wait(call.caller)
@@ -1083,17 +1061,19 @@ class Agent:
         if call.is_late:
             gate.open()
         broker.queue.append(call)
-        self._supply(broker)
+        self._serve_queue(broker)
         return gate
 
-    def _take(self, worker: Worker, call: Call) -> None:
+    def _assign(self, worker: Worker, call: Call) -> None:
+        """Give a call a slot of a worker, and a kept connection if there is one."""
         call.worker, call.is_new = worker, worker.served == 0
+        call.upstream = worker.pool.pop() if worker.pool else None
         worker.active += 1
         worker.served += 1
         if self._check.deadline == math.inf:
             self.limit(self._check, self.settings["memory_check_s"])
 
-    def _supply(self, broker: Broker) -> None:
+    def _serve_queue(self, broker: Broker) -> None:
         """Serve the queue, and order the workers that the rest of it needs."""
         while broker.queue:
             worker = broker.pick()
@@ -1104,7 +1084,7 @@ class Agent:
                     broker.reject(failure)
                 return
             call = broker.queue.popleft()
-            self._take(worker, call)
+            self._assign(worker, call)
             if call.gate is not None:
                 call.gate.open()
 
@@ -1116,23 +1096,24 @@ class Agent:
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
             upstream, call.upstream = call.upstream, None
-            self.clock.set(call.caller.alarm, math.inf)
+            self.clock.set(call.alarm, math.inf)
             if self.state != "running":
                 self._changed.notify_all()
             if worker is not None:
                 if upstream is not None and kept and worker.state != "stopped":
                     worker.pool.append(upstream)  # before the next call looks for one
                     upstream = None
-                self._leave(worker, worker.profile.disposable or call.error in RETIRING)
+                self._free(worker, worker.profile.disposable or call.error in RETIRING)
         return upstream
 
-    def _leave(self, worker: Worker, retires: bool) -> None:
+    def _free(self, worker: Worker, retires: bool) -> None:
+        """Take a slot of a worker back (lock held)."""
         worker.active -= 1
         if retires:
             self._step(worker, "retire")
         if not worker.active:
             self._step(worker, "drained")
-        self._supply(worker.broker)
+        self._serve_queue(worker.broker)
 
     # -- workers come and go (lock held) --
 
@@ -1152,8 +1133,6 @@ class Agent:
             broker.workers.append(worker)
             self.workers.append(worker)
         self._launch_next()
-        if self.workers and self._tick.deadline == math.inf:
-            self.limit(self._tick, self.settings["tick_s"])
         return failure
 
     def _no_room(self, profile: Profile) -> Optional[Failure]:
@@ -1181,7 +1160,7 @@ class Agent:
         free = int(self.settings["launches"]) - (len(created) - len(waiting))
         for worker in waiting[:max(0, free)]:
             worker.has_thread = True
-            emulator.start_thread(worker.launch)
+            emulator.start_thread(worker.run)
 
     def move(self, worker: Worker, call: str,
              failure: Optional[Failure] = None) -> None:
@@ -1219,21 +1198,15 @@ class Agent:
             worker.state = "stopped"
             self.workers.remove(worker)
             worker.broker.workers.remove(worker)
-        self._supply(worker.broker)
+        self._serve_queue(worker.broker)
         self._launch_next()
-
-    def limit(self, alarm: emulator.Alarm, limit_s: float) -> None:
-        """Let an alarm ring after so long."""
-        self.clock.set(alarm, self.clock.now() + limit_s)
 
     # -- the control loop: what the clock calls --
 
     def _on_tick(self) -> None:
         """Look at the load of each function and order or retire workers."""
         with self.lock:
-            if self.state != "running":
-                return
-            for broker in self.brokers.values():
+            for broker in self.brokers.values() if self.state == "running" else ():
                 ready = broker.ready()
                 change, broker.low_ticks = plan_workers(
                     broker.profile, sum(one.active for one in ready), len(ready),
@@ -1241,9 +1214,7 @@ class Agent:
                     self.settings["idle_ticks"])
                 self._retire(broker.victims(-change))
                 self._order(broker, change, RESERVED)  # nobody waits, nobody is told
-            if self.workers or any(one.profile.reserved
-                                   for one in self.brokers.values()):
-                self.limit(self._tick, self.settings["tick_s"])
+            self.limit(self._tick, self.settings["tick_s"])
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
@@ -1263,19 +1234,14 @@ class Agent:
 
     # -- the end --
 
-    def _wait(self, limit_s: float, is_over: Callable[[], bool]) -> None:
-        end = self.clock.now() + limit_s
-        while not is_over() and self.clock.now() < end:
-            self._changed.wait(0.1)  # a signal handler cannot notify
-
     def close(self) -> bool:
         """Take no more calls, let those that are here end, stop every worker. Return
         whether all of them ended by themselves. Blocks drain_s and grace_s at most."""
+        wait_for = self._changed.wait_for
         with self.lock:
             if self.state == "running":
                 self.state = "closing"
-            self._wait(self.settings["drain_s"],
-                       lambda: not self.calls or self.is_hasty)
+            wait_for(lambda: not self.calls or self.is_hasty, self.settings["drain_s"])
             drained = not self.calls
             for broker in self.brokers.values():
                 broker.reject(Failure("AgentClosed", "the gateway is stopping"))
@@ -1283,21 +1249,24 @@ class Agent:
             for worker in list(self.workers):
                 if worker.state == "pending-stop":
                     self._step(worker, "late")
-            self._wait(self.settings["grace_s"] + 2, lambda: not self.workers)
-            self._wait(ANSWER_S, lambda: not self.calls)
+            wait_for(lambda: not self.workers, self.settings["grace_s"] + 2)
+            wait_for(lambda: not self.calls, ANSWER_S)
         return drained
+
+    def hurry(self) -> None:
+        """Let close() wait for no call any more."""
+        with self.lock:
+            self.is_hasty = True
+            self._changed.notify_all()
 
     def end(self) -> None:
         """Let go of everything at once; nothing of us is left afterwards."""
         with self.lock:
             self.state = "closed"
             self._retire(self.workers)  # what is starting ends when it is there
-            for worker in list(self.workers):
+            for worker in self.workers:
                 worker.signal(signal.SIGKILL)
-            self._wait(END_S, lambda: not self.workers)
-        if self.counts["workers"]:
-            time.sleep(EXEC_S)
-            kill_marked("-" + self.mark)
+            self._changed.wait_for(lambda: not self.workers, END_S)
         self.clock.close()
         shutil.rmtree(self.work_folder, ignore_errors=True)
 
@@ -1325,23 +1294,21 @@ def queue_timeout(call: Call) -> Failure:
 class Caller(emulator.Handler):
     """A connection of FC, or of somebody in the container."""
 
-    def setup(self) -> None:
-        """Prepare the connection."""
-        super().setup()
-        self.alarm = emulator.Alarm(lambda: None)   # of the call that it has
+    kind = ""   # of the request: an invocation, a hook or nothing [fcc.invoke.kind]
 
     def respond(self) -> None:
         """Route a request."""
-        control_path = self.head.get("x-fc-control-path")
-        path = self.path.partition("?")[0]
-        self.kind = kind_of(control_path, self.command, path)
+        control_path, path = self.head.get("x-fc-control-path"), self.path.partition(
+            "?")[0]
+        self.kind = control_path or (
+            path if self.command in ENDPOINTS.get(path, ()) else "")
         if self.kind in ("/invoke", "/http-invoke"):
             self._invoke()
         elif self.kind in ENDPOINTS:
-            self._hook()
-        elif not control_path and path in ADMIN and re.match(
+            self._hook(self.server.app.agent)
+        elif not control_path and (self.command, path) in ADMIN and re.match(
                 r"(::ffff:)?127\.|::1$", str(self.client_address[0])):
-            self._admin(path)  # [fcc.admin.local]
+            self._admin(self.server.app.agent)  # [fcc.admin.local]
         else:  # [fcc.path.unknown]
             self._fail(Failure("UnknownPath", "%s %s is nothing that FC calls"
                                % (self.command, self.path)))
@@ -1349,7 +1316,7 @@ class Caller(emulator.Handler):
     def _invoke(self) -> None:
         container: Container = self.server.app
         agent, get = container.agent, self.head.get
-        call = Call(agent, self, self.kind)
+        call = Call(agent, self)
         try:
             call.name = choose_function(
                 get("x-noslated-dispatch"), get("x-fc-function-name"),
@@ -1375,10 +1342,9 @@ class Caller(emulator.Handler):
         except emulator.BodyTooLarge as error:
             raise Failure("RequestTooLarge", str(error))
 
-    def _hook(self) -> None:
+    def _hook(self, agent: Agent) -> None:
         """Answer a hook. At /pre-freeze there is nothing to do: limits are in running
         time, and nothing is buffered [fcc.freeze.hook]."""
-        agent: Agent = self.server.app.agent
         try:
             if self.kind == "/initialize":  # [fcc.initialize.ready]
                 agent.initialize()
@@ -1387,50 +1353,36 @@ class Caller(emulator.Handler):
         except Failure as failure:
             self._fail(failure)
         else:
-            self._answer(emulator.EMPTY_ANSWER)
+            self.answer(emulator.EMPTY_ANSWER)
 
-    def _admin(self, path: str) -> None:
+    def _admin(self, agent: Agent) -> None:
         """Administration, for the container itself."""
-        agent: Agent = self.server.app.agent
-        status, seen = 200, ""
-        if self.command != ADMIN[path]:
-            status, seen = 405, "use %s %s" % (ADMIN[path], path)
-        elif path == "/-/stats":
-            self._answer(*emulator.json_answer(200, agent.stats()))
-            return
-        else:
-            try:
-                agent.set_profiles(parse_profiles(self.read_body(PROFILES_BYTES)))
-            except (ValueError, RecursionError) as error:
-                status, seen = 400, str(error)
-            except emulator.BodyTooLarge as error:
-                status, seen = 413, str(error)
-        self._answer(*(emulator.json_answer(status, {
-            "errorType": "InvalidProfiles", "errorMessage": seen})
-            if seen else (emulator.EMPTY_ANSWER,)))
+        answer = emulator.EMPTY_ANSWER, b""
+        try:
+            if self.command == "GET":
+                answer = emulator.json_answer(200, agent.stats())
+            else:
+                agent.set_profiles(self.read_body(PROFILES_BYTES))
+        except (ValueError, RecursionError, emulator.BodyTooLarge) as error:
+            is_large = isinstance(error, emulator.BodyTooLarge)
+            answer = emulator.json_answer(413 if is_large else 400, {
+                "errorType": "InvalidProfiles", "errorMessage": str(error)})
+        self.answer(*answer)
 
     def _fail(self, failure: Failure) -> int:
         """Answer with a failure; return the status [fcc.error.status]."""
         status = FAILURES[failure.name] if self.kind == "/http-invoke" else 404
         head, body = emulator.json_answer(status, {
             "errorType": failure.name, "errorMessage": failure.message})
-        self._answer(head[:-2] + b"X-Fc-Status: 404\r\nX-Noslate-Error: %s\r\n\r\n"
-                     % failure.name.encode(), body)
+        self.answer(head[:-2] + b"X-Fc-Status: 404\r\nX-Noslate-Error: %s\r\n\r\n"
+                    % failure.name.encode(), b"" if self.command == "HEAD" else body)
         return status
-
-    def _answer(self, head: bytes, body: bytes = b"") -> None:
-        if self.unread and not self.head.get("expect"):
-            try:
-                self.read_body(SKIP_BYTES)  # then the connection can stay
-            except emulator.BodyTooLarge:
-                pass
-        self.answer(head, b"" if self.command == "HEAD" else body)
 
 
 # ---- command line ----
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-LOST = b"\0"  # among the numbers of signals: a part of the gateway has ended
+LOST, STOPPED = 200, 201    # among the numbers of signals: what threads announce
 
 
 class Container:
@@ -1439,11 +1391,9 @@ class Container:
     def __init__(self, options: argparse.Namespace, talk: emulator.Talk,
                  log: emulator.Talk) -> None:
         self.options, self.talk, self.log = options, talk, log
-        # A signal may hit any thread, and would not wake the main one without the pipe
-        self._events, self._tell = os.pipe()
-        os.set_blocking(self._tell, False)
-        self.is_stopping = False
-        self.agent = Agent({name: getattr(options, name) for name in LIMITS},
+        self._news, self._done = os.pipe()  # of signals: they interrupt nothing
+        os.set_blocking(self._done, False)
+        self.agent = Agent({name: getattr(options, name) for name in SETTINGS},
                            options.log_folder)
 
     def say(self, text: str) -> None:
@@ -1453,20 +1403,18 @@ class Container:
     def _lose(self, arguments: Any) -> None:
         """A thread of ours has ended by a mistake, so a part of us is missing."""
         sys.excepthook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
-        os.write(self._tell, LOST)
+        os.write(self._done, bytes([LOST]))
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        if number != signal.SIGHUP:
-            if self.is_stopping:
-                self.agent.is_hasty = True  # the second signal: at once
-            self.is_stopping = True
+    def _stop(self) -> None:
+        self.agent.close()  # [fcc.stop.sigterm]
+        os.write(self._done, bytes([STOPPED]))
 
     def run(self) -> int:
         """Serve until a signal or the loss of a part; return the exit status."""
         threading.excepthook = self._lose
-        signal.set_wakeup_fd(self._tell)  # first: a new list starts reserved workers
+        signal.set_wakeup_fd(self._done)  # first: a new list starts reserved workers
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            signal.signal(number, lambda number, frame: None)
         emulator.start_thread(emulator.reap_orphans)
         try:
             return self._serve() if self._load() else 2
@@ -1492,24 +1440,31 @@ class Container:
             server.shut()
 
     def _watch(self) -> int:
+        """Do what signals and threads say; return the exit status."""
+        is_stopping = False
         while True:
-            event = os.read(self._events, 1)
-            if event == LOST:
+            news = os.read(self._news, 1)[0]
+            if news == LOST:
                 self.say("a part of the gateway is lost")  # [fcc.end.part]
                 self.agent.end()  # so that no call holds up the end of the server
                 return 1
-            if event[0] != signal.SIGHUP:
-                self.agent.close()  # [fcc.stop.sigterm]
+            if news == STOPPED:
                 return 0
-            if not self._load():
-                self.say("the list of functions stays as it was")
+            if news == signal.SIGHUP:
+                if not self._load():
+                    self.say("the list of functions stays as it was")
+            elif is_stopping:
+                self.agent.hurry()
+            else:
+                is_stopping = True
+                emulator.start_thread(self._stop)
 
     def _load(self) -> bool:
         """Read the list of functions; tell whether it is a good one."""
         try:
             if self.options.profiles:
                 with open(self.options.profiles, "rb") as file:
-                    self.agent.set_profiles(parse_profiles(file.read()))
+                    self.agent.set_profiles(file.read())
         except (OSError, ValueError, RecursionError) as error:
             self.say("%s: %s" % (self.options.profiles, error))
             return False
@@ -1522,8 +1477,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=os.path.basename(sys.argv[0]),
         description="Run many small functions in one FC container.",
-        epilog="Exit status: 0 after a signal, 1 it cannot listen or a part of it is "
-               "lost, 2 an option, a file or a folder cannot be used.")
+        epilog="* unless its profile says. Exit status: 0 after a signal, 1 it cannot "
+               "listen or a part of it is lost, 2 an option, a file or a folder cannot "
+               "be used.")
     add = parser.add_argument
     add("--profiles", metavar="FILE.json", default="", help="the list of functions; "
         "read again on SIGHUP")
@@ -1533,30 +1489,30 @@ def make_parser() -> argparse.ArgumentParser:
     add("--log-folder", default=os.environ.get("NOSLATE_LOGDIR", ""),
         help="for the output of workers ($NOSLATE_LOGDIR; else a temporary one)")
     add("--access-log", default="-", metavar="FILE|-", help="one line for each call")
-    for name, limit in NUMBERS.items():
-        add(limit.option, dest=name, metavar="N",
-            help="%s: %s (%s)" % (name, limit.meaning, limit.default))
+    for name, setting in SETTINGS.items():
+        add(setting.option, dest=name, metavar="N",
+            help="%s: %s (%s)" % (name, setting.meaning, setting.default))
     add("--version", action="version",
         version="gateway %s, SPEC %s" % (__version__, SPEC_VERSION))
     return parser
 
 
-def read_number(limit: Limit, given: Optional[str]) -> float:
-    """Return a number: the option's, else that of the first variable that is set, else
+def read_setting(name: str, given: Optional[str]) -> float:
+    """Return a setting: the option's, else that of the first variable that is set, else
     the default. Raises ValueError, naming where it is from."""
-    where, text = limit.option, given
-    for variable in limit.variables:
+    setting = SETTINGS[name]
+    where, text = setting.option, given
+    for variable in VARIABLES.get(name, ()):
         if text is None:
             where, text = variable, os.environ.get(variable) or None
     if text is None:
-        return limit.default
+        return setting.default
     try:
-        value = float(text)
+        value: Any = float(text)
+        value = int(value) if value.is_integer() else value
     except ValueError:
-        check_value(where, limit.kind, text)  # raises: no kind is a text
-        raise
-    value = int(value) if value.is_integer() else value
-    check_value(where, limit.kind, value)
+        value = text
+    check_value(where, setting.kind, value)
     return value
 
 
@@ -1565,8 +1521,8 @@ def read_options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        for name, limit in NUMBERS.items():
-            setattr(options, name, read_number(limit, getattr(options, name)))
+        for name in SETTINGS:
+            setattr(options, name, read_setting(name, getattr(options, name)))
     except ValueError as error:
         parser.error(str(error))
     return options

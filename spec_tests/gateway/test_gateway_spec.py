@@ -44,8 +44,16 @@ def test_gateway_limits() -> None:
     """Names, defaults, ranges and options of the limits agree."""
     found = {row["limit"]: (float(row["default"]), "a " + row["range"], row["option"])
              for row in rows("limit", "default", "range", "option")}
-    assert found == {name: (limit.default, limit.kind, limit.option)
-                     for name, limit in gateway.LIMITS.items()}
+    assert found == {name: (setting.default, setting.kind.text, setting.option)
+                     for name, setting in gateway.SETTINGS.items() if name != "port"}
+
+
+def test_gateway_variables() -> None:
+    """The variables that give a setting agree."""
+    found = [row["variable"] for row in rows("variable", "value", "rule")]
+    assert found == [*gateway.VARIABLES["port"], "NOSLATE_LOGDIR", *(
+        variable for name, variables in gateway.VARIABLES.items() if name != "port"
+        for variable in variables)]
 
 
 def test_gateway_failures() -> None:
@@ -61,7 +69,7 @@ def test_gateway_profile_fields() -> None:
     """The fields of a profile agree."""
     found = {row["profile field"] for row in rows("profile field", "value", "default")}
     assert found == {path for path, field in gateway.PROFILE_FIELDS.items()
-                     if field.kind != "an object"}
+                     if field.kind is not gateway.OBJECT}
 
 
 # ---- transcripts ----
