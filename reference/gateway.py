@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import math
 import os
@@ -40,7 +41,7 @@ import time
 import types
 import urllib.parse
 from typing import (TYPE_CHECKING, AbstractSet, Any, Callable, Deque, Dict, Iterable,
-                    Iterator, List, NamedTuple, Optional, Sequence, Tuple)
+                    Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast)
 
 if TYPE_CHECKING or not __package__:
     import emulator
@@ -58,7 +59,7 @@ __all__ = ["Agent", "Container", "main"]
 # ---- model ----
 
 Pair = Tuple[str, str]
-Settings = Dict[str, float]
+Services = Dict[str, List[Tuple[str, float]]]   # name -> functions, their proportions
 
 
 class Failure(Exception):
@@ -87,12 +88,13 @@ class Setting(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A field of a profile: its name in here, its kind, and what it is when left out; a
-    name of SETTINGS stands for that setting."""
+    """A field of an object: its kind, and what it is when left out, where the name of a
+    setting stands for that setting; its name in here; the fields of a list's items."""
 
-    name: str
     kind: Kind
     default: Any = None
+    name: str = ""
+    items: "Dict[str, Field]" = {}
 
 
 # ---- tables: the protocol ----
@@ -215,6 +217,9 @@ WORDS = Kind("a list of words, at least one",
 PAIRS = Kind("a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC_",
              lambda value: LIST.fits(value) and all(map(is_variable, value)))
 
+DISPATCH = one_of("least-request-count", "round-robin")
+SHRINKING = one_of("LCC", "FIFO", "FILO")
+
 SETTINGS: Dict[str, Setting] = {
     "port": Setting(9000, PORT, "--port", "to listen on; 0 = any"),
     "timeout_s": Setting(10, TIMEOUT, "--timeout", "a call, unless FC says"),
@@ -242,39 +247,38 @@ VARIABLES: Dict[str, Sequence[str]] = {  # that give a setting whose option is l
 
 REQUIRED = object()
 PROFILE_FIELDS: Dict[str, Field] = {
-    "name": Field("name", NAME, REQUIRED),
-    "runtime": Field("runtime", one_of("custom"), REQUIRED),
-    "url": Field("url", FOLDER, REQUIRED),
-    "signature": Field("signature", TEXT, REQUIRED),
-    "handler": Field("handler", TEXT, ""),
-    "initializer": Field("initializer", TEXT, ""),
-    "command": Field("command", WORDS, ()),
-    "namespace": Field("namespace", TEXT),
-    "environments": Field("environments", PAIRS, ()),
-    "resourceLimit": Field("limit", OBJECT),
-    "resourceLimit.memory": Field("memory_bytes", COUNT, 512 << 20),
-    "resourceLimit.cpu": Field("cpu", SHARE),
-    "rateLimit": Field("rate", OBJECT),
-    "rateLimit.maxTokenCount": Field("tokens", AMOUNT, math.inf),
-    "rateLimit.tokensPerFill": Field("tokens_per_fill", AMOUNT),
-    "rateLimit.fillInterval": Field("fill_interval_ms", MILLISECONDS, 1000),
-    "worker": Field("worker", OBJECT),
-    "worker.maxActivateRequests": Field("max_active", COUNT, "max_active"),
-    "worker.replicaCountLimit": Field("replica_limit", COUNT, "replica_limit"),
-    "worker.reservationCount": Field("reserved", COUNT_0, "reserved"),
-    "worker.initializationTimeout": Field("init_timeout_ms", MILLISECONDS, 10000),
-    "worker.disposable": Field("disposable", FLAG, False),
-    "worker.fastFailRequestsOnStarting": Field("fast_fail", FLAG, False),
-    "worker.disableRequestQueue": Field("queue_disabled", FLAG, False),
-    "worker.dispatchMode": Field(
-        "dispatch_mode", one_of("least-request-count", "round-robin")),
-    "worker.shrinkStrategy": Field(
-        "shrink_strategy", one_of("LCC", "FIFO", "FILO"), "LCC"),
+    "name": Field(NAME, REQUIRED, "name"),
+    "runtime": Field(one_of("custom"), REQUIRED, "runtime"),
+    "url": Field(FOLDER, REQUIRED, "url"),
+    "signature": Field(TEXT, REQUIRED, "signature"),
+    "handler": Field(TEXT, "", "handler"),
+    "initializer": Field(TEXT, "", "initializer"),
+    "command": Field(WORDS, (), "command"),
+    "namespace": Field(TEXT, None, "namespace"),
+    "environments": Field(PAIRS, (), "environments"),
+    "resourceLimit": Field(OBJECT),
+    "resourceLimit.memory": Field(COUNT, 512 << 20, "memory_bytes"),
+    "resourceLimit.cpu": Field(SHARE, None, "cpu"),
+    "rateLimit": Field(OBJECT),
+    "rateLimit.maxTokenCount": Field(AMOUNT, math.inf, "tokens"),
+    "rateLimit.tokensPerFill": Field(AMOUNT, None, "tokens_per_fill"),
+    "rateLimit.fillInterval": Field(MILLISECONDS, 1000, "fill_interval_ms"),
+    "worker": Field(OBJECT),
+    "worker.maxActivateRequests": Field(COUNT, "max_active", "max_active"),
+    "worker.replicaCountLimit": Field(COUNT, "replica_limit", "replica_limit"),
+    "worker.reservationCount": Field(COUNT_0, "reserved", "reserved"),
+    "worker.initializationTimeout": Field(MILLISECONDS, 10000, "init_timeout_ms"),
+    "worker.disposable": Field(FLAG, False, "disposable"),
+    "worker.fastFailRequestsOnStarting": Field(FLAG, False, "fast_fail"),
+    "worker.disableRequestQueue": Field(FLAG, False, "queue_disabled"),
+    "worker.dispatchMode": Field(DISPATCH, "least-request-count", "dispatch_mode"),
+    "worker.shrinkStrategy": Field(SHRINKING, "LCC", "shrink_strategy"),
 }
-LIST_FIELDS = {"functions": Field("", LIST), "services": Field("", LIST)}
-SERVICE_FIELDS = {"name": Field("", NAME, REQUIRED),
-                  "functions": Field("", FULL_LIST, REQUIRED)}
-SHARE_FIELDS = {"name": Field("", TEXT, REQUIRED), "proportion": Field("", SHARE)}
+SHARE_FIELDS = {"name": Field(NAME, REQUIRED), "proportion": Field(SHARE)}
+SERVICE_FIELDS = {"name": Field(NAME, REQUIRED),
+                  "functions": Field(FULL_LIST, REQUIRED, items=SHARE_FIELDS)}
+LIST_FIELDS = {"services": Field(LIST, items=SERVICE_FIELDS),
+               "functions": Field(LIST, REQUIRED, items=PROFILE_FIELDS)}
 # A change of these needs other workers [fcc.profile.identity]
 IDENTITY = ("runtime", "url", "signature", "handler", "initializer", "command",
             "memory_bytes", "cpu", "disposable")
@@ -288,12 +292,12 @@ class Profile(types.SimpleNamespace):
     tokens_per_fill: Any
     reserved: int
 
-    def __init__(self, item: Dict[str, Any], settings: Settings) -> None:
+    def __init__(self, item: Dict[str, Any], settings: argparse.Namespace) -> None:
         super().__init__()
         for path, field in PROFILE_FIELDS.items():
             value = look_up(item, path)
             if value is REQUIRED:
-                value = settings.get(field.default, field.default)
+                value = getattr(settings, str(field.default), field.default)
             setattr(self, field.name, value)
         self.folder = urllib.parse.unquote(self.url[len("file://"):])
         self.env = {one["key"]: one["value"] for one in self.environments}
@@ -308,51 +312,44 @@ class Profile(types.SimpleNamespace):
         self.identity = [getattr(self, name) for name in IDENTITY]
 
 
-Services = Dict[str, List[Tuple[str, float]]]
-
-
-def check_value(where: str, kind: Kind, value: object) -> None:
-    """Raise ValueError, naming the place, unless the value is of that kind."""
-    if not kind.fits(value):
-        raise ValueError("%s: expected %s, found %s"
-                         % (where, kind.text, json.dumps(value)[:80]))
-
-
 def look_up(item: Dict[str, Any], path: str) -> Any:
-    """Return a field of a profile, or of an object in it; REQUIRED if it is left out.
-    """
+    """Return a field of an object, or of one in it; REQUIRED if it is left out."""
     outer, _, inner = path.rpartition(".")
     return (item.get(outer, {}) if outer else item).get(inner, REQUIRED)
 
 
+def check_value(where: str, kind: Kind, value: object) -> None:
+    """Raise ValueError, naming the place, unless a value is of that kind."""
+    if not kind.fits(value):
+        raise ValueError("%s: expected %s, found %s"
+                         % (where or "profiles", kind.text, json.dumps(value)[:80]))
+
+
 def check_item(where: str, item: Any, fields: Dict[str, Field]) -> None:
-    """Raise ValueError, naming the field, unless an object is as its fields say."""
+    """Raise ValueError, naming the place, unless an object is as its fields say."""
     check_value(where, OBJECT, item)
+    prefix = where and where + "."
     for key in item:  # inside `worker` and the like unknown ones are allowed
         if key not in fields or "." in key:
-            raise ValueError("%s.%s: unknown field" % (where, key))
+            raise ValueError("%s%s: unknown field" % (prefix, key))
     for path, field in fields.items():
         value = look_up(item, path)
         if value is not REQUIRED:
-            check_value("%s.%s" % (where, path), field.kind, value)
+            check_value(prefix + path, field.kind, value)
+            check_list(prefix + path, value if field.items else (), field.items)
         elif field.default is REQUIRED:
-            raise ValueError("%s.%s: missing" % (where, path))
+            raise ValueError("%s%s: missing" % (prefix, path))
 
 
-def each(where: str, items: List[Any], fields: Dict[str, Field]
-         ) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Yield the place of each item of a list, and the item, checked."""
+def check_list(where: str, items: Sequence[Any], fields: Dict[str, Field]) -> None:
+    """Raise ValueError unless all items are as their fields say, under other names."""
+    names = set()
     for number, item in enumerate(items):
         place = "%s[%d]" % (where, number)
         check_item(place, item, fields)
-        yield place, item
-
-
-def add_once(named: Dict[str, Any], place: str, name: str, value: object) -> None:
-    """Add a value to the named ones. Raises ValueError when it is there."""
-    if name in named:
-        raise ValueError("%s.name: %s is there twice" % (place, name))
-    named[name] = value
+        if item["name"] in names:
+            raise ValueError("%s.name: %s is there twice" % (place, item["name"]))
+        names.add(item["name"])
 
 
 def fields_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -363,7 +360,7 @@ def fields_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     return dict(pairs)
 
 
-def read_profiles(text: bytes, settings: Settings
+def read_profiles(text: bytes, settings: argparse.Namespace
                   ) -> Tuple[Dict[str, Profile], Services]:
     """Return functions and services of a list of profiles, or of an object with the
     lists `functions` and `services`. Raises ValueError for the whole
@@ -371,21 +368,15 @@ def read_profiles(text: bytes, settings: Settings
     document = json.loads(text, object_pairs_hook=fields_once)
     if isinstance(document, list):
         document = {"functions": document}
-    check_item("profiles", document, LIST_FIELDS)
-    if not document:  # an empty list says that there are none
-        raise ValueError("profiles.functions: missing")
-    functions: Dict[str, Profile] = {}
-    for place, item in each("functions", document.get("functions", []), PROFILE_FIELDS):
-        add_once(functions, place, item["name"], Profile(item, settings))
-    services: Services = {}
-    for place, item in each("services", document.get("services", []), SERVICE_FIELDS):
-        shares = []
-        for inner, share in each(place + ".functions", item["functions"], SHARE_FIELDS):
-            if share["name"] not in functions:
-                raise ValueError("%s.name: no function %s"
-                                 % (inner, json.dumps(share["name"])))
-            shares.append((share["name"], share.get("proportion", 1)))
-        add_once(services, place, item["name"], shares)
+    check_item("", document, LIST_FIELDS)
+    functions = {item["name"]: Profile(item, settings) for item in document["functions"]}
+    services = {item["name"]: [(share["name"], share.get("proportion", 1))
+                               for share in item["functions"]]
+                for item in document.get("services", ())}
+    for name, shares in services.items():
+        for function, _ in shares:
+            if function not in functions:
+                raise ValueError("services: %s has no function %s" % (name, function))
     return functions, services
 
 
@@ -695,10 +686,11 @@ def has_variable(process: int, variable: str) -> bool:
 class Call:
     """One invocation. The thread of its caller carries it to the worker and back."""
 
+    broker: "Optional[Broker]" = None        # whose queue it is in, or was
+    gate: Optional[emulator.Gate] = None     # where it waits for its turn
+    refusal: Optional[Failure] = None        # with which it came out of the queue
     worker: Optional[Worker] = None
     upstream: Optional[emulator.Upstream] = None
-    gate: Optional[emulator.Gate] = None     # while it waits in a queue
-    refusal: Optional[Failure] = None        # with which it comes out
     status = 0                   # of its answer, 0 before that has begun
     size = 0                     # of the answer's body so far
     error = ""
@@ -709,21 +701,18 @@ class Call:
 
     def __init__(self, agent: "Agent", caller: "Caller") -> None:
         self.agent, self.caller, self.name = agent, caller, ""
-        self.control_path = "/http-invoke" if caller.kind == "/http-invoke" else (
-            "/invoke")
         get = caller.head.get
         self.request_id = get("x-fc-request-id") or get(
             "x-noslated-request-id") or "unknown"
-        self.timeout_s = read_timeout_s(get("x-fc-function-timeout"),
-                                        agent.settings["timeout_s"])
+        self.timeout_s = agent.settings.timeout_s
+        with contextlib.suppress(ValueError):
+            seconds = float(get("x-fc-function-timeout"))
+            self.timeout_s = seconds if TIMEOUT.fits(seconds) else self.timeout_s
         self.started = agent.clock.now()
         self.alarm = emulator.Alarm(self._on_time)
         with agent.lock:
             agent.calls += 1
-            self._limit(self.timeout_s)
-
-    def _limit(self, limit_s: float) -> None:
-        self.agent.clock.set(self.alarm, self.started + limit_s)
+            agent.limit(self.alarm, self.timeout_s)
 
     def _on_time(self) -> None:
         """The head, or the end of the answer, is not there in time."""
@@ -731,8 +720,8 @@ class Call:
             if self.is_ended or self.alarm.deadline < math.inf:
                 return  # it was moved meanwhile
             self.is_late = True
-            if self.gate is not None:
-                self.gate.open()
+            if self.broker is not None:
+                self.broker.refuse(self, queue_timeout(self))
             if self.upstream is not None:
                 emulator.shut(self.upstream.socket)
 
@@ -742,10 +731,10 @@ class Call:
         worker, upstream = self.agent.connect(self)
         caller = self.caller
         try:
-            upstream.watch(caller, self._leave)
+            upstream.watch(caller, caller_left)
             head = worker.request(
                 caller.command, caller.path, pass_fields(caller.head, OWN_FIELDS),
-                self.request_id, self.control_path, self.timeout_s,
+                self.request_id, caller.kind, self.timeout_s,
                 len(body) if body or caller.command not in ("GET", "HEAD") else None)
             if len(body) <= 65536:
                 whole = upstream.send(head + body)
@@ -757,9 +746,6 @@ class Call:
             self._pass(upstream, answer, whole)
         except BROKEN as error:
             raise self._explain(error)
-
-    def _leave(self) -> None:
-        raise emulator.CallerGone
 
     def _pass(self, upstream: emulator.Upstream, head: emulator.Head, whole: bool
               ) -> None:
@@ -775,8 +761,9 @@ class Call:
             self.size = length
             self.end(kept=kept)  # the worker is free before the caller has it all
         else:
-            with self.agent.lock:
-                self._limit(self.timeout_s + BODY_EXTRA_S)  # [fcc.timeout.body]
+            with self.agent.lock:  # [fcc.timeout.body]
+                self.agent.clock.set(self.alarm, self.started + self.timeout_s
+                                     + BODY_EXTRA_S)
         answer = emulator.Answer(self.caller)
         answer.begin(head, *self._fields(head), has_body, begin)
         for part in parts:
@@ -793,7 +780,7 @@ class Call:
         """Return the fields of the worker's answer for the caller, and ours."""
         fields = [pair for pair in pass_fields(head, HOP_FIELDS)  # [fcc.answer.fields]
                   if not pair[0].lower().startswith(("x-fc-", "x-noslate-"))]
-        if fc_platform.judge_answer(self.control_path == "/http-invoke", self.status,
+        if fc_platform.judge_answer(self.caller.kind == "/http-invoke", self.status,
                                     head.get("x-fc-status")) == "ok":
             return fields, (("X-Fc-Status", "200"),)
         self.error = "HandlerFailed"
@@ -815,14 +802,9 @@ class Call:
 
     def end(self, error: str = "", kept: bool = False) -> None:
         """Give the worker's slot back, and its connection, unless that was done."""
-        if self.is_ended:
-            return
-        self.is_ended, self.error = True, error or self.error
-        if self.upstream is not None:
-            self.upstream.watch(None, self._leave)
-        unwanted = self.agent.settle(self, kept)
-        if unwanted is not None:
-            unwanted.close()  # the handler may learn that nobody waits
+        if not self.is_ended:
+            self.is_ended, self.error = True, error or self.error
+            self.agent.settle(self, kept)
 
     def log_line(self) -> bytes:
         """Return the line of the access log [fcc.log.access]."""
@@ -837,12 +819,15 @@ class Call:
             "total_ms": round(total_s * 1e3, 2), "bytes": self.size}).encode() + b"\n"
 
 
-def read_timeout_s(text: str, default_s: float) -> float:
-    """Return the time limit that FC sends, or the default."""
-    with contextlib.suppress(ValueError):
-        if TIMEOUT.fits(float(text)):
-            return float(text)
-    return default_s
+def caller_left() -> None:
+    """End the exchange with a worker."""
+    raise emulator.CallerGone
+
+
+def queue_timeout(call: Call) -> Failure:
+    """Return the failure of a call that found no worker in time [fcc.timeout.head]."""
+    return Failure("QueueTimeout", "no worker of %s was free within %g s"
+                   % (call.name, call.timeout_s))
 
 
 class Broker:
@@ -903,6 +888,12 @@ class Broker:
         worker = min(ready, key=lambda one: one.active, default=None)
         return worker if worker is not None and worker.active < limit else None
 
+    def needed(self) -> int:
+        """Return how many workers to order for those in the queue
+        [fcc.launch.demand]."""
+        return math.ceil(len(self.queue) / self.profile.max_active) - self.count(
+            "created")
+
     def victims(self, number: int) -> List[Worker]:
         """Return the ready workers that shrinking takes first [fcc.scale.victims]."""
         ready = self.ready()
@@ -912,14 +903,19 @@ class Broker:
             ready.sort(key=lambda one: one.active)
         return ready[:max(0, number)]
 
-    def reject(self, failure: Failure) -> None:
-        """Let every call in the queue fail [fcc.launch.failed]."""
-        self.failure = failure
-        while self.queue:
-            call = self.queue.popleft()
+    def refuse(self, call: Call, failure: Failure) -> None:
+        """Let a call fail, if it is in the queue."""
+        if call in self.queue:
+            self.queue.remove(call)
             call.refusal = failure
             if call.gate is not None:
                 call.gate.open()
+
+    def reject(self, failure: Failure) -> None:
+        """Let every call in the queue fail [fcc.launch.failed]."""
+        self.failure = failure
+        for call in list(self.queue):
+            self.refuse(call, failure)
 
 
 # ---- the agent ----
@@ -929,25 +925,24 @@ class Agent:
     guards brokers, workers and calls; it is never held while something blocks. One
     clock keeps every limit; what it calls is the control loop."""
 
-    def __init__(self, settings: Settings, log_folder: str = "") -> None:
-        self.settings = settings
+    def __init__(self, settings: argparse.Namespace) -> None:
+        self.settings = settings                 # those of SETTINGS, and log_folder
         self.mark = os.urandom(6).hex()          # at the end of each worker's id
         self.work_folder = tempfile.mkdtemp(prefix="noslate-")
-        self.log_folder = log_folder or os.path.join(self.work_folder, "logs")
+        self.log_folder = settings.log_folder or os.path.join(self.work_folder, "logs")
         self.brokers: Dict[str, Broker] = {}
         self.services: Services = {}
         self.workers: List[Worker] = []          # of all brokers, also removed ones
-        self.state = "created"                   # running, closing, closed
+        self.state = "created"                   # running, closing
         self.calls = 0
         self.counts: Dict[str, int] = collections.Counter()
-        self.is_hasty = False                    # close() waits for no call
         self.old_logs: Deque[str] = collections.deque()
         self.lock = threading.Lock()
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
         self.clock = RunningClock()
         self._check = emulator.Alarm(self._check_memory)
         self._tick = emulator.Alarm(self._on_tick)
-        self.limit(self._tick, settings["tick_s"])
+        self.limit(self._tick, settings.tick_s)
 
     def limit(self, alarm: emulator.Alarm, limit_s: float) -> None:
         """Let an alarm ring after so long."""
@@ -973,21 +968,18 @@ class Agent:
 
     def initialize(self) -> None:
         """Wait until every reserved worker is ready. Raises Failure."""
-        def short() -> List[Broker]:
+        def missing() -> List[Broker]:
             return [one for one in self.brokers.values()
                     if one.count("ready") < one.profile.reserved]
 
         with self.lock:
-            for broker in short():
+            for broker in missing():
                 broker.failure = None
                 self._reserve(broker)
-            while short():
-                for broker in short():
-                    if broker.failure is not None:
-                        raise broker.failure
-                if self.state != "running":
-                    raise Failure("AgentClosed", "the gateway is stopping")
-                self._changed.wait()
+            self._changed.wait_for(lambda: self.state != "running" or all(
+                one.failure for one in missing()))
+            for broker in missing():
+                raise broker.failure or Failure("AgentClosed", "the gateway is stopping")
 
     # -- calls --
 
@@ -996,7 +988,7 @@ class Agent:
         Raises Failure."""
         with self.lock:
             broker = self._find_broker(call)
-            if self.calls > self.settings["calls"]:  # [fcc.limit.calls]
+            if self.calls > self.settings.calls:  # [fcc.limit.calls]
                 raise Failure("Overloaded", "too many calls: %d" % self.calls)
             if not broker.take_token(time.monotonic()):
                 raise Failure("RateLimited", "%s is over its rate" % call.name)
@@ -1022,47 +1014,39 @@ class Agent:
         return self.brokers[call.name]
 
     def _admit(self, call: Call) -> Worker:
-        """Get a slot for the call, at once or out of the queue."""
+        """Get a slot for a call, at once or when its turn comes."""
+        gate = None
         with self.lock:
-            broker = self._find_broker(call)
-            worker = None if broker.queue else broker.pick()
-            if worker is not None:
-                self._assign(worker, call)
-                return worker
-            gate = self._enqueue(broker, call)
-        is_here = gate.wait(call.caller)
-        with self.lock:
-            call.gate = None
+            broker = call.broker = self._find_broker(call)
+            broker.queue.append(call)
+            self._serve_queue(broker)
             if call in broker.queue:
-                broker.queue.remove(call)
-        call.queued_s = self.clock.now() - call.started
+                gate = call.gate = emulator.Gate()
+                failure = self._cannot_wait(broker, call)
+                if failure is not None:
+                    broker.refuse(call, failure)
+        if gate is not None:
+            is_here = gate.wait(call.caller)
+            call.queued_s = self.clock.now() - call.started
+            with self.lock:
+                if not is_here:
+                    broker.refuse(call, Failure("CallerGone", "the caller has gone"))
         if call.refusal is not None:
             raise call.refusal
-        if not is_here:
-            raise Failure("CallerGone", "the caller has gone")
-        if call.worker is None or call.is_late:  # [fcc.timeout.head]
-            raise queue_timeout(call)
+        assert call.worker is not None
         return call.worker
 
-    def _enqueue(self, broker: Broker, call: Call) -> emulator.Gate:
-        """Put a call into the queue and order a worker (lock held)."""
-        profile = broker.profile
+    def _cannot_wait(self, broker: Broker, call: Call) -> Optional[Failure]:
+        profile, queued = broker.profile, sum(
+            len(one.queue) for one in self.brokers.values())
         if profile.queue_disabled:  # [fcc.queue.disabled]
-            self._order(broker, 1 - broker.count("created"))
-            raise Failure("QueueDisabled", "%s has no free worker" % call.name)
-        queued = sum(len(one.queue) for one in self.brokers.values())
-        if queued >= self.settings["queued_calls"]:
-            raise Failure("Overloaded", "too many calls wait: %d" % queued)
-        if profile.fast_fail and (
-                broker.count("created", "ready") >= profile.replica_limit):
-            raise Failure("ReplicaLimit", "%s has all the workers it may have"
-                          % call.name)
-        gate = call.gate = emulator.Gate()
-        if call.is_late:
-            gate.open()
-        broker.queue.append(call)
-        self._serve_queue(broker)
-        return gate
+            return Failure("QueueDisabled", "%s has no free worker" % call.name)
+        if queued > self.settings.queued_calls:  # [fcc.limit.calls]
+            return Failure("Overloaded", "too many calls wait: %d" % queued)
+        if profile.fast_fail and broker.needed() > 0:  # [fcc.limit.replicas]
+            return Failure("ReplicaLimit", "%s has all the workers it may have"
+                           % call.name)
+        return queue_timeout(call) if call.is_late else None
 
     def _assign(self, worker: Worker, call: Call) -> None:
         """Give a call a slot of a worker, and a kept connection if there is one."""
@@ -1071,15 +1055,15 @@ class Agent:
         worker.active += 1
         worker.served += 1
         if self._check.deadline == math.inf:
-            self.limit(self._check, self.settings["memory_check_s"])
+            self.limit(self._check, self.settings.memory_check_s)
 
     def _serve_queue(self, broker: Broker) -> None:
-        """Serve the queue, and order the workers that the rest of it needs."""
+        """Serve the queue, and order the workers that the rest of it needs (lock held).
+        """
         while broker.queue:
             worker = broker.pick()
-            if worker is None:  # [fcc.launch.demand]
-                needed = math.ceil(len(broker.queue) / broker.profile.max_active)
-                failure = self._order(broker, needed - broker.count("created"))
+            if worker is None:
+                failure = self._order(broker, broker.needed())
                 if failure is not None:
                     broker.reject(failure)
                 return
@@ -1088,23 +1072,25 @@ class Agent:
             if call.gate is not None:
                 call.gate.open()
 
-    def settle(self, call: Call, kept: bool) -> Optional[emulator.Upstream]:
-        """A call has ended: pass its slot on, and its connection if that can be kept;
-        else return it."""
-        worker = call.worker
+    def settle(self, call: Call, kept: bool) -> None:
+        """A call has ended: pass its slot on, and its connection if that can be kept.
+        """
+        worker, upstream = call.worker, call.upstream
         with self.lock:
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
-            upstream, call.upstream = call.upstream, None
             self.clock.set(call.alarm, math.inf)
+            call.upstream = None
+            if upstream is not None and worker is not None:
+                upstream.watch(None, caller_left)
+                if kept and worker.state != "stopped":
+                    worker.pool.append(upstream)  # before the next call looks for one
+                else:
+                    upstream.close()  # the handler may learn that nobody waits
+            if worker is not None:
+                self._free(worker, worker.profile.disposable or call.error in RETIRING)
             if self.state != "running":
                 self._changed.notify_all()
-            if worker is not None:
-                if upstream is not None and kept and worker.state != "stopped":
-                    worker.pool.append(upstream)  # before the next call looks for one
-                    upstream = None
-                self._free(worker, worker.profile.disposable or call.error in RETIRING)
-        return upstream
 
     def _free(self, worker: Worker, retires: bool) -> None:
         """Take a slot of a worker back (lock held)."""
@@ -1136,9 +1122,7 @@ class Agent:
         return failure
 
     def _no_room(self, profile: Profile) -> Optional[Failure]:
-        if self.state == "closed":
-            return Failure("AgentClosed", "the gateway has ended")
-        pool = self.settings["memory_pool_bytes"]
+        pool = self.settings.memory_pool_bytes
         left = pool - sum(worker.profile.memory_bytes for worker in self.workers
                           if worker.state in ("created", "ready"))
         if profile.memory_bytes <= left:  # [fcc.limit.pool]
@@ -1155,12 +1139,11 @@ class Agent:
     def _launch_next(self) -> None:
         """Start the workers whose turn it is [fcc.launch.parallel]."""
         created = [one for one in self.workers if one.state == "created"]
-        waiting = [one for one in created if not one.has_thread]
-        waiting.sort(key=lambda one: one.rank)
-        free = int(self.settings["launches"]) - (len(created) - len(waiting))
-        for worker in waiting[:max(0, free)]:
-            worker.has_thread = True
-            emulator.start_thread(worker.run)
+        created.sort(key=lambda one: (not one.has_thread, one.rank))
+        for worker in created[:self.settings.launches]:
+            if not worker.has_thread:
+                worker.has_thread = True
+                emulator.start_thread(worker.run)
 
     def move(self, worker: Worker, call: str,
              failure: Optional[Failure] = None) -> None:
@@ -1184,12 +1167,12 @@ class Agent:
             return
         action, worker.state, _ = STATES[worker.state, call]
         if action == "drain":  # [fcc.stop.drain]
-            self.limit(worker.alarm, self.settings["drain_s"])
+            self.limit(worker.alarm, self.settings.drain_s)
             if not worker.active:
                 self._step(worker, "drained")
         elif action == "terminate":  # [fcc.stop.signals]
             worker.signal(signal.SIGTERM)
-            self.limit(worker.alarm, self.settings["grace_s"])
+            self.limit(worker.alarm, self.settings.grace_s)
         else:  # it needs no limit
             self.limit(worker.alarm, math.inf)
         if action == "kill":
@@ -1211,10 +1194,10 @@ class Agent:
                 change, broker.low_ticks = plan_workers(
                     broker.profile, sum(one.active for one in ready), len(ready),
                     broker.count("created"), broker.low_ticks,
-                    self.settings["idle_ticks"])
+                    self.settings.idle_ticks)
                 self._retire(broker.victims(-change))
                 self._order(broker, change, RESERVED)  # nobody waits, nobody is told
-            self.limit(self._tick, self.settings["tick_s"])
+            self.limit(self._tick, self.settings.tick_s)
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
@@ -1230,43 +1213,31 @@ class Agent:
                     self._step(worker, "retire")
                     worker.signal(signal.SIGKILL)
             if self.calls:
-                self.limit(self._check, self.settings["memory_check_s"])
+                self.limit(self._check, self.settings.memory_check_s)
 
     # -- the end --
 
-    def close(self) -> bool:
+    def close(self, drain_s: float, grace_s: float) -> bool:
         """Take no more calls, let those that are here end, stop every worker. Return
-        whether all of them ended by themselves. Blocks drain_s and grace_s at most."""
+        whether all calls ended by themselves. Blocks for both times at most."""
         wait_for = self._changed.wait_for
         with self.lock:
-            if self.state == "running":
-                self.state = "closing"
-            wait_for(lambda: not self.calls or self.is_hasty, self.settings["drain_s"])
+            self.state = "closing"
+            wait_for(lambda: not self.calls, drain_s)
             drained = not self.calls
             for broker in self.brokers.values():
                 broker.reject(Failure("AgentClosed", "the gateway is stopping"))
             self._retire(self.workers)
-            for worker in list(self.workers):
-                if worker.state == "pending-stop":
-                    self._step(worker, "late")
-            wait_for(lambda: not self.workers, self.settings["grace_s"] + 2)
+            for state, limit_s in (("pending-stop", grace_s), ("stopping", END_S)):
+                for worker in [one for one in self.workers if one.state == state]:
+                    self._step(worker, "late")  # [fcc.stop.signals]
+                wait_for(lambda: not self.workers, limit_s)
             wait_for(lambda: not self.calls, ANSWER_S)
         return drained
 
-    def hurry(self) -> None:
-        """Let close() wait for no call any more."""
-        with self.lock:
-            self.is_hasty = True
-            self._changed.notify_all()
-
     def end(self) -> None:
         """Let go of everything at once; nothing of us is left afterwards."""
-        with self.lock:
-            self.state = "closed"
-            self._retire(self.workers)  # what is starting ends when it is there
-            for worker in self.workers:
-                worker.signal(signal.SIGKILL)
-            self._changed.wait_for(lambda: not self.workers, END_S)
+        self.close(0, 0)
         self.clock.close()
         shutil.rmtree(self.work_folder, ignore_errors=True)
 
@@ -1281,12 +1252,6 @@ class Agent:
                            "served": one.served} for one in broker.workers]}
                 for name, broker in self.brokers.items()},
                 "counts": dict(self.counts), "services": self.services}
-
-
-def queue_timeout(call: Call) -> Failure:
-    """Return the failure of a call that found no worker in time."""
-    return Failure("QueueTimeout", "no worker of %s was free within %g s"
-                   % (call.name, call.timeout_s))
 
 
 # ---- the server ----
@@ -1348,7 +1313,8 @@ class Caller(emulator.Handler):
         try:
             if self.kind == "/initialize":  # [fcc.initialize.ready]
                 agent.initialize()
-            if self.kind == "/pre-stop" and not agent.close():
+            if self.kind == "/pre-stop" and not agent.close(
+                    agent.settings.drain_s, agent.settings.grace_s):
                 raise Failure("AgentClosed", "calls were cut off")  # [fcc.stop.hook]
         except Failure as failure:
             self._fail(failure)
@@ -1393,8 +1359,7 @@ class Container:
         self.options, self.talk, self.log = options, talk, log
         self._news, self._done = os.pipe()  # of signals: they interrupt nothing
         os.set_blocking(self._done, False)
-        self.agent = Agent({name: getattr(options, name) for name in SETTINGS},
-                           options.log_folder)
+        self.agent = Agent(options)
 
     def say(self, text: str) -> None:
         """Say something of our own."""
@@ -1406,7 +1371,7 @@ class Container:
         os.write(self._done, bytes([LOST]))
 
     def _stop(self) -> None:
-        self.agent.close()  # [fcc.stop.sigterm]
+        self.agent.close(self.options.drain_s, self.options.grace_s)
         os.write(self._done, bytes([STOPPED]))
 
     def run(self) -> int:
@@ -1434,6 +1399,7 @@ class Container:
         try:
             return self._watch()
         finally:
+            self.agent.end()  # so that no call holds up the end of the server
             server.close()
             server.shut(socket.SHUT_RD)  # who waits for a request waits no more
             server.join(ANSWER_S)
@@ -1446,16 +1412,13 @@ class Container:
             news = os.read(self._news, 1)[0]
             if news == LOST:
                 self.say("a part of the gateway is lost")  # [fcc.end.part]
-                self.agent.end()  # so that no call holds up the end of the server
                 return 1
-            if news == STOPPED:
-                return 0
             if news == signal.SIGHUP:
                 if not self._load():
                     self.say("the list of functions stays as it was")
-            elif is_stopping:
-                self.agent.hurry()
-            else:
+            elif news == STOPPED or is_stopping:  # the second signal: at once
+                return 0
+            else:  # [fcc.stop.sigterm]
                 is_stopping = True
                 emulator.start_thread(self._stop)
 
@@ -1490,58 +1453,42 @@ def make_parser() -> argparse.ArgumentParser:
         help="for the output of workers ($NOSLATE_LOGDIR; else a temporary one)")
     add("--access-log", default="-", metavar="FILE|-", help="one line for each call")
     for name, setting in SETTINGS.items():
+        given = [os.environ[variable] for variable in VARIABLES.get(name, ())
+                 if os.environ.get(variable)]
         add(setting.option, dest=name, metavar="N",
+            type=functools.partial(read_number, name),
+            default=(given or [str(setting.default)])[0],
             help="%s: %s (%s)" % (name, setting.meaning, setting.default))
     add("--version", action="version",
         version="gateway %s, SPEC %s" % (__version__, SPEC_VERSION))
     return parser
 
 
-def read_setting(name: str, given: Optional[str]) -> float:
-    """Return a setting: the option's, else that of the first variable that is set, else
-    the default. Raises ValueError, naming where it is from."""
-    setting = SETTINGS[name]
-    where, text = setting.option, given
-    for variable in VARIABLES.get(name, ()):
-        if text is None:
-            where, text = variable, os.environ.get(variable) or None
-    if text is None:
-        return setting.default
-    try:
-        value: Any = float(text)
+def read_number(name: str, text: str) -> float:
+    """Return a setting. Raises ArgumentTypeError, naming the variables that give it as
+    well."""
+    value: Any = text
+    with contextlib.suppress(ValueError):
+        value = float(text)
         value = int(value) if value.is_integer() else value
-    except ValueError:
-        value = text
-    check_value(where, setting.kind, value)
-    return value
-
-
-def read_options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    """Return what the command line says, numbers within their ranges; or exit."""
-    parser = make_parser()
-    options = parser.parse_args(argv)
-    try:
-        for name in SETTINGS:
-            setattr(options, name, read_setting(name, getattr(options, name)))
-    except ValueError as error:
-        parser.error(str(error))
-    return options
+    kind = SETTINGS[name].kind
+    if not kind.fits(value):
+        raise argparse.ArgumentTypeError("expected %s, found %s%s" % (
+            kind.text, text, "".join(" (or " + one + ")" for one in VARIABLES.get(name, ()))))
+    return cast(float, value)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the container; return the exit status."""
-    options, talk = read_options(argv), emulator.Talk(2)
-    problem = "--access-log %s" % options.access_log
+    options, talk = make_parser().parse_args(argv), emulator.Talk(2)
     try:
         log = talk if options.access_log == "-" else emulator.Talk(os.open(
             options.access_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
-        problem = "--log-folder %s" % options.log_folder
         if options.log_folder:
             os.makedirs(options.log_folder, exist_ok=True)
-        problem = "no folder for temporary files ($TMPDIR)"
         container = Container(options, talk, log)
     except OSError as error:
-        talk.line("gateway: %s: %s" % (problem, error.strerror))
+        talk.line("gateway: %s" % error)  # it names the file or the folder
         return 2
     # whoever started us may ignore it: then no process waits for us to see its end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
