@@ -11,8 +11,7 @@ stopped in here. The list of functions is a list of *profiles*:
     curl -X PUT --data-binary @functions.json localhost:9000/-/profiles
     curl -H 'x-noslated-dispatch: hello' --data-binary hi localhost:9000/invoke
 
-    caller -> FC -> Server -> Agent -> Broker (one per function) -> Worker (process)
-                               |  control loop: launch, scale, drain, stop
+    caller -> FC -> Caller -> Agent -> Broker (one per function) -> Worker (process)
 
 HTTP, processes and the clock are those of emulator.py, which lies beside this file.
 Chapter 9 of SPEC.md has the rules, and says what stands in for Noslate's own parts:
@@ -38,7 +37,6 @@ import sys
 import tempfile
 import threading
 import time
-import types
 import urllib.parse
 from typing import (TYPE_CHECKING, AbstractSet, Any, Callable, Deque, Dict, Iterable,
                     Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast)
@@ -66,9 +64,8 @@ class Failure(Exception):
     """A call that no handler has answered; `name` is one of FAILURES."""
 
     def __init__(self, name: str, message: str) -> None:
-        super().__init__("%s: %s" % (name, message))
-        self.name = name
-        self.message = message
+        super().__init__(name, message)
+        self.name, self.message = name, message
 
 
 class Kind(NamedTuple):
@@ -100,12 +97,8 @@ class Field(NamedTuple):
 # ---- tables: the protocol ----
 
 # What FC calls, with the methods by which it does so [fcc.invoke.kind]
-ENDPOINTS: Dict[str, Sequence[str]] = {
-    "/invoke": ("POST",),
-    "/initialize": ("POST", "GET"),
-    "/pre-freeze": ("POST", "GET"),
-    "/pre-stop": ("POST", "GET"),
-}
+ENDPOINTS: Dict[str, Sequence[str]] = {"/invoke": ("POST",), **dict.fromkeys(
+    ("/initialize", "/pre-freeze", "/pre-stop"), ("POST", "GET"))}
 ADMIN = (("GET", "/-/stats"), ("PUT", "/-/profiles"))  # [fcc.admin.local]
 
 # Failure -> status of an HTTP invocation. An event invocation gets 404 for each of
@@ -155,6 +148,7 @@ LOAD_HIGH, LOAD_LOW, LOAD_WANTED = 0.8, 0.6, 0.7
 BODY_EXTRA_S = 1.0           # from the deadline of the head to that of the body
 BODY_BYTES = 32 << 20        # of a call; it is read before a worker is asked
 PROFILES_BYTES = 8 << 20
+PROBE_S = 0.002              # between two looks whether a new worker listens
 DIAL_S = 1.0                 # to reach a worker that was there before
 END_S = 5.0                  # for processes that were killed
 ANSWER_S = 1.0               # for answers on their way when the server ends
@@ -274,11 +268,10 @@ PROFILE_FIELDS: Dict[str, Field] = {
     "worker.dispatchMode": Field(DISPATCH, "least-request-count", "dispatch_mode"),
     "worker.shrinkStrategy": Field(SHRINKING, "LCC", "shrink_strategy"),
 }
-SHARE_FIELDS = {"name": Field(NAME, REQUIRED), "proportion": Field(SHARE)}
-SERVICE_FIELDS = {"name": Field(NAME, REQUIRED),
-                  "functions": Field(FULL_LIST, REQUIRED, items=SHARE_FIELDS)}
-LIST_FIELDS = {"services": Field(LIST, items=SERVICE_FIELDS),
-               "functions": Field(LIST, REQUIRED, items=PROFILE_FIELDS)}
+SHARES = {"name": Field(NAME, REQUIRED), "proportion": Field(SHARE)}
+LISTS = {"services": Field(LIST, items={
+    "name": Field(NAME, REQUIRED), "functions": Field(FULL_LIST, REQUIRED, items=SHARES)
+}), "functions": Field(LIST, REQUIRED, items=PROFILE_FIELDS)}
 # A change of these needs other workers [fcc.profile.identity]
 IDENTITY = ("runtime", "url", "signature", "handler", "initializer", "command",
             "memory_bytes", "cpu", "disposable")
@@ -286,7 +279,7 @@ IDENTITY = ("runtime", "url", "signature", "handler", "initializer", "command",
 
 # ---- rules without I/O: profiles ----
 
-class Profile(types.SimpleNamespace):
+class Profile(argparse.Namespace):
     """A checked profile, its fields under our names."""
 
     tokens_per_fill: Any
@@ -318,35 +311,24 @@ def look_up(item: Dict[str, Any], path: str) -> Any:
     return (item.get(outer, {}) if outer else item).get(inner, REQUIRED)
 
 
-def check_value(where: str, kind: Kind, value: object) -> None:
-    """Raise ValueError, naming the place, unless a value is of that kind."""
-    if not kind.fits(value):
+def check(where: str, field: Field, value: Any) -> None:
+    """Raise ValueError, naming the place, unless a value is as its field says."""
+    if value is REQUIRED:
+        if field.default is REQUIRED:
+            raise ValueError("%s: missing" % where)
+        return
+    if not field.kind.fits(value):
         raise ValueError("%s: expected %s, found %s"
-                         % (where or "profiles", kind.text, json.dumps(value)[:80]))
-
-
-def check_item(where: str, item: Any, fields: Dict[str, Field]) -> None:
-    """Raise ValueError, naming the place, unless an object is as its fields say."""
-    check_value(where, OBJECT, item)
-    prefix = where and where + "."
-    for key in item:  # inside `worker` and the like unknown ones are allowed
-        if key not in fields or "." in key:
-            raise ValueError("%s%s: unknown field" % (prefix, key))
-    for path, field in fields.items():
-        value = look_up(item, path)
-        if value is not REQUIRED:
-            check_value(prefix + path, field.kind, value)
-            check_list(prefix + path, value if field.items else (), field.items)
-        elif field.default is REQUIRED:
-            raise ValueError("%s%s: missing" % (prefix, path))
-
-
-def check_list(where: str, items: Sequence[Any], fields: Dict[str, Field]) -> None:
-    """Raise ValueError unless all items are as their fields say, under other names."""
+                         % (where, field.kind.text, json.dumps(value)[:80]))
     names = set()
-    for number, item in enumerate(items):
+    for number, item in enumerate(value if field.items else ()):
         place = "%s[%d]" % (where, number)
-        check_item(place, item, fields)
+        check(place, Field(OBJECT), item)
+        for key in item:  # inside `worker` and the like unknown ones are allowed
+            if key not in field.items or "." in key:
+                raise ValueError("%s.%s: unknown field" % (place, key))
+        for path, inner in field.items.items():
+            check("%s.%s" % (place, path), inner, look_up(item, path))
         if item["name"] in names:
             raise ValueError("%s.name: %s is there twice" % (place, item["name"]))
         names.add(item["name"])
@@ -354,10 +336,12 @@ def check_list(where: str, items: Sequence[Any], fields: Dict[str, Field]) -> No
 
 def fields_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     """Make an object of JSON. Raises ValueError for a field that is there twice."""
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError("%s: is there twice in an object" % max(names, key=names.count))
-    return dict(pairs)
+    fields: Dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError("%s: is there twice in an object" % name)
+        fields[name] = value
+    return fields
 
 
 def read_profiles(text: bytes, settings: argparse.Namespace
@@ -366,13 +350,16 @@ def read_profiles(text: bytes, settings: argparse.Namespace
     lists `functions` and `services`. Raises ValueError for the whole
     [fcc.profile.all], RecursionError."""
     document = json.loads(text, object_pairs_hook=fields_once)
-    if isinstance(document, list):
-        document = {"functions": document}
-    check_item("", document, LIST_FIELDS)
-    functions = {item["name"]: Profile(item, settings) for item in document["functions"]}
+    lists = document if isinstance(document, dict) else {"functions": document}
+    for name in lists:
+        if name not in LISTS:
+            raise ValueError("%s: unknown field" % name)
+    for name, field in LISTS.items():
+        check(name, field, lists.get(name, REQUIRED))
+    functions = {item["name"]: Profile(item, settings) for item in lists["functions"]}
     services = {item["name"]: [(share["name"], share.get("proportion", 1))
                                for share in item["functions"]]
-                for item in document.get("services", ())}
+                for item in lists.get("services", ())}
     for name, shares in services.items():
         for function, _ in shares:
             if function not in functions:
@@ -387,13 +374,9 @@ def choose_function(dispatch: str, fc_name: str, default: str,
                     chance: float) -> str:
     """Return the function that a call is for. Raises Failure. `chance` is a random
     number from 0 to 1 that decides between the functions of a service."""
-    if not dispatch:  # [fcc.dispatch.order]
-        name = fc_name if fc_name in functions else default
-        if name:
-            return name
-        raise Failure("UnknownFunction", "the call names no function: no "
-                      "x-noslated-dispatch, none called %r, no default" % fc_name)
     kind, colon, name = dispatch.partition(":")
+    if not dispatch:  # [fcc.dispatch.order]
+        return default if default and fc_name not in functions else fc_name
     if not colon or kind == "function":
         return name if colon else dispatch
     if kind != "service" or not name:
@@ -409,8 +392,7 @@ def choose_function(dispatch: str, fc_name: str, default: str,
 
 
 def pass_fields(head: emulator.Head, dropped: AbstractSet[str]) -> List[Pair]:
-    """Return the fields that pass on: neither dropped nor named by a Connection field.
-    """
+    """Return the fields that are neither dropped nor named by a Connection field."""
     named = head.get("connection").lower().replace(",", " ").split()
     return [pair for pair in head.fields
             if pair[0].lower() not in dropped and pair[0].lower() not in named]
@@ -553,8 +535,7 @@ class Worker:
                 self.signal(signal.SIGKILL)
 
     def _environment(self) -> Dict[str, str]:
-        """Nothing is inherited but what every program needs [fcc.worker.environment].
-        """
+        """Inherit only what every program needs [fcc.worker.environment]."""
         profile, port = self.profile, str(self.port)
         env = {name: os.environ[name] for name in ("PATH", "TERM", "TZ", "LANG")
                if name in os.environ}
@@ -569,20 +550,16 @@ class Worker:
         return env
 
     def _await_port(self) -> emulator.Upstream:
-        begin, process = time.monotonic(), self.process
-        assert process is not None
-        while self.state == "created":
-            try:
+        process = self.process
+        while process is not None and self.state == "created":
+            with contextlib.suppress(OSError):
                 return self._dial()
-            except OSError:
-                pass
-            if process.exited.wait(0.001 if time.monotonic() < begin + 0.05 else 0.005):
+            if process.exited.wait(PROBE_S):
                 raise ConnectionError("it has ended")
         raise ConnectionError("it was given up")  # who did that knows why
 
     def _initialize(self, upstream: emulator.Upstream) -> bool:
-        """Call the initializer; tell whether its connection stays [fcc.launch.ready].
-        """
+        """Call the initializer; tell whether the connection stays."""
         upstream.send(self.request("POST", "/initialize", (), fc_platform.new_id(),
                                    "/initialize", self.profile.init_timeout_s, 0))
         head = upstream.read_answer(emulator.HEAD_BYTES)
@@ -598,9 +575,13 @@ class Worker:
         process = self.process
         if process is None or not process.ends_now():
             return "cannot serve: %s" % error
-        return "ended %s before it could serve: %s" % (
-            emulator.describe_status(process.status),
-            read_tail(os.path.join(self.log_folder, "stderr.log")))
+        said = b""
+        with contextlib.suppress(OSError), open(
+                os.path.join(self.log_folder, "stderr.log"), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            said = file.read(TAIL_BYTES)
+        return "ended %s before it could serve: %s" % (emulator.describe_status(
+            process.status), said.decode("utf-8", "replace").strip())
 
     def _on_time(self) -> None:
         """The start, the drain or the stop takes too long."""
@@ -649,14 +630,6 @@ class Worker:
             own.append(("Host", "127.0.0.1"))
         return emulator.format_head("%s %s HTTP/1.1" % (method, target),
                                     [*fields, *own])[:-2] + self.own
-
-
-def read_tail(path: str) -> str:
-    """Return the last TAIL_BYTES of a text, "" if it is gone."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-        return file.read(TAIL_BYTES).decode("utf-8", "replace").strip()
-    return ""
 
 
 def kill_marked(variable: str) -> None:
@@ -868,18 +841,14 @@ class Broker:
         self.tokens -= 1
         return True
 
-    def count(self, *states: str) -> int:
-        """Return how many workers are in one of these states."""
-        return sum(worker.state in states for worker in self.workers)
-
-    def ready(self) -> List[Worker]:
-        """Return the workers that take calls, oldest first."""
-        return [worker for worker in self.workers if worker.state == "ready"]
+    def those(self, *states: str) -> List[Worker]:
+        """Return the workers in one of these states, oldest first."""
+        return [worker for worker in self.workers if worker.state in states]
 
     def pick(self) -> Optional[Worker]:
         """Return the worker for the next call, None when all are full
         [fcc.dispatch.worker]."""
-        ready, limit = self.ready(), self.profile.max_active
+        ready, limit = self.those("ready"), self.profile.max_active
         if self.profile.dispatch_mode == "round-robin":
             if sum(worker.active for worker in ready) >= limit * len(ready):
                 return None
@@ -891,12 +860,12 @@ class Broker:
     def needed(self) -> int:
         """Return how many workers to order for those in the queue
         [fcc.launch.demand]."""
-        return math.ceil(len(self.queue) / self.profile.max_active) - self.count(
-            "created")
+        return math.ceil(len(self.queue) / self.profile.max_active) - len(
+            self.those("created"))
 
     def victims(self, number: int) -> List[Worker]:
         """Return the ready workers that shrinking takes first [fcc.scale.victims]."""
-        ready = self.ready()
+        ready = self.those("ready")
         if self.profile.shrink_strategy == "FILO":
             ready.reverse()
         elif self.profile.shrink_strategy == "LCC":
@@ -970,7 +939,7 @@ class Agent:
         """Wait until every reserved worker is ready. Raises Failure."""
         def missing() -> List[Broker]:
             return [one for one in self.brokers.values()
-                    if one.count("ready") < one.profile.reserved]
+                    if len(one.those("ready")) < one.profile.reserved]
 
         with self.lock:
             for broker in missing():
@@ -979,19 +948,13 @@ class Agent:
             self._changed.wait_for(lambda: self.state != "running" or all(
                 one.failure for one in missing()))
             for broker in missing():
-                raise broker.failure or Failure("AgentClosed", "the gateway is stopping")
+                raise broker.failure or Failure("AgentClosed", "the gateway stops")
 
     # -- calls --
 
     def connect(self, call: Call) -> Tuple[Worker, emulator.Upstream]:
         """Get a slot and a connection for a call. Blocks until its deadline at most.
         Raises Failure."""
-        with self.lock:
-            broker = self._find_broker(call)
-            if self.calls > self.settings.calls:  # [fcc.limit.calls]
-                raise Failure("Overloaded", "too many calls: %d" % self.calls)
-            if not broker.take_token(time.monotonic()):
-                raise Failure("RateLimited", "%s is over its rate" % call.name)
         while True:
             worker = self._admit(call)
             upstream = worker.connect(call.upstream)
@@ -999,7 +962,6 @@ class Agent:
                 call.upstream = upstream  # from here on lateness cuts it off
                 if upstream is None:
                     call.worker = None
-                    worker.served -= 1
                     self._free(worker, True)  # another worker may have the call
                 elif call.is_late:
                     raise queue_timeout(call)
@@ -1009,9 +971,15 @@ class Agent:
     def _find_broker(self, call: Call) -> Broker:
         if self.state != "running":
             raise Failure("AgentClosed", "the gateway is %s" % self.state)
-        if call.name not in self.brokers:
-            raise Failure("UnknownFunction", "no function %r" % call.name)
-        return self.brokers[call.name]
+        broker = self.brokers.get(call.name)
+        if broker is None:
+            raise Failure("UnknownFunction", "no function %r; a call names it in "
+                          "x-noslated-dispatch" % call.name)
+        if self.calls > self.settings.calls:  # [fcc.limit.calls]
+            raise Failure("Overloaded", "too many calls: %d" % self.calls)
+        if not broker.take_token(time.monotonic()):
+            raise Failure("RateLimited", "%s is over its rate" % call.name)
+        return broker
 
     def _admit(self, call: Call) -> Worker:
         """Get a slot for a call, at once or when its turn comes."""
@@ -1058,8 +1026,7 @@ class Agent:
             self.limit(self._check, self.settings.memory_check_s)
 
     def _serve_queue(self, broker: Broker) -> None:
-        """Serve the queue, and order the workers that the rest of it needs (lock held).
-        """
+        """Serve the queue, and order the workers that the rest of it needs."""
         while broker.queue:
             worker = broker.pick()
             if worker is None:
@@ -1073,8 +1040,7 @@ class Agent:
                 call.gate.open()
 
     def settle(self, call: Call, kept: bool) -> None:
-        """A call has ended: pass its slot on, and its connection if that can be kept.
-        """
+        """A call has ended: pass its slot on, and its connection if that is kept."""
         worker, upstream = call.worker, call.upstream
         with self.lock:
             self.calls -= 1
@@ -1105,14 +1071,20 @@ class Agent:
 
     def _order(self, broker: Broker, number: int, rank: int = DEMANDED
                ) -> Optional[Failure]:
-        """Order so many workers, but not more than the function may have. Return why
-        one is impossible, None if each is possible."""
+        """Order so many workers, but not more than the function may have
+        [fcc.limit.replicas]. Return why one is impossible, None if each is possible."""
         profile, failure = broker.profile, None
-        for _ in range(min(number, profile.replica_limit
-                           - broker.count("created", "ready"))):  # [fcc.limit.replicas]
-            failure = self._no_room(profile)
-            if failure is not None:
-                break
+        number = min(number, profile.replica_limit
+                     - len(broker.those("created", "ready")))
+        while number > 0 and failure is None:
+            number -= 1
+            left = self.settings.memory_pool_bytes - sum(
+                worker.profile.memory_bytes for worker in self.workers
+                if worker.state in ("created", "ready"))
+            if profile.memory_bytes > left:  # [fcc.limit.pool]
+                failure = Failure("MemoryPoolFull", "%s needs %d bytes, the pool has %d"
+                                  % (profile.name, profile.memory_bytes, left))
+                continue
             self.counts["workers"] += 1
             worker = Worker(self, broker, self.counts["workers"])
             worker.rank = 0 if profile.disposable else rank
@@ -1121,18 +1093,9 @@ class Agent:
         self._launch_next()
         return failure
 
-    def _no_room(self, profile: Profile) -> Optional[Failure]:
-        pool = self.settings.memory_pool_bytes
-        left = pool - sum(worker.profile.memory_bytes for worker in self.workers
-                          if worker.state in ("created", "ready"))
-        if profile.memory_bytes <= left:  # [fcc.limit.pool]
-            return None
-        return Failure("MemoryPoolFull", "%s needs %d bytes, the pool of %d has %d"
-                       % (profile.name, profile.memory_bytes, pool, left))
-
     def _reserve(self, broker: Broker) -> None:
         if self.state in ("created", "running"):  # else only calls that were let in may
-            missing = broker.profile.reserved - broker.count("created", "ready")
+            missing = broker.profile.reserved - len(broker.those("created", "ready"))
             broker.failure = self._order(  # [fcc.scale.reserve] [fcc.stop.hook]
                 broker, missing, RESERVED) or broker.failure
 
@@ -1190,10 +1153,10 @@ class Agent:
         """Look at the load of each function and order or retire workers."""
         with self.lock:
             for broker in self.brokers.values() if self.state == "running" else ():
-                ready = broker.ready()
+                ready = broker.those("ready")
                 change, broker.low_ticks = plan_workers(
                     broker.profile, sum(one.active for one in ready), len(ready),
-                    broker.count("created"), broker.low_ticks,
+                    len(broker.those("created")), broker.low_ticks,
                     self.settings.idle_ticks)
                 self._retire(broker.victims(-change))
                 self._order(broker, change, RESERVED)  # nobody waits, nobody is told
@@ -1287,8 +1250,10 @@ class Caller(emulator.Handler):
                 get("x-noslated-dispatch"), get("x-fc-function-name"),
                 container.options.default_function, agent.brokers,
                 agent.services, random.random())
-            call.run(self._read_event())
-        except Failure as failure:
+            call.run(self.read_body(BODY_BYTES))
+        except (Failure, emulator.BodyTooLarge) as error:
+            failure = error if isinstance(error, Failure) else Failure(
+                "RequestTooLarge", str(error))
             call.end(failure.name)
             if FAILURES[failure.name]:
                 call.status = self._fail(failure)
@@ -1300,12 +1265,6 @@ class Caller(emulator.Handler):
         finally:
             call.end("CallerGone")
             container.log.write(call.log_line())
-
-    def _read_event(self) -> bytes:
-        try:
-            return self.read_body(BODY_BYTES)
-        except emulator.BodyTooLarge as error:
-            raise Failure("RequestTooLarge", str(error))
 
     def _hook(self, agent: Agent) -> None:
         """Answer a hook. At /pre-freeze there is nothing to do: limits are in running
@@ -1347,18 +1306,20 @@ class Caller(emulator.Handler):
 
 # ---- command line ----
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 LOST, STOPPED = 200, 201    # among the numbers of signals: what threads announce
 
 
 class Container:
     """The entry point: agent first, server last; the end of a part ends the whole."""
 
-    def __init__(self, options: argparse.Namespace, talk: emulator.Talk,
-                 log: emulator.Talk) -> None:
-        self.options, self.talk, self.log = options, talk, log
-        self._news, self._done = os.pipe()  # of signals: they interrupt nothing
-        os.set_blocking(self._done, False)
+    def __init__(self, options: argparse.Namespace, talk: emulator.Talk) -> None:
+        self.options, self.talk, self.log = options, talk, talk
+        if options.access_log != "-":
+            self.log = emulator.Talk(os.open(
+                options.access_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+        if options.log_folder:
+            os.makedirs(options.log_folder, exist_ok=True)
+        self._news, self._done = emulator.catch_signals()
         self.agent = Agent(options)
 
     def say(self, text: str) -> None:
@@ -1377,9 +1338,6 @@ class Container:
     def run(self) -> int:
         """Serve until a signal or the loss of a part; return the exit status."""
         threading.excepthook = self._lose
-        signal.set_wakeup_fd(self._done)  # first: a new list starts reserved workers
-        for number in SIGNALS:
-            signal.signal(number, lambda number, frame: None)
         emulator.start_thread(emulator.reap_orphans)
         try:
             return self._serve() if self._load() else 2
@@ -1465,37 +1423,32 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_number(name: str, text: str) -> float:
-    """Return a setting. Raises ArgumentTypeError, naming the variables that give it as
-    well."""
+    """Return a setting. Raises ArgumentTypeError; it may be a variable's fault."""
     value: Any = text
     with contextlib.suppress(ValueError):
         value = float(text)
         value = int(value) if value.is_integer() else value
-    kind = SETTINGS[name].kind
-    if not kind.fits(value):
+    if not SETTINGS[name].kind.fits(value):
         raise argparse.ArgumentTypeError("expected %s, found %s%s" % (
-            kind.text, text, "".join(" (or " + one + ")" for one in VARIABLES.get(name, ()))))
+            SETTINGS[name].kind.text, text, "".join(
+                " (or $%s)" % variable for variable in VARIABLES.get(name, ()))))
     return cast(float, value)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the container; return the exit status."""
     options, talk = make_parser().parse_args(argv), emulator.Talk(2)
-    try:
-        log = talk if options.access_log == "-" else emulator.Talk(os.open(
-            options.access_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
-        if options.log_folder:
-            os.makedirs(options.log_folder, exist_ok=True)
-        container = Container(options, talk, log)
-    except OSError as error:
-        talk.line("gateway: %s" % error)  # it names the file or the folder
-        return 2
     # whoever started us may ignore it: then no process waits for us to see its end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
+        container = Container(options, talk)
+    except OSError as error:
+        talk.line("gateway: %s" % error)  # it names the file or the folder
+        return 2
+    try:
         return container.run()
     finally:  # one more signal while the interpreter ends would change the status
-        for number in SIGNALS:
+        for number in emulator.end_signals():
             signal.signal(number, signal.SIG_IGN)
 
 

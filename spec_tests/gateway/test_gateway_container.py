@@ -92,7 +92,7 @@ REFUSED = {
     "port": (["--port", "65536"], "--port: expected a whole number from 0 to 65535, "),
     "log": (["--access-log", "/nowhere/x"], "No such file or directory: '/nowhere/x'"),
     "folder": (["--log-folder", "/proc/none"], "No such file or directory: '/proc/none'"),
-    "variable": ([], "--max-active: expected a whole number from 1, found 0 (or NOSLATED_M"),
+    "variable": ([], "--max-active: expected a whole number from 1, found 0 (or $NOSLATED_M"),
 }
 
 

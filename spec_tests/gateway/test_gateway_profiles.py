@@ -66,7 +66,7 @@ def test_fcc_profile_all__field(container: Container, path: str, value: Any) -> 
 
 
 BAD_LISTS = {
-    "text": ("none", "profiles: expected an object"),
+    "text": ("none", "functions: expected a list"),
     "unknown-top": ([changed("colour", "red")], "functions[0].colour: unknown field"),
     "twice": ([GOOD, GOOD], "functions[1].name: a is there twice"),
     "no-object": ([1], "functions[0]: expected an object"),
