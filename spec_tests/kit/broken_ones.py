@@ -8,7 +8,7 @@ from typing import Dict, List, NamedTuple, Sequence
 import checks
 import kit
 from broken import bootstraps, platforms
-from implementations import GAPS, module_words
+from implementations import GAPS, start_words
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 HOSTILE = ("any.http.malformed", "any.http.framing")  # rules of that feature
@@ -28,7 +28,7 @@ def start(name: str, role: str, protocol: str, rule: str = "") -> kit.Implementa
     """Return how the broken one, or the correct one, of that name is started. A broken
     platform lacks what the small ones lack, unless that is what is broken."""
     program = TESTS / "broken" / f"{role}s.py"
-    command = (sys.executable, *module_words(program), name)
+    command = (*start_words(program), name)
     is_small = role == "platform" and name not in platforms.IN_THE_TOOL
     lacks = GAPS.get(("small", protocol), ()) if is_small else ()
     without = tuple(one for one in lacks if one != "hostile" or rule not in HOSTILE)

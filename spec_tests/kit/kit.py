@@ -27,6 +27,7 @@ import weakref
 from typing import (Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple,
                     Optional, Sequence, Tuple, TypeVar, Union)
 
+import fork_server
 import wire
 
 # ---- model ----
@@ -224,9 +225,9 @@ class Process:
                  env: Dict[str, str]) -> None:
         self.output = tempfile.TemporaryFile()
         try:
-            self.popen = subprocess.Popen(
+            self.popen = fork_server.start(
                 command, cwd=folder, env=env, stdin=subprocess.DEVNULL,
-                stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+                stdout=self.output, stderr=subprocess.STDOUT)
         except OSError as error:
             self.output.close()
             raise Mismatch("a command that starts [any.start.executable]",

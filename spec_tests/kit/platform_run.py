@@ -24,6 +24,7 @@ import zipfile
 from typing import (Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Union)
 
+import fork_server
 import kit
 import light_http
 import wire
@@ -313,10 +314,9 @@ class PlatformRun:
         command = [*self.implementation.command, self.protocol, str(code), "--jsonl",
                    *self.options]
         try:
-            return subprocess.Popen(
+            return fork_server.start(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=self.errors, cwd=self.implementation.folder, env=env,
-                start_new_session=True)
+                stderr=self.errors, cwd=self.implementation.folder, env=env)
         except OSError as error:
             self.control.close()
             shutil.rmtree(self.code, ignore_errors=True)
