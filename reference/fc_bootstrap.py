@@ -301,8 +301,8 @@ class Request(BaseHTTPRequestHandler):
         words = self.read_line().split(" ")
         if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
             raise ValueError("not an HTTP/1 request line")
-        self.command, target, self.request_version = words
-        self.path, _, self.query = target.partition("?")
+        self.command, self.target, self.request_version = words
+        self.path, _, self.query = self.target.partition("?")
         headers = {}  # type: Dict[str, str]
         for line in iter(self.read_line, ""):
             name, colon, value = line.partition(":")
@@ -364,9 +364,9 @@ class Request(BaseHTTPRequestHandler):
             event = self.body if handler.wants_bytes else decode_event(self.body)
             ok, body = handler.run(handler.function, event, context)
             self.answer(*ANSWERS[ok], body)
-        elif handler.application is not None:  # [fc.http.bootstrap]
-            WsgiCall(self).run(handler.application)
-        else:
+        elif handler.application and kind in (None, "", "/invoke", "/http-invoke"):
+            WsgiCall(self).run(handler.application)  # [fc.http.bootstrap]
+        else:  # [fc.invoke.unknown]
             self.answer(*ANSWERS[False], encode_result({
                 "errorType": "NotAnHttpHandler",
                 "errorMessage": "no WSGI application: the handler takes events only"}))
@@ -388,7 +388,7 @@ class WsgiCall(SimpleHandler):
         request, fields = self.request, self.request.fields
         host, _, port = fields.get("host", "").rpartition(":")
         self.environ.update({
-            "REQUEST_METHOD": request.command,
+            "REQUEST_METHOD": request.command, "REQUEST_URI": request.target,
             "SCRIPT_NAME": "",
             "PATH_INFO": unquote_to_bytes(request.path).decode("latin-1"),
             "QUERY_STRING": request.query,

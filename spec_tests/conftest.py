@@ -43,6 +43,7 @@ import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
 POOL_SIZE = 10  # most of the time a check waits for somebody else
+WAITING = 24  # checks besides that do nothing else for seconds
 APART = ("gateway", "reference")  # rooms whose files run in processes of their own
 
 
@@ -113,6 +114,7 @@ class Session:
         self.unusable: List[object] = []  # and this was said
         self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(POOL_SIZE)
+        self.waiting = concurrent.futures.ThreadPoolExecutor(WAITING)
         self.apart: Optional[file_processes.FileProcesses] = None
 
     def under_test(self, config: pytest.Config) -> Tuple[
@@ -245,7 +247,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             {item.path for item in session.items if item.path.parent.name in APART})
     for lane in lanes(session.items):
         run.futures.update((item.nodeid, concurrent.futures.Future()) for item in lane)
-        run.pool.submit(walk, run, lane)
+        pool = run.waiting if mostly_waits(lane[0]) else run.pool
+        pool.submit(walk, run, lane)
     for module in sorted({item.path.stem for item in session.items}):
         if hasattr(sys.modules.get(module), "begin"):
             sys.modules[module].begin(run.pool)
@@ -259,11 +262,19 @@ def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:
         found = subject_of(item)
         if found is not None:
             assert isinstance(item, pytest.Function)
+            if mostly_waits(item):
+                yield [item]
+                continue
             groups.setdefault(found[1], []).append(item)
     most = 1 + sum(map(len, groups.values())) // (4 * POOL_SIZE)  # no thread ends late
     for group in reversed(groups.values()):  # platforms: these wait the most
         for start in range(0, len(group), most):
             yield group[start:start + most]
+
+
+def mostly_waits(item: pytest.Function) -> bool:
+    """Tell whether a check waits for most of its time."""
+    return hasattr(item.function, "waits")
 
 
 # ---- running ----
@@ -315,7 +326,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[object]:
     if verdict.verdict == "unsupported":
         pytest.skip(f"unsupported: {verdict.seen}")
     if not verdict.tried:
-        found = subject_of(pyfuncitem)
+        found = verdict.role, verdict.protocol, verdict.implementation
         if found in session.unusable:
             pytest.skip("not tried: what is under test cannot be used, see above")
         session.unusable.append(found)
@@ -331,7 +342,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         future.cancel()
     if run.apart is not None:
         run.apart.stop()
-    run.pool.shutdown(wait=True, cancel_futures=True)
+    for pool in (run.pool, run.waiting):
+        pool.shutdown(wait=True, cancel_futures=True)
     kit.stop_idle_runs()
     for made in COMPILED.glob(tempfile.gettempdir().lstrip("/") + "/*"):
         shutil.rmtree(made, ignore_errors=True)  # it does not come again

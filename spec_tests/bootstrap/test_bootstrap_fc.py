@@ -1,13 +1,25 @@
 # test_bootstrap_fc.py: what SPEC.md chapter 6 asks of a bootstrap (MIT).
 """One rule each, on each implementation for Alibaba FC; the kit is the platform."""
 
+import contextlib
+import fcntl
+import os
+import socket
+import tempfile
 import time
-from typing import Dict
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import pytest
 
+import pulling
 import wire
-from kit import Bootstrap, Mismatch, document, error_of, instruction, same
+from kit import (Bootstrap, Mismatch, PushRun, Unsupported, describe, document, error_of,
+                 instruction, same, waits)
+
+FAILING = instruction("raise", type="Refused", message="not today")
+HOOKS = [("POST", "/initialize"), ("GET", "/pre-freeze"), ("GET", "/pre-stop")]
+
+# ---- start ----
 
 
 def test_fc_start_port(bootstrap: Bootstrap) -> None:
@@ -17,13 +29,36 @@ def test_fc_start_port(bootstrap: Bootstrap) -> None:
 
 def test_fc_start_port__custom(bootstrap: Bootstrap) -> None:
     """The server listens on the port that FC_CUSTOM_LISTEN_PORT alone names."""
-    bootstrap.push(but="FC_SERVER_PORT").alive()
+    bootstrap.push(but=["FC_SERVER_PORT"]).alive()
 
 
 def test_fc_start_port__first(bootstrap: Bootstrap) -> None:
     """FC_SERVER_PORT comes before FC_CUSTOM_LISTEN_PORT."""
     other = str(wire.free_port())
     bootstrap.push(changed=[("FC_CUSTOM_LISTEN_PORT", other)]).alive()
+
+
+@contextlib.contextmanager
+def port_9000() -> Iterator[None]:
+    """Keep the port for one check of this machine. Raises Unsupported if it is taken."""
+    place = os.path.join(tempfile.gettempdir(), f"conformance-kit-9000-{os.getuid()}")
+    with open(place, "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", 9000))
+            except OSError:
+                raise Unsupported("port 9000 is taken on this machine") from None
+        yield
+
+
+def test_fc_start_port__default(bootstrap: Bootstrap) -> None:
+    """Where no variable names a port it is 9000."""
+    with port_9000():
+        run = bootstrap.push(port=9000, but=["FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT"])
+        run.alive()
+        bootstrap.close()
 
 
 def test_fc_start_port__bind(bootstrap: Bootstrap) -> None:
@@ -33,124 +68,87 @@ def test_fc_start_port__bind(bootstrap: Bootstrap) -> None:
     run.alive()
 
 
+SILENT = 40  # more than a small pool serves
+
+
 @pytest.mark.parametrize("how", ["closed", "reset", "held"])
 def test_fc_start_silent_connection(bootstrap: Bootstrap, how: str) -> None:
     """Connections on which nothing is sent do no harm."""
     with bootstrap.used_push() as run:
-        for _ in range(5):
-            channel = run.connect()
+        channels = [run.connect() for _ in range(SILENT)]
+        for channel in channels:
             if how != "held":
                 channel.close(reset=how == "reset")
         for _ in range(2):  # the harm may come a little later than the first answer
             run.alive()
+        for channel in channels:
+            channel.close()
 
 
+# ---- connections ----
+
+HALF = b"POST /invoke HTTP/1.1\r\nHost: x\r\nX-Fc-Control-Path: /invoke\r\n"
 CUT: Dict[str, bytes] = {
     "half-line": b"POST /inv",
-    "half-head": b"POST /invoke HTTP/1.1\r\nHost: x\r\nContent-Le",
-    "half-body": b"POST /invoke HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc",
+    "half-head": HALF + b"Content-Le",
+    "no-body": HALF + b"Content-Length: 10\r\n\r\n",
+    "half-body": HALF + b"Content-Length: 10\r\n\r\nabc",
+    "half-chunk": HALF + b"Transfer-Encoding: chunked\r\n\r\na\r\nabc",
     "garbage": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 }
 
 
+@pytest.mark.parametrize("reset", [False, True], ids=("closed", "reset"))
 @pytest.mark.parametrize("piece", sorted(CUT))
-def test_fc_start_silent_connection__cut(bootstrap: Bootstrap, piece: str) -> None:
-    """Connections that break within a request do no harm."""
+def test_fc_connection_lost(bootstrap: Bootstrap, piece: str, reset: bool) -> None:
+    """Connections that break within a request do no harm, and bring no event."""
     with bootstrap.used_push() as run:
-        channel = run.connect()
-        channel.send(CUT[piece])
-        channel.close(reset=piece == "half-body")
-        run.alive()
+        with no_event(run):
+            channel = run.connect()
+            channel.send(CUT[piece])
+            channel.close(reset=reset)
 
 
-@pytest.mark.parametrize("path", ["/initialize", "/pre-freeze", "/pre-stop"])
-def test_fc_hook_answer(bootstrap: Bootstrap, path: str) -> None:
-    """A hook that has nothing to complain of is answered with 200."""
-    bootstrap.needs("hooks")
-    with bootstrap.used_push() as run:
-        method = "POST" if path == "/initialize" else "GET"
-        same(200, run.hook(method, path).status, "status")
-        run.alive()
+@contextlib.contextmanager
+def no_event(run: PushRun) -> Iterator[None]:
+    """Raise Mismatch if the handler gets an event within."""
+    counting = "count" not in run.kind.without
+    before = int(run.invoke(instruction("count")).body) if counting else 0
+    yield
+    if counting:
+        same(b"%d" % (before + 1), run.invoke(instruction("count")).body,
+             "no event: the count")
 
 
-def test_fc_invoke_status(bootstrap: Bootstrap) -> None:
-    """A result comes with status 200."""
-    with bootstrap.used_push() as run:
-        answer = run.ask(run.invocation(b"hello"), "POST")
-        same((200, b"hello"), (answer.status, answer.body))
-
-
-def test_fc_invoke_status__fail(bootstrap: Bootstrap) -> None:
-    """A failure comes with status 404, X-Fc-Status 404 and the error document."""
-    with bootstrap.used_push() as run:
-        event = instruction("raise", type="Refused", message="not today")
-        answer = run.ask(run.invocation(event), "POST")
-        same({"status": 404, "X-Fc-Status": "404"},
-             {"status": answer.status, "X-Fc-Status": answer.header("x-fc-status")})
-        same(("Refused", "not today"), error_of(run.read_result(answer)))
-
-
-def test_fc_invoke_success_field(bootstrap: Bootstrap) -> None:
-    """A result comes with X-Fc-Status 200."""
-    with bootstrap.used_push() as run:
-        answer = run.ask(run.invocation(b"hello"), "POST")
-        same("200", answer.header("x-fc-status"), "X-Fc-Status")
-
-
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"])
-def test_fc_http_bootstrap(bootstrap: Bootstrap, method: str) -> None:
-    """A request to another path has an answer, that with a body its echo."""
-    bootstrap.needs("http")
-    with bootstrap.used_push() as run:
-        fields = [*run.headers("/http-invoke"), ("X-Mine", "yes")]
-        body = b"body" if method in ("POST", "PUT") else None
-        data = wire.request_bytes(method, "/some/path?q=1", fields, body)
-        answer = run.ask(data, method)
-        if body is not None:
-            same(body, answer.body, "the answer's body")
-        run.alive()
-
-
-@pytest.mark.parametrize("method, path", [
-    ("POST", "/initialize"), ("GET", "/pre-freeze"), ("GET", "/pre-stop")])
-def test_fc_invoke_kind(bootstrap: Bootstrap, method: str, path: str) -> None:
-    """What X-Fc-Control-Path calls an HTTP invocation is none of the hooks."""
-    with bootstrap.used_push() as run:
-        data = wire.request_bytes(method, path, run.headers("/http-invoke"), b"body")
-        answer = run.ask(data, method)
-        if "http" in bootstrap.implementation.without:
-            same("404", answer.header("x-fc-status"), "X-Fc-Status")
-        else:
-            same(b"body", answer.body, "the answer's body")
-        run.alive()
-
-
-@pytest.mark.parametrize("there", [True, False], ids=("empty", "absent"))
-def test_fc_invoke_kind__path(bootstrap: Bootstrap, there: bool) -> None:
-    """Where X-Fc-Control-Path says nothing, POST /invoke brings an event."""
-    with bootstrap.used_push() as run:
-        fields = [(name, value if name != "X-Fc-Control-Path" else "")
-                  for name, value in run.headers()
-                  if there or name != "X-Fc-Control-Path"]
-        event = instruction("raise", type="Refused", message="not today")
-        answer = run.ask(wire.request_bytes("POST", "/invoke", fields, event), "POST")
-        same("Refused", error_of(run.read_result(answer))[0], "errorType")
-
-
-def test_fc_concurrency_bootstrap(bootstrap: Bootstrap) -> None:
-    """Requests that come together run together."""
-    bootstrap.needs("concurrency", "sleep")
+@pytest.mark.parametrize("reset", [False, True], ids=("closed", "reset"))
+def test_fc_connection_lost__waiting(bootstrap: Bootstrap, reset: bool) -> None:
+    """A peer that leaves before its answer takes none with it, and the server ends."""
+    bootstrap.needs("sleep")
     run = bootstrap.push()
-    began = time.monotonic()
-    channels = [run.connect() for _ in range(8)]
-    for channel in channels:
-        channel.send(run.invocation(instruction("sleep", seconds=1.0)))
-    for channel in channels:
-        same(b"slept", channel.read(run.patience_s, to="POST").body)
-    took_s = time.monotonic() - began
-    if took_s >= 2.0:
-        raise Mismatch("8 requests of 1 s, all side by side",
-                       f"{took_s:.2f} s, as long as at most four at a time")
+    for _ in range(3):
+        channel = run.connect()
+        channel.send(run.invocation(instruction("sleep", seconds=0.2)))
+        time.sleep(0.05)
+        channel.close(reset=reset)
+    run.alive()
+    time.sleep(0.2)  # the answers find nobody
+    run.alive()
+    run.process.terminate()
+    run.process.ends_in_grace(run.patience_s)
+
+
+def test_fc_connection_lost__reading(bootstrap: Bootstrap) -> None:
+    """A peer that leaves within a large answer does no harm."""
+    bootstrap.needs("large")
+    with bootstrap.used_push() as run:
+        for reset in (False, True):
+            channel = run.connect()
+            channel.send(run.invocation(instruction("size", bytes=16 << 20)))
+            channel.more(time.monotonic() + run.patience_s)
+            channel.close(reset=reset)
+
+
+COUNTED = 120  # a round number of requests is a usual end of a connection
 
 
 def test_fc_connection_keep_alive(bootstrap: Bootstrap) -> None:
@@ -158,50 +156,58 @@ def test_fc_connection_keep_alive(bootstrap: Bootstrap) -> None:
     bootstrap.needs("keep-alive")
     with bootstrap.used_push() as run:
         channel = run.connect()
-        failing = instruction("raise", type="T", message="m")
-        for event in (b"one", b"", failing, b"four"):
-            run.invoke(event, channel)
+        for number in range(COUNTED):
+            event = [b"%d" % number, b"", FAILING][number % 3]
+            kind = run.invoke(event, channel).kind
+            same("error" if event == FAILING else "response", kind, f"request {number}")
 
 
-def test_fc_connection_keep_alive__idle(bootstrap: Bootstrap) -> None:
+@waits
+@pytest.mark.parametrize("after", ["event", "failure", "nothing"])
+def test_fc_connection_keep_alive__idle(bootstrap: Bootstrap, after: str) -> None:
     """A connection that was idle for a while carries another request."""
     bootstrap.needs("keep-alive")
-    with bootstrap.used_push() as run:
-        channel = run.connect()
-        run.invoke(b"before", channel)
-        time.sleep(run.kind.hold_s)
-        try:
-            result = run.invoke(b"after", channel)
-        except Mismatch as error:
-            raise Mismatch(f"an answer on a connection that was idle for {run.kind.hold_s}"
-                           " s", error.seen) from None
-        same(b"after", result.body, "the result after a pause")
+    run = bootstrap.push()
+    channel = run.connect()
+    if after != "nothing":
+        run.invoke(FAILING if after == "failure" else b"before", channel)
+    time.sleep(run.kind.hold_s)
+    try:
+        result = run.invoke(b"after", channel)
+    except Mismatch as error:
+        raise Mismatch(f"an answer on a connection that was idle for {run.kind.hold_s}"
+                       " s", error.seen) from None
+    same(b"after", result.body, "the result after a pause")
 
 
-def test_fc_connection_keep_alive__slow(bootstrap: Bootstrap) -> None:
+@waits
+@pytest.mark.parametrize("place", ["line", "head", "body"])
+def test_fc_connection_keep_alive__slow(bootstrap: Bootstrap, place: str) -> None:
     """A request that comes to a halt for a while is not given up."""
-    with bootstrap.used_push() as run:
-        channel = run.connect()
-        whole = run.invocation(b"at last")
-        channel.send(whole[:-3])
-        time.sleep(run.kind.hold_s)
-        try:
-            channel.send(whole[-3:])
-            answer = channel.read(run.patience_s, to="POST")
-        except wire.WireError as error:
-            raise Mismatch(f"an answer to a request that took {run.kind.hold_s} s",
-                           error.what) from None
-        same(b"at last", run.read_result(answer).body, "the echo")
+    run = bootstrap.push()
+    channel = run.connect()
+    whole = run.invocation(b"at last")
+    cut = {"line": 9, "head": whole.index(b"X-Fc-Region"), "body": len(whole) - 3}[place]
+    channel.send(whole[:cut])
+    time.sleep(run.kind.hold_s)
+    try:
+        channel.send(whole[cut:])
+        answer = run.final(channel, "POST")
+    except wire.WireError as error:
+        raise Mismatch(f"an answer to a request that took {run.kind.hold_s} s",
+                       error.what) from None
+    same(b"at last", run.read_result(answer).body, "the echo")
 
 
-def test_fc_connection_keep_alive__pipelined(bootstrap: Bootstrap) -> None:
-    """Requests that are sent ahead are answered in their order."""
-    bootstrap.needs("keep-alive")
-    with bootstrap.used_push() as run:
-        channel = run.connect()
-        channel.send(run.invocation(b"one") + run.invocation(b"two"))
-        answers = [channel.read(run.patience_s, to="POST").body for _ in range(2)]
-        same([b"one", b"two"], answers)
+@waits
+def test_fc_connection_keep_alive__handler(bootstrap: Bootstrap) -> None:
+    """A request whose handler takes its time is not given up."""
+    bootstrap.needs("sleep")
+    run = bootstrap.push()
+    run.patience_s += run.kind.hold_s
+    run.limit_ms = 3_600_000
+    result = run.invoke(instruction("sleep", seconds=run.kind.hold_s))
+    same(("response", b"slept"), (result.kind, result.body), "kind and body")
 
 
 def test_fc_connection_keep_alive__hooks(bootstrap: Bootstrap) -> None:
@@ -209,20 +215,125 @@ def test_fc_connection_keep_alive__hooks(bootstrap: Bootstrap) -> None:
     bootstrap.needs("keep-alive", "hooks")
     with bootstrap.used_push() as run:
         channel = run.connect()
-        hook = wire.request_bytes("GET", "/pre-freeze", run.headers("/pre-freeze"))
-        same(200, run.ask(hook, "GET", channel).status)
-        same(b"after", run.invoke(b"after", channel).body)
+        for method, path in HOOKS[:2]:
+            body = b"" if method == "POST" else None
+            hook = wire.request_bytes(method, path, run.headers(path), body)
+            same(200, run.ask(hook, method, channel).status)
+            same(b"after", run.invoke(b"after", channel).body)
 
 
-@pytest.mark.parametrize("name", ["X-Fc-Function-Memory", "X-Fc-Function-Timeout",
-                                  "X-Fc-Version-Id", "X-Fc-Security-Token"])
-def test_fc_headers_tolerant(bootstrap: Bootstrap, name: str) -> None:
-    """A field without a value does no harm."""
+SLOTS = 150  # the most that a function may configure is 200
+
+
+def test_fc_concurrency_bootstrap(bootstrap: Bootstrap) -> None:
+    """Requests that come together run together, however many they are."""
+    bootstrap.needs("concurrency", "sleep")
+    run = bootstrap.push()
+    for seconds in (1.0, 3.0):  # a busy machine needs a while to begin all of them
+        began = time.monotonic()
+        channels = [run.connect() for _ in range(SLOTS)]
+        for channel in channels:
+            channel.send(run.invocation(instruction("sleep", seconds=seconds)))
+        for channel in channels:
+            answer = channel.read(run.patience_s + seconds, to="POST")
+            same(b"slept", run.read_result(answer).body)
+            channel.close()
+        took_s = time.monotonic() - began
+        if took_s < 2 * seconds:
+            return
+    raise Mismatch(f"{SLOTS} requests of {seconds} s, all side by side",
+                   f"{took_s:.2f} s, as long as half of them at a time")
+
+
+# ---- answers ----
+
+
+def test_fc_answer_framing(bootstrap: Bootstrap) -> None:
+    """Each answer ends where its head says: there is nothing between two of them."""
     with bootstrap.used_push() as run:
-        fields = [(one, "" if one == name else value) for one, value in run.headers()]
-        event = b"{}" if "context" in run.kind.without else instruction("context")
-        data = wire.request_bytes("POST", "/invoke", fields, event)
-        same(200, run.ask(data, "POST").status, f"status with an empty {name}")
+        events = [b"text", b"", "\u00e9\u4e2d".encode(), FAILING, b"y" * 100_000]
+        for event in events:
+            ends_where_it_says(run, run.invocation(event), "POST")
+        if "hooks" not in run.kind.without:
+            for method, path in HOOKS[:2]:
+                ends_where_it_says(run, wire.request_bytes(
+                    method, path, run.headers(path), b""), method)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET", "OPTIONS", "DELETE"])
+def test_fc_answer_framing__http(bootstrap: Bootstrap, method: str) -> None:
+    """So do those of HTTP invocations, that to HEAD without a body."""
+    with bootstrap.used_push() as run:
+        for body in (None, b"body"):
+            data = wire.request_bytes(method, "/some", run.headers("/http-invoke"), body)
+            ends_where_it_says(run, data, method)
+
+
+def ends_where_it_says(run: PushRun, data: bytes, method: str) -> None:
+    """Raise Mismatch if bytes come behind an answer, or if its length is in doubt."""
+    channel = run.connect()
+    answer = run.ask(data, method, channel)
+    lengths = answer.values("content-length")
+    if len(lengths) + len(answer.values("transfer-encoding")) > 1:
+        raise Mismatch("one length, or chunks", describe(answer.raw_head))
+    with contextlib.suppress(wire.Silence, wire.Closed):
+        channel.more(time.monotonic() + 0.03)
+    if channel.buffer:
+        raise Mismatch(f"nothing behind the answer to {method}",
+                       describe(bytes(channel.buffer)))
+    channel.close()
+
+
+# ---- hooks ----
+
+
+@pytest.mark.parametrize("named", [True, False], ids=("named", "by-path"))
+@pytest.mark.parametrize("method, path", HOOKS)
+def test_fc_hook_answer(bootstrap: Bootstrap, method: str, path: str, named: bool) -> None:
+    """A hook that has nothing to complain of is answered with 200, as often as it comes,
+    and is no event."""
+    bootstrap.needs("hooks")
+    run = bootstrap.push()
+    is_last = path == "/pre-stop"  # who has answered it may end
+    with contextlib.nullcontext() if is_last else no_event(run):
+        for _ in range(1 if is_last else 2):
+            fields = run.changed(*[] if named else ["X-Fc-Control-Path"],
+                                 control_path=path)
+            body = b"" if method == "POST" else None
+            answer = run.ask(wire.request_bytes(method, path, fields, body), method)
+            same(200, answer.status, "status")
+
+
+# ---- event invocations ----
+
+
+@pytest.mark.parametrize("event", [b"hello", b"", b"null", b"y" * 70_000],
+                         ids=("text", "empty", "null", "large"))
+def test_fc_invoke_status(bootstrap: Bootstrap, event: bytes) -> None:
+    """A result comes with status 200."""
+    with bootstrap.used_push() as run:
+        answer = run.ask(run.invocation(event), "POST")
+        same((200, event), (answer.status, answer.body))
+
+
+@pytest.mark.parametrize("event", [FAILING, instruction("flumqat")],
+                         ids=("raised", "unknown"))
+def test_fc_invoke_status__fail(bootstrap: Bootstrap, event: bytes) -> None:
+    """A failure comes with status 404, X-Fc-Status 404 and the error document."""
+    with bootstrap.used_push() as run:
+        answer = run.ask(run.invocation(event), "POST")
+        same({"status": 404, "X-Fc-Status": "404"},
+             {"status": answer.status, "X-Fc-Status": answer.header("x-fc-status")})
+        if event == FAILING:
+            same(("Refused", "not today"), error_of(run.read_result(answer)))
+
+
+@pytest.mark.parametrize("event", [b"hello", b""], ids=("text", "empty"))
+def test_fc_invoke_success_field(bootstrap: Bootstrap, event: bytes) -> None:
+    """A result comes with X-Fc-Status 200."""
+    with bootstrap.used_push() as run:
+        answer = run.ask(run.invocation(event), "POST")
+        same("200", answer.header("x-fc-status"), "X-Fc-Status")
 
 
 @pytest.mark.parametrize("pieces", ["two-writes", "drip"])
@@ -234,7 +345,7 @@ def test_fc_invoke_status__pieces(bootstrap: Bootstrap, pieces: str) -> None:
         channel = run.connect()
         for begin, end in zip([0, *cuts], [*cuts, len(whole)]):
             channel.send(whole[begin:end])
-        answer = channel.read(run.patience_s, to="POST")
+        answer = run.final(channel, "POST")
         same(b"in pieces", run.read_result(answer).body)
 
 
@@ -245,23 +356,265 @@ def test_fc_invoke_status__expect(bootstrap: Bootstrap) -> None:
         channel.send(wire.request_bytes("POST", "/invoke", [
             *run.headers(), ("Content-Type", "application/octet-stream"),
             ("Expect", "100-continue"), ("Content-Length", "8")]))
-        try:
-            answer = channel.read(0.5, to="POST")
-        except wire.Silence:  # a client sends the body anyway after a moment
-            answer = wire.Message("HTTP/1.1 100 X", (), b"")
+        with contextlib.suppress(wire.Silence):  # a client sends it after a moment
+            channel.read(0.5, to="POST")
         channel.send(b"expected")
-        while answer.status == 100:
-            answer = channel.read(run.patience_s, to="POST")
-        same(b"expected", run.read_result(answer).body)
+        same(b"expected", run.read_result(run.final(channel, "POST")).body)
 
 
-def test_fc_invoke_status__context(bootstrap: Bootstrap) -> None:
-    """The handler learns what the common fields say."""
-    bootstrap.needs("context")
+@pytest.mark.parametrize("there", [True, False], ids=("empty", "absent"))
+@pytest.mark.parametrize("name", ["X-Fc-Function-Memory", "X-Fc-Function-Timeout",
+                                  "X-Fc-Version-Id", "X-Fc-Security-Token",
+                                  "X-Fc-Function-Name", "X-Fc-Request-Id"])
+def test_fc_headers_tolerant(bootstrap: Bootstrap, name: str, there: bool) -> None:
+    """A field without a value does no harm, nor one that is not there."""
     with bootstrap.used_push() as run:
-        fields = [(name, "1-0000-kit" if name == "X-Fc-Request-Id" else value)
-                  for name, value in run.headers()]
-        data = wire.request_bytes("POST", "/invoke", [
-            *fields, ("Content-Type", "application/octet-stream")], instruction("context"))
-        same({"request_id": "1-0000-kit", "memory_mb": 128, "time_limit_ms": 3000,
-              "function_name": "kit"}, document(run.ask(data, "POST").body))
+        fields = [(one, "" if one == name else value) for one, value in run.headers()
+                  if there or one != name]
+        event = b"{}" if "context" in run.kind.without else instruction("context")
+        data = wire.request_bytes("POST", "/invoke", fields, event)
+        same("response", run.read_result(run.ask(data, "POST")).kind,
+             f"kind without {name}")
+
+
+# ---- what chapter 5 says, for a server ----
+
+CASES = ["lower", "upper", "swapcase"]
+
+
+@pytest.mark.parametrize("case", [*CASES, "blanks"])
+def test_any_http_header_case__fc(pusher: Bootstrap, case: str) -> None:
+    """The fields of a request are found in any letter case, with blanks around."""
+    with pusher.used_push() as run:
+        fields = [*run.headers(), ("Content-Type", "text/plain")]
+        if "context" not in run.kind.without:
+            event = instruction("context")
+            data = recased(wire.request_bytes("POST", "/invoke", fields, event), case)
+            known = document(run.ask(data, "POST").body)
+            same((dict(fields)["X-Fc-Request-Id"], 128, 3000, "kit"), tuple(known.get(
+                name) for name in ("request_id", "memory_mb", "time_limit_ms",
+                                   "function_name")), "the context")
+        chunks = wire.request_bytes("POST", "/invoke", [
+            *fields, ("Transfer-Encoding", "chunked")])
+        answer = run.ask(recased(chunks, case) + wire.chunked(b"heard"), "POST")
+        same(b"heard", run.read_result(answer).body)
+
+
+@pytest.mark.parametrize("case", [*CASES, "blanks"])
+def test_any_http_header_case__fc_kind(pusher: Bootstrap, case: str) -> None:
+    """So is the field that tells the kind."""
+    pusher.needs("http")
+    with pusher.used_push() as run:
+        data = wire.request_bytes("POST", "/initialize", run.headers("/http-invoke"), b"body")
+        same(b"body", run.ask(recased(data, case), "POST").body, "the answer's body")
+
+
+def recased(data: bytes, case: str) -> bytes:
+    """Return the request with its field names in that letter case, or with blanks."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    start, fields = wire.parse_head(head)
+    if case == "blanks":
+        return wire.head_bytes(start, [(name, f"\t {value}  ") for name, value in fields]) \
+            + body
+    return wire.head_bytes(start, [(getattr(name, case)(), value)
+                                   for name, value in fields]) + body
+
+
+CHUNKS: Dict[str, Tuple[bytes, bytes]] = {
+    "small": (b"one\r\n0\r\n\r\ntwo", wire.chunked(b"one\r\n0\r\n\r\ntwo")),
+    "empty": (b"", b"0\r\n\r\n"),
+    "one": (b"y" * 100_000, wire.chunked(b"y" * 100_000, 100_000)),
+    "many": (b"y" * 5_000, wire.chunked(b"y" * 5_000, 1)),
+    "odd": (b"z" * 0xAB, wire.odd_chunks(b"z" * 0xAB)),
+    "zeros": (b"abc", b"0003\r\nabc\r\n000\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CHUNKS))
+def test_any_http_chunked_event__fc(pusher: Bootstrap, name: str) -> None:
+    """An event in chunks of any kind comes back whole."""
+    event, chunks = CHUNKS[name]
+    coding = ("transfer-encoding", "Chunked") if name == "odd" else (
+        "Transfer-Encoding", "chunked")
+    with pusher.used_push() as run:
+        head = wire.request_bytes("POST", "/invoke", [*run.headers(), coding])
+        same(event, run.read_result(run.ask(head + chunks, "POST")).body, "the echo")
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 4096])
+def test_any_event_large__fc_chunked(pusher: Bootstrap, chunk: int) -> None:
+    """A large event passes in large or many chunks."""
+    pusher.needs("large")
+    event = b"0123456789abcdef" * (4 << 16)
+    with pusher.used_push() as run:
+        head = wire.request_bytes("POST", "/invoke", [
+            *run.headers(), ("Transfer-Encoding", "chunked")])
+        answer = run.ask(head + wire.chunked(event, chunk), "POST")
+        same(event, run.read_result(answer).body, "the echo")
+
+
+def test_any_http_head__fc(pusher: Bootstrap) -> None:
+    """Fields of 8 KiB in all are read, also in one."""
+    with pusher.used_push() as run:
+        others = [("X-Token", "t" * 7000), *((f"X-Other-{number}", "o" * 8)
+                                             for number in range(45))]
+        data = wire.request_bytes("POST", "/invoke", [*others, *run.headers()], b"heard")
+        same(b"heard", run.read_result(run.ask(data, "POST")).body)
+
+
+def test_any_http_head__fc_path(pusher: Bootstrap) -> None:
+    """A path of 4 KiB is read, with as many fields as there may be."""
+    pusher.needs("http")
+    with pusher.used_push() as run:
+        others = [(f"X-Other-{number}", "o" * 130) for number in range(45)]
+        data = wire.request_bytes("POST", "/some?" + "q" * 4090,
+                                  [*others, *run.headers("/http-invoke")], b"heard")
+        same(b"heard", run.ask(data, "POST").body)
+
+
+# ---- kinds, and HTTP invocations ----
+
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fc_http_bootstrap(bootstrap: Bootstrap, method: str) -> None:
+    """A request to another path has an answer, that with a body its echo."""
+    bootstrap.needs("http")
+    with bootstrap.used_push() as run:
+        for body in (None, b"body"):
+            data = wire.request_bytes(method, "/some/path?q=1", [
+                *run.headers("/http-invoke"), ("X-Mine", "yes")], body)
+            answer = run.ask(data, method)
+            same(200, answer.status, "status")
+            if method != "HEAD":
+                same(body or b"", answer.body, "the answer's body")
+
+
+@pytest.mark.parametrize("method, path", [*HOOKS, ("POST", "/invoke"), ("PUT", "/invoke")])
+def test_fc_invoke_kind(bootstrap: Bootstrap, method: str, path: str) -> None:
+    """What X-Fc-Control-Path calls an HTTP invocation is no hook."""
+    with bootstrap.used_push() as run:
+        data = wire.request_bytes(method, path, run.headers("/http-invoke"), b"body")
+        answer = run.ask(data, method)
+        if "http" in bootstrap.implementation.without:
+            same("404", answer.header("x-fc-status"), "X-Fc-Status")
+        else:
+            same(b"body", answer.body, "the answer's body")
+
+
+@pytest.mark.parametrize("there", [True, False], ids=("empty", "absent"))
+def test_fc_invoke_kind__path(bootstrap: Bootstrap, there: bool) -> None:
+    """Where X-Fc-Control-Path says nothing, POST /invoke brings an event."""
+    with bootstrap.used_push() as run:
+        fields = run.changed(*[] if there else ["X-Fc-Control-Path"], control_path="")
+        answer = run.ask(wire.request_bytes("POST", "/invoke", fields, FAILING), "POST")
+        same((404, "404"), (answer.status, answer.header("x-fc-status")))
+        same("Refused", error_of(run.read_result(answer))[0], "errorType")
+
+
+@pytest.mark.parametrize("path", ["/pre-thaw", "/invoke/", "INVOKE"])
+def test_fc_invoke_unknown(bootstrap: Bootstrap, path: str) -> None:
+    """A call whose kind is unknown is answered with 404, and is no event."""
+    with bootstrap.used_push() as run:
+        with no_event(run):
+            data = wire.request_bytes("POST", "/invoke", run.headers(path), b"what is this")
+            same(404, run.ask(data, "POST").status, "status")
+
+
+@pytest.mark.parametrize("path", ["/some", "/invoke"])
+def test_fc_http_failure(bootstrap: Bootstrap, path: str) -> None:
+    """A failed HTTP invocation has X-Fc-Status 404, one that is good has not."""
+    bootstrap.needs("http")
+    with bootstrap.used_push() as run:
+        for event, said in ((FAILING, True), (b"good", False)):
+            data = wire.request_bytes("POST", path, run.headers("/http-invoke"), event)
+            answer = run.ask(data, "POST")
+            same(said, answer.header("x-fc-status") == "404", "X-Fc-Status is 404:")
+
+
+TARGETS = ["/", "/some/path", "/a?q=1&q=2&empty=&flag", "/a%20b%2Fc%C3%A9?x=%26%3D+%25",
+           "/a//b/../c", "/a?", "/a;b=c,d:e@f?x[]=1"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fc_http_fidelity(bootstrap: Bootstrap, target: str) -> None:
+    """The handler has method, path and query as they came."""
+    bootstrap.needs("http", "fidelity")
+    with bootstrap.used_push() as run:
+        seen = received(run, "POST", target, [])
+        same(("POST", target), (seen.get("method"), seen.get("target")), "request")
+
+
+def received(run: PushRun, method: str, target: str,
+             fields: Sequence[Tuple[str, str]]) -> Dict[str, Any]:
+    """Return the request as the handler has it."""
+    data = wire.request_bytes(method, target, [*run.headers("/http-invoke"), *fields],
+                              instruction("request"))
+    seen = document(run.ask(data, method).body)
+    return seen if isinstance(seen, dict) else {}
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_fc_http_fidelity__method(bootstrap: Bootstrap, method: str) -> None:
+    """The handler has the method and the body of any request."""
+    bootstrap.needs("http", "fidelity")
+    with bootstrap.used_push() as run:
+        same(method, received(run, method, "/some", []).get("method"), "method")
+
+
+SENT = [("X-Mine", "one"), ("X-Mine", "two, three"), ("x-lower", "a:b; c=\"d\""),
+        ("Cookie", "a=1; b=2"), ("Authorization", "Basic eDp5"), ("X-Empty", ""),
+        ("Content-Type", "text/x-own; charset=utf-8"), ("Accept", "*/*"),
+        ("User-Agent", "kit/1"), ("X-Fc-Client-Ip", "192.0.2.1")]
+
+
+def test_fc_http_fidelity__fields(bootstrap: Bootstrap) -> None:
+    """The handler has every field, those of one name in their order."""
+    bootstrap.needs("http", "fidelity")
+    with bootstrap.used_push() as run:
+        seen = by_name(received(run, "POST", "/some", SENT).get("fields"))
+        wanted = by_name(SENT)
+        same(wanted, {name: seen.get(name) for name in wanted}, "fields")
+
+
+def by_name(fields: Any) -> Dict[str, str]:
+    """Return the values of each field joined by commas, by lower-case name."""
+    found: Dict[str, List[str]] = {}
+    try:
+        for name, value in fields:
+            found.setdefault(name.lower(), []).append(value)
+    except (AttributeError, TypeError, ValueError):
+        raise Mismatch("a list of pairs, field and value", describe(fields)) from None
+    return {name: ", ".join(values) for name, values in found.items()}
+
+
+ANSWERED = [["Set-Cookie", "a=1; Path=/"], ["Set-Cookie", "b=2"], ["X-Mine", "yes, 1"],
+            ["Content-Type", "text/x-own"], ["Location", "/elsewhere"], ["ETag", "'x'"],
+            ["Cache-Control", "no-store"]]
+
+
+@pytest.mark.parametrize("status", [200, 201, 302, 400, 404, 418, 500, 503])
+def test_fc_http_fidelity__answer(bootstrap: Bootstrap, status: int) -> None:
+    """Status, fields and body are those that the handler has set."""
+    bootstrap.needs("http", "fidelity")
+    with bootstrap.used_push() as run:
+        event = instruction("answer", status=status, fields=ANSWERED, text="T")
+        data = wire.request_bytes("POST", "/some", run.headers("/http-invoke"), event)
+        answer = run.ask(data, "POST")
+        same((status, b"T"), (answer.status, answer.body), "status and body")
+        seen = [[name, value] for name, _ in ANSWERED for value in answer.values(name)]
+        wanted = [[name, value] for name, _ in ANSWERED
+                  for other, value in ANSWERED if other == name]
+        same(wanted, seen, "fields")
+        same(False, answer.header("x-fc-status") == "404", "X-Fc-Status is 404:")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_fc_answer_framing__empty(bootstrap: Bootstrap, status: int) -> None:
+    """Statuses that have no body come without one."""
+    bootstrap.needs("http", "fidelity")
+    with bootstrap.used_push() as run:
+        event = instruction("answer", status=status, fields=[], text="")
+        data = wire.request_bytes("POST", "/some", run.headers("/http-invoke"), event)
+        ends_where_it_says(run, data, "POST")

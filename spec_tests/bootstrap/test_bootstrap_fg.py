@@ -5,7 +5,7 @@ import pytest
 
 import pulling
 import wire
-from kit import Bootstrap, event_headers, instruction, same
+from kit import Bootstrap, event_headers, instruction, same, waits
 
 
 @pytest.mark.parametrize("name", sorted(pulling.WITHOUT_ID))
@@ -15,31 +15,37 @@ def test_any_poll_retry__fg_no_event(bootstrap: Bootstrap, name: str) -> None:
         pulling.survives(run, pulling.WITHOUT_ID[name])
 
 
-def test_fg_request_no_timeout(bootstrap: Bootstrap) -> None:
-    """A poll that is held is not given up."""
-    pulling.holds_on(bootstrap.pull())
+@waits
+@pytest.mark.parametrize("which", ["first", "later", "begun"])
+def test_fg_request_no_timeout(bootstrap: Bootstrap, which: str) -> None:
+    """A poll that is held, or whose answer comes to a halt, is not given up."""
+    run = bootstrap.pull()
+    if which == "later":
+        run.invoke(b"before")
+    pulling.holds_on(run, which == "begun")
 
 
-@pytest.mark.parametrize("request_id", [
-    "1", "00000000-0000-4000-8000-000000000000", "ABC-def-123", "x" * 100])
-def test_fg_response_id(bootstrap: Bootstrap, request_id: str) -> None:
-    """The result goes to the path that ends in the id of the event."""
+IDS = ("1", "00000000-0000-4000-8000-000000000000", "ABC-def-123", "x" * 100, "007-1e5",
+       "null", "-a-")
+
+
+@pytest.mark.parametrize("word", ["echo", "raise"])
+def test_fg_response_id(bootstrap: Bootstrap, word: str) -> None:
+    """Each result goes to the path that ends in the id of its own event."""
     with bootstrap.used_pull() as run:
-        run.last_id = request_id
-        event = wire.response(200, event_headers("fg", request_id), b"which id?")
-        same(("response", b"which id?"), run.answer(event)[:2])
+        for request_id in IDS:
+            run.last_id = request_id
+            event = instruction(word, text="which id?", type="T", message="m")
+            kind = run.answer(wire.response(200, event_headers("fg", request_id), event)).kind
+            same("response" if word == "echo" else "error", kind, request_id)
 
 
-def test_fg_response_id__error(bootstrap: Bootstrap) -> None:
-    """An error goes to the path that ends in the id of the event."""
+@pytest.mark.parametrize("framing", ["decoys", "many-blanks", "lower-case"])
+def test_fg_response_id__field(bootstrap: Bootstrap, framing: str) -> None:
+    """The id is that of the field: not of a value that names it, without blanks."""
     with bootstrap.used_pull() as run:
-        same("error", run.invoke(instruction("raise", type="T", message="m")).kind)
-
-
-def test_fg_response_id__decoy(bootstrap: Bootstrap) -> None:
-    """The id is that of the field, not of a value that names the field."""
-    with bootstrap.used_pull() as run:
-        same(b"which id?", pulling.framed(run, "decoys", b"which id?").body)
+        result = pulling.framed(run, pulling.NAMED[framing], b"which id?")
+        same(b"which id?", result.body)
 
 
 def test_fg_start_cwd(bootstrap: Bootstrap) -> None:

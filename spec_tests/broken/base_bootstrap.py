@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import signal
 import socket
 import sys
@@ -32,6 +33,10 @@ class Base:
         self.count = self.running = 0
         self.stopping = False
         signal.signal(signal.SIGTERM, self.on_sigterm)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Load the handler."""
 
     def on_sigterm(self, *_: object) -> None:
         """End now if idle, after the invocations if any run."""
@@ -87,15 +92,18 @@ class Pull(Base):
     poll_path = result_path = id_header = ""
     host, port = "127.0.0.1", 0
     limit_s = 1e6  # wait for ever: a poll is a long poll
+    first_pause_s, last_pause_s = 0.05, 2.0
 
     def __init__(self) -> None:
         super().__init__()
         self.channel: Optional[wire.Channel] = None
         self.seen: List[bytes] = []
+        self.pause_s = self.first_pause_s
 
     def exchange(self, method: str, path: str, body: Optional[bytes]) -> wire.Message:
         """Send one request, on the open connection if there is one."""
         data = self.request(method, path, body)
+        self.notice()
         if self.channel is None:
             self.channel = wire.connect(self.host, self.port, self.note, "platform")
         try:
@@ -104,6 +112,11 @@ class Pull(Base):
         except wire.WireError:
             self.drop()
             raise
+
+    def notice(self) -> None:
+        """Forget a connection that the platform has closed meanwhile."""
+        if self.channel and select.select([self.channel.sock], [], [], 0)[0]:
+            self.drop()
 
     def note(self, who: str, data: bytes) -> None:
         """Keep no log."""
@@ -118,10 +131,14 @@ class Pull(Base):
         answer = self.channel.read(self.limit_s, to=method)
         while answer.status < 200:
             answer = self.channel.read(self.limit_s, to=method)
-        if (answer.header("connection") or "").lower() == "close" \
-                or answer.start.startswith("HTTP/1.0"):
+        if self.is_last(answer):
             self.drop()
         return answer
+
+    def is_last(self, answer: wire.Message) -> bool:
+        """Tell whether the platform closes the connection behind an answer."""
+        return "close" in (answer.header("connection") or "").lower() \
+            or answer.start.startswith("HTTP/1.0")
 
     def drop(self) -> None:
         """Close the connection."""
@@ -165,8 +182,13 @@ class Pull(Base):
         return self.result_path.format(kind=kind, id=request_id)
 
     def pause(self) -> None:
-        """Wait a moment after a poll that brought nothing."""
-        time.sleep(0.05)
+        """Wait after a poll that brought nothing, each time longer."""
+        time.sleep(self.pause_s)
+        self.pause_s = min(2 * self.pause_s, self.last_pause_s)
+
+    def recover(self) -> None:
+        """Begin with the least pause again, as there was an event."""
+        self.pause_s = self.first_pause_s
 
     def run(self) -> None:
         """Poll and serve until told to stop."""
@@ -176,6 +198,7 @@ class Pull(Base):
             if answer is None:
                 self.pause()
             else:
+                self.recover()
                 self.serve(answer)
 
 
@@ -233,6 +256,7 @@ class Fc(Base):
 
     address = "0.0.0.0"
     idle_limit_s = 1e6
+    backlog = 1024
     counting = threading.RLock()  # SIGTERM may come while it is held
 
     def port(self) -> int:
@@ -245,7 +269,7 @@ class Fc(Base):
         server = socket.socket()
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((self.address, self.port()))
-        server.listen(128)
+        server.listen(self.backlog)
         while True:
             peer, _ = server.accept()
             threading.Thread(target=self.serve, args=(peer,), daemon=True).start()
@@ -258,10 +282,12 @@ class Fc(Base):
                 request = self.read(channel, peer)
                 with self.counting:
                     self.running += 1
-                self.answer(channel, request)
-                with self.counting:
-                    self.running -= 1
-                self.end_if_done()
+                try:
+                    self.answer(channel, request)
+                finally:
+                    with self.counting:
+                        self.running -= 1
+                    self.end_if_done()
         except (OSError, wire.WireError):
             channel.close()
 
@@ -276,10 +302,43 @@ class Fc(Base):
             kind, body = self.outcome(request.body, self.context(request))
             channel.send(self.result(kind, body))
         elif path in ("/initialize", "/pre-freeze", "/pre-stop"):
-            channel.send(wire.response(200))
+            channel.send(self.hook())
+        elif request.header("x-fc-control-path") in ("/http-invoke", "", None):
+            channel.send(self.http(request))
         else:
-            channel.send(wire.response(200, [("Content-Type", "text/plain")],
-                                       request.body))
+            channel.send(wire.response(404, [("x-fc-status", "404")]))
+
+    def hook(self) -> bytes:
+        """Return the answer to a hook."""
+        return wire.response(200)
+
+    def http(self, request: wire.Message) -> bytes:
+        """Return the answer to an HTTP invocation."""
+        status, fields, body = self.http_parts(request)
+        if status in (204, 304):
+            return wire.head_bytes(f"HTTP/1.1 {status} X", fields)
+        whole = wire.response(status, fields, body)
+        return self.headed(whole, len(body)) if request.method == "HEAD" else whole
+
+    def headed(self, whole: bytes, size: int) -> bytes:
+        """Return the answer to HEAD, which has no body."""
+        return whole[:len(whole) - size]
+
+    def http_parts(self, request: wire.Message) -> Tuple[int, wire.Headers, bytes]:
+        """Return status, fields and body of the answer to an HTTP invocation."""
+        order = json.loads(request.body) if request.body.startswith(b'{"do":"') else {}
+        if order.get("do") == "request":
+            return 200, [], json.dumps(self.seen(request)).encode()
+        if order.get("do") == "answer":
+            return order["status"], order["fields"], order["text"].encode()
+        kind, body = self.outcome(request.body, self.context(request))
+        return (200, [], body) if kind == "response" else (
+            500, [("x-fc-status", "404")], body)
+
+    def seen(self, request: wire.Message) -> Dict[str, Any]:
+        """Return what the handler has of an HTTP invocation."""
+        return {"method": request.method, "target": request.path,
+                "fields": request.headers}
 
     def result(self, kind: str, body: bytes) -> bytes:
         """Return the answer to /invoke."""

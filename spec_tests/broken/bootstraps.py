@@ -292,7 +292,7 @@ breaks("EndsWhileBusy", Scf, "any.stop.bootstrap",
        on_sigterm=lambda self, *_: os._exit(0))
 breaks("DiesOfLostReady", Scf, "scf.ready.refused", start=call_ready_once)
 breaks("PostsUntilAnswered", Scf, "any.result.once", post=post_until_answered)
-breaks("LimitInSeconds", Fg, "any.result.once", context=lambda self, answer: {
+breaks("LimitInSeconds", Fg, "any.context.handler", context=lambda self, answer: {
        **Fg.context(self, answer), "time_limit_ms": int(os.environ["RUNTIME_TIMEOUT"])})
 
 # ---- fc: a server ----
@@ -402,7 +402,7 @@ breaks("TakesGetsForHooks", Fc, "fc.invoke.kind", answer=instead(
 breaks("NeedsTheControlPath", Fc, "fc.invoke.kind", answer=misread(
     lambda request: not request.header("x-fc-control-path"),
     start="POST /some/path HTTP/1.1"))
-breaks("LimitInSecondsFc", Fc, "fc.invoke.status", context=lambda self, request: {
+breaks("LimitInSecondsFc", Fc, "any.context.handler", context=lambda self, request: {
        **Fc.context(self, request),
        "time_limit_ms": int(request.header("x-fc-function-timeout") or 0)})
 breaks("EndsWhileBusyFc", Fc, "any.stop.bootstrap",

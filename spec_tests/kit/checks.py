@@ -112,7 +112,7 @@ def cases_of(rules: Dict[str, spec.Rule], name: str, fixture: str,
 
 def trust(implementation: kit.Implementation) -> None:
     """Ask no made-up word and try no round trip before the checks."""
-    kit.PROBES[implementation] = ""
+    kit.PROBES[implementation] = "", ""
 
 
 def release(implementation: kit.Implementation) -> None:
@@ -130,8 +130,8 @@ def judge(check: Check, implementation: kit.Implementation,
     verdict = report.Verdict(check.rule, line, check.name, role,
                              implementation.protocol, implementation.name)
     try:
-        subject.probe()
-        check.function(**{**check.params, check.fixture: subject})
+        subject.probe(check.rule)
+        subject.attempt(check.function, **{**check.params, check.fixture: subject})
     except kit.Unsupported as gap:
         verdict = verdict._replace(verdict="unsupported", seen=str(gap))
     except kit.Mismatch as broken:

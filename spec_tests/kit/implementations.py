@@ -22,7 +22,7 @@ HANDLER_VARIABLE = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER",
 
 # What an implementation cannot do, declared (README.md has the list of features).
 GAPS: Dict[Tuple[str, str], Tuple[str, ...]] = {
-    ("bash", "fc"): ("concurrency",),
+    ("bash", "fc"): ("concurrency", "fidelity"), ("go", "fc"): ("fidelity",),
     ("small", "scf"): ("instances", "memory", "packages", "slow-heads", "hostile"),
     ("small", "fg"): ("instances", "memory", "packages", "slow-heads", "hostile"),
     ("small", "fc"): ("instances", "memory", "packages", "upgrade", "hostile"),

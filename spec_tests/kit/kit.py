@@ -9,6 +9,7 @@ contract between the kit and the thing under test; wire.py has the bytes.
 import atexit
 import contextlib
 import dataclasses
+import glob
 import itertools
 import json
 import os
@@ -42,6 +43,8 @@ FEATURES: Dict[str, str] = {
     "keep-alive": "fc bootstrap: one connection for several calls",
     "concurrency": "fc bootstrap: several requests at a time",
     "http": "fc bootstrap: HTTP invocations beside events",
+    "fidelity": "fc bootstrap: the whole of an HTTP invocation, with the instructions "
+                "`request` and `answer` for it",
     "hooks": "fc bootstrap: /initialize, /pre-freeze and /pre-stop",
     "context": "test handler: the instruction `context`",
     "count": "test handler: the instruction `count`",
@@ -61,6 +64,8 @@ FEATURES: Dict[str, str] = {
 
 class Mismatch(AssertionError):
     """The implementation broke the rule: what was expected, what was seen."""
+
+    rule = ""  # of a first exchange: the rule that sinks it
 
     def __init__(self, expected: str, seen: str) -> None:
         super().__init__(f"expected {expected}; seen {seen}")
@@ -107,6 +112,22 @@ def same(expected: object, seen: object, what: str = "") -> None:
     if expected != seen:
         head = f"{what} " if what else ""
         raise Mismatch(head + describe(expected), describe(seen))
+
+
+def waits(check: Callable[..., None]) -> Callable[..., None]:
+    """Mark a check that mostly waits: it gets a thread of its own."""
+    check.waits = True  # type: ignore[attr-defined]
+    return check
+
+
+@contextlib.contextmanager
+def step(rule: str) -> Iterator[None]:
+    """Blame this rule for what goes wrong within."""
+    try:
+        yield
+    except Mismatch as error:
+        error.rule = error.rule or rule
+        raise
 
 
 def busy_at_last(attempt: Callable[[float], None]) -> None:
@@ -162,11 +183,12 @@ DIALECTS: Dict[str, Dialect] = {
 REQUEST_IDS = map("{:08x}-0000-4000-8000-00000000c0de".format, itertools.count(1))
 
 
-def event_headers(protocol: str, request_id: str) -> List[Tuple[str, str]]:
+def event_headers(protocol: str, request_id: str,
+                  limit_ms: int = 3000) -> List[Tuple[str, str]]:
     """Return the fields that come with an event."""
     if protocol == "scf":
         return [("Request_Id", request_id), ("Memory_Limit_In_Mb", "128"),
-                ("Time_Limit_In_Ms", "3000"), ("Content-Type", "application/json")]
+                ("Time_Limit_In_Ms", str(limit_ms)), ("Content-Type", "application/json")]
     return [("X-Cff-Request-Id", request_id), ("X-CFF-Invoke-Type", "sync"),
             ("X-CFF-Access-Key", "ak"), ("X-CFF-Secret-Key", "sk"),
             ("X-CFF-Security-Token", "token"), ("X-CFF-Auth-Token", "auth"),
@@ -216,6 +238,7 @@ def environment(protocol: str, folder: str, host: str, port: int) -> Dict[str, s
 
 RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # each has kill()
 FILE_LIMIT_BYTES = 256 * 1024 * 1024
+GRACE_S = 2.0  # the default of grace_s in SPEC.md
 
 
 class Process:
@@ -230,8 +253,9 @@ class Process:
                 stdout=self.output, stderr=subprocess.STDOUT)
         except OSError as error:
             self.output.close()
-            raise Mismatch("a command that starts [any.start.executable]",
-                           f"{shlex.join(command)}: {error.strerror}") from None
+            with step("any.start.executable"):
+                raise Mismatch("a command that starts",
+                               f"{shlex.join(command)}: {error.strerror}") from None
         RUNNING.add(self)
         with contextlib.suppress(ImportError, AttributeError, OSError):
             import resource  # a process that prints without end must not fill the disk
@@ -251,6 +275,44 @@ class Process:
         """Return all that it printed."""
         self.output.seek(0)
         return self.output.read()
+
+    def members(self) -> Iterator[Tuple[str, List[str]]]:
+        """Yield folder in /proc and values of its `stat`, from the state on, of each
+        process of the session; none where there is no /proc."""
+        for folder in glob.glob("/proc/[0-9]*"):
+            with contextlib.suppress(OSError):
+                with open(folder + "/stat", encoding="utf-8", errors="replace") as file:
+                    values = file.read().rpartition(")")[2].split()
+                if int(values[3]) == self.popen.pid:
+                    yield folder, values
+
+    def cpu_s(self) -> float:
+        """Return the processor time that all of it and its past children have used."""
+        ticks = [sum(map(int, values[11:15])) for _, values in self.members()]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+    def holdings(self) -> Dict[str, int]:
+        """Return what all of it holds now."""
+        held = {"bytes of memory": 0, "descriptors": 0, "threads": 0, "processes": 0}
+        for folder, values in self.members():
+            with contextlib.suppress(OSError):
+                held["descriptors"] += len(os.listdir(folder + "/fd"))
+            held["bytes of memory"] += int(values[21]) * os.sysconf("SC_PAGE_SIZE")
+            held["threads"] += int(values[17])
+            held["processes"] += 1
+        return held
+
+    def terminate(self, target: str = "group") -> None:
+        """Send SIGTERM to its group, as a platform does, or to the leader alone."""
+        if target == "group":
+            os.killpg(self.popen.pid, signal.SIGTERM)
+        else:
+            self.popen.terminate()
+
+    def ends_in_grace(self, limit_s: float) -> None:
+        """Raise Mismatch unless it ends within grace_s, and what a busy machine adds;
+        with which status means nothing."""
+        self.wait(min(limit_s, GRACE_S + 1.0))
 
     def wait(self, limit_s: float) -> int:
         """Return the exit status, negative for a signal. Raises Mismatch."""
@@ -273,9 +335,13 @@ class Process:
 class Run:
     """One instance under test; the log belongs to the check that has it now."""
 
+    process: Process
+    limit_ms = 3000  # what the handler is told
+
     def __init__(self, bootstrap: "Bootstrap") -> None:
         self.kind = bootstrap.implementation
         self.frames = bootstrap.frames
+        self.processes = bootstrap.processes
         self.patience_s = self.kind.patience_s
 
     def note(self, who: str, data: bytes) -> None:
@@ -283,13 +349,19 @@ class Run:
         self.frames.append(wire.Frame(who, wire.show(data)))
 
     def launch(self, host: str, port: int, folder: str = "", only: Sequence[str] = (),
-               but: str = "", changed: Sequence[Tuple[str, str]] = ()) -> Process:
+               but: Sequence[str] = (), changed: Sequence[Tuple[str, str]] = ()) -> Process:
         """Start the process in its environment, or in what the check leaves of it."""
         env = {**environment(self.kind.protocol, self.kind.folder, host, port),
                **dict(self.kind.env), **dict(changed)}
-        env = {name: value for name, value in env.items()
-               if name != but and name in (only or env)}
-        return Process(self.kind.command, folder or self.kind.folder, env)
+        self.env = {name: value for name, value in env.items()
+                    if name not in but and name in (only or env)}
+        process = Process(self.kind.command, folder or self.kind.folder, self.env)
+        self.processes.append(process)
+        return process
+
+    def trouble(self) -> str:
+        """Say what is wrong with a process that waits for another check."""
+        return self.process.ended() if self.process.popen.poll() is not None else ""
 
     def invoke(self, event: bytes) -> Result:
         """Hand over an ordinary event; return the result."""
@@ -322,6 +394,14 @@ class PullRun(Run):
         self.process.kill()
         self.api.close()
 
+    def trouble(self) -> str:
+        """Say what is wrong: it has ended, or said what nobody waits for."""
+        said = [one.request.start for one in list(self.api.arrived.queue)]
+        said = [start for start in said if not start.startswith(
+            f"GET {self.dialect.poll} ")] + said[:-1] + [
+            error.told() for error in self.api.bad]
+        return super().trouble() or "; ".join(said)
+
     def request(self, wanted: str) -> wire.Exchange:
         """Return the next request whatever it is. Raises Mismatch if none comes."""
         deadline = time.monotonic() + self.patience_s
@@ -339,11 +419,32 @@ class PullRun(Run):
                 raise Mismatch(wanted, f"no request in {self.patience_s} s; "
                                + self.process.tail())
 
+    def first_call(self) -> None:
+        """Raise Mismatch unless the first call comes, and is `ready` or a poll; then
+        forget about it."""
+        with step("any.api.address"):
+            exchange = self.request("a first call of the runtime API")
+        with step("any.api.calls"):
+            paths = [path for path in self.dialect[:2] if path]
+            if exchange.request.path not in paths:
+                raise Mismatch(" or ".join(paths), exchange.request.start)
+        self.api.arrived.put(exchange)
+
     def call(self, method: str, path: str) -> wire.Exchange:
         """Return the next request, which must be this one."""
         exchange = self.request(f"{method} {path}")
         same(f"{method} {path}", exchange.request.start.rpartition(" ")[0])
         return exchange
+
+    def quiet(self, limit_s: float, why: str) -> None:
+        """Raise Mismatch if a request comes, or the process ends, within that time."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                found = self.api.arrived.get(timeout=min(limit_s, 0.05))
+                raise Mismatch(f"no request {why}", found.request.start)
+            if self.process.popen.poll() is not None:
+                raise Mismatch(f"patience {why}", self.process.ended())
 
     def poll(self) -> wire.Exchange:
         """Return the bootstrap's next poll; a call of ready before it is answered."""
@@ -357,7 +458,7 @@ class PullRun(Run):
     def headers(self) -> List[Tuple[str, str]]:
         """Return the fields of a new event, under a new request id."""
         self.last_id = next(REQUEST_IDS)
-        return event_headers(self.kind.protocol, self.last_id)
+        return event_headers(self.kind.protocol, self.last_id, self.limit_ms)
 
     def result(self) -> Tuple[Result, wire.Exchange]:
         """Return the next request, which must be the result of the last event."""
@@ -402,9 +503,9 @@ class PullRun(Run):
 class PushRun(Run):
     """A bootstrap that is an HTTP server, and the platform that calls it."""
 
-    def __init__(self, bootstrap: "Bootstrap", **setting: Any) -> None:
+    def __init__(self, bootstrap: "Bootstrap", port: int = 0, **setting: Any) -> None:
         super().__init__(bootstrap)
-        self.port = wire.free_port()
+        self.port = port or wire.free_port()
         self.host = wire.first_address("127.0.0.2")
         self.channels: List[wire.Channel] = []
         self.channel: Optional[wire.Channel] = None
@@ -459,7 +560,7 @@ class PushRun(Run):
         own = channel or self.connect()
         try:
             own.send(data)
-            return own.read(self.patience_s, to=method)
+            return self.final(own, method)
         except wire.WireError as error:
             raise Mismatch("an answer",
                            f"{error.told()}; {self.process.tail()}") from None
@@ -467,13 +568,28 @@ class PushRun(Run):
             if channel is None:
                 own.close()
 
+    def final(self, channel: wire.Channel, method: str) -> wire.Message:
+        """Return the next answer that is not interim. Raises WireError."""
+        answer = channel.read(self.patience_s, to=method)
+        while answer.status == 100:
+            answer = channel.read(self.patience_s, to=method)
+        return answer
+
+    def changed(self, *but: str, control_path: str = "/invoke",
+                **values: str) -> List[Tuple[str, str]]:
+        """Return the common fields with other values, and without some."""
+        names = {name.replace("_", "-"): value for name, value in values.items()}
+        return [(name, names.get(name, value))
+                for name, value in self.headers(control_path) if name not in but]
+
     def headers(self, path: str = "/invoke") -> List[Tuple[str, str]]:
         """Return the common fields of a request of the platform."""
         return [("Host", f"{self.host}:{self.port}"),
                 ("X-Fc-Request-Id", next(REQUEST_IDS)), ("X-Fc-Control-Path", path),
                 ("X-Fc-Function-Name", "kit"),
                 ("X-Fc-Function-Handler", "index.handler"),
-                ("X-Fc-Function-Memory", "128"), ("X-Fc-Function-Timeout", "3"),
+                ("X-Fc-Function-Memory", "128"),
+                ("X-Fc-Function-Timeout", str(self.limit_ms // 1000)),
                 ("X-Fc-Region", "local"), ("X-Fc-Account-Id", "0"),
                 ("X-Fc-Qualifier", "LATEST"), ("X-Fc-Version-Id", ""),
                 ("X-Fc-Access-Key-Id", ""), ("X-Fc-Access-Key-Secret", ""),
@@ -496,14 +612,9 @@ class PushRun(Run):
         return self.read_result(self.ask(self.invocation(event), "POST", channel))
 
     def read_result(self, answer: wire.Message) -> Result:
-        """Return what an answer means. Raises Mismatch if it means nothing."""
-        kinds = {(200, None): "response", (200, "200"): "response",
-                 (404, None): "error", (404, "404"): "error"}
-        key = (answer.status, answer.header("x-fc-status"))
-        if key not in kinds:
-            raise Mismatch("status 200 and X-Fc-Status 200, or both 404",
-                           "status %s and X-Fc-Status %s; %s" % (*key, self.process.tail()))
-        return Result(kinds[key], answer.body, answer)
+        """Return what an answer means by fc.answer.outcome."""
+        said = answer.header("x-fc-status") or str(answer.status)
+        return Result("error" if said == "404" else "response", answer.body, answer)
 
 
 # ---- what a check gets ----
@@ -512,8 +623,11 @@ class PushRun(Run):
 BUILDS: Dict[str, Callable[[], str]] = {}  # by program; they return what went wrong
 IDLE_MOST = 40  # processes that wait for another check
 IDLE_RUNS: Dict[Tuple[object, ...], List[Any]] = {}
-PROBES: Dict[Implementation, str] = {}  # what was wrong with a first exchange
+# What was wrong with a first exchange, and the rule that says so.
+PROBES: Dict[Implementation, Tuple[str, str]] = {}
 PROBE_LOCKS: Dict[Implementation, threading.Lock] = {}
+OBSERVED: Dict[Tuple[object, ...], Tuple[Any, Optional[Mismatch]]] = {}
+OBSERVING: Dict[Tuple[object, ...], threading.Lock] = {}
 LOCK = threading.Lock()
 Lent = TypeVar("Lent")
 
@@ -523,9 +637,11 @@ class Subject:
     runs, which have `frames` and `stop()`."""
 
     wanted = ""  # of a first exchange
+    afresh = False  # nothing that another check left is good enough
 
     def __init__(self, implementation: Implementation) -> None:
         self.implementation = implementation
+        self.borrowed = False
         self.frames: List[wire.Frame] = []
         self.runs: List[Any] = []
 
@@ -542,9 +658,8 @@ class Subject:
         """Lend what other checks left in order, or a new one; keep it for the next
         check unless this one fails."""
         key = (self.implementation, *kind)
-        with LOCK:
-            idle = IDLE_RUNS.get(key)
-            run: Any = idle.pop() if idle else None
+        run: Any = None if self.afresh else self.take_idle(key)
+        self.borrowed = self.borrowed or run is not None
         run = run or start()
         run.frames = self.frames
         self.runs.append(run)
@@ -552,14 +667,33 @@ class Subject:
         self.runs.remove(run)
         keep(key, run)
 
+    def take_idle(self, key: Tuple[object, ...]) -> Any:
+        """Return a run that another check left, or nothing; one that is not in order
+        any more is stopped, and the log says so."""
+        while True:
+            with LOCK:
+                idle = IDLE_RUNS.get(key)
+                run: Any = idle.pop() if idle else None
+            trouble = run.trouble() if isinstance(run, Run) else ""
+            if not trouble:
+                return run
+            self.frames.append(wire.Frame("kit", "started afresh, as what an earlier "
+                                          "check left is in a bad state: " + trouble))
+            run.stop()
+
+    def attempt(self, check: Callable[..., None], **arguments: Any) -> None:
+        """Run the check."""
+        check(**arguments)
+
     def close(self) -> None:
         """Stop whatever this check has started."""
         for run in self.runs:
             run.stop()
         self.runs.clear()
 
-    def probe(self) -> None:
-        """Try a first exchange, once. Raises NotUsable, always with the same words."""
+    def probe(self, rule: str = "") -> None:
+        """Try a first exchange, once. Raises NotUsable, always with the same words,
+        except for the checks of the rule that sinks it: these may say more."""
         kind = self.implementation
         with LOCK:
             lock = PROBE_LOCKS.setdefault(kind, threading.Lock())
@@ -568,13 +702,14 @@ class Subject:
                 first = type(self)(kind)
                 try:
                     first.exchange()
-                    PROBES[kind] = ""
+                    PROBES[kind] = "", ""
                 except Mismatch as error:
-                    PROBES[kind] = str(error)
+                    PROBES[kind] = str(error), error.rule
                 finally:
                     first.close()
-        if PROBES[kind]:
-            raise NotUsable(self.wanted, PROBES[kind])
+        trouble, sinks = PROBES[kind]
+        if trouble and (not rule or rule != sinks):
+            raise NotUsable(self.wanted, (f"[{sinks}] " if sinks else "") + trouble)
 
     def exchange(self) -> None:
         """Try what every check needs. Raises Mismatch."""
@@ -615,6 +750,24 @@ class Bootstrap(Subject):
     wanted = ("a first exchange by the rules: it starts, and its test handler fails at a"
               " made-up word (spec_tests/README.md)")
 
+    def attempt(self, check: Callable[..., None], **arguments: Any) -> None:
+        """Run the check. What fails on the process that another check left, and not on
+        a new one, is not of this check's rule."""
+        try:
+            check(**arguments)
+        except (Mismatch, wire.WireError) as error:
+            if not self.borrowed or isinstance(error, NotUsable):
+                raise
+            self.close()
+            self.afresh = True
+            self.frames.append(wire.Frame("kit", "once more with a new process, as "
+                                          f"another check had left the old: {error}"))
+            check(**arguments)
+
+    def __init__(self, implementation: Implementation) -> None:
+        super().__init__(implementation)
+        self.processes: List[Process] = []  # all that this check has started
+
     def pull(self, **setting: Any) -> PullRun:
         """Start an instance of scf or fg; it dies with the check. See Run.launch()."""
         self.runs.append(PullRun(self, **setting))
@@ -625,37 +778,67 @@ class Bootstrap(Subject):
         self.runs.append(PushRun(self, **setting))
         return self.runs[-1]  # type: ignore[no-any-return]
 
+    def start(self, **setting: Any) -> Any:
+        """Start an instance of any protocol; it dies with the check."""
+        is_push = self.implementation.protocol == "fc"
+        return self.push(**setting) if is_push else self.pull(**setting)
+
     def used_pull(self) -> ContextManager[PullRun]:
         """Lend an instance that other checks left in order, or a new one."""
-        return self.lend(lambda: PullRun(self))
+        return self.alive_after(lambda: PullRun(self))
 
     def used_push(self) -> ContextManager[PushRun]:
         """Lend an instance that other checks left in order, or a new one."""
-        return self.lend(lambda: PushRun(self))
+        return self.alive_after(lambda: PushRun(self))
+
+    @contextlib.contextmanager
+    def alive_after(self, start: Callable[[], Any]) -> Iterator[Any]:
+        """Lend an instance; what the check does to it must not keep it from serving."""
+        with self.lend(start) as run:
+            yield run
+            run.alive()
 
     def used(self) -> ContextManager[Any]:
         """Lend an instance of any protocol."""
         is_push = self.implementation.protocol == "fc"
         return self.used_push() if is_push else self.used_pull()
 
+    def once(self, observe: Callable[["Bootstrap"], Lent]) -> Lent:
+        """Return what is observed of this implementation, or raise the Mismatch; it is
+        tried once, for several checks."""
+        key = self.implementation, observe
+        with LOCK:
+            lock = OBSERVING.setdefault(key, threading.Lock())
+        with lock:
+            if key not in OBSERVED:
+                try:
+                    OBSERVED[key] = observe(self), None
+                except Mismatch as error:
+                    OBSERVED[key] = None, error
+        seen, trouble = OBSERVED[key]
+        if trouble:
+            raise trouble
+        found: Lent = seen
+        return found
+
     def exchange(self) -> None:
-        """Build it if need be; ask for a made-up word. Raises Mismatch."""
+        """Build it if need be; try what every check needs, in the laxest legal form.
+        Raises Mismatch."""
         build = BUILDS.get(self.implementation.command[0])
         trouble = build() if build is not None else ""
         if trouble:
             raise Mismatch("a program that can be built", trouble)
-        made_up_word(self)
-
-
-def made_up_word(bootstrap: Bootstrap) -> None:
-    """Raise Mismatch if an instruction that nobody knows does not fail as such."""
-    with bootstrap.used() as run:
-        result = run.invoke(instruction("flumqat"))
-        if result.kind != "error":
-            raise Mismatch("the made-up word `flumqat` to fail",
-                           f"the result {describe(result.body)}")
-        same("Unsupported", error_of(result)[0], "errorType")
-        same(b"flumqat", run.invoke(b"flumqat").body, "the echo of an ordinary event")
+        is_push = self.implementation.protocol == "fc"
+        with step("fc.start.port" if is_push else "any.start.executable"):
+            run = self.start()
+        if not is_push:
+            run.first_call()
+        with step("fc.answer.framing" if is_push else "any.result.once"):
+            result = run.invoke(instruction("flumqat"))
+        with step("any.error.survive"):
+            same("error", result.kind, "the made-up word `flumqat` fails:")
+        with step("any.event.opaque"):
+            run.alive()
 
 
 def error_of(result: Result) -> Tuple[str, str]:

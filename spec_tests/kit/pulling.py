@@ -1,42 +1,55 @@
 # pulling.py: what a runtime API may do to the bootstrap that polls it (MIT).
-"""Tables of events, of ways to send one, and of polls that bring none.
+"""Tables of events, of ways to send one, of polls that bring none, and of answers.
 
-test_bootstrap_any.py, test_bootstrap_scf.py and test_bootstrap_fg.py run over them.
+The checks of spec_tests/bootstrap run over them.
 """
 
 import time
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import wire
-from kit import Mismatch, PullRun, Result, same
+from kit import Mismatch, PullRun, Result, Run, document, instruction, same
 
 Fields = List[Tuple[str, str]]
 
-# ---- events ----
+# ---- events: each group is handed over in a row ----
 
 LARGE_BYTES = 6 * 1024 * 1024
 
-EVENTS: Dict[str, bytes] = {
-    "json": b'{"key": "value", "big": 12345678901234567890, "key": 1}',
-    "blanks": b' { "a"  :\t1 } \n\n',
-    "number": b"1.50",
-    "string": '"\u00e9\u4e2d\U0001f600"'.encode(),
-    "text": b"no JSON at all: %s 'quoted' \"twice\" \\n $HOME `id` %41 &amp;",
-    "empty": b"",
-    "at-sign": b"@/etc/hostname",
-    "dash": b"-d --data",
-    "lines": b"one\r\ntwo\nthree\n\n",
-    "http": b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+EVENTS: Dict[str, List[bytes]] = {
+    "json": [b'{"key": "value", "big": 12345678901234567890, "key": 1}', b"1.50", b"NaN",
+             '"\u00e9\u4e2d\U0001f600"'.encode(), b"null", b"false", b'""', b"{}", b"[ ]",
+             b'"\\u00e9\\ud83d\\ude00\\/\\ud800"'],
+    "blanks": [b"", b" ", b"\n", b"\r\n", b"\t", b" x", b"x ", b"x\n", b"x\r\n\n",
+               b' { "a"  :\t1 } \n\n', b"one\r\ntwo\nthree\rfour"],
+    "text": [b"no JSON at all: %s %n 'quoted' \"twice\" \\n \\\\ $HOME $(exit 1) `exit 1`",
+             b"%41+%20&amp;a=1&b=2", b"@/etc/hostname", b"-d --data", b"* ? [a-z] ~ {a,b}",
+             b"aGVsbG8=", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+             b"5\r\nhello\r\n0\r\n\r\n"],
+    "unicode": ["\ufeff{}".encode(), "\ufefftext".encode(), "e\u0301 \ufb01 \u2126".encode(),
+                "\u2028\u2029\u0085 \u0130\u0131\u00df".encode(), "\U0010ffff".encode()],
+    "almost-orders": [b'{"do": "exit","status":1}', b' {"do":"exit","status":1}',
+                      b'{"do"', b'{"DO":"exit"}', b'{"to":"exit","status":1}'],
+    "sizes": [b"y" * 65535, b"y" * 65536, b"y" * 65537, b"line\n" * 20_000],
 }
-BINARY: Dict[str, bytes] = {
-    "nul": b"a\0b\0",
-    "not-utf8": b"\xff\xfe\x80 \xc3(",
-    "every-byte": bytes(range(256)),
+BINARY: Dict[str, List[bytes]] = {
+    "nul": [b"a\0b\0", b"\0", b'{"a":"\0"}'],
+    "not-utf8": [b"\xff\xfea\0", b"\xe9", b"\x80 \xc3(", b"\xe4\xb8", b"\xed\xa0\x80"],
+    "every-byte": [bytes(range(256)), bytes(range(255, -1, -1))],
 }
 LARGE: Dict[str, bytes] = {
     "200-kb": b'{"a": "' + b"y" * 200_000 + b'"}',
     "6-mb": b"z" * LARGE_BYTES,
 }
+TEXTS = ("", " ", " x", "x ", "null", "0", "[1]", "%41+%20", "@x", "-", "&amp;'$x",
+         "\u00e9\u4e2d\U0001f600", "e\u0301", "\ufefftext", "a" * 70_000)
+
+
+def comes_back(run: Run, event: bytes) -> None:
+    """Raise Mismatch unless the event is the result."""
+    result = run.invoke(event)
+    same(("response", event), (result.kind, result.body), "kind and body")
+
 
 # ---- ways to send an event ----
 
@@ -49,10 +62,11 @@ def cased(headers: Fields, body: bytes, change: Callable[[str], str]) -> List[by
             + rest]
 
 
-def no_blank(headers: Fields, body: bytes) -> List[bytes]:
-    """Send no blank after the colons of the fields, and tabs behind the values."""
+def blanks(headers: Fields, body: bytes, before: bytes, after: bytes) -> List[bytes]:
+    """Send other blanks around the values of the fields."""
     head, _, rest = wire.response(200, headers, body).partition(b"\r\n\r\n")
-    return [head.replace(b": ", b":").replace(b"\r\n", b"\t\r\n") + b"\r\n\r\n" + rest]
+    return [head.replace(b": ", b":" + before).replace(b"\r\n", after + b"\r\n").replace(
+        b"X" + after, b"X", 1) + after + b"\r\n\r\n" + rest]
 
 
 def decoys(headers: Fields, body: bytes) -> List[bytes]:
@@ -60,48 +74,101 @@ def decoys(headers: Fields, body: bytes) -> List[bytes]:
     names = ", ".join(name for name, _ in headers)
     return [wire.response(200, [
         ("Access-Control-Expose-Headers", names), ("Vary", names), *headers,
-        ("X-Other", headers[0][0] + ": 0")], body)]
+        ("X-Other", headers[0][0] + ": 0"), ("X-Empty", ""),
+        ("X-Name", "z\u00fcrich".encode().decode("latin-1"))], body)]
+
+
+def long_head(headers: Fields, body: bytes) -> List[bytes]:
+    """Send 12 KiB and 64 fields, one field of 8 KiB, before those of the event."""
+    others = [("X-Token", "t" * 8185), *(
+        (f"X-Other-{number}", "o" * 40) for number in range(50))]
+    return [wire.response(200, [*others, *headers], body)]
+
+
+def in_chunks(headers: Fields, chunks: bytes) -> List[bytes]:
+    """Send these chunks as the body."""
+    return [wire.head_bytes("HTTP/1.1 200 OK", [
+        *headers, ("Transfer-Encoding", "chunked")]), chunks]
 
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
-FRAMINGS: Dict[str, Callable[[Fields, bytes], List[bytes]]] = {
+Framing = Callable[[Fields, bytes], List[bytes]]
+PLAIN: Dict[str, Framing] = {
     "plain": lambda headers, body: [wire.response(200, headers, body)],
     "two-writes": lambda headers, body: [
         wire.response(200, headers, body)[:-len(body)], body],
     "drip": lambda headers, body: [
         bytes([byte]) for byte in wire.response(200, headers, body)],
-    "chunked": lambda headers, body: [wire.head_bytes("HTTP/1.1 200 OK", [
-        *headers, ("Transfer-Encoding", "chunked")]) + wire.chunked(body)],
-    "odd-chunks": lambda headers, body: [wire.head_bytes("HTTP/1.1 200 OK", [
-        *headers, ("transfer-encoding", "Chunked")]) + wire.odd_chunks(body)],
+    "no-reason": lambda headers, body: [wire.response(200, headers, body, "")],
+}
+NAMED: Dict[str, Framing] = {
     "lower-case": lambda headers, body: cased(headers, body, str.lower),
     "upper-case": lambda headers, body: cased(headers, body, str.upper),
-    "no-blank": no_blank, "decoys": decoys,
-    "interim": lambda headers, body: [INTERIM, wire.response(200, headers, body)],
-    "no-reason": lambda headers, body: [wire.response(200, headers, body, "")],
+    "swapped-case": lambda headers, body: cased(headers, body, str.swapcase),
+    "no-blank": lambda headers, body: blanks(headers, body, b"", b"\t"),
+    "many-blanks": lambda headers, body: blanks(headers, body, b"  \t ", b"  "),
+    "decoys": decoys,
+}
+CHUNKED: Dict[str, Framing] = {
+    "small": lambda headers, body: [b"".join(in_chunks(headers, wire.chunked(body)))],
+    "odd": lambda headers, body: [b"".join(cased(headers, b"", str.lower)).replace(
+        b"content-length: 0", b"transfer-encoding: Chunked") + wire.odd_chunks(body)],
+    "one": lambda headers, body: in_chunks(headers, wire.chunked(body, len(body) or 1)),
+    "zeros": lambda headers, body: in_chunks(headers, b"000%x\r\n%b\r\n00\r\n\r\n" % (
+        len(body), body)),
+    "bytes": lambda headers, body: [*in_chunks(headers, b""), *(
+        wire.chunked(body, 1)[i:i + 1] for i in range(len(wire.chunked(body, 1))))],
+}
+CHUNKED_EVENTS = [b'{"a": 1}', b"one\r\n0\r\n\r\ntwo\n", b"z" * 0xAB]
+CLOSING: Dict[str, Framing] = {
+    "close": lambda headers, body: [
+        wire.response(200, [*headers, ("Connection", "close")], body)],
+    "other-case": lambda headers, body: [
+        wire.response(200, [*headers, ("connection", "Close")], body)],
+    "among-others": lambda headers, body: [
+        wire.response(200, [*headers, ("Connection", "x-other, close")], body)],
+    "http-1.0": lambda headers, body: [
+        b"HTTP/1.0" + wire.response(200, headers, body)[8:]],
+    "chunked": lambda headers, body: in_chunks(
+        [*headers, ("Connection", "close")], wire.chunked(body)),
 }
 
 
-def framed(run: PullRun, framing: str, event: bytes) -> Result:
+def framed(run: PullRun, framing: Framing, event: bytes) -> Result:
     """Deliver the event in that way and return the result."""
-    pieces = FRAMINGS[framing](run.headers(), event)
+    pieces = framing(run.headers(), event)
     return run.answer(*pieces, pause_s=0.001 if len(pieces) < 1000 else 0.0)
+
+
+def fields_reach(run: PullRun, framing: Framing) -> None:
+    """Raise Mismatch unless the event and its fields are found in that form."""
+    if "context" not in run.kind.without:
+        told = document(framed(run, framing, instruction("context")).body)
+        same((run.last_id, 128, 3000), tuple(told.get(name) for name in (
+            "request_id", "memory_mb", "time_limit_ms")), "the context")
+    same(b"heard", framed(run, framing, instruction("echo", text="heard")).body)
 
 
 # ---- polls that bring no event ----
 
+REDIRECTS = (301, 302, 303, 307, 308)
 NO_EVENT: Dict[str, Sequence[bytes]] = {
     "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
-    "404": [wire.response(404, (), b"{}")],
     "500": [wire.response(500, (), b"broken")],
     "503-html": [wire.response(503, [("Content-Type", "text/html")], b"<html></html>")],
-    "redirect": [wire.response(302, [("Location", "/elsewhere")])],
-    "202": [b"HTTP/1.1 202 Accepted\r\n{fields}Content-Length: 5\r\n\r\nhello"],
+    **{f"{status}-with-fields": [b"HTTP/1.1 %d X\r\n{fields}Content-Length: 5\r\n\r\nhello"
+                                 % status]
+       for status in (201, 202, 206, 299, 400, 401, 403, 404, 408, 410, 413, 429, 500, 502,
+                      504)},
+    "302": [wire.response(302, [("Location", "/elsewhere")])],
+    "304": [b"HTTP/1.1 304 Not Modified\r\n\r\n"],
+    "300": [wire.response(300, (), b"which?")],
 }
 WITHOUT_ID: Dict[str, Sequence[bytes]] = {  # fg
     "200": [wire.response(200, (), b"no event")],
     "200-empty": [wire.response(200)],
     "200-empty-id": [wire.response(200, [("X-Cff-Request-Id", "")], b"no event")],
+    "200-blank-id": [b"HTTP/1.1 200 X\r\nX-Cff-Request-Id: \t \r\nContent-Length: 1\r\n\r\nx"],
     "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
     "500-with-id": [wire.response(500, [("X-Cff-Request-Id", "not-an-event")], b"{}")],
     "204-with-id": [b"HTTP/1.1 204 X\r\nX-Cff-Request-Id: not-an-event\r\n\r\n"],
@@ -110,11 +177,14 @@ CUT: Dict[str, Sequence[bytes]] = {
     "before-head": [],
     "within-status-line": [b"HTTP/1.1 20"],
     "within-head": [b"HTTP/1.1 200 OK\r\nContent-Le"],
+    "within-fields": [b"HTTP/1.1 200 OK\r\n{fields}"],
+    "after-interim": [INTERIM],
     "garbage": [b"\x16\x03\x01 what is this\r\n\r\n"],
 }
 CUT_BODY: Dict[str, Sequence[bytes]] = {
     "before-body": [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n"],
     "within-body": [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n12345"],
+    "before-chunk": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n"],
     "within-chunk": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n",
                      b"a\r\n12345"],
     "between-chunks": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n",
@@ -134,38 +204,75 @@ def survives(run: PullRun, pieces: Sequence[bytes]) -> None:
     run.alive()
 
 
+def redirect(run: PullRun, status: int, path: str = "/elsewhere") -> bytes:
+    """Return a redirect to another path of the runtime API."""
+    place = f"http://{run.api.host}:{run.api.port}{path}"
+    return wire.response(status, [("Location", place)])
+
+
 # ---- what is said to a result ----
 
 ACKNOWLEDGEMENTS: Dict[str, Sequence[bytes]] = {
-    "202": [wire.response(202)],
-    "with-body": [wire.response(200, (), b'{"status": "ok"}')],
-    "404": [wire.response(404, (), b'{"error_code": "x", "error_msg": "y"}')],
-    "413": [wire.response(413, (), b"too large")],
-    "500": [wire.response(500, (), b"broken")],
-    "503": [wire.response(503)],
+    **{str(status): [wire.response(status, (), b'{"error_code": "x", "error_msg": "y"}')]
+       for status in (200, 202, 400, 401, 404, 408, 413, 429, 500, 502, 503, 504)},
+    "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
+    **{str(status): [wire.response(status, [("Location", "/elsewhere")])]
+       for status in (302, 307)},
+    "empty-503": [wire.response(503)],
     "chunked": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
                 wire.chunked(b"thank you")],
+    "drip": [bytes([byte]) for byte in wire.response(200, (), b"thank you")],
+}
+# An answer has begun, so the result has arrived.
+CUT_ANSWERS: Dict[str, Sequence[bytes]] = {
+    "status-line": [b"HTTP/1.1 20"], "head": [b"HTTP/1.1 200 OK\r\nContent-Le"],
+    "body": [b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"],
+    "interim": [b"HTTP/1.1 100 Continue\r\n\r\n"], "garbage": [b"what is this\r\n\r\n"],
+    "error": [b"HTTP/1.1 500 Broken\r\nContent-Length: 10\r\n\r\n"],
 }
 
 
 def acknowledged_with(run: PullRun, pieces: Sequence[bytes]) -> None:
-    """Raise Mismatch unless the bootstrap goes on, with one result for one event."""
+    """Answer a result in that way; the bootstrap goes on, with one result for one event."""
     run.answered(b"first").send(*pieces)
-    run.alive()
 
 
-def holds_on(run: PullRun) -> None:
-    """Raise Mismatch if a poll that is held for a while is given up."""
+def polls_on(run: PullRun, exchange: wire.Exchange, why: str) -> None:
+    """Raise Mismatch unless this request is a poll, whose event is handled as usual."""
+    if exchange.request.method == "POST":
+        raise Mismatch(f"another poll: {why}", exchange.request.start)
+    same(b"still here", run.hand(exchange, b"still here").body, "an echo afterwards")
+
+
+# ---- patience ----
+
+
+def holds_on(run: PullRun, begun: bool = False) -> None:
+    """Raise Mismatch if a poll is given up that is held for a while, or whose answer
+    has begun and comes to a halt."""
     poll = run.poll()
-    time.sleep(run.kind.hold_s)
-    if not run.api.arrived.empty():
-        raise Mismatch(f"patience with a poll that is held for {run.kind.hold_s} s",
-                       "another request: " + run.api.arrived.get().request.start)
+    why = f"while a poll is held for {run.kind.hold_s} s"
+    answer = wire.response(200, run.headers(), b"at last")
+    first = len(answer) - 4 if begun else 0
+    poll.channel.send(answer[:first])
+    run.quiet(run.kind.hold_s, why)
     try:
-        poll.reply(200, run.headers(), b"at last")
+        poll.send(answer[first:])
     except wire.WireError as error:
-        raise Mismatch(f"a poll that is still open after {run.kind.hold_s} s",
-                       error.what) from None
+        raise Mismatch(f"a poll that is still open {why}", error.what) from None
     result, exchange = run.result()
     exchange.reply()
     same(b"at last", result.body)
+
+
+def pauses(run: PullRun, drops: int) -> List[float]:
+    """Return how long the bootstrap waits after each of so many polls that fail."""
+    found = []
+    exchange = run.poll()
+    for _ in range(drops):
+        exchange.drop(b"HTTP/1.1 20")  # else a client may try again at once
+        dropped = time.monotonic()
+        exchange = run.poll()
+        found.append(time.monotonic() - dropped)
+    run.hand(exchange, b"an event")
+    return found

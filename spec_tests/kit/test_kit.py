@@ -90,7 +90,7 @@ def test_gone_meanwhile() -> None:
 def test_unsupported() -> None:
     """A feature that was declared missing is unsupported, not failed."""
     base = dataclasses.replace(broken_ones.correct("scf"), without=("count",))
-    function = test_bootstrap_any.test_any_instance_init_once
+    function = test_bootstrap_any.test_any_instance_init_once__count
     check = checks.Check("any.instance.init-once", "bootstrap", function, {}, "count")
     assert checks.judge(check, base).verdict == "unsupported"
 

@@ -29,6 +29,7 @@ import (
 
 const (
 	pathInvoke        = "/invoke"
+	pathHTTPInvoke    = "/http-invoke"
 	pathInitialize    = "/initialize"
 	pathPreFreeze     = "/pre-freeze"
 	pathPreStop       = "/pre-stop"
@@ -81,14 +82,18 @@ func serve(reply http.ResponseWriter, request *http.Request) {
 	}
 	running.RLock()
 	defer running.RUnlock()
-	kind := request.Header.Get(fieldControlPath) // [fc.invoke.kind]
-	if kind == "" {
-		kind = request.URL.Path
-	}
+	named := request.Header.Get(fieldControlPath) // [fc.invoke.kind]
+	kind := cmp.Or(named, request.URL.Path)
 	switch kind {
 	case pathInitialize, pathPreFreeze, pathPreStop:
 		answer(reply, http.StatusOK, "text/plain", nil) // [fc.hook.answer]
 		return
+	case pathInvoke, pathHTTPInvoke:
+	default:
+		if named != "" { // [fc.invoke.unknown]
+			answer(reply, http.StatusNotFound, "text/plain", nil)
+			return
+		}
 	}
 	result, failure := handle(newContext(request.Header), event)
 	switch {

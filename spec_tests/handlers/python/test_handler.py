@@ -55,12 +55,25 @@ def application(environ: "Dict[str, Any]",
         memory_mb=int(environ.get("HTTP_X_FC_FUNCTION_MEMORY") or 0),
         time_limit_ms=1000 * int(environ.get("HTTP_X_FC_FUNCTION_TIMEOUT") or 0),
         function_name=environ.get("HTTP_X_FC_FUNCTION_NAME"))
-    is_order = data.startswith(INSTRUCTION)
-    result = handle(json.loads(data.decode()) if is_order else data, context)
+    order = json.loads(data.decode()) if data.startswith(INSTRUCTION) else {}
+    if order.get("do") == "answer":
+        start_response("%d X" % order["status"], [tuple(one) for one in order["fields"]])
+        return [order["text"].encode()]
+    result = request_of(environ) if order.get("do") == "request" else handle(
+        order or data, context)
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
     if isinstance(result, dict):
         result = json.dumps(result)
     return [result if isinstance(result, bytes) else result.encode()]
+
+
+def request_of(environ: "Dict[str, Any]") -> "Dict[str, Any]":
+    """Return an HTTP invocation as it came."""
+    fields = {name[5:].replace("_", "-"): value for name, value in environ.items()
+              if name.startswith("HTTP_")}
+    fields["Content-Type"] = environ["CONTENT_TYPE"]
+    return {"method": environ["REQUEST_METHOD"], "target": environ["REQUEST_URI"],
+            "fields": sorted(fields.items())}
 
 
 def new_error(name: str, message: str) -> Exception:
