@@ -1,0 +1,292 @@
+# test_cloud_state.py: what cloud.py keeps, who may have it, and how it is told (MIT).
+"""Restart cloud.py over a folder of its own, kill it, damage files, sign requests."""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Dict, Iterator, Tuple
+
+import cloud
+import pytest
+from cloud_harness import VENDORS, Client, Local, local, package, zipped
+
+__all__ = ["local", "package"]
+
+PROGRAM = str(pathlib.Path(cloud.__file__))
+
+
+@contextlib.contextmanager
+def program(*words: str) -> Iterator[Tuple["subprocess.Popen[str]", Client]]:
+    """Run cloud.py as a process; give a caller of it."""
+    process = subprocess.Popen([sys.executable, PROGRAM, "--serve", "0", *words],
+                               stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.search(r"serving on http://127.0.0.1:(\d+)", line)
+    assert found, line
+    client = Client(int(found.group(1)))
+    try:
+        yield process, client
+    finally:
+        client.close()
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def restart(local: Local) -> None:
+    """Stop, and begin again over the same folder."""
+    local.stop()
+    local.notes.clear()
+    local.start()
+
+
+@VENDORS
+def test_any_cloud_state(local: Local, vendor: str) -> None:
+    """A restart finds functions, settings, triggers and code again."""
+    local.create(vendor, "hello")
+    if vendor == "scf":
+        local.scf("CreateTrigger", FunctionName="hello", TriggerName="t", Type="apigw")
+    before, size = local.get(vendor, "hello").json(), len(os.listdir(local.root))
+    restart(local)
+    after = local.get(vendor, "hello").json()
+    for one in (before, after):
+        one.get("Response", {}).pop("RequestId", None)
+    if vendor == "scf":  # its URL has another port
+        assert [one["Response"]["Triggers"].pop()["TriggerName"]
+                for one in (before, after)] == ["t", "t"]
+    assert after == before and len(os.listdir(local.root)) == size
+    assert local.result(vendor, "hello", ["say", "hi"]) == "hi"
+
+
+DAMAGE = {"no-json": ("function.json", b"{"), "other": ("function.json", b"[1]"),
+          "lacks": ("function.json", b'{"document": {}}'), "code": ("code", b"PK")}
+
+
+@VENDORS
+@pytest.mark.parametrize("name", DAMAGE)
+def test_any_cloud_state__damaged(local: Local, vendor: str, name: str) -> None:
+    """A damaged function is named and skipped, and can be created anew."""
+    local.create(vendor, "good")
+    local.create(vendor, "damaged")
+    prefix, data = DAMAGE[name]
+    for path in local.root.glob("*,damaged/%s*" % prefix):
+        path.write_bytes(data)
+    restart(local)
+    assert list(local.listed()) == ["good"] and len(local.notes) == 1
+    assert "damaged" in local.notes[0]
+    assert local.create(vendor, "damaged").status == 200
+    assert local.result(vendor, "damaged", ["say", "hi"]) == "hi"
+
+
+def test_any_cloud_state__killed(tmp_path: pathlib.Path) -> None:
+    """Killed amid updates, it comes back with one of the versions, code and settings
+    of the same one."""
+    for round_s in (0.02, 0.05, 0.11):
+        with program("--state", str(tmp_path)) as (process, client):
+            client.package = numbered(1)
+            client.create("fc", "hello", timeout=1)
+            end, number = time.monotonic() + round_s, 1
+            while time.monotonic() < end:
+                number = number % 50 + 1
+                client.update("fc", "hello", numbered(number), timeout=number)
+            os.kill(process.pid, signal.SIGKILL)
+        with program("--state", str(tmp_path)) as (process, client):
+            timeout = client.get("fc", "hello").json()["timeout"]
+            [folder] = tmp_path.glob("*,hello")
+            kept = json.loads((folder / "function.json").read_text())
+            assert (folder / kept["code"]).read_bytes() == numbered(timeout)
+
+
+def numbered(number: int) -> bytes:
+    """Return a package that differs from others."""
+    return zipped({"bootstrap": b"%d" % number})
+
+
+def test_any_cloud_state__full(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk a change is refused, and the function is as before."""
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    local.create("fg", "hello")
+    before = local.get("fg", "hello").json()
+    monkeypatch.setattr(os, "fsync", full)
+    assert local.create("fg", "other").code() == "500 FSS.0500"
+    assert local.update("fg", "hello", local.package).code() == "500 FSS.0500"
+    assert local.update("fg", "hello", b"", timeout=8).code() == "500 FSS.0500"
+    monkeypatch.undo()
+    assert local.get("fg", "hello").json() == before
+    assert list(local.listed()) == ["hello"]
+
+
+def test_any_cloud_lock(local: Local) -> None:
+    """A second process does not get the folder, and says who has it."""
+    done = subprocess.run([sys.executable, PROGRAM, "--serve", "0", "--state",
+                           str(local.root)], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "in use by process %d" % os.getpid() in done.stderr
+
+
+# ---- signatures ----
+
+SECRET = b"secret"
+BODY = b'{"a":1}'
+
+
+def digest(data: bytes) -> str:
+    """Return a SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def mac(key: bytes, text: str) -> bytes:
+    """Return an HMAC."""
+    return hmac.new(key, text.encode(), "sha256").digest()
+
+
+def tc3(port: int, now: float, secret: bytes) -> Dict[str, str]:
+    """Sign as Tencent's SDK for Python does."""
+    host, stamp = "127.0.0.1:%d" % port, str(int(now))
+    day = time.strftime("%Y-%m-%d", time.gmtime(now))
+    text = "POST\n/\n\ncontent-type:application/json\nhost:%s\n\n" \
+        "content-type;host\n%s" % (host, digest(BODY))
+    key = mac(mac(mac(b"TC3" + secret, day), "scf"), "tc3_request")
+    signed = mac(key, "TC3-HMAC-SHA256\n%s\n%s/scf/tc3_request\n%s" % (
+        stamp, day, digest(text.encode()))).hex()
+    return {"Content-Type": "application/json", "X-TC-Timestamp": stamp,
+            "X-TC-Action": "ListFunctions", "Authorization":
+            "TC3-HMAC-SHA256 Credential=key/%s/scf/tc3_request, "
+            "SignedHeaders=content-type;host, Signature=%s" % (day, signed)}
+
+
+def acs3(port: int, now: float, secret: bytes) -> Dict[str, str]:
+    """Sign as Alibaba's newer SDKs do."""
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    text = "POST\n/2023-03-30/functions\nb=&prefix=%%7E%%20a\nhost:127.0.0.1:%d\n" \
+        "x-acs-date:%s\n\nhost;x-acs-date\n%s" % (port, date, digest(BODY))
+    signed = mac(secret, "ACS3-HMAC-SHA256\n" + digest(
+        text.replace("%7E", "~").encode())).hex()
+    return {"x-acs-date": date, "Authorization": "ACS3-HMAC-SHA256 Credential=key,"
+            "SignedHeaders=host;x-acs-date,Signature=" + signed}
+
+
+def fc(port: int, now: float, secret: bytes) -> Dict[str, str]:
+    """Sign as Alibaba's fc2 does."""
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
+    text = "POST\n\napplication/json\n%s\nx-fc-log-type:Tail\n/2016-08-15/services" % (
+        date)
+    return {"Date": date, "x-fc-log-type": "Tail", "Content-Type": "application/json",
+            "Authorization": "FC key:" + base64.b64encode(mac(secret, text)).decode()}
+
+
+def huawei(port: int, now: float, secret: bytes) -> Dict[str, str]:
+    """Sign as Huawei's SDK does: the path is encoded anew, and ends with a slash."""
+    date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    text = "POST\n/v2/p/fgs/functions/urn%%3Afss%%3Aa/code/\n\nhost:127.0.0.1:%d\n" \
+        "x-sdk-date:%s\n\nhost;x-sdk-date\n%s" % (port, date, digest(BODY))
+    signed = mac(secret, "SDK-HMAC-SHA256\n%s\n%s" % (date, digest(text.encode())))
+    return {"X-Sdk-Date": date, "Authorization": "SDK-HMAC-SHA256 Access=key, "
+            "SignedHeaders=host;x-sdk-date, Signature=" + signed.hex()}
+
+
+SCHEMES = {"scf": (tc3, "/", 300), "fc": (acs3, "/2023-03-30/functions?prefix=~%20a&b=",
+                                          900),
+           "fc-2016": (fc, "/2016-08-15/services", 900),
+           "fg": (huawei, "/v2/p/fgs/functions/urn:fss:a/code", 900)}
+REFUSED = {"scf": "200 AuthFailure.", "fc": "403 ", "fg": "401 APIGW.0301"}
+
+
+@pytest.fixture
+def locked(tmp_path: pathlib.Path, package: bytes) -> Iterator[Local]:
+    """A cloud that checks signatures."""
+    one = Local(tmp_path / "state", package, keys={"key": "secret"})
+    yield one
+    one.stop()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_any_cloud_signature(locked: Local, scheme: str) -> None:
+    """The right signature is let in; another key, secret, body or none is not."""
+    make, path, _ = SCHEMES[scheme]
+    good, bad = (make(locked.port, time.time(), one) for one in (b"secret", b"other"))
+    reply = locked.ask("POST", path, BODY, **good)
+    assert not reply.code().startswith(REFUSED[scheme[:3].strip("-")])
+    unknown = dict(good, Authorization=good["Authorization"].replace("key", "nokey", 1))
+    for fields in (bad, unknown, {}, {"Authorization": "SKIP"}):
+        refused = locked.ask("POST", path, BODY, **fields)
+        assert refused.code().startswith(REFUSED[scheme[:3].strip("-")])
+        assert b"secret" not in refused.body
+    if scheme != "fc-2016":
+        assert locked.ask("POST", path, b"{}", **good).code().startswith(
+            REFUSED[scheme])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_any_cloud_signature_date(locked: Local, scheme: str) -> None:
+    """A signature that is too old, or too new, is refused, whatever it is worth."""
+    make, path, limit_s = SCHEMES[scheme]
+    for passed_s, good in ((limit_s - 9, True), (limit_s + 9, False), (-limit_s - 9,
+                                                                      False)):
+        fields = make(locked.port, time.time() - passed_s, SECRET)
+        code = locked.ask("POST", path, BODY, **fields).code()
+        assert (not code.startswith(REFUSED[scheme[:3].strip("-")])) == good
+
+
+def test_any_cloud_signature__text(locked: Local) -> None:
+    """The refusal shows what must be signed, as one line."""
+    fields = huawei(locked.port, time.time(), b"other")
+    reply = locked.ask("POST", SCHEMES["fg"][1], BODY, **fields)
+    assert "POST|/v2/p/fgs/functions/urn%3Afss%3Aa/code/||host:127" in reply.json()[
+        "error_msg"]
+
+
+def test_any_cloud_signature__open(local: Local) -> None:
+    """Without keys any signature will do; a function's own URL asks for none."""
+    reply = local.ask("GET", "/2023-03-30/functions", Authorization="nonsense")
+    assert reply.status == 200
+
+
+# ---- the command line ----
+
+def test_any_cloud_calls__folder(tmp_path: pathlib.Path) -> None:
+    """A folder is a function as it lies there: what is edited runs, nothing of it is
+    deleted."""
+    script = b"#!/bin/sh\necho started >&2\nexit 1\n"
+    (tmp_path / "bootstrap").write_bytes(script)
+    (tmp_path / "bootstrap").chmod(0o755)
+    with program("scf", str(tmp_path), "--name", "hello") as (process, client):
+        result = client.invoke("scf", "hello").json()["Response"]["Result"]
+        assert "User process exit when initializing" in result["ErrMsg"]
+        client.delete("scf", "hello")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert (tmp_path / "bootstrap").read_bytes() == script
+
+
+def test_any_stop_drain__cloud(tmp_path: pathlib.Path, package: bytes) -> None:
+    """SIGTERM lets what runs come to its end; SIGINT does not, and leaves nothing."""
+    with program("--quiet") as (process, client):
+        client.package = package
+        client.create("scf", "hello")
+        pid = client.result("scf", "hello", ["pid"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    assert not os.path.exists("/proc/" + pid)
+
+
+def test_any_security_secrets__cloud(locked: Local) -> None:
+    """A secret, and what signs a request, are in no note and no file."""
+    fields = tc3(locked.port, time.time(), SECRET)
+    locked.ask("POST", "/", BODY, **fields)
+    kept = b"".join(path.read_bytes() for path in locked.root.rglob("*")
+                    if path.is_file())
+    assert "secret" not in "".join(locked.notes) and b"secret" not in kept
+    assert json.dumps(fields)[-40:] not in str(kept)
