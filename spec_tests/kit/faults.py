@@ -8,19 +8,19 @@ import os
 import signal
 from typing import Dict, Iterator, NamedTuple, Tuple
 
-import platform_run
 import wire
 from kit import Mismatch
-from platform_run import Instance, PlatformRun
+from platform_run import Instance, PlatformRun, PlatformUnderTest, state_of
 
-SIGNALS = ("ILL", "ABRT", "BUS", "FPE", "KILL", "SEGV", "TERM")
+EXITED, STOPPED = ("exit", {"status": 0}), ("kill", {"signal": int(signal.SIGSTOP)})
 FAULTS: Dict[str, Tuple[str, Dict[str, int]]] = {
-    "exit-0": ("exit", {"status": 0}), "exit-3": ("exit", {"status": 3}),
+    "exit-0": EXITED, "exit-3": ("exit", {"status": 3}),
     **{f"sig{name.lower()}": ("kill", {"signal": int(getattr(signal, "SIG" + name))})
-       for name in SIGNALS},
-    "sigstop": ("kill", {"signal": int(signal.SIGSTOP)}), "fork": ("fork", {})}
+       for name in ("KILL", "SEGV", "TERM")},
+    "sigstop": STOPPED, "fork": EXITED, "fork-stop": STOPPED}  # fork: a child is left
 POINTS = ("before-ready", "idle", "delivered", "half-sent", "after-result")
-SHORT = ("--timeout", "0.8", "--init-timeout", "1", "--grace", "0.2")
+SHORT = ("--timeout", "0.8", "--grace", "60")  # where a limit has to end it
+INIT = {"fc": "--start-timeout"}  # else --init-timeout
 
 
 class Fault(NamedTuple):
@@ -42,43 +42,47 @@ def cases(protocol: str) -> Iterator[Fault]:
     """Yield every fault at every point, with the outcome it must have."""
     for fault in FAULTS:
         for point in POINTS:
-            yield Fault(protocol, fault, point, *expected(protocol, fault, point))
+            outcome, rule = expected(protocol, fault, point)
+            if fault == "fork-stop" and outcome != "ok":
+                rule = "any.time.kill"
+            yield Fault(protocol, fault, point, outcome, rule)
 
 
 def expected(protocol: str, fault: str, point: str) -> Tuple[str, str]:
     """Return the outcome and the rule that demands it."""
     if point == "after-result":
         return "ok", "any.result.first"
-    if fault == "sigstop":
-        return {"before-ready": ("init-timeout", "any.init.timeout"),
-                "idle": ("not-fetched", "any.event.timeout")}.get(
-                    point, ("timeout", "any.event.timeout"))
-    if fault == "fork" and point != "idle":
-        outcome = "init-error" if point == "before-ready" else "exit"
-        return outcome, "any.process.group"
-    return {"before-ready": ("init-error", "any.init.exit"),
-            "idle": ("", "any.instance.replace")}.get(
-                point, ("exit", "any.outcome.exit"))
+    starting = ("start-error", "fc.start.failed") if protocol == "fc" else \
+        ("init-timeout", "any.init.timeout") if "stop" in fault else \
+        ("init-error", "any.init.exit")
+    if point == "before-ready":
+        return starting[0], "any.process.group" if fault == "fork" else starting[1]
+    if "stop" in fault:
+        is_lost = point == "idle" and protocol != "fc"
+        return "not-fetched" if is_lost else "timeout", "any.event.timeout"
+    if point == "idle":
+        return "", "any.process.group" if fault == "fork" else "any.instance.replace"
+    return "exit", "any.process.group" if fault == "fork" else "any.outcome.exit"
 
 
-def attempt(platform: platform_run.PlatformUnderTest, case: Fault) -> None:
+def attempt(platform: PlatformUnderTest, case: Fault) -> None:
     """Let the fault happen; see one outcome and a next event that succeeds."""
-    is_timed = case.fault == "sigstop" and case.point != "after-result"
-    options = SHORT if is_timed else ()
+    is_timed = "stop" in case.fault and case.point != "after-result"
+    options = (*SHORT, INIT.get(case.protocol, "--init-timeout"), "1") if is_timed else ()
     with platform.used_run(*options) as run:
         instance = reach(run, case.point)
         child = fail(instance, case.fault)
-        if case.point == "idle" and case.fault == "sigstop":
+        if case.point == "idle" and "stop" in case.fault:
             run.issue(b"for the stopped one")
         if case.outcome:
             run.outcome(case.outcome)
-        if case.point == "after-result" and case.fault == "sigstop":
+        if case.point == "after-result" and "stop" in case.fault:
             os.kill(instance.pid, signal.SIGKILL)
             instance.reaped()
-            run.settle()
         run.idle = None
         if child:
             wait_gone(child, run.patience_s)
+        run.settle()
         succeed(run)
 
 
@@ -92,34 +96,36 @@ def reach(run: PlatformRun, point: str) -> Instance:
     if point == "before-ready":
         return run.starting(b"the event")
     instance = run.fetched(b"the event")
+    is_server = run.protocol == "fc"
     if point == "idle":
         run.finish(instance)
         run.idle = None
-    elif point == "half-sent":
-        number = instance.open()
-        instance.send(number, instance.post_bytes(
-            None, [("Content-Length", "10")]) + b"12345")
-    elif point == "after-result":
-        instance.send(instance.open(), instance.post_bytes(b"done"))
+    elif point in ("half-sent", "after-result"):
+        size, body = (10, b"12345") if point == "half-sent" else (4, b"done")
+        length = [("Content-Length", str(size))]
+        instance.send(instance.asked if is_server else instance.open(), (
+            wire.head_bytes("HTTP/1.1 200 OK", length) if is_server else
+            instance.post_bytes(None, length)) + body)
     return instance
 
 
 def fail(instance: Instance, fault: str) -> int:
-    """Let it happen; return the process that a fork leaves behind, or 0."""
+    """Let it happen; return the process that a fork leaves behind, or 0. That one, and
+    its parent, take no notice of SIGTERM."""
     word, arguments = FAULTS[fault]
     child = 0
-    if word == "fork":
+    if "fork" in fault:
+        instance.order("ignore", signal=int(signal.SIGTERM))
         child = instance.order("fork")["child"]
-        word, arguments = "exit", {"status": 0}
     instance.end(word, **arguments)
-    if fault != "sigstop":
+    if "stop" not in fault:
         instance.reaped()
     return child
 
 
 def wait_gone(process_id: int, limit_s: float) -> None:
     """Raise Mismatch unless that process is gone soon."""
-    if not any(platform_run.state_of(process_id) in ("", "Z")
+    if not any(state_of(process_id) in ("", "Z")
                for _ in wire.looks(limit_s)):
         os.kill(process_id, signal.SIGKILL)
         raise Mismatch("the whole process group to be gone", "a child lives on")

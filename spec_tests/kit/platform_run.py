@@ -39,6 +39,7 @@ PAIR = ("--parallel", "2", "--max-instances", "2")
 PLAYED = str(pathlib.Path(__file__).resolve().with_name("played_bootstrap.py"))
 RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
 EVENT_BYTES = 2000
+SHOWN_BYTES = 65536  # of a body, that an instance hands on to the kit
 GARBAGE_LINES = 5  # of a platform's stdout that are kept for people
 QUIET_S = 0.1  # a wrong answer to a call that has to wait would come at once
 SETTLE_S = 0.06  # for steps of the platform that cannot be seen from outside
@@ -174,7 +175,8 @@ class Instance:
             start, headers = wire.parse_head(head) if head else ("", ())
         except wire.Garbage as bad:
             raise Mismatch("an HTTP head", bad.what) from None
-        return Message(start, headers, body, head, answer["end"], answer["body_bytes"])
+        return Message(start, headers, body, head, answer["end"], answer["body_bytes"],
+                       answer["body_sum"])
 
     def close(self, number: int, reset: bool = False) -> None:
         """Close that connection."""
@@ -236,15 +238,25 @@ class Instance:
         return number
 
     def fetch(self, number: Optional[int] = None) -> Message:
-        """Return the event that a poll brings; a new poll unless one is given."""
+        """Return the event that a poll brings; a new poll unless one is given, or is
+        answered without an event [fg.request.empty]."""
         own = self.park() if number is None else number
+        deadline = time.monotonic() + self.run.patience_s
         reply = self.read(own)
+        while reply.status == 204 and time.monotonic() < deadline:
+            self.close(own)
+            own = self.park()
+            reply = self.read(own)
         self.close(own)
         if reply.end != "whole" or reply.status != 200:
             raise Mismatch("an event", f"{reply.end}, {reply.start!r}")
         self.request_id = reply.header(kit.DIALECTS[self.run.protocol].id_header) or ""
         self.got = reply
         return reply
+
+    def next_event(self) -> Message:
+        """Return what brings the next event: a poll's answer, or on fc a request."""
+        return self.request() if self.run.protocol == "fc" else self.fetch()
 
     def result_path(self, kind: str = "response",
                     request_id: Optional[str] = None) -> str:
@@ -269,7 +281,7 @@ class PlatformRun:
     """One running platform: its stdin and stdout, and the instances that called in."""
 
     def __init__(self, subject: "PlatformUnderTest", options: Sequence[str],
-                 zipped: bool = False, extra: str = "",
+                 package: Optional[Tuple[str, int]] = None,
                  env: Optional[Dict[str, str]] = None) -> None:
         self.implementation = subject.implementation
         self.protocol = self.implementation.protocol
@@ -292,21 +304,27 @@ class PlatformRun:
         self.errors = tempfile.TemporaryFile()
         (self.code / "script").write_text(str(self.control.getsockname()[1]))
         light_http.place(self.code, PLAYED)
-        package = self.zip(extra) if zipped else self.code
+        code = self.zip(*package) if package else self.code
         threading.Thread(target=self.accept, daemon=True).start()
-        self.popen = self.launch(package, {**os.environ, **(env or {})})
+        self.popen = self.launch(code, {**os.environ, **(env or {})})
         kit.RUNNING.add(self)
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
-    def zip(self, extra: str) -> pathlib.Path:
-        """Return the code as a ZIP file, with an entry that does not belong there."""
+    def zip(self, name: str, mode: int) -> pathlib.Path:
+        """Return the code as a ZIP file, with this entry, in this mode, besides; or with
+        its own in that mode."""
         target = self.code / "code.zip"
         with zipfile.ZipFile(target, "w") as package:
-            for name in ("bootstrap", "script"):
-                package.write(self.code / name, name)
-            if extra:
-                package.writestr(extra, "evil")
+            for path in (self.code / "bootstrap", self.code / "script"):
+                entry = zipfile.ZipInfo.from_file(path, path.name)
+                if path.name == name:
+                    entry.external_attr = mode << 16
+                package.writestr(entry, path.read_bytes())
+            if name not in package.namelist():
+                entry = zipfile.ZipInfo(name)
+                entry.external_attr = mode << 16
+                package.writestr(entry, "/etc/passwd")
         return target
 
     def launch(self, code: pathlib.Path, env: Dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -413,6 +431,20 @@ class PlatformRun:
         if not self.outcomes.empty():
             raise Mismatch("no outcome yet", str(self.outcomes.get()))
 
+    @contextlib.contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Have the platform stand still for a while, as on a busy machine."""
+        os.killpg(self.popen.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.popen.pid, signal.SIGCONT)
+
+    def no_instance(self) -> None:
+        """Raise Mismatch if a process was started that nobody has met."""
+        if not self.arrived.empty():
+            raise Mismatch("no other process to be started", "there is one")
+
     def settle(self) -> None:
         """Let the platform do what it does by itself; there is nothing to wait for."""
         time.sleep(SETTLE_S)
@@ -492,6 +524,14 @@ class PlatformRun:
         yield program
         whole.replace(program)
 
+    def wrap_bootstrap(self, script: str) -> None:
+        """Put this script in the place of the bootstrap, which is `child` beside it. It
+        is written by a process of its own: see changed_bootstrap()."""
+        (self.code / "bootstrap").rename(self.code / "child")
+        subprocess.run(["sh", "-c", 'printf "%s\n" "$2" > "$1/bootstrap"; '
+                        'chmod 755 "$1/bootstrap"', "sh", str(self.code), script],
+                       check=True)
+
     def refused(self) -> None:
         """Raise Mismatch unless the platform refuses to start, with a message."""
         try:
@@ -539,7 +579,7 @@ class PlatformRun:
             instance.got = instance.request()
             return instance
         instance = instance or self.ready(event)
-        kit.same(event, instance.fetch().body, "the event as the body")
+        kit.same(event[:SHOWN_BYTES], instance.fetch().body, "the event as the body")
         return instance
 
     def finish(self, instance: Instance, body: bytes = b"done") -> Outcome:
@@ -603,10 +643,10 @@ class PlatformUnderTest(kit.Subject):
         return 6 * 1024 * 1024 if "limits" in self.implementation.without \
             else RESULT_BYTES
 
-    def run(self, *options: str, zipped: bool = False, extra: str = "",
+    def run(self, *options: str, package: Optional[Tuple[str, int]] = None,
             env: Optional[Dict[str, str]] = None) -> PlatformRun:
-        """Start a platform with these options; it dies with the check."""
-        run = PlatformRun(self, self.options(options), zipped, extra, env)
+        """Start a platform with these options; it dies with the check. See zip()."""
+        run = PlatformRun(self, self.options(options), package, env)
         self.runs.append(run)
         return run
 

@@ -41,7 +41,15 @@ def read_message(sock: light_http.Socket, limit_s: float, bodiless: bool,
             end = "closed"
     head, _, body = bytes(data).partition(b"\r\n\r\n")
     return {"end": end, "head": head, "body": body[:SHOWN_BYTES],
-            "body_bytes": len(body)}
+            "body_bytes": len(body), "body_sum": sum_of(body)}
+
+
+def sum_of(body: bytes) -> int:
+    """Return a checksum of what the kit does not get, 0 if it gets all."""
+    if len(body) <= SHOWN_BYTES:
+        return 0
+    import zlib  # for very few
+    return zlib.crc32(body)
 
 
 def is_whole(data: bytearray, bodiless: bool) -> bool:
@@ -77,7 +85,14 @@ def next_request(server: light_http.Socket, limit_s: float) -> "Dict[str, Any]":
                 return dict(message, n=accepted[sock])
             sockets.pop(accepted[sock]).close()
             break
-    return {"end": "silence", "head": b"", "body": b"", "body_bytes": 0, "n": 0}
+    return {"end": "silence", "head": b"", "body": b"", "body_bytes": 0,
+            "body_sum": 0, "n": 0}
+
+
+def end_noted(number: int, _: object) -> None:
+    """End by this signal; note it beside the program first."""
+    with open("%s/signal-%d-%d" % (light_http.FOLDER, number, posix.getpid()), "w"):
+        posix._exit(0)
 
 
 def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
@@ -101,7 +116,8 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
             light_http.reset(sock)
         sock.close()
     elif word == "fork":
-        return {"child": int(scripted_bootstrap.fork())}
+        return {"child": int(scripted_bootstrap.fork(
+            False, order.get("bytes", 0) >> 20))}
     elif word == "exit":
         posix._exit(order["status"])
     elif word == "kill":
@@ -109,6 +125,9 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
     elif word == "ignore":
         import signal
         signal.signal(order["signal"], signal.SIG_IGN)
+    elif word == "obey":
+        import signal
+        signal.signal(order["signal"], end_noted)
     elif word == "print":
         posix.write(order["to"], order["text"])
     elif word == "eat":

@@ -60,27 +60,26 @@ def kill(number: int) -> None:
     time.sleep(0.1 if number == signal.SIGSTOP else 3600)  # until it takes effect
 
 
-def fork(own_session: bool = False) -> str:
-    """Leave a child behind; return its process id."""
+def fork(own_session: bool = False, megabytes: int = 0) -> str:
+    """Leave a child behind that takes so much memory; return its process id."""
+    ready, tell_ready = posix.pipe()
     child = posix.fork()
     if child == 0:
         if own_session:
             posix.setsid()
+        posix.write(tell_ready, b"!")  # a signal that came before may have been lost
+        alloc(megabytes)
         while True:
             time.sleep(3600)
+    posix.read(ready, 1)
+    posix.close(ready)
+    posix.close(tell_ready)
     return str(child)
 
 
 def alloc(megabytes: int) -> None:
     """Take memory, and keep it."""
     kept.append(bytearray(b"x") * (megabytes << 20))
-
-
-def fork_alloc(megabytes: int) -> None:
-    """Let a child take memory."""
-    if posix.fork() == 0:
-        alloc(megabytes)
-        time.sleep(3600)
 
 
 def flood(total: int, unit: str) -> str:
@@ -164,7 +163,7 @@ STEPS = {
     "post": lambda text: post(text) and None,
     "out": lambda fd, text: posix.write(fd, text.encode()) and None,
     "exit": lambda status: posix._exit(status), "kill": kill, "fork": fork,
-    "alloc": alloc, "fork-alloc": fork_alloc, "flood": flood, "tell": tell,
+    "alloc": alloc, "fork-alloc": lambda size: fork(False, size) and None, "flood": flood, "tell": tell,
     "wait": wait, "later": later,
     "note": note, "on-term": on_term, "hang": lambda: time.sleep(3600),
     "sleep": time.sleep, "say": lambda text: text, "pid": lambda: str(posix.getpid()),

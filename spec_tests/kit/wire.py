@@ -85,6 +85,7 @@ class Message(NamedTuple):
     raw_head: bytes = b""
     end: str = "whole"  # or silence or closed: what came instead of the rest
     body_bytes: int = 0  # where the body was cut short for the kit
+    body_sum: int = 0  # its CRC-32 then
 
     @property
     def status(self) -> int:
@@ -163,6 +164,17 @@ def chunked(body: bytes, size: int = 7) -> bytes:
     parts = [body[i:i + size] for i in range(0, len(body), size)]
     chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts]
     return b"".join(chunks) + b"0\r\n\r\n"
+
+
+def chunked_body(data: bytes) -> bytes:
+    """Return the body that such chunks stand for."""
+    body, rest = b"", data
+    while True:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size.partition(b";")[0], 16)
+        if not length:
+            return body
+        body, rest = body + rest[:length], rest[length + 2:]
 
 
 def parse_head(raw: bytes) -> Tuple[str, Tuple[Tuple[str, str], ...]]:

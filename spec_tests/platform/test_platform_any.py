@@ -1,10 +1,12 @@
 # test_platform_any.py: what SPEC.md chapters 5 and 11 ask of every platform (MIT).
 """One rule each. `pull_platform` is one for scf or fg, `platform` any of the three."""
 
+import gzip
 import json
 import os
 import pathlib
 import re
+import stat
 import subprocess
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -37,6 +39,7 @@ SPOIL: Dict[str, Callable[[pathlib.Path], object]] = {
     "missing": lambda program: program.unlink(),
     "not_executable": lambda program: program.chmod(0o644),
     "windows_lines": lambda program: program.write_bytes(b"#!/bin/sh\r\nexit 0\r\n"),
+    "no_interpreter": lambda program: program.write_bytes(b"#!/no/such/program\n"),
     "no_program": lambda program: program.write_bytes(b"\x7fELF this is no program")}
 
 
@@ -48,6 +51,7 @@ def test_any_start_executable(platform: PlatformUnderTest, how: str) -> None:
         for _ in range(2):
             run.issue(b"hello")
             run.outcome("start-error")
+            run.no_instance()
 
 
 CODE_ROOTS = {"fc": "/code", "scf": "/var/user", "fg": "/opt/function/code"}
@@ -67,41 +71,61 @@ def test_any_start_code_folder__fc_command(platform: PlatformUnderTest) -> None:
     same(f"{run.code.resolve()}/bootstrap", run.starting().argv[0])
 
 
-def test_any_package_mode(platform: PlatformUnderTest) -> None:
-    """A ZIP package keeps the execute bit of its bootstrap."""
+@pytest.mark.parametrize("mode,outcome", [(0o755, ""), (0o644, "start-error")])
+def test_any_package_mode(platform: PlatformUnderTest, mode: int, outcome: str) -> None:
+    """A bootstrap in a ZIP package is executable if, and only if, it was packed so."""
     platform.needs("packages")
-    platform.run(zipped=True).serve()
+    run = platform.run(package=("bootstrap", mode))
+    if outcome:
+        run.issue(b"hello")
+        run.outcome(outcome)
+    else:
+        run.serve()
 
 
-EVIL = {"parent": "../evil", "absolute": "/tmp/kit-evil", "inner": "a/../../evil"}
+EVIL = {"parent": ("../evil", 0), "absolute": ("/tmp/kit-evil", 0),
+        "inner": ("a/../../evil", 0), "link": ("evil", stat.S_IFLNK | 0o777)}
 
 
 @pytest.mark.parametrize("name", sorted(EVIL))
-def test_any_package_zip(push_platform: PlatformUnderTest, name: str) -> None:
-    """A ZIP package with an entry that leads out is refused."""
-    push_platform.needs("packages")
-    push_platform.run(zipped=True, extra=EVIL[name]).refused()
+def test_any_package_zip(platform: PlatformUnderTest, name: str) -> None:
+    """A ZIP package with an entry that leads out, or with a link, is refused."""
+    platform.needs("packages")
+    platform.run(package=EVIL[name]).refused()
 
 
+USER = {"MY_SETTING": "a b=c", "lower_1": "", "NO_ASCII": "\u00e9\u4e2d", "BLANKS": " x ",
+        "LANG": "mine", "TMPDIR": "/tmp/mine", "FCX": "1", "SCFX": "1", "RUNTIMEX": "1"}
+CONFIGURED = ("--name", "mine", "--memory", "256", "--timeout", "5", "--handler", "a.b",
+              *(word for name in USER for word in ("--env", f"{name}={USER[name]}")))
 DOTTED = r"\d+\.\d+\.\d+\.\d+"
 VARIABLES = {  # rule, name, and what it is like
     "scf": [("scf.env.api", "SCF_RUNTIME_API", DOTTED),
             ("scf.env.api", "SCF_RUNTIME_API_PORT", r"\d+"),
-            ("scf.env.handler", "_HANDLER", r"index\.main_handler"),
+            ("scf.env.handler", "_HANDLER", r"a\.b"),
             ("any.start.cwd", "cwd", "CODE"),
-            *(("scf.env.documented", name, ".+") for name in (
-                "SCF_FUNCTIONNAME", "SCF_FUNCTIONVERSION", "TENCENTCLOUD_RUNENV",
-                "USER_CODE_ROOT"))],
+            *(("scf.env.documented", name, value) for name, value in (
+                ("SCF_FUNCTIONNAME", "mine"), ("SCF_FUNCTIONVERSION", r"\$LATEST"),
+                ("SCF_RUNTIME", "CustomRuntime"), ("USER_CODE_ROOT", "CODE/"),
+                ("TENCENTCLOUD_RUNENV", "SCF"), ("TENCENTCLOUD_TZ", "UTC"),
+                *((name, ".+") for name in (
+                    "SCF_NAMESPACE", "TENCENTCLOUD_REGION", "TENCENTCLOUD_APPID",
+                    "TENCENTCLOUD_UIN"))))],
     "fg": [("fg.env.api", "RUNTIME_API_ADDR", DOTTED + r":\d+"),
            ("fg.start.path", "argv[0]", "CODE/bootstrap"),
-           ("fg.env.table", "RUNTIME_CODE_ROOT", "CODE"),
-           *(("fg.env.table", "RUNTIME_" + name, ".+") for name in (
-               "PROJECT_ID", "FUNC_NAME", "FUNC_VERSION", "PACKAGE", "HANDLER",
-               "TIMEOUT", "USERDATA", "CPU", "MEMORY"))],
+           *(("fg.env.table", "RUNTIME_" + name, value) for name, value in (
+               ("PROJECT_ID", "[0-9a-f]{32}"), ("FUNC_NAME", "mine"),
+               ("FUNC_VERSION", "latest"), ("PACKAGE", "default"), ("HANDLER", r"a\.b"),
+               ("TIMEOUT", "5"), ("MEMORY", "256"), ("CPU", "400"),
+               ("CODE_ROOT", "CODE"), ("MAX_RESP_BODY_SIZE", "LIMIT")))],
     "fc": [("any.start.cwd", "cwd", "CODE"),
-           *(("fc.env.table", "FC_" + name, ".+") for name in (
-               "FUNC_CODE_PATH", "FUNCTION_NAME", "FUNCTION_HANDLER", "REGION",
-               "FUNCTION_MEMORY_SIZE", "INSTANCE_ID", "ACCOUNT_ID"))]}
+           ("fc.env.table", "LD_LIBRARY_PATH", "CODE:CODE/lib:/usr/local/lib"),
+           ("fc.env.table", "PYTHONPATH", "CODE"),
+           *(("fc.env.table", "FC_" + name, value) for name, value in (
+               ("FUNC_CODE_PATH", "CODE"), ("FUNCTION_NAME", "mine"),
+               ("FUNCTION_HANDLER", r"a\.b"), ("FUNCTION_MEMORY_SIZE", "256"),
+               ("FUNCTION_VERSION", "LATEST"), ("INSTANCE_ID", r"c-[0-9a-f]+(-[0-9a-f]+)*"),
+               ("REGION", ".+"), ("ACCOUNT_ID", ".+")))]}
 
 
 def variables(protocol: str) -> pytest.MarkDecorator:
@@ -111,11 +135,13 @@ def variables(protocol: str) -> pytest.MarkDecorator:
 
 def has(platform: PlatformUnderTest, name: str, wanted: str) -> None:
     """Raise Mismatch unless a variable is like that; CODE stands for the code folder."""
-    with platform.fetched() as instance:
+    with platform.running(*CONFIGURED) as (run, instance):
         told = {**instance.environ, "cwd": instance.cwd, "argv[0]": instance.argv[0]}
         wanted = wanted.replace("CODE", re.escape(str(instance.run.code.resolve())))
+        wanted = wanted.replace("LIMIT", str(platform.result_bytes()))
         if not re.fullmatch(wanted, told.get(name, "")):
             raise Mismatch(f"{name} like {wanted}", repr(told.get(name)))
+        run.finish(instance)
 
 
 @variables("scf")
@@ -145,25 +171,30 @@ def test_any_credentials_role(platform: PlatformUnderTest) -> None:
             "TENCENTCLOUD_(SECRET|SESSION)|ALIBABA_CLOUD_", name)])
 
 
-def test_any_env_user(platform: PlatformUnderTest) -> None:
-    """A variable of the user is there under its own name."""
-    run = platform.run("--env", "MY_SETTING=a b=c")
-    same("a b=c", run.starting().environ.get("MY_SETTING"))
+@pytest.mark.parametrize("name", sorted(USER))
+def test_any_env_user(platform: PlatformUnderTest, name: str) -> None:
+    """A variable of the user is there under its own name, also where the platform has
+    one of that name, or reserves one that is almost like it."""
+    has(platform, name, re.escape(USER[name]))
+
+
+FOREIGN = {name: "http://127.0.0.1:1" for name in (
+    "KIT_SECRET", "http_proxy", "HTTPS_PROXY", "NO_PROXY", "LC_ALL", "USER", "SHELL",
+    "EDITOR", "AWS_LAMBDA_RUNTIME_API", "FC_KIT", "SCF_KIT", "RUNTIME_KIT")}
 
 
 def test_any_env_inherited(platform: PlatformUnderTest) -> None:
     """Of the platform's own environment four variables are there and no other."""
-    run = platform.run(env={"KIT_SECRET": "x", "http_proxy": "http://127.0.0.1:1"})
-    environ = run.starting().environ
-    same([], [name for name in ("KIT_SECRET", "http_proxy") if name in environ])
+    environ = platform.run(env=FOREIGN).starting().environ
+    same([], [name for name in FOREIGN if name in environ])
     needed = ("PATH", "HOME", "TMPDIR", "LANG")
     same([], [name for name in needed if name not in environ])
 
 
-@pytest.mark.parametrize("setting", ["1A=b", "A-B=c", "_A=b"])
-def test_any_env_names(pull_platform: PlatformUnderTest, setting: str) -> None:
+@pytest.mark.parametrize("setting", ["1A=b", "A-B=c", "_A=b", "=b", "\u00c9=b"])
+def test_any_env_names(platform: PlatformUnderTest, setting: str) -> None:
     """A variable whose name is none is refused."""
-    pull_platform.run("--env", setting).refused()
+    platform.run("--env", setting).refused()
 
 
 def test_any_env_names__reserved(platform: PlatformUnderTest) -> None:
@@ -173,9 +204,16 @@ def test_any_env_names__reserved(platform: PlatformUnderTest) -> None:
         platform.run("--env", f"{name}=y").refused()
 
 
-def test_any_env_size(platform: PlatformUnderTest) -> None:
-    """Variables over 4096 bytes in all are refused."""
-    platform.run("--env", "A=" + "x" * 2048, "--env", "B=" + "x" * 2048).refused()
+@pytest.mark.parametrize("values", [("x" * 2048, "x" * 2047), ("\u00e9" * 2047, "x")])
+def test_any_env_size(platform: PlatformUnderTest, values: Tuple[str, str]) -> None:
+    """Variables over 4096 bytes in all, names included, are refused."""
+    platform.run("--env", "A=" + values[0], "--env", "B=" + values[1]).refused()
+
+
+def test_any_env_user__most(platform: PlatformUnderTest) -> None:
+    """Variables of 4096 bytes in all are taken."""
+    run = platform.run("--env", "A=" + "x" * 2048, "--env", "B=" + "x" * 2046)
+    same(2046, len(run.starting().environ["B"]))
 
 
 # ---- HTTP on the runtime API ----
@@ -190,10 +228,25 @@ BAD: Dict[str, Tuple[str, bytes]] = {
     "blank-name": ("any.http.malformed", b"{line}Content Length: 1\r\n\r\nx"),
     "blank-before-colon": ("any.http.malformed", b"{line}Content-Length : 1\r\n\r\nx"),
     "folded": ("any.http.malformed", b"{line}X-A: b\r\n c\r\n\r\n"),
+    "no-name": ("any.http.malformed", b"{line}: b\r\n\r\n"),
+    "control": ("any.http.malformed", b"{line}X-A: b\x01c\r\n\r\n"),
     "bare-cr": ("any.http.malformed", b"{line}X-A: b\rc\r\n\r\n"),
     "nul": ("any.http.malformed", b"{line}X-A: b\0c\r\n\r\n"),
     "two-lengths": ("any.http.framing",
                     b"{line}Content-Length: 1\r\nContent-Length: 2\r\n\r\nxy"),
+    "same-lengths": ("any.http.framing",
+                     b"{line}Content-Length: 1\r\nContent-Length: 1\r\n\r\nx"),
+    "list-of-lengths": ("any.http.framing", b"{line}Content-Length: 1, 1\r\n\r\nx"),
+    "empty-length": ("any.http.framing", b"{line}Content-Length:\r\n\r\n"),
+    "underscore-length": ("any.http.framing", b"{line}Content-Length: 1_0\r\n\r\n"
+                          b"0123456789"),
+    "coding": ("any.http.framing", b"{line}Transfer-Encoding: gzip\r\n\r\n"),
+    "two-codings": ("any.http.framing", b"{line}Transfer-Encoding: gzip, chunked\r\n\r\n"
+                    b"0\r\n\r\n"),
+    "hex-chunk": ("any.http.framing", b"{line}Transfer-Encoding: chunked\r\n\r\n"
+                  b"0x1\r\nx\r\n0\r\n\r\n"),
+    "plus-chunk": ("any.http.framing", b"{line}Transfer-Encoding: chunked\r\n\r\n"
+                   b"+1\r\nx\r\n0\r\n\r\n"),
     "bad-length": ("any.http.framing", b"{line}Content-Length: +1\r\n\r\nx"),
     "hex-length": ("any.http.framing", b"{line}Content-Length: 0x1\r\n\r\nx"),
     "negative-length": ("any.http.framing", b"{line}Content-Length: -1\r\n\r\nx"),
@@ -235,7 +288,20 @@ def test_any_http_no_effect(pull_platform: PlatformUnderTest) -> None:
         run.finish(instance, b"honest")
 
 
-@pytest.mark.parametrize("left_out", ["half a line", "no blank line", "half a body"])
+def test_any_limits_head__enough(pull_platform: PlatformUnderTest) -> None:
+    """A head of 99 fields and 60 KB is no larger than the limits."""
+    with pull_platform.used_run() as run:
+        instance = run.ready()
+        fields = [(f"X-{number}", "x" * 600) for number in range(98)]
+        poll = wire.request_bytes("GET", kit.DIALECTS[run.protocol].poll, fields)
+        number = instance.open()
+        instance.send(number, poll)
+        same(b"hello", instance.fetch(number).body, "the event")
+        run.finish(instance)
+
+
+@pytest.mark.parametrize("left_out", ["half a line", "no blank line", "half a body",
+                                      "half a chunk", "no last chunk"])
 def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest,
                                       left_out: str) -> None:
     """A result that ends before its announced length is none, nor is one whose head
@@ -243,64 +309,93 @@ def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest,
     with pull_platform.running() as (run, instance):
         whole = instance.post_bytes(b"")
         number = instance.open()
+        chunks = instance.post_bytes(None, [("Transfer-Encoding", "chunked")])
         instance.send(number, {
             "half a line": whole[:-10], "no blank line": whole[:-2],
             "half a body": instance.post_bytes(None, [("Content-Length", "10")]) + b"12345",
+            "half a chunk": chunks + b"5\r\n123", "no last chunk": chunks + b"1\r\n1\r\n",
         }[left_out])
         instance.close(number)
         run.settle()
         run.finish(instance, b"the whole result")
 
 
-FORMS: List[Tuple[str, str]] = [  # rule, and a field that comes with the result
-    ("any.http.length", ""), ("any.http.empty", ""), ("any.result.at-once", ""),
-    ("any.http.body", "Transfer-Encoding: chunked"),
-    *(("any.result.bytes", "Content-Type: " + kind) for kind in (
-        "", "text/plain", "application/x-www-form-urlencoded", "nonsense"))]
+ZIPPED = gzip.compress(b"a=b&c", mtime=0)
+CHUNKED = "Transfer-Encoding: chunked"
+FORMS: List[Tuple[str, str, bytes]] = [  # rule, field, and the bytes that are sent
+    ("any.http.length", "", b""), ("any.http.empty", "", b""),
+    ("any.result.at-once", "", b""),
+    ("any.http.body", "content-length: 5", b"a=b&c"),
+    ("any.http.body", "CONTENT-LENGTH:5", b"a=b&c"),
+    ("any.http.body", CHUNKED, wire.chunked(b"a=b&c")),
+    ("any.http.body", CHUNKED, wire.chunked(b"a=b&c", 1)),
+    ("any.http.body", CHUNKED, wire.odd_chunks(b"a=b&c" * 3)),
+    ("any.http.body", "transfer-encoding:Chunked", wire.chunked(b"a=b&c" * 3, 15)),
+    ("any.http.body", CHUNKED, wire.chunked(b"0\r\n\r\n", 2)),
+    ("any.result.bytes", "Content-Encoding: gzip", ZIPPED),
+    *(("any.result.bytes", "Content-Type: " + kind, b"a=b&c") for kind in (
+        "", "text/plain", "application/x-www-form-urlencoded", "nonsense",
+        "multipart/form-data; boundary=x", "application/json"))]
 
 
-@pytest.mark.parametrize("rule,field", FORMS)
-def test_any_result_form(pull_platform: PlatformUnderTest, rule: str, field: str) -> None:
+@pytest.mark.parametrize("kind", ["response", "error"])
+@pytest.mark.parametrize("rule,field,sent", FORMS)
+def test_any_result_form(pull_platform: PlatformUnderTest, rule: str, field: str,
+                         sent: bytes, kind: str) -> None:
     """A result in any form is acknowledged with 200 and nothing, with its length, and is
     the outcome without another poll."""
     with pull_platform.running() as (run, instance):
-        name, _, value = field.partition(": ")
-        is_chunked = value == "chunked"
-        head = instance.post_bytes(None if is_chunked else b"a=b&c",
-                                   [(name, value)] if name else [])
-        reply = instance.ask(head + (wire.chunked(b"a=b&c") if is_chunked else b""))
+        name, _, value = field.partition(":")
+        fields = [(name, value.strip())] if name else []
+        if name.lower() not in ("content-length", "transfer-encoding"):
+            fields.append(("Content-Length", str(len(sent))))
+        reply = instance.ask(wire.request_bytes(
+            "POST", instance.result_path(kind), fields) + sent)
         same((200, "0", b""), (reply.status, reply.header("content-length"), reply.body))
-        same(b"a=b&c", run.outcome("ok", instance).body)
+        body = run.outcome({"response": "ok", "error": "function-error"}[kind],
+                           instance).body
+        bare = wire.chunked_body(sent) if "ransfer" in field else sent
+        if kind == "response":
+            same(bare, body)
 
 
-def test_any_http_continue(pull_platform: PlatformUnderTest) -> None:
+@pytest.mark.parametrize("field", ["Content-Length: 4", CHUNKED])
+def test_any_http_continue(pull_platform: PlatformUnderTest, field: str) -> None:
     """Expect: 100-continue is answered before the body comes."""
     with pull_platform.running() as (run, instance):
         number = instance.open()
-        fields = [("Expect", "100-continue"), ("Content-Length", "4")]
+        name, _, value = field.partition(": ")
+        fields = [("Expect", "100-Continue" if name[0] == "T" else "100-continue"),
+                  (name, value)]
         instance.send(number, instance.post_bytes(None, fields))
         same(100, instance.read(number).status, "interim status")
-        instance.send(number, b"done")
+        instance.send(number, b"done" if name[0] == "C" else wire.chunked(b"done"))
         same(200, instance.read(number).status, "final status")
-        run.outcome("ok", instance)
+        same(b"done", run.outcome("ok", instance).body)
 
 
 def test_any_http_reuse(pull_platform: PlatformUnderTest) -> None:
-    """One connection carries poll, result and the next poll."""
+    """One connection carries poll, result and the next poll, and 101 calls that are
+    refused between them."""
     with pull_platform.running() as (run, instance):
         number = instance.open()
         instance.send(number, instance.post_bytes(b"done"))
         same("whole", instance.read(number).end)
         run.outcome("ok")
         run.issue(b"next")
+        for _ in range(101):
+            instance.send(number, wire.request_bytes("GET", "/"))
+            same("whole", instance.read(number).end, "each answer on one connection")
         instance.send(number, instance.poll_bytes())
         same(b"next", instance.fetch(number).body)
         run.finish(instance)
 
 
 UNKNOWN = [("GET", "/", 404), ("POST", "/runtime/init/nothing", 404),
-           ("GET", "/v1/runtime/invocation/", 404), ("DELETE", "{poll}", 405),
-           ("POST", "{poll}", 405), ("GET", "{result}", 405)]
+           ("GET", "/v1/runtime/invocation/", 404), ("GET", "{poll}/", 404),
+           ("GET", "{poll}x", 404), ("GET", "/x{poll}", 404), ("GET", "{POLL}", 404),
+           ("DELETE", "{poll}", 405), ("POST", "{poll}", 405), ("HEAD", "{poll}", 405),
+           ("OPTIONS", "{poll}", 405), ("GET", "{result}", 405), ("PUT", "{result}", 405)]
 
 
 @pytest.mark.parametrize("method,path,status", UNKNOWN)
@@ -309,23 +404,29 @@ def test_any_api_unknown(pull_platform: PlatformUnderTest, method: str, path: st
     """An unknown path is 404, a wrong method 405, and nothing changes."""
     with pull_platform.fetched() as instance:
         poll = kit.DIALECTS[instance.run.protocol].poll
-        path = path.format(poll=poll, result=instance.result_path())
-        body = b"" if method == "POST" else None
-        reply = instance.ask(wire.request_bytes(method, path, (), body))
+        path = path.format(poll=poll, POLL=poll.upper(), result=instance.result_path())
+        body = b"" if method in ("POST", "PUT") else None
+        number = instance.open()
+        instance.send(number, wire.request_bytes(method, path, (), body))
+        reply = instance.read(number, bodiless=method == "HEAD")
+        instance.close(number)
         same(status, reply.status, f"status of {method} {path}")
+        same(True, reply.header("content-length") is not None, "a Content-Length")
 
 
 # ---- events and results ----
 
 BODIES: List[bytes] = [b"", b"hello", b'{"a": 1}\n', b"\0\1\2", b"\xff\xfe not utf-8",
-                       bytes(range(256)), b"\r\n\r\n", "\u00e9\u4e2d".encode()]
+                       bytes(range(256)), b"\r\n\r\n", b" \t\n", b"null", b'"x"',
+                       b"%41+b&c=d", "\ufeff\u00e9\u4e2d\U0001f600\u2028\x85".encode()]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=[str(i) for i in range(len(BODIES))])
-def test_any_event_bytes(pull_platform: PlatformUnderTest, body: bytes) -> None:
+def test_any_event_bytes(platform: PlatformUnderTest, body: bytes) -> None:
     """The event arrives byte for byte."""
-    with pull_platform.used_run() as run:
-        instance = run.fetched(body)  # compares
+    with platform.used_run() as run:
+        instance = run.fetched(body)
+        same(body, instance.got.body, "the event")
         run.finish(instance)
 
 
@@ -359,32 +460,33 @@ def test_any_result_bytes(platform: PlatformUnderTest, body: bytes) -> None:
         run.serve(b"hello", body)  # compares
 
 
-def test_any_event_size(pull_platform: PlatformUnderTest) -> None:
+@pytest.mark.parametrize("event", [b"x" * 101, "\u00e9".encode() * 51, b"\xff" * 101])
+def test_any_event_size(platform: PlatformUnderTest, event: bytes) -> None:
     """An event over the limit is refused, one at the limit is delivered."""
-    pull_platform.needs("limits")
-    with pull_platform.used_run("--max-event", "100") as run:
-        run.issue(b"x" * 101)
+    platform.needs("limits")
+    with platform.used_run("--max-event", "100") as run:
+        run.issue(event)
         run.outcome("request-too-large")
-        run.serve(b"x" * 100)
+        run.serve(b"\xff" * 100)
 
 
-def test_any_event_size__unit(pull_platform: PlatformUnderTest) -> None:
-    """The limit of 6 MB is 6,291,456 bytes."""
-    run = pull_platform.run("--max-event", "6291456", "--max-result", "6291456")
-    instance = run.fetched()
-    head = instance.post_bytes(None, [("Content-Length", str(6 << 20))])
-    same(200, instance.ask(head, 6 << 20).status)
-    same(6 << 20, len(run.outcome("ok").body))
+def test_any_event_size__default(platform: PlatformUnderTest) -> None:
+    """Unless set, the limit is 6 MB, 32 on fc; that is refused which has a byte more."""
+    with platform.bare_run() as run:
+        run.issue(b"x" * ((32 if run.protocol == "fc" else 6) * 1024 * 1024 + 1))
+        run.outcome("request-too-large")
 
 
 def test_any_id_form(platform: PlatformUnderTest) -> None:
     """Every invocation has an id of its own, of letters, digits and hyphens."""
     seen = set()
     with platform.used_run() as run:
-        for _ in range(3):
+        for _ in range(4):
             run.serve()
             seen.add(run.last_id)
-    same(3, len(seen), "different ids")
+            if len(seen) == 2:
+                run.discard_idle()
+    same(4, len(seen), "different ids, of two instances")
     same([], [one for one in seen if not re.fullmatch("[A-Za-z0-9-]+", one)])
 
 
@@ -414,7 +516,7 @@ def test_any_instance_on_demand__reuse(platform: PlatformUnderTest) -> None:
     with platform.used_run(*PAIR) as run:
         for _ in range(3):
             run.serve()
-        same(True, run.arrived.empty(), "no second instance")
+        run.no_instance()
 
 
 def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
@@ -429,59 +531,101 @@ def test_any_event_one_instance(pull_platform: PlatformUnderTest) -> None:
         run.abandon(*instances)
 
 
-def test_any_time_kill(pull_platform: PlatformUnderTest) -> None:
-    """A process that ignores SIGTERM is dead right after its timeout."""
-    with pull_platform.running(*LIMITED) as (run, instance):
-        instance.order("ignore", signal=15)
-        run.outcome("timeout")
-        instance.reaped()
+def test_any_instance_on_demand__most(platform: PlatformUnderTest) -> None:
+    """Of three events at once the last one waits where two instances are allowed."""
+    platform.needs("instances")
+    with platform.used_run(*PAIR, "--parallel", "3") as run:
+        instances = run.pair()
+        run.issue(b"three")
         run.settle()
+        run.no_instance()
+        run.abandon(*instances)
+        run.abandon(run.instance())
 
 
-def test_any_queue_order(pull_platform: PlatformUnderTest) -> None:
+def test_any_instance_idle(platform: PlatformUnderTest) -> None:
+    """An instance may be stopped that is idle for a while, not one that works."""
+    with platform.running("--idle", "0.4", "--timeout", "30") as (run, instance):
+        run.wait(0.8)
+        run.finish(instance)
+        run.idle = None
+        run.discard(instance)
+
+
+def test_any_queue_order(platform: PlatformUnderTest) -> None:
     """Events that wait are served in the order of their arrival."""
-    with pull_platform.used_run(*CLOCKED) as run:
+    with platform.used_run(*CLOCKED, "--timeout", "30") as run:
         events = [b"one", b"two", b"three", b"four"]
-        instance = run.ready(events[0])
+        instance = run.fetched(events[0])
         for event in events[1:]:
             run.issue(event)
             run.wait(0.1)
-        for event in events:
-            same(event, instance.fetch().body)
+        run.finish(instance)
+        for event in events[1:]:
+            instance.got = instance.next_event()
+            same(event, instance.got.body)
             run.finish(instance)
 
 
-def test_any_queue_limit__full(pull_platform: PlatformUnderTest) -> None:
+def test_any_queue_limit__full(platform: PlatformUnderTest) -> None:
     """An event that finds the queue full is throttled."""
-    pull_platform.needs("instances")
-    run = pull_platform.run("--parallel", "3", "--queue", "1")
+    platform.needs("instances")
+    run = platform.run("--parallel", "4", "--queue", "2")
     run.issue(b"runs")
     instance = run.instance()
-    run.issue(b"waits")
-    run.settle()
+    for event in (b"waits", b"waits, too"):
+        run.issue(event)
+        run.settle()
+        run.no_outcome()
     run.issue(b"one too many")
-    same(3, run.outcome("throttled").line.get("id"))
+    same(4, run.outcome("throttled").line.get("id"))
     instance.order("print", to=1, text=b"")
 
 
-def test_any_queue_limit__timeout(pull_platform: PlatformUnderTest) -> None:
-    """An event that waits too long for an instance is throttled."""
-    pull_platform.needs("instances")
-    run = pull_platform.run("--parallel", "2", "--queue-timeout", "0.2")
-    run.fetched(b"runs")
+def test_any_queue_limit__timeout(platform: PlatformUnderTest) -> None:
+    """An event that waits too long for an instance is throttled; the others go on."""
+    platform.needs("instances")
+    run = platform.run("--parallel", "2", "--queue-timeout", "0.2")
+    instance = run.fetched(b"runs")
     run.issue(b"waits")
     same(2, run.outcome("throttled").line.get("id"))
+    run.finish(instance)
 
 
-def test_any_limits_clock__queue(pull_platform: PlatformUnderTest) -> None:
-    """The wait in the queue does not count towards the time limit."""
-    with pull_platform.running(*CLOCKED, event=b"runs") as (run, instance):
+def test_any_limits_clock__queue(platform: PlatformUnderTest) -> None:
+    """The wait in the queue does not count towards the time limit, and that is not over
+    before its time."""
+    with platform.running(*CLOCKED, event=b"runs") as (run, instance):
         run.issue(b"waits")
-        run.wait(1.4)
+        run.wait(2.1)
         run.finish(instance)
-        run.wait(1.4)
-        same(b"waits", instance.fetch().body)
+        run.wait(2.1)
+        same(b"waits", instance.next_event().body)
         run.finish(instance)
+
+
+def test_any_limits_clock__init(pull_platform: PlatformUnderTest) -> None:
+    """The initialisation may take longer than an invocation."""
+    with pull_platform.used_run("--timeout", "0.8", "--init-timeout", "3") as run:
+        instance = run.starting()
+        run.wait(1.2)
+        if run.protocol == "scf":
+            instance.ready()
+        instance.fetch()
+        run.finish(instance)
+
+
+def test_any_init_timeout__early(platform: PlatformUnderTest) -> None:
+    """The limit for the initialisation is not that of an invocation: it ends one that
+    takes longer, and no other."""
+    option = "--start-timeout" if platform.implementation.protocol == "fc" \
+        else "--init-timeout"
+    with platform.used_run("--timeout", "30", option, "0.8") as run:
+        instance = run.starting()
+        run.patience_s = 0.8 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
+        run.outcome("start-error" if run.protocol == "fc" else "init-timeout")
+        instance.reaped()
+        run.settle()
 
 
 @pytest.mark.parametrize("kind", ["idle", "starting"])
@@ -507,9 +651,9 @@ def test_any_result_first(pull_platform: PlatformUnderTest) -> None:
         same(b"first", run.outcome("ok", instance).body)
 
 
-def test_any_outcome_one__bounded(pull_platform: PlatformUnderTest) -> None:
+def test_any_outcome_one__bounded(platform: PlatformUnderTest) -> None:
     """The outcome of an event that nobody answers is there in bounded time."""
-    with pull_platform.running(*LIMITED) as (run, instance):
+    with platform.running(*LIMITED) as (run, instance):
         run.patience_s = 1.0 + 1.0 + 1.0  # the limit, the rule's second, a busy machine
         run.outcome("timeout")
         run.discard(instance)
@@ -524,14 +668,19 @@ def test_any_stop_drain__poll(pull_platform: PlatformUnderTest) -> None:
     same("", instance.read(number, 0.1).start, "an answer to the poll")
 
 
-def test_any_memory_limit(pull_platform: PlatformUnderTest) -> None:
-    """An instance that takes more memory than its limit is ended."""
-    pull_platform.needs("memory")
-    run = pull_platform.run("--memory", "64", "--timeout", "10")
-    instance = run.fetched()
-    instance.end("eat", bytes=100 << 20)
-    run.outcome("out-of-memory")
-    instance.reaped()
+@pytest.mark.parametrize("word", ["eat", "fork"])
+def test_any_memory_limit(platform: PlatformUnderTest, word: str) -> None:
+    """An instance whose processes take more memory than its limit is ended whole."""
+    platform.needs("memory")
+    with platform.used_run("--memory", "100", "--timeout", "30", "--grace", "60") as run:
+        instance = run.fetched()
+        child = instance.order("fork")["child"]
+        instance.order("ignore", signal=15)
+        instance.end(word, bytes=200 << 20)
+        run.outcome("out-of-memory")
+        instance.reaped()
+        faults.wait_gone(child, run.patience_s)
+        run.settle()
 
 
 # ---- stop, logs, security ----
@@ -548,33 +697,112 @@ def test_any_stop_drain(pull_platform: PlatformUnderTest) -> None:
     same(b"done", run.outcome("ok").body)
 
 
-def test_any_stop_order(pull_platform: PlatformUnderTest) -> None:
-    """A bootstrap that ignores SIGTERM is killed when the grace is over."""
-    run = pull_platform.run("--grace", "0.2")
-    instance = run.stubborn()
+def test_any_stop_drain__queue(platform: PlatformUnderTest) -> None:
+    """Events that wait when the input ends are served, too."""
+    run = platform.run("--parallel", "3", "--timeout", "30", "--grace", "0.3")
+    events = [b"one", b"two", b"three"]
+    instance = run.fetched(events[0])
+    instance.order("ignore", signal=15)
+    for event in events[1:]:
+        run.issue(event)
     run.end_input()
+    run.settle()
+    run.finish(instance)
+    for event in events[1:]:
+        instance.got = instance.next_event()
+        run.finish(instance)
+    same(0, run.popen.wait(run.patience_s), "exit status of the platform")
+
+
+def test_any_stop_order(platform: PlatformUnderTest) -> None:
+    """Each process of the group gets SIGTERM, and has time to end by it."""
+    run = platform.run("--grace", "30")
+    instance = run.fetched()
+    instance.order("obey", signal=15)
+    child = instance.order("fork")["child"]
+    run.finish(instance)
+    run.end_input()
+    instance.reaped()
+    faults.wait_gone(child, run.patience_s)
+    same(0, run.popen.wait(run.patience_s), "exit status of the platform")
+    noted = sorted(int(path.name.split("-")[2]) for path in run.code.glob("signal-15-*"))
+    same(sorted([instance.pid, child]), noted, "processes that were told by SIGTERM")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_any_stop_order__grace(platform: PlatformUnderTest, ends: bool) -> None:
+    """What ignores SIGTERM is killed when the grace is over, be it the first process or
+    one that it left behind, and not before."""
+    run = platform.run("--grace", "1")
+    instance = run.fetched()
+    instance.order("ignore", signal=15)
+    child = instance.order("fork")["child"]
+    run.finish(instance)
+    run.end_input()
+    run.wait(0.4)
+    if ends:
+        instance.end("exit", status=0)
+        faults.wait_gone(instance.pid, run.patience_s)
+    same(True, faults.state_of(child) not in ("", "Z"), "a child in the time of grace")
+    faults.wait_gone(child, run.patience_s)
     instance.reaped()
 
 
-def test_any_process_group__leftovers(pull_platform: PlatformUnderTest) -> None:
+def test_any_process_group(platform: PlatformUnderTest) -> None:
+    """A bootstrap is in a process group of its own."""
+    with platform.fetched() as instance:
+        same(instance.pid, os.getpgid(instance.pid), "the process group")
+
+
+def test_any_process_group__leftovers(platform: PlatformUnderTest) -> None:
     """When the platform has ended, nothing of the instance is left."""
-    run = pull_platform.run("--grace", "0.2")
+    run = platform.run("--grace", "0.2")
     instance = run.fetched()
     child = instance.order("fork")["child"]
-    address = instance.address()
+    address = None if run.protocol == "fc" else instance.address()
     run.finish(instance)
     run.end_input()
     same(0, run.popen.wait(run.patience_s), "exit status of the platform")
     faults.wait_gone(child, 0.5)
     with pytest.raises(OSError):
-        wire.connect(*address, run.note, "platform")
+        if address:
+            wire.connect(*address, run.note, "platform")
+        os.kill(instance.pid, 0)
+
+
+PRINTED = {"while it starts": "any.log.first", "in pieces": "any.log.streams",
+           "right before its end": "any.log.streams", "while idle": "any.log.streams"}
+
+
+@pytest.mark.parametrize("to", [1, 2])
+@pytest.mark.parametrize("when,rule", PRINTED.items())
+def test_any_log(platform: PlatformUnderTest, when: str, rule: str, to: int) -> None:
+    """What a bootstrap prints, whenever that is, is in the log before the outcome of its
+    event, or of the next one."""
+    platform.needs("logs")
+    mark = os.urandom(8).hex().encode()
+    with platform.new_run() as run:
+        instance = run.starting() if rule == "any.log.first" else run.fetched()
+        if when == "while idle":
+            run.finish(instance)
+        instance.order("print", to=to, text=mark[:9])  # no end of line
+        instance.order("print", to=to, text=mark[9:] + b"\n")
+        if when in ("while it starts", "right before its end"):
+            instance.end("exit", status=1)
+            run.outcome()
+            run.idle = None
+        else:
+            run.idle = run.idle or instance
+            run.serve() if when == "while idle" else run.finish(instance)
+        same(1, run.said().count(mark), "times that it is in the log")
+        run.settle()
 
 
 def test_any_log_streams(platform: PlatformUnderTest) -> None:
     """What a bootstrap prints is in the log before its result, and in order."""
     platform.needs("logs")
     with platform.used_run() as run:
-        instance = run.fetched() if run.protocol == "fc" else run.fetched()
+        instance = run.fetched()
         mark = os.urandom(8).hex().encode()
         for number, to in enumerate((1, 2, 1)):
             text = b"<%s %d>\n" % (mark, number)
@@ -585,9 +813,9 @@ def test_any_log_streams(platform: PlatformUnderTest) -> None:
 
 
 @pytest.mark.parametrize("to", [1, 2])
-def test_any_log_streams__drained(pull_platform: PlatformUnderTest, to: int) -> None:
+def test_any_log_streams__drained(platform: PlatformUnderTest, to: int) -> None:
     """A bootstrap can print a megabyte without being held up."""
-    with pull_platform.fetched() as instance:
+    with platform.fetched() as instance:
         for _ in range(16):
             instance.order("print", to=to, text=b"x" * 65_535)
 

@@ -1,6 +1,5 @@
 # test_platform_generated.py: each call in each state, each fault at each point (MIT).
-"""Cases of scf and fg from the states tables of SPEC.md and from the faults of a
-process; calls.py and faults.py say what is expected of each."""
+"""Cases from the states tables of SPEC.md (scf, fg) and from the faults of a process; calls.py and faults.py say what is expected of each."""
 
 from typing import Any, List
 
@@ -38,5 +37,11 @@ def test_scf_faults(platform: PlatformUnderTest, case: faults.Fault, rule: str) 
 
 @each(list(faults.cases("fg")))
 def test_fg_faults(platform: PlatformUnderTest, case: faults.Fault, rule: str) -> None:
+    """One outcome of the right kind, and the next event succeeds."""
+    faults.attempt(platform, case)
+
+
+@each(list(faults.cases("fc")))
+def test_fc_faults(platform: PlatformUnderTest, case: faults.Fault, rule: str) -> None:
     """One outcome of the right kind, and the next event succeeds."""
     faults.attempt(platform, case)

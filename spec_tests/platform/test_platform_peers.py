@@ -5,11 +5,12 @@ Each mechanism that these checks look for can be left out of a platform without 
 elsewhere. `pull_platform` is one for scf or fg, `platform` any of the three.
 """
 
-import subprocess
+import zlib
 from typing import List
 
 import pytest
 
+import faults
 import kit
 import wire
 from kit import Mismatch, same
@@ -52,17 +53,57 @@ def test_any_limits_slow__in_time(pull_platform: PlatformUnderTest) -> None:
         run.finish(instance)
 
 
+def pattern(size: int) -> bytes:
+    """Return so many bytes, no two parts of which are alike, nor all of them text."""
+    return (b"".join(b"%d\xff" % number for number in range(size // 6)) + b"." * size)[:size]
+
+
 def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
     """A large event reaches a bootstrap in full that does not read it at once."""
     with pull_platform.bare_run() as run:
         instance = run.idle_one()
         number = instance.park()
         run.settle()
-        run.issue(b"x" * LARGE_BYTES)
+        run.issue(pattern(LARGE_BYTES))
         run.wait(0.8)
-        same(LARGE_BYTES, instance.fetch(number).body_bytes, "bytes of the event")
+        fetched_whole(instance.fetch(number), LARGE_BYTES)
         run.finish(instance)
         run.discard_idle()
+
+
+def fetched_whole(got: wire.Message, size: int) -> None:
+    """Raise Mismatch unless a message brought the whole pattern."""
+    same(size, got.body_bytes, "bytes of the event")
+    same(zlib.crc32(pattern(size)), got.body_sum, "checksum of the event")
+
+
+@pytest.mark.parametrize("size", [65_537, 1 << 20, LARGE_BYTES])
+def test_any_event_bytes__large(platform: PlatformUnderTest, size: int) -> None:
+    """A large event arrives byte for byte."""
+    with platform.bare_run() as run:
+        instance = run.fetched(pattern(size))
+        fetched_whole(instance.got, size)
+        run.finish(instance)
+        run.discard_idle()
+
+
+@pytest.mark.parametrize("size", [65_537, 1 << 20])
+@pytest.mark.parametrize("rule,chunk", [("any.result.bytes", 0), ("any.http.body", 1 << 20),
+                                        ("any.http.body", 5000)])
+def test_any_result_large(platform: PlatformUnderTest, rule: str, size: int,
+                          chunk: int) -> None:
+    """A large result reaches the caller byte for byte, also in few or many chunks."""
+    body = pattern(size)
+    field = ("Transfer-Encoding", "chunked") if chunk else ("Content-Length", str(size))
+    with platform.bare_run() as run:
+        instance = run.fetched()
+        head = (wire.head_bytes("HTTP/1.1 200 OK", [field]) if run.protocol == "fc" else
+                instance.post_bytes(None, [field]))
+        instance.asked = instance.asked or instance.open()
+        instance.answer_bytes(head + (wire.chunked(body, chunk) if chunk else body))
+        seen = run.outcome("ok").body
+        same((size, zlib.crc32(body)), (len(seen), zlib.crc32(seen)), "size and checksum")
+        run.discard(instance)
 
 
 def test_any_event_timeout__unread(platform: PlatformUnderTest) -> None:
@@ -112,19 +153,22 @@ def test_any_poll_dead__not_fetched(pull_platform: PlatformUnderTest,
         run.discard(instance)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_any_poll_dead__one_lives(pull_platform: PlatformUnderTest, place: int) -> None:
+@pytest.mark.parametrize("pause", [True, False])
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_any_poll_dead__one_lives(pull_platform: PlatformUnderTest, place: int,
+                                  pause: bool) -> None:
     """Of several polls the one whose connection is there brings the event."""
     with pull_platform.used_run() as run:
         instance = run.idle_one()
         polls: List[int] = []
-        for _ in range(3):
+        for _ in range(5):
             polls.append(instance.park())
             run.settle()
         living = polls.pop(place)
         for number in polls:
-            instance.close(number)
-        run.settle()
+            instance.close(number, reset=number % 2 == 0)
+        if pause:
+            run.settle()
         run.issue(b"precious")
         same(b"precious", instance.fetch(living).body)
         run.finish(instance)
@@ -161,6 +205,24 @@ def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> Non
             run.finish(following)
 
 
+@pytest.mark.parametrize("size", [4, 100_000])
+def test_any_result_first__busy(platform: PlatformUnderTest, size: int) -> None:
+    """A result counts whose sender has ended by the time that the platform looks."""
+    with platform.bare_run() as run:
+        instance = run.fetched()
+        number, head = instance.asked, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
+        if run.protocol != "fc":
+            number = instance.open()
+            head = instance.post_bytes(None, [("Content-Length", str(size))])
+        with run.held_up():
+            instance.end("send", n=number, parts=[head, size])
+            instance.end("exit", status=0)
+            faults.wait_gone(instance.pid, run.patience_s)
+        same(size, len(run.outcome("ok").body), "bytes of the result")
+        instance.reaped()
+        run.settle()
+
+
 def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
     """A large result counts whose sender ends right behind its last byte."""
     with pull_platform.bare_run() as run:
@@ -191,12 +253,7 @@ def ends_behind(instance: Instance, number: int, head: bytes) -> None:
 def test_any_stop_order__child(platform: PlatformUnderTest) -> None:
     """What a shell has started may end in order although the shell ends at once."""
     run = platform.run("--grace", "30")
-    program = run.code / "bootstrap"
-    program.rename(run.code / "child")
-    # written by a process of its own: see changed_bootstrap()
-    subprocess.run(["sh", "-c", 'printf "#!/bin/sh\\n\\"%s/child\\" &\\nwait\\n" "$1" '
-                    '> "$1/bootstrap"; chmod 755 "$1/bootstrap"', "sh", str(run.code)],
-                   check=True)
+    run.wrap_bootstrap(f"#!/bin/sh\n'{run.code}/child' &\nwait")
     instance = run.stubborn()
     run.end_input()
     run.wait(0.3)
@@ -211,6 +268,10 @@ REFUSED = {
     "nonsense": ("any.http.malformed", b"NONSENSE\r\n\r\n", 400),
     "two-lengths": ("any.http.framing", b"POST /x HTTP/1.1\r\n"
                     b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "bad-chunk": ("any.http.framing", b"POST /x HTTP/1.1\r\n"
+                  b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+    "long-field": ("any.limits.head", b"GET /x HTTP/1.1\r\nX-A: " + b"a" * 70_000
+                   + b"\r\n\r\n", 431),
     "many-fields": ("any.limits.head", b"GET /x HTTP/1.1\r\n"
                     + b"X-A: b\r\n" * 101 + b"\r\n", 431)}
 
@@ -226,6 +287,29 @@ def test_any_http_refused(pull_platform: PlatformUnderTest, name: str,
         instance.send(number, head, LARGE_BYTES)
         same(status, instance.read(number).status, "status")
         instance.close(number)
+
+
+UNWANTED = [("POST", "/no/such/call", "any.api.unknown", 404),
+            ("POST", "{poll}", "any.api.unknown", 405),
+            ("POST", "/v1/runtime/invocation/response/nobody", "fg.result.unknown-id", 404)]
+
+
+@pytest.mark.parametrize("method,path,rule,status", UNWANTED)
+def test_any_api_unknown__large(pull_platform: PlatformUnderTest, method: str, path: str,
+                                rule: str, status: int) -> None:
+    """The refusal of a call with a large body can be read by who has sent it all, and
+    the connection serves on."""
+    with pull_platform.running() as (run, instance):
+        number = instance.open()
+        path = path.format(poll=kit.DIALECTS[run.protocol].poll)
+        length = [("Content-Length", str(LARGE_BYTES))]
+        same(True, instance.send(number, wire.request_bytes(method, path, length),
+                                 LARGE_BYTES), "all taken")
+        same(status, instance.read(number).status, "status")
+        instance.send(number, instance.post_bytes(b"done"))
+        same(200, instance.read(number).status, "status of the result that follows")
+        instance.close(number)
+        run.outcome("ok", instance)
 
 
 def test_any_result_size__chunked(pull_platform: PlatformUnderTest) -> None:

@@ -3,13 +3,12 @@
 
 import re
 import subprocess
-from typing import Dict
 
 import pytest
 
 import wire
 from kit import DIALECTS, Mismatch, document, same
-from platform_run import CLOCKED, Instance, Outcome, PlatformRun, PlatformUnderTest
+from platform_run import CLOCKED, Instance, PlatformRun, PlatformUnderTest
 
 
 def times_out_soon(run: PlatformRun, instance: Instance) -> None:
@@ -52,19 +51,18 @@ def test_any_poll_reset__result(pull_platform: PlatformUnderTest) -> None:
 
 
 def test_scf_env_handler(platform: PlatformUnderTest) -> None:
-    """_HANDLER is the function's handler."""
-    run = platform.run("--handler", "mine.handle")
-    same("mine.handle", run.starting().environ.get("_HANDLER"))
+    """_HANDLER is index.main_handler where none is configured."""
+    with platform.fetched() as instance:
+        same("index.main_handler", instance.environ["_HANDLER"])
 
 
 def test_scf_next_headers(platform: PlatformUnderTest) -> None:
     """The event comes with its id, the memory in MB and the time limit in ms."""
-    run = platform.run("--memory", "256", "--timeout", "5")
-    instance = run.ready()
-    reply = instance.fetch()
-    same(("256", "5000"), (reply.header("Memory_Limit_In_Mb"),
-                           reply.header("Time_Limit_In_Ms")))
-    same(reply.header("Request_Id"), run.finish(instance).request_id)
+    with platform.used_run("--memory", "256", "--timeout", "5.5") as run:
+        instance = run.fetched()
+        same((["256"], ["5500"]), tuple(instance.got.values(name) for name in (
+            "Memory_Limit_In_Mb", "Time_Limit_In_Ms")))
+        same([run.finish(instance).request_id], instance.got.values("Request_Id"))
 
 
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
@@ -85,54 +83,43 @@ def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
         times_out_soon(run, instance)
 
 
-SCF_DOCUMENTS: Dict[str, Dict[str, object]] = {
-    "timeout": {"errorCode": -1, "statusCode": 433,
-                "errorMessage": "Invoking task timed out after 1 seconds"},
-    "init-error": {"errorCode": -1, "statusCode": 445,
-                   "errorMessage": "User process exit when initializing"},
-    "exit": {"errorCode": -1, "statusCode": 439,
-             "errorMessage": "User process exit when running"},
-    "function-error": {"errorCode": 1, "statusCode": 430, "stackTrace": "it failed",
-                       "errorMessage": "user code exception caught"},
-}
-
-
-def failed(run: PlatformRun, kind: str) -> Outcome:
-    """Return the outcome of an event that fails in this way."""
-    instance = run.starting() if kind == "init-error" else run.ready()
-    if kind != "init-error":
+@pytest.mark.parametrize("body", [b"", b'{"ready": false}', b"x" * 900])
+def test_scf_ready_first(platform: PlatformUnderTest, body: bytes) -> None:
+    """The first `ready` ends the initialisation, whatever it says; more of them change
+    nothing."""
+    with platform.used_run() as run:
+        instance = run.starting()
+        for _ in range(5):
+            reply = instance.ready(body)
+            same((200, b""), (reply.status, reply.body), "the answer")
         instance.fetch()
-    if kind == "function-error":
-        instance.result(b"it failed", "error")
-    elif kind != "timeout":
-        instance.end("exit", status=0)
-    outcome = run.outcome(kind)
-    run.discard(instance)
-    return outcome
+        run.finish(instance)
 
 
-@pytest.mark.parametrize("kind", sorted(SCF_DOCUMENTS))
-def test_scf_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
-    """The caller of a failure sees the error document with the values of the table."""
-    with platform.used_run("--timeout", "1") as run:
-        outcome = failed(run, kind)
-        same({**SCF_DOCUMENTS[kind], "requestId": outcome.request_id},
-             document(outcome.body))
+def test_scf_next_same_event(platform: PlatformUnderTest) -> None:
+    """Each further `next` brings the same body and fields, on one connection or more."""
+    with platform.used_run() as run:
+        instance = run.ready(b"\0 once more")
+        first = instance.fetch()
+        for _ in range(6):
+            again = instance.fetch()
+            same((first.body, sorted(first.headers)), (again.body, sorted(again.headers)))
+        run.finish(instance)
+
+
+def test_scf_next_same_event__held(platform: PlatformUnderTest) -> None:
+    """All of several polls that are held get the event when it is issued."""
+    with platform.used_run() as run:
+        instance = run.idle_one()
+        polls = [instance.park() for _ in range(3)]
+        run.settle()
+        run.issue(b"for all")
+        for number in polls:
+            same(b"for all", instance.fetch(number).body)
+        run.finish(instance)
 
 
 # ---- fg ----
-
-
-@pytest.mark.parametrize("name,value", [("RUNTIME_TIMEOUT", "7"),
-                                        ("RUNTIME_CPU", "400")])
-def test_fg_env_table__values(platform: PlatformUnderTest, name: str,
-                              value: str) -> None:
-    """Seconds, MB and millicores, as decimal numbers."""
-    with platform.used_run("--timeout", "7", "--memory", "256") as run:
-        instance = run.starting()
-        same((value, "256"),
-             (instance.environ[name], instance.environ["RUNTIME_MEMORY"]))
-        run.abandon(instance)
 
 
 def test_fg_env_table__userdata(platform: PlatformUnderTest) -> None:
@@ -175,19 +162,36 @@ def test_fg_api_error_document(platform: PlatformUnderTest) -> None:
 
 
 def test_fg_request_blocks__one(platform: PlatformUnderTest) -> None:
-    """One of several held polls gets the event."""
+    """One of several held polls gets the event, and the next event another one."""
     with platform.used_run() as run:
         instance = run.idle_one()
         polls = [instance.park() for _ in range(3)]
         run.settle()
-        run.issue(b"hello")
-        replies = [instance.read(number, 0.3) for number in polls]
-        served = [one for one in replies if one.status == 200]
-        same([b"hello"], [one.body for one in served])
-        instance.request_id = served[0].header("X-Cff-Request-Id") or ""
-        for number in polls:
-            instance.close(number)
-        run.finish(instance)
+        for event in (b"first", b"second", b"third"):
+            run.issue(event)
+            run.settle()
+            replies = [(number, instance.read(number, 0.3)) for number in polls]
+            if any(reply.status == 204 for _, reply in replies):
+                return run.abandon(instance)  # it may do so [fg.request.empty]
+            served = [one for one in replies if one[1].start]
+            same([(200, event)], [(one.status, one.body) for _, one in served],
+                 "answers to the polls")
+            polls.remove(served[0][0])
+            instance.close(served[0][0])
+            instance.request_id = served[0][1].header("X-Cff-Request-Id") or ""
+            run.finish(instance)
+
+
+def test_fg_request_empty(platform: PlatformUnderTest) -> None:
+    """Where a poll is answered without an event, it is by 204, no body and no id."""
+    with platform.used_run() as run:
+        run.idle = run.idle_one()
+        number = run.idle.park()
+        reply = run.idle.read(number, run.implementation.hold_s / 2)
+        run.idle.close(number)
+        if reply.start:
+            same((204, b"", None),
+                 (reply.status, reply.body, reply.header("x-cff-request-id")))
 
 
 def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
@@ -207,17 +211,17 @@ def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
         same(b"\0 it failed \xff", run.outcome("function-error", instance).body)
 
 
-FG_DOCUMENTS = {
-    "timeout": ("4010", "call invoke timeout 1s"),
-    "init-error": ("4201", "function initialization failed"),
-    "exit": ("4204", "runtime process is exited"),
-}
-
-
-@pytest.mark.parametrize("kind", sorted(FG_DOCUMENTS))
-def test_fg_outcome_document(platform: PlatformUnderTest, kind: str) -> None:
-    """The caller of a failure sees code and text of the table."""
-    with platform.used_run("--timeout", "1") as run:
-        code, text = FG_DOCUMENTS[kind]
-        same({"error_code": f"FSS.{code}", "error_msg": text},
-             document(failed(run, kind).body))
+@pytest.mark.parametrize("kind,body", [("error", b""), ("response", b"x")])
+def test_fg_api_error_document__form(platform: PlatformUnderTest, kind: str,
+                                     body: bytes) -> None:
+    """So it is for both kinds, and with any wrong id, one that begins or ends like the
+    right one, or differs in letter case."""
+    with platform.running() as (run, instance):
+        for wrong in ("x" + instance.request_id, instance.request_id + "x",
+                      instance.request_id[:-1], instance.request_id.upper() + "-",
+                      instance.request_id + "/"):
+            path = instance.result_path(kind, wrong)
+            reply = instance.ask(wire.request_bytes("POST", path, (), body))
+            same((404, ["error_code", "error_msg"]),
+                 (reply.status, sorted(document(reply.body))), f"answer for {wrong}")
+        run.finish(instance)
