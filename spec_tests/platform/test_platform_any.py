@@ -16,7 +16,7 @@ import faults
 import kit
 import wire
 from kit import Mismatch, same
-from platform_run import CLOCKED, LIMITED, PAIR, PlatformUnderTest
+from platform_run import CLOCKED, LIMITED, PAIR, PlatformUnderTest, state_of
 
 # ---- start and environment ----
 
@@ -743,7 +743,7 @@ def test_any_stop_order__grace(platform: PlatformUnderTest, ends: bool) -> None:
     if ends:
         instance.end("exit", status=0)
         faults.wait_gone(instance.pid, run.patience_s)
-    same(True, faults.state_of(child) not in ("", "Z"), "a child in the time of grace")
+    same(True, state_of(child) not in ("", "Z"), "a child in the time of grace")
     faults.wait_gone(child, run.patience_s)
     instance.reaped()
 
