@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import functools
 import json
 import math
 import os
@@ -39,15 +38,15 @@ import threading
 import time
 import urllib.parse
 from typing import (TYPE_CHECKING, AbstractSet, Any, Callable, Deque, Dict, Iterable,
-                    Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast)
+                    Iterator, List, NamedTuple, Optional, Sequence, Tuple)
 
 if TYPE_CHECKING or not __package__:
     import emulator
     import fc_platform
-    from fc_platform import Row
+    from fc_platform import Limit, Row
 else:  # installed
     from . import emulator, fc_platform
-    from .fc_platform import Row
+    from .fc_platform import Limit, Row
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
@@ -63,9 +62,9 @@ Services = Dict[str, List[Tuple[str, float]]]   # name -> functions, their propo
 class Failure(Exception):
     """A call that no handler has answered; `name` is one of FAILURES."""
 
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(name, message)
-        self.name, self.message = name, message
+    def __init__(self, name: str, message: str, *words: object) -> None:
+        super().__init__(name)
+        self.name, self.message = name, message % words
 
 
 class Kind(NamedTuple):
@@ -73,15 +72,6 @@ class Kind(NamedTuple):
 
     text: str
     fits: Callable[[Any], bool]
-
-
-class Setting(NamedTuple):
-    """A row of SETTINGS."""
-
-    default: float
-    kind: Kind
-    option: str
-    meaning: str
 
 
 class Field(NamedTuple):
@@ -187,10 +177,6 @@ def is_variable(item: Any) -> bool:
 
 
 LEAST, WHOLE = sys.float_info.min, (int,)
-PORT = number("a whole number from 0 to 65535", 0, 65535, WHOLE)
-TIMEOUT = number("a number above 0, at most 86400", LEAST, 86400)
-SPAN = number("a number from 0 to 86400", 0, 86400)
-PAUSE = number("a number from 0.01 to 86400", 0.01, 86400)
 COUNT = number("a whole number from 1", 1, types=WHOLE)
 COUNT_0 = number("a whole number from 0", 0, types=WHOLE)
 SHARE = number("a number from 0 to 1", 0, 1)
@@ -214,22 +200,21 @@ PAIRS = Kind("a list of {key, value}, no key beginning NOSLATE_, NOSLATED_ or FC
 DISPATCH = one_of("least-request-count", "round-robin")
 SHRINKING = one_of("LCC", "FIFO", "FILO")
 
-SETTINGS: Dict[str, Setting] = {
-    "port": Setting(9000, PORT, "--port", "to listen on; 0 = any"),
-    "timeout_s": Setting(10, TIMEOUT, "--timeout", "a call, unless FC says"),
-    "tick_s": Setting(10, PAUSE, "--tick", "between two looks at the load"),
-    "idle_ticks": Setting(6, COUNT, "--idle-ticks", "low ticks before it shrinks"),
-    "drain_s": Setting(30, SPAN, "--drain", "for the calls of a worker that must go"),
-    "grace_s": Setting(3, SPAN, "--grace", "between SIGTERM and SIGKILL"),
-    "memory_pool_bytes": Setting(1 << 30, COUNT_0, "--memory-pool",
-                                 "sum of the workers' memory limits"),
-    "memory_check_s": Setting(1, PAUSE, "--memory-check", "between two looks at it"),
-    "launches": Setting(4, COUNT, "--launches", "workers that start at a time"),
-    "calls": Setting(10000, COUNT, "--calls", "calls in the container"),
-    "queued_calls": Setting(1000, COUNT_0, "--queue", "calls that wait for a worker"),
-    "max_active": Setting(10, COUNT, "--max-active", "calls in a worker *"),
-    "replica_limit": Setting(10, COUNT, "--replicas", "workers of a function *"),
-    "reserved": Setting(0, COUNT_0, "--reserved", "workers that never shrink away *"),
+SETTINGS: Dict[str, Any] = {  # its Limit is that of the emulator
+    "port": Limit(9000, "--port", True),
+    "timeout_s": Limit(10, "--timeout"),
+    "tick_s": Limit(10, "--tick"),
+    "idle_ticks": Limit(6, "--idle-ticks"),
+    "drain_s": Limit(30, "--drain", True),
+    "grace_s": Limit(3, "--grace", True),
+    "memory_pool_bytes": Limit(1 << 30, "--memory-pool", True),
+    "memory_check_s": Limit(1, "--memory-check"),
+    "launches": Limit(4, "--launches"),
+    "calls": Limit(10000, "--calls"),
+    "queued_calls": Limit(1000, "--queue", True),
+    "max_active": Limit(10, "--max-active"),
+    "replica_limit": Limit(10, "--replicas"),
+    "reserved": Limit(0, "--reserved", True),
 }
 VARIABLES: Dict[str, Sequence[str]] = {  # that give a setting whose option is left out
     "port": ("FC_SERVER_PORT", "FC_CUSTOM_LISTEN_PORT", "SERVER_PORT"),
@@ -381,9 +366,9 @@ def choose_function(dispatch: str, fc_name: str, default: str,
         return name if colon else dispatch
     if kind != "service" or not name:
         raise Failure("BadDispatch", "x-noslated-dispatch is NAME, function:NAME or "
-                      "service:NAME, not %r" % dispatch[:80])
+                      "service:NAME, not %r", dispatch[:80])
     if name not in services:
-        raise Failure("UnknownService", "no service %r" % name)
+        raise Failure("UnknownService", "no service %r", name)
     for function, proportion in services[name]:  # [fcc.dispatch.service]
         chance -= proportion
         if chance < 0:
@@ -478,11 +463,11 @@ class Worker:
     def run(self) -> None:
         """Start the process, wait for its end, and let nothing of it stay."""
         failure = self._launch()
-        self.agent.move(self, "failed" if failure else "installed", failure)
+        self.agent.step(self, "failed" if failure else "installed", failure)
         if self.process is not None:
             self.process.exited.wait()
             kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
-        self.agent.move(self, "exit")
+        self.agent.step(self, "exit")
         for upstream in self.pool:
             upstream.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -502,10 +487,9 @@ class Worker:
         except Failure as failure:
             return failure
         except emulator.StartError as error:
-            return Failure("CodeMissing", "%s: cannot start: %s"
-                           % (self.profile.name, error))
+            return Failure("CodeMissing", "%s: %s", self.profile.name, error)
         except BROKEN as error:
-            return Failure("InitFailed", "worker %s %s" % (self.id, self._why(error)))
+            return Failure("InitFailed", "worker %s %s", self.id, self._why(error))
         return None
 
     def _start(self) -> None:
@@ -563,11 +547,10 @@ class Worker:
         upstream.send(self.request("POST", "/initialize", (), fc_platform.new_id(),
                                    "/initialize", self.profile.init_timeout_s, 0))
         head = upstream.read_answer(emulator.HEAD_BYTES)
-        for _ in emulator.read_parts(upstream.reader, head.length):
-            pass
+        b"".join(emulator.read_parts(upstream.reader, head.length))
         if fc_platform.judge_hook(int(head.words[1])) != "done":
-            raise Failure("InitFailed", "the initializer of %s answered %s"
-                          % (self.profile.name, head.words[1]))
+            raise Failure("InitFailed", "the initializer of %s answered %s",
+                          self.profile.name, head.words[1])
         return head.keep_alive and head.length is not None
 
     def _why(self, error: Exception) -> str:
@@ -585,12 +568,17 @@ class Worker:
 
     def _on_time(self) -> None:
         """The start, the drain or the stop takes too long."""
-        seen = "has not answered its initializer" if self.listens else (
-            "runs, but nothing listens on its port %d; it must read FC_SERVER_PORT, and"
-            " has not" % self.port)
-        self.agent.move(self, "failed" if self.state == "created" else "late", Failure(
-            "InitTimeout", "worker %s %s within %g s" % (self.id, seen,
-                                                         self.profile.init_timeout_s)))
+        with self.agent.lock:
+            if self.alarm.deadline < math.inf:
+                return  # it was moved meanwhile
+            if self.state != "created":
+                self.agent.step(self, "late")
+                return
+            self.agent.step(self, "failed", Failure(
+                "InitTimeout", "worker %s %s within %g s", self.id,
+                "has not answered its initializer" if self.listens else
+                "runs, but nothing listens on its port %d; it must read FC_SERVER_PORT,"
+                " and has not" % self.port, self.profile.init_timeout_s))
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process is there."""
@@ -616,7 +604,7 @@ class Worker:
         except ConnectionError:
             return None
         except OSError as error:  # too many open files, say [fcc.limit.calls]
-            raise Failure("Overloaded", "no connection to a worker: %s" % error)
+            raise Failure("Overloaded", "no connection to a worker: %s", error)
 
     def request(self, method: str, target: str, fields: Sequence[Pair], request_id: str,
                 control_path: str, timeout_s: float, length: Optional[int]) -> bytes:
@@ -636,22 +624,16 @@ def kill_marked(variable: str) -> None:
     """Kill every process with this variable in its environment: what a worker forked
     inherits it. By group is no way, that is the container's. Blocks for EXEC_S."""
     for looks in range(KILL_ROUNDS):
-        found = [number for number, _ in emulator.group_members()
-                 if has_variable(number, variable)]
-        for number in found:
-            with contextlib.suppress(OSError):  # it has ended
-                os.kill(number, signal.SIGKILL)
+        found = False
+        for number, _ in emulator.group_members():
+            with contextlib.suppress(OSError):  # it is another user's, or has ended
+                with open("/proc/%d/environ" % number, "rb") as file:
+                    if variable.encode() in file.read().split(b"\0"):
+                        os.kill(number, signal.SIGKILL)
+                        found = True
         if looks and not found:
             return
         time.sleep(EXEC_S)  # one may have forked before its end
-
-
-def has_variable(process: int, variable: str) -> bool:
-    """Tell whether a process was started with a variable; not so if it is another
-    user's, or has ended."""
-    with contextlib.suppress(OSError), open("/proc/%d/environ" % process, "rb") as file:
-        return variable.encode() in file.read().split(b"\0")
-    return False
 
 
 # ---- a call and its broker ----
@@ -679,8 +661,8 @@ class Call:
             "x-noslated-request-id") or "unknown"
         self.timeout_s = agent.settings.timeout_s
         with contextlib.suppress(ValueError):
-            seconds = float(get("x-fc-function-timeout"))
-            self.timeout_s = seconds if TIMEOUT.fits(seconds) else self.timeout_s
+            self.timeout_s = emulator.check_limit("timeout_s", SETTINGS["timeout_s"], {
+                "timeout_s": float(get("x-fc-function-timeout"))})
         self.started = agent.clock.now()
         self.alarm = emulator.Alarm(self._on_time)
         with agent.lock:
@@ -709,10 +691,7 @@ class Call:
                 caller.command, caller.path, pass_fields(caller.head, OWN_FIELDS),
                 self.request_id, caller.kind, self.timeout_s,
                 len(body) if body or caller.command not in ("GET", "HEAD") else None)
-            if len(body) <= 65536:
-                whole = upstream.send(head + body)
-            else:
-                whole = upstream.send(head) and upstream.send(body)
+            whole = upstream.send(head + body)
             answer = upstream.read_answer(emulator.HEAD_BYTES)
             if answer.words[1] == "101":
                 raise emulator.BadMessage("fc.upgrade.pass", "an upgrade")
@@ -732,7 +711,7 @@ class Call:
         if length is not None and 0 <= length <= upstream.ahead:
             begin = b"".join(parts)
             self.size = length
-            self.end(kept=kept)  # the worker is free before the caller has it all
+            self.agent.settle(self, kept=kept)  # it is free before the caller has all
         else:
             with self.agent.lock:  # [fcc.timeout.body]
                 self.agent.clock.set(self.alarm, self.started + self.timeout_s
@@ -742,11 +721,11 @@ class Call:
         for part in parts:
             self.size += len(part)
             if self.size == length:
-                self.end(kept=kept)
+                self.agent.settle(self, kept=kept)
             answer.write(part)
             if answer.is_lost:
                 raise emulator.CallerGone
-        self.end(kept=kept)
+        self.agent.settle(self, kept=kept)
         answer.end()
 
     def _fields(self, head: emulator.Head) -> Tuple[List[Pair], Tuple[Pair, ...]]:
@@ -766,18 +745,12 @@ class Call:
             return Failure("CallerGone", "the caller has gone")
         if self.is_late:
             return Failure("BodyTimeout" if begun else "HeadTimeout", "%s has not "
-                           "answered within %g s" % (self.name, self.timeout_s))
+                           "answered within %g s", self.name, self.timeout_s)
         if begun:
-            return Failure("StreamBroken", "%s: %s" % (self.name, error))
+            return Failure("StreamBroken", "%s: %s", self.name, error)
         if not isinstance(error, OSError) and "any.http.no-effect" not in str(error):
-            return Failure("BadAnswer", "%s: %s" % (self.name, error))
-        return Failure("WorkerDied", "its worker is gone: %s: %s" % (self.name, error))
-
-    def end(self, error: str = "", kept: bool = False) -> None:
-        """Give the worker's slot back, and its connection, unless that was done."""
-        if not self.is_ended:
-            self.is_ended, self.error = True, error or self.error
-            self.agent.settle(self, kept)
+            return Failure("BadAnswer", "%s: %s", self.name, error)
+        return Failure("WorkerDied", "its worker is gone: %s: %s", self.name, error)
 
     def log_line(self) -> bytes:
         """Return the line of the access log [fcc.log.access]."""
@@ -799,8 +772,8 @@ def caller_left() -> None:
 
 def queue_timeout(call: Call) -> Failure:
     """Return the failure of a call that found no worker in time [fcc.timeout.head]."""
-    return Failure("QueueTimeout", "no worker of %s was free within %g s"
-                   % (call.name, call.timeout_s))
+    return Failure("QueueTimeout", "no worker of %s was free within %g s", call.name,
+                   call.timeout_s)
 
 
 class Broker:
@@ -823,7 +796,7 @@ class Broker:
         if old.rate != profile.rate:
             self.tokens, self.filled = profile.tokens, now
         if old.identity != profile.identity:
-            return list(self.workers)
+            return self.workers
         for worker in self.workers:
             worker.profile = profile
         return []
@@ -906,7 +879,7 @@ class Agent:
         self.calls = 0
         self.counts: Dict[str, int] = collections.Counter()
         self.old_logs: Deque[str] = collections.deque()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
         self.clock = RunningClock()
         self._check = emulator.Alarm(self._check_memory)
@@ -926,7 +899,7 @@ class Agent:
         with self.lock:
             for name in [name for name in self.brokers if name not in functions]:
                 broker = self.brokers.pop(name)
-                broker.reject(Failure("UnknownFunction", "%s was removed" % name))
+                broker.reject(Failure("UnknownFunction", "%s was removed", name))
                 self._retire(broker.workers)
             self.services = services
             for name, profile in functions.items():
@@ -970,15 +943,15 @@ class Agent:
 
     def _find_broker(self, call: Call) -> Broker:
         if self.state != "running":
-            raise Failure("AgentClosed", "the gateway is %s" % self.state)
+            raise Failure("AgentClosed", "the gateway is %s", self.state)
         broker = self.brokers.get(call.name)
         if broker is None:
             raise Failure("UnknownFunction", "no function %r; a call names it in "
-                          "x-noslated-dispatch" % call.name)
+                          "x-noslated-dispatch", call.name)
         if self.calls > self.settings.calls:  # [fcc.limit.calls]
-            raise Failure("Overloaded", "too many calls: %d" % self.calls)
+            raise Failure("Overloaded", "too many calls: %d", self.calls)
         if not broker.take_token(time.monotonic()):
-            raise Failure("RateLimited", "%s is over its rate" % call.name)
+            raise Failure("RateLimited", "%s is over its rate", call.name)
         return broker
 
     def _admit(self, call: Call) -> Worker:
@@ -1008,12 +981,11 @@ class Agent:
         profile, queued = broker.profile, sum(
             len(one.queue) for one in self.brokers.values())
         if profile.queue_disabled:  # [fcc.queue.disabled]
-            return Failure("QueueDisabled", "%s has no free worker" % call.name)
+            return Failure("QueueDisabled", "%s has no free worker", call.name)
         if queued > self.settings.queued_calls:  # [fcc.limit.calls]
-            return Failure("Overloaded", "too many calls wait: %d" % queued)
+            return Failure("Overloaded", "too many calls wait: %d", queued)
         if profile.fast_fail and broker.needed() > 0:  # [fcc.limit.replicas]
-            return Failure("ReplicaLimit", "%s has all the workers it may have"
-                           % call.name)
+            return Failure("ReplicaLimit", "%s may have no more workers", call.name)
         return queue_timeout(call) if call.is_late else None
 
     def _assign(self, worker: Worker, call: Call) -> None:
@@ -1039,10 +1011,14 @@ class Agent:
             if call.gate is not None:
                 call.gate.open()
 
-    def settle(self, call: Call, kept: bool) -> None:
-        """A call has ended: pass its slot on, and its connection if that is kept."""
+    def settle(self, call: Call, error: str = "", kept: bool = False) -> None:
+        """A call has ended, unless that is known: pass its slot on, and its connection
+        if that is kept."""
         worker, upstream = call.worker, call.upstream
         with self.lock:
+            if call.is_ended:
+                return
+            call.is_ended, call.error = True, error or call.error
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
             self.clock.set(call.alarm, math.inf)
@@ -1062,9 +1038,9 @@ class Agent:
         """Take a slot of a worker back (lock held)."""
         worker.active -= 1
         if retires:
-            self._step(worker, "retire")
+            self.step(worker, "retire")
         if not worker.active:
-            self._step(worker, "drained")
+            self.step(worker, "drained")
         self._serve_queue(worker.broker)
 
     # -- workers come and go (lock held) --
@@ -1082,8 +1058,8 @@ class Agent:
                 worker.profile.memory_bytes for worker in self.workers
                 if worker.state in ("created", "ready"))
             if profile.memory_bytes > left:  # [fcc.limit.pool]
-                failure = Failure("MemoryPoolFull", "%s needs %d bytes, the pool has %d"
-                                  % (profile.name, profile.memory_bytes, left))
+                failure = Failure("MemoryPoolFull", "%s needs %d bytes, %d are left",
+                                  profile.name, profile.memory_bytes, left)
                 continue
             self.counts["workers"] += 1
             worker = Worker(self, broker, self.counts["workers"])
@@ -1108,44 +1084,38 @@ class Agent:
                 worker.has_thread = True
                 emulator.start_thread(worker.run)
 
-    def move(self, worker: Worker, call: str,
-             failure: Optional[Failure] = None) -> None:
-        """Something has happened to a worker. Takes the lock."""
-        with self.lock:
-            if call == "late" and worker.alarm.deadline < math.inf:
-                return  # it was moved meanwhile
-            if call == "failed" and failure is not None and worker.state == "created":
-                worker.broker.reject(failure)
-                self.counts["failed_launches"] += 1
-            self._step(worker, call)
-            self._changed.notify_all()
-
     def _retire(self, workers: Iterable[Worker]) -> None:
         for worker in list(workers):
-            self._step(worker, "retire")
+            self.step(worker, "retire")
 
-    def _step(self, worker: Worker, call: str) -> None:
+    def step(self, worker: Worker, call: str,
+             failure: Optional[Failure] = None) -> None:
         """Let a worker make a transition, if STATES has one for this call."""
-        if (worker.state, call) not in STATES:
-            return
-        action, worker.state, _ = STATES[worker.state, call]
-        if action == "drain":  # [fcc.stop.drain]
-            self.limit(worker.alarm, self.settings.drain_s)
+        with self.lock:
+            if (worker.state, call) not in STATES:
+                return
+            action, worker.state, _ = STATES[worker.state, call]
+            limit_s = math.inf
+            if failure is not None:
+                self.counts["failed_launches"] += 1
+                worker.broker.reject(failure)
+            if action == "drain":  # [fcc.stop.drain]
+                limit_s = self.settings.drain_s
+            elif action == "terminate":  # [fcc.stop.signals]
+                limit_s = self.settings.grace_s
+                worker.signal(signal.SIGTERM)
+            elif action == "kill":
+                worker.signal(signal.SIGKILL)
+            if action == "forget" or action == "kill" and not worker.has_thread:
+                worker.state = "stopped"
+                self.workers.remove(worker)
+                worker.broker.workers.remove(worker)
+            self.limit(worker.alarm, limit_s)
             if not worker.active:
-                self._step(worker, "drained")
-        elif action == "terminate":  # [fcc.stop.signals]
-            worker.signal(signal.SIGTERM)
-            self.limit(worker.alarm, self.settings.grace_s)
-        else:  # it needs no limit
-            self.limit(worker.alarm, math.inf)
-        if action == "kill":
-            worker.signal(signal.SIGKILL)
-        if action == "forget" or action == "kill" and not worker.has_thread:
-            worker.state = "stopped"
-            self.workers.remove(worker)
-            worker.broker.workers.remove(worker)
-        self._serve_queue(worker.broker)
-        self._launch_next()
+                self.step(worker, "drained")
+            self._serve_queue(worker.broker)
+            self._launch_next()
+            self._changed.notify_all()
 
     # -- the control loop: what the clock calls --
 
@@ -1173,7 +1143,7 @@ class Agent:
                 over = size_mb * emulator.MIB > worker.profile.memory_bytes
                 worker.strikes = worker.strikes + 1 if over else 0
                 if worker.strikes > MEMORY_STRIKES:
-                    self._step(worker, "retire")
+                    self.step(worker, "retire")
                     worker.signal(signal.SIGKILL)
             if self.calls:
                 self.limit(self._check, self.settings.memory_check_s)
@@ -1193,7 +1163,7 @@ class Agent:
             self._retire(self.workers)
             for state, limit_s in (("pending-stop", grace_s), ("stopping", END_S)):
                 for worker in [one for one in self.workers if one.state == state]:
-                    self._step(worker, "late")  # [fcc.stop.signals]
+                    self.step(worker, "late")  # [fcc.stop.signals]
                 wait_for(lambda: not self.workers, limit_s)
             wait_for(lambda: not self.calls, ANSWER_S)
         return drained
@@ -1238,8 +1208,8 @@ class Caller(emulator.Handler):
                 r"(::ffff:)?127\.|::1$", str(self.client_address[0])):
             self._admin(self.server.app.agent)  # [fcc.admin.local]
         else:  # [fcc.path.unknown]
-            self._fail(Failure("UnknownPath", "%s %s is nothing that FC calls"
-                               % (self.command, self.path)))
+            self._fail(Failure("UnknownPath", "%s %s is nothing that FC calls",
+                               self.command, self.path))
 
     def _invoke(self) -> None:
         container: Container = self.server.app
@@ -1253,8 +1223,8 @@ class Caller(emulator.Handler):
             call.run(self.read_body(BODY_BYTES))
         except (Failure, emulator.BodyTooLarge) as error:
             failure = error if isinstance(error, Failure) else Failure(
-                "RequestTooLarge", str(error))
-            call.end(failure.name)
+                "RequestTooLarge", "%s", error)
+            agent.settle(call, failure.name)
             if FAILURES[failure.name]:
                 call.status = self._fail(failure)
             else:  # [fcc.error.late] the caller sees that something is missing
@@ -1263,7 +1233,7 @@ class Caller(emulator.Handler):
             call.status = error.status  # what the caller will see
             raise
         finally:
-            call.end("CallerGone")
+            agent.settle(call, "CallerGone")
             container.log.write(call.log_line())
 
     def _hook(self, agent: Agent) -> None:
@@ -1349,7 +1319,7 @@ class Container:
         self.agent.state = "running"
         try:
             server = emulator.Server(options.host, options.port, Caller, self)
-        except (OSError, UnicodeError) as error:  # of a name that no host can have
+        except (OSError, OverflowError, UnicodeError) as error:  # no such host or port
             self.say("cannot listen on %s port %d: %s" % (options.host, options.port,
                                                           error))
             return 1
@@ -1398,7 +1368,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=os.path.basename(sys.argv[0]),
         description="Run many small functions in one FC container.",
-        epilog="* unless its profile says. Exit status: 0 after a signal, 1 it cannot "
+        epilog="Exit status: 0 after a signal, 1 it cannot "
                "listen or a part of it is lost, 2 an option, a file or a folder cannot "
                "be used.")
     add = parser.add_argument
@@ -1410,34 +1380,32 @@ def make_parser() -> argparse.ArgumentParser:
     add("--log-folder", default=os.environ.get("NOSLATE_LOGDIR", ""),
         help="for the output of workers ($NOSLATE_LOGDIR; else a temporary one)")
     add("--access-log", default="-", metavar="FILE|-", help="one line for each call")
-    for name, setting in SETTINGS.items():
-        given = [os.environ[variable] for variable in VARIABLES.get(name, ())
-                 if os.environ.get(variable)]
-        add(setting.option, dest=name, metavar="N",
-            type=functools.partial(read_number, name),
-            default=(given or [str(setting.default)])[0],
-            help="%s: %s (%s)" % (name, setting.meaning, setting.default))
+    for name, limit in SETTINGS.items():
+        variables = VARIABLES.get(name, ())
+        given = [os.environ[one] for one in variables if os.environ.get(one)]
+        add(limit.option, dest=name, metavar="N", type=float,
+            default=given[0] if given else limit.default, help="%s %s%s" % (
+                name, limit.default, "".join(", $" + one for one in variables)))
     add("--version", action="version",
         version="gateway %s, SPEC %s" % (__version__, SPEC_VERSION))
     return parser
 
 
-def read_number(name: str, text: str) -> float:
-    """Return a setting. Raises ArgumentTypeError; it may be a variable's fault."""
-    value: Any = text
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        value = int(value) if value.is_integer() else value
-    if not SETTINGS[name].kind.fits(value):
-        raise argparse.ArgumentTypeError("expected %s, found %s%s" % (
-            SETTINGS[name].kind.text, text, "".join(
-                " (or $%s)" % variable for variable in VARIABLES.get(name, ()))))
-    return cast(float, value)
+def read_options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """Return what the command line says, settings within their ranges; or exit."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    try:
+        for name, limit in SETTINGS.items():
+            setattr(options, name, emulator.check_limit(name, limit, vars(options)))
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the container; return the exit status."""
-    options, talk = make_parser().parse_args(argv), emulator.Talk(2)
+    options, talk = read_options(argv), emulator.Talk(2)
     # whoever started us may ignore it: then no process waits for us to see its end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:

@@ -79,20 +79,17 @@ def test_fcc_start_port__impossible() -> None:
 
 
 REFUSED = {
-    "zero": (["--tick", "0"], "--tick: expected a number from 0.01 to 86400, found 0"),
-    "tiny": (["--memory-check", "1e-9"], "--memory-check: expected a number from 0.01"),
-    "huge": (["--tick", "1e10"], "--tick: expected a number from 0.01 to 86400"),
-    "not-a-number": (["--grace", "nan"], "--grace: expected a number from 0 to 86400"),
-    "a-text": (["--drain", "long"], "--drain: expected a number from 0 to 86400, found l"),
-    "empty": (["--timeout", ""], "--timeout: expected a number above 0, at most 86400"),
-    "none": (["--launches", "0"], "--launches: expected a whole number from 1, found 0"),
-    "half": (["--max-active", "0.5"], "--max-active: expected a whole number from 1"),
-    "negative": (["--replicas", "-1"], "--replicas: expected a whole number from 1"),
-    "infinite": (["--memory-pool", "inf"], "--memory-pool: expected a whole number from 0"),
-    "port": (["--port", "65536"], "--port: expected a whole number from 0 to 65535, "),
+    "zero": (["--tick", "0"], "tick_s (--tick) must be more than 0 and at most 1000000"),
+    "huge": (["--tick", "1e10"], "tick_s (--tick) must be more than 0 and at most"),
+    "not-a-number": (["--grace", "nan"], "grace_s (--grace) must be 0 or more"),
+    "a-text": (["--drain", "long"], "argument --drain: invalid float value: 'long'"),
+    "empty": (["--timeout", ""], "argument --timeout: invalid float value: ''"),
+    "half": (["--max-active", "0.5"], "(--max-active) must be a whole number, not 0.5"),
+    "negative": (["--replicas", "-1"], "(--replicas) must be more than 0"),
+    "infinite": (["--memory-pool", "inf"], "(--memory-pool) must be 0 or more"),
     "log": (["--access-log", "/nowhere/x"], "No such file or directory: '/nowhere/x'"),
     "folder": (["--log-folder", "/proc/none"], "No such file or directory: '/proc/none'"),
-    "variable": ([], "--max-active: expected a whole number from 1, found 0 (or $NOSLATED_M"),
+    "variable": ([], "max_active (--max-active) must be more than 0"),
 }
 
 
@@ -104,7 +101,7 @@ def test_fcc_start_last__refused(tmp_path: pathlib.Path, name: str) -> None:
     ended = run_to_end(*options, env={
         "TMPDIR": str(tmp_path), "NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION": "",
         "NOSLATED_MAX_ACTIVATE_REQUESTS": "0" if name == "variable" else "7"})
-    assert ended.returncode == 2 and f" {message}" in ended.stderr
+    assert ended.returncode == 2 and message in ended.stderr
     assert "Traceback" not in ended.stderr and not list(tmp_path.iterdir())
 
 

@@ -42,10 +42,11 @@ def test_gateway_endpoints() -> None:
 
 def test_gateway_limits() -> None:
     """Names, defaults, ranges and options of the limits agree."""
-    found = {row["limit"]: (float(row["default"]), "a " + row["range"], row["option"])
+    found = {row["limit"]: (float(row["default"]), row["option"], row["range"])
              for row in rows("limit", "default", "range", "option")}
-    assert found == {name: (setting.default, setting.kind.text, setting.option)
-                     for name, setting in gateway.SETTINGS.items() if name != "port"}
+    assert found == {name: (limit.default, limit.option,
+                            "0 or more" if limit.zero else "more than 0")
+                     for name, limit in gateway.SETTINGS.items() if name != "port"}
 
 
 def test_gateway_variables() -> None:

@@ -75,7 +75,7 @@ def tree_of(path: pathlib.Path) -> ast.Module:
 BUDGETS = {"scf_platform": 740, "fg_platform": 760, "fc_platform": 795,
            "scf_bootstrap": 290, "fg_bootstrap": 295, "fc_bootstrap": 490,
            "emulator": 3760,
-           "gateway": 1460,
+           "gateway": 1430,
            "cloud": 1530}
 
 
