@@ -976,6 +976,14 @@ def snapshot(path: str) -> Set[Tuple[object, ...]]:
     return found
 
 
+def in_folder(text: str, root: str, folder: str) -> str:
+    """Put our code folder where the cloud's stands as a path. One that begins so, too,
+    is left alone, and so is what only looks like it within a URL."""
+    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
+                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(root)),
+                  lambda _: folder, text)
+
+
 def check_entries(entries: Sequence[Any]) -> None:
     """Raise ValueError for entries that leave the folder [any.package.zip]."""
     if len(entries) > ZIP_ENTRIES:
@@ -1066,7 +1074,7 @@ def needs_shell(path: str) -> bool:
     if not os.path.isfile(path) or not os.access(path, os.X_OK):
         return False
     with open(path, "rb") as file:
-        return fg_platform.needs_shell(file.read(4096))
+        return bool(fg_platform.SHELL_SCRIPT.fullmatch(file.read(4096)))
 
 
 # ---- processes ----
@@ -1834,7 +1842,7 @@ class PullInstance(Instance):
         if row.action == "hold":
             self.parked.append((api, call))
         self._answer(api, row.action, size, invocation)
-        if row.action in ("ignore", "refuse") and not session.is_owed(call):
+        if row.action in ("ignore", "refuse") and before != "stopping":
             self.violate(Violation(row.rule, "%s in state %s%s" % (
                 call, before, ", id %r; due is %s" % (
                     request_id[:80], session.request_id or "none")
@@ -2703,9 +2711,8 @@ class Platform:
         """Let the cloud's path of it mean our code folder [any.start.code-folder]."""
         root, env = self.rules.CODE_ROOT, self.function.env
         command = list(self.function.command)
-        self.words = [self.rules.in_folder(word, self.folder) for word in command]
-        self.env = {name: self.rules.in_folder(env[name], self.folder)
-                    for name in env}
+        self.words = [in_folder(word, root, self.folder) for word in command]
+        self.env = {name: in_folder(env[name], root, self.folder) for name in env}
         found = [name for name in env if env[name] != self.env[name]]
         if self.words != command:
             found.insert(0, "the start command")
@@ -2981,8 +2988,8 @@ class Platform:
             more, timeout="%g" % function.timeout_s,
             init_timeout="%g" % function.init_timeout_s,
             duration="%d" % duration_ms,
-            limit=str(function.event_bytes if kind == "request-too-large"
-                      else function.result_bytes),
+            event_bytes=str(function.event_bytes),
+            result_bytes=str(function.result_bytes),
             start_error=self.rules.START_ERRORS[more["start_error"]])
 
     # -- called without the lock --

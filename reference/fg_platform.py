@@ -12,18 +12,16 @@ process. [fg.request.blocks] and the like name the rules of SPEC.md that a line 
 Standard library only, CPython 3.8 or later, Linux.
 
 It runs one event at a time. emulator.py has what is left out: any.instance.on-demand,
-any.instance.idle, any.queue.limit, any.memory.limit, any.package.*, any.log.first,
-any.log.tail and any.log.frame (output goes to stderr), any.caller.gone, any.stop.drain
-on a signal, and to refuse what no client sends: any.http.malformed, any.http.framing,
-any.limits.head, any.limits.slow.
+any.instance.idle, any.queue.limit, any.memory.limit, any.package.*,
+any.start.code-folder, any.log.first, any.log.tail and any.log.frame (output goes to
+stderr), any.caller.gone, any.stop.drain on a signal, and to refuse what no client
+sends: any.http.malformed, any.http.framing, any.limits.head, any.limits.slow.
 """
 from __future__ import annotations
 
 import argparse
 import base64
 import contextlib
-import errno
-import http.client
 import io
 import json
 import math
@@ -52,10 +50,14 @@ Pairs = Tuple[Tuple[str, str], ...]
 
 # ---- model ----
 
-class Violation(NamedTuple):
-    """A rule of SPEC.md that the bootstrap broke, and what was seen."""
-    rule: str
-    seen: str
+# A rule of SPEC.md that the bootstrap broke, and what was seen.
+Violation = NamedTuple("Violation", [("rule", str), ("seen", str)])
+
+# A line of the states table: what is done, the next state, the rule.
+Row = NamedTuple("Row", [("action", str), ("state", str), ("rule", str)])
+
+# A header field or a variable; what has no value is left out.
+Field = NamedTuple("Field", [("name", str), ("value", str)])
 
 
 class Outcome(NamedTuple):
@@ -63,25 +65,10 @@ class Outcome(NamedTuple):
     kind: str
     body: bytes
     request_id: str
-    duration_ms: float
-    violations: Tuple[Violation, ...]
+    violations: Sequence[Violation]
     message: str
     status: int
     headers: Pairs
-
-
-class Row(NamedTuple):
-    """One line of the states table: what is done, the next state, the rule."""
-    action: str
-    state: str
-    rule: str
-
-
-class Field(NamedTuple):
-    """A header field or environment variable; `optional`: left out when empty."""
-    name: str
-    value: str
-    optional: bool = False
 
 
 class Limit(NamedTuple):
@@ -130,10 +117,10 @@ NO_ANSWER = {"starting": "the bootstrap did not ask for an event",
 HEADERS = (  # [fg.request.headers] [any.event.content-type]
     Field("X-Cff-Request-Id", "{request_id}"),
     Field("X-CFF-Invoke-Type", "sync"),
-    Field("X-CFF-Access-Key", "{access_key_id}", True),  # [any.credentials.role]
-    Field("X-CFF-Secret-Key", "{access_key_secret}", True),
-    Field("X-CFF-Security-Token", "{security_token}", True),
-    Field("X-CFF-Auth-Token", "{auth_token}", True),
+    Field("X-CFF-Access-Key", "{access_key_id}"),  # [any.credentials.role]
+    Field("X-CFF-Secret-Key", "{access_key_secret}"),
+    Field("X-CFF-Security-Token", "{security_token}"),
+    Field("X-CFF-Auth-Token", "{auth_token}"),
     Field("Content-Type", "application/json"))
 
 ENVIRONMENT = (  # [fg.env.api] [fg.env.table]
@@ -178,13 +165,16 @@ ERRORS: Dict[str, Tuple[int, str, str]] = {
     "start-error": (200, "4202", "{start_error}"),
     "exit": (200, "4204", "runtime process is exited"),
     "out-of-memory": (200, "4205", "runtime memory limit exceeded"),
-    "response-too-large": (200, "4008",
-                           "response body size {size} exceeds the limit of {limit}"),
+    "response-too-large": (200, "4008", "response body size {size} exceeds the limit "
+                                        "of {result_bytes}"),
     "request-too-large": (413, "1201", "the size of request body is beyond "
-                                       "maximum:{limit}, body size:{size}"),
+                                       "maximum:{event_bytes}, body size:{size}"),
     "throttled": (429, "0429", "too many requests"),
     "cancelled": (200, "4208", "function invocation is canceled"),
 }
+
+# the beginning of a script without a line `#!`
+SHELL_SCRIPT = re.compile(rb"(?!#!|\x7f|\xef\xbb\xbf)[^\x00\r]+")
 
 # why a bootstrap could not be started -> the vendor's words for it
 START_ERRORS = {"missing": "runtime bootstrap file is not found",
@@ -210,7 +200,6 @@ class Session:
         self._on_way = 0        # answers with the event that are being sent
         self._reached = False   # one of them has arrived
         self._unread = False    # but was perhaps not read
-        self._owes = False      # a result, when it was told to stop
 
     def receive(self, call: str, request_id: str = "", oversize: bool = False) -> Row:
         """Take a call; return what is to be done. `hold`: ask again after a change."""
@@ -223,7 +212,7 @@ class Session:
         if self._unread and (self.state, call) == ("running", "request"):
             row = STATES["issued", call]  # [any.poll.reset]
         self.state = row.state
-        if row.action == "deliver":
+        if row.action == "deliver":  # to one of those that ask [fg.request.blocks]
             self._on_way += 1
             self._unread = False
         elif row.action in RESULTS:
@@ -253,15 +242,7 @@ class Session:
 
     def stop(self) -> None:
         """From here on nothing is delivered and no result counts."""
-        self._owes = self._owes or self.state == "running"
         self.state = "stopping"
-        self.request_id = ""
-
-    def is_owed(self, call: str) -> bool:
-        """Tell, once, if it is the result of what ran at stop [any.stop.bootstrap]."""
-        was_owed = self._owes and call in ("response", "error")
-        self._owes = self._owes and not was_owed
-        return was_owed
 
 
 def find_call(method: str, target: str) -> Tuple[str, str, int]:
@@ -286,25 +267,12 @@ def check_env(env: Dict[str, str]) -> None:
         if (not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
                 or name.startswith(RESERVED_ENV)):
             raise ValueError("environment variable %r: a name is a letter, then "
-                             "letters, digits and underscores; %s are reserved"
-                             % (name, ", ".join(RESERVED_ENV)))
+                             "letters, digits, underscores; not %s…" % (
+                                 name, "…, ".join(RESERVED_ENV)))
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
-
-
-def in_folder(text: str, folder: str) -> str:
-    """Put our code folder where the cloud's stands as a path [any.start.code-folder].
-    One that begins so, too, is left alone, and what only looks like it in a URL."""
-    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
-                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(CODE_ROOT)),
-                  lambda _: folder, text)
-
-
-def needs_shell(start: bytes) -> bool:
-    """Tell by its first bytes whether a program is a script without a line `#!`."""
-    return bool(re.fullmatch(rb"(?!#!|\x7f|\xef\xbb\xbf)[^\x00\r]+", start))
 
 
 def describe(function: Any, code_root: str) -> Facts:
@@ -317,15 +285,15 @@ def describe(function: Any, code_root: str) -> Facts:
         code_root=code_root, memory_mb=str(function.memory_mb),
         cpu=str(200 + 100 * function.memory_mb // 128),  # [fg.env.table]
         timeout_whole_s=str(max(1, math.ceil(function.timeout_s))),
+        event_bytes=str(function.event_bytes),
         result_bytes=str(function.result_bytes), user_data=json.dumps(function.env),
         timeout="%g" % function.timeout_s, init_timeout="%g" % function.init_timeout_s)
 
 
 def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
-    """Return names and values, without the optional ones that have no value."""
-    filled = [(field, field.value.format_map(facts)) for field in table]
-    return [(field.name, value) for field, value in filled
-            if value or not field.optional]
+    """Return names and values, without those that have no value."""
+    filled = [(name, template.format_map(facts)) for name, template in table]
+    return [(name, value) for name, value in filled if value]
 
 
 def new_id() -> str:
@@ -359,36 +327,34 @@ class RuntimeApi(BaseHTTPRequestHandler):
 
     server: Instance
     protocol_version = "HTTP/1.1"   # it stays open after an answer [any.http.reuse]
+    default_request_version = "HTTP/1.1"  # or the answer to a bad one has no head
     disable_nagle_algorithm = True  # or answers wait 40 ms for an acknowledgement
-    brought = ""                    # id of the event that the last answer was
+    brought = ""                    # id of the event that went this way
 
     def handle_one_request(self) -> None:
         """Read a call and answer it, whatever its method."""
         self.close_connection = True
         try:
             if self.read_head():
-                self.brought = ""  # whoever asks again has read it
                 try:
                     body = self.read_body()
                 except ValueError as error:
                     self.send_error(400, str(error))
                 else:
                     self.answer_call(body)
-        except OSError as error:  # the peer has gone
-            if isinstance(error, ConnectionResetError) and self.brought:
-                with self.server.changed:
-                    self.server.session.reset(self.brought)
-                    self.server.changed.notify_all()
+        except OSError:  # the peer has gone, perhaps before it read the event
+            with self.server.changed:  # [any.poll.reset]
+                self.server.session.reset(self.brought)
+                self.server.changed.notify_all()
 
     def read_head(self) -> bool:
-        """Read a head whole and let http.server parse it, which takes half a head for a
-        whole one; it answers Expect, too [any.http.continue], and sets close_connection
-        as `Connection` and the version say. Half a head has no effect."""
-        lines = [self.rfile.readline(65536)]
-        while lines[-1].strip() and len(lines) < 102:
-            lines.append(self.rfile.readline(65536))
-        connection, self.rfile = self.rfile, io.BytesIO(b"".join(lines))
-        self.raw_requestline = self.rfile.readline()
+        """Read a head and let http.server parse it, which answers Expect, too
+        [any.http.continue]. It would take half a head for a whole one."""
+        lines = [self.rfile.readline(65537)]
+        while lines[-1].strip():
+            lines.append(self.rfile.readline(65537))
+        self.raw_requestline = lines[0]
+        connection, self.rfile = self.rfile, io.BytesIO(b"".join(lines[1:]))
         is_call = lines[-1] != b"" and self.parse_request()  # [any.http.no-effect]
         self.rfile = connection
         return is_call
@@ -396,28 +362,25 @@ class RuntimeApi(BaseHTTPRequestHandler):
     def read_body(self) -> bytes:
         """Return the whole body [any.http.body]. Raises ValueError if it is none."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.read_exactly(int(self.headers.get("Content-Length", "0")))
-        body, size = bytearray(), 1
+            size = int(self.headers.get("Content-Length", "0"))
+            body = self.rfile.read(size)
+            if len(body) != size:
+                raise ValueError("the body breaks off")
+            return body
+        parts, size = [], 1
         while size:
-            size = int(self.rfile.readline(65536).partition(b";")[0], 16)
-            body += self.read_exactly(size)
-            while self.rfile.readline(65536).strip():
+            size = int(self.rfile.readline(65537).partition(b";")[0], 16)
+            parts.append(self.rfile.read(size))
+            while self.rfile.readline(65537).strip():
                 pass  # a trailer, up to the blank line that ends a chunk, too
-        return bytes(body)
-
-    def read_exactly(self, size: int) -> bytes:
-        """Return so many bytes."""
-        data = self.rfile.read(max(size, 0))
-        if len(data) != size:
-            raise ValueError("the body breaks off")
-        return data
+        return b"".join(parts)
 
     def answer_call(self, body: bytes) -> None:
         """Let the instance judge a call; answer as the states table says."""
         call, request_id, status = find_call(self.command, self.path)
         if not call:
             seen = "%s %s" % (self.command, self.path[:80])
-            self.server.violate("any.api.unknown", seen)
+            self.server.violations.append(Violation("any.api.unknown", seen))
             self.refuse(status, "no such call: " + seen)
             return
         action, request_id, event = self.server.receive(call, request_id, body)
@@ -447,13 +410,13 @@ class RuntimeApi(BaseHTTPRequestHandler):
                 self.server.changed.notify_all()
 
     def answer(self, status: int, body: bytes = b"",
-               fields: Sequence[Tuple[str, str]] = ()) -> None:
-        """Send an answer in one write. Raises OSError when nobody takes it."""
-        head = "HTTP/1.1 %d %s\r\n%sContent-Length: %d\r\nConnection: %s\r\n\r\n" % (
-            status, http.client.responses[status],
-            "".join("%s: %s\r\n" % field for field in fields),
-            len(body), "close" if self.close_connection else "keep-alive")
-        self.wfile.write(head.encode() + (b"" if self.command == "HEAD" else body))
+               fields: Iterable[Tuple[str, str]] = ()) -> None:
+        """Send an answer. Raises OSError when nobody takes it."""
+        self.send_response_only(status)
+        for name, value in (*fields, ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
 
     def refuse(self, status: int, message: str) -> None:
         """Answer with the protocol's document for a refused call."""
@@ -463,7 +426,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
                    explain: Optional[str] = None) -> None:
         """Refuse what http.server cannot parse, and hang up [any.http.no-effect]."""
         self.close_connection = True
-        self.server.violate("any.http.no-effect", str(message))
+        self.server.violations.append(Violation("any.http.no-effect", str(message)))
         self.refuse(code, str(message))
 
 
@@ -481,11 +444,12 @@ class Instance(ThreadingHTTPServer):
     def __init__(self, function: Any) -> None:
         super().__init__(("127.0.0.1", 0), RuntimeApi)  # [any.security.loopback]
         self.function = function
-        self.facts = describe(function, function.code)
-        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.facts = dict(describe(function, function.code), api_host="127.0.0.1",
+                          api_port=str(self.server_address[1]))
+        self.process: subprocess.Popen[bytes]  # the first event starts it
         self.serving = threading.Thread(target=self.serve, daemon=True)
         self.connections: List[threading.Thread] = []
-        self.started = self.issued = self.grace_ends = 0.0  # on the monotonic clock
+        self.started = self.grace_ends = 0.0  # on the monotonic clock
         self.changed = threading.Condition()  # re-entrant; guards what follows
         self.session = Session()              # `stopping`: it gets no more events
         self.request_id, self.event = "", b""  # no id: no event, or it has its outcome
@@ -495,32 +459,27 @@ class Instance(ThreadingHTTPServer):
         self.has_ended = False                # the process, so that no poll is held
 
     def start(self) -> bool:
-        """Start the file `bootstrap` [any.start.bootstrap]; tell whether it came up."""
+        """Start the file `bootstrap` [any.start.bootstrap]; tell whether it runs."""
         program = os.path.join(self.function.code, "bootstrap")
-        words = [program]
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
         env.update(self.function.env)
-        env.update(fill_in(ENVIRONMENT, dict(
-            self.facts, api_host="127.0.0.1", api_port=str(self.server_address[1]))))
-        reason = ("missing" if not os.path.isfile(program) else  # should Popen fail
-                  "" if os.access(program, os.X_OK) else "mode")
+        env.update(fill_in(ENVIRONMENT, self.facts))
+        words = [program]
         try:
-            if not reason:
-                with open(program, "rb") as file:
-                    start = file.read(4096)
-                if re.match(rb"#![^\n]*\r\n", start):
-                    raise OSError(errno.ENOEXEC, "its lines end with CR LF")
-                if needs_shell(start):  # [fg.start.shell]
+            with open(program, "rb") as file:
+                if SHELL_SCRIPT.fullmatch(file.read(4096)):  # [fg.start.shell]
                     words.insert(0, "/bin/sh")
-            self.started = time.monotonic()
             self.process = subprocess.Popen(
                 words, cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable]
-            self.facts["start_error"] = START_ERRORS[reason]
+            self.facts["start_error"] = START_ERRORS[
+                "missing" if not os.path.isfile(program) else
+                "" if os.access(program, os.X_OK) else "mode"]
             self.settle("start-error", "%s: %s (%s)" % (
-                program, START_ERRORS[reason], error.strerror))
+                program, self.facts["start_error"], error.strerror))
             return False
+        self.started = time.monotonic()
         threading.Thread(target=self.watch, daemon=True).start()
         self.serving.start()
         return True
@@ -530,16 +489,14 @@ class Instance(ThreadingHTTPServer):
         by a limit, and another one may have it. Blocks for the limits."""
         function, session = self.function, self.session
         with self.changed:
-            self.request_id, self.event = new_id(), event
-            self.outcome, self.issued = None, 0.0
+            self.request_id, self.event, self.outcome = new_id(), event, None
             if len(event) > function.event_bytes:  # [any.event.size]
                 self.settle("request-too-large", "the event is over --max-event", event)
-            elif self.process or self.start():
+            elif self.started or self.start():
                 self.changed.wait_for(
                     lambda: session.state != "starting",
                     self.started + function.init_timeout_s - time.monotonic())
                 if session.state == "idle":  # [any.event.issue]
-                    self.issued = time.monotonic()
                     session.issue(self.request_id)
                     self.changed.notify_all()
                     self.changed.wait_for(
@@ -554,14 +511,10 @@ class Instance(ThreadingHTTPServer):
 
     def settle(self, kind: str, message: str, body: bytes = b"") -> None:
         """Give the event its one outcome [any.outcome.one]."""
-        duration_ms = (time.monotonic() - self.issued) * 1000 if self.issued else 0.0
-        limit = self.function.event_bytes if kind == "request-too-large" else (
-            self.function.result_bytes)
-        facts = dict(self.facts, request_id=self.request_id, size=str(len(body)),
-                     limit=str(limit))
+        facts = dict(self.facts, request_id=self.request_id, size=str(len(body)))
         status, headers, shown = caller_answer(kind, body, facts)
-        self.outcome = Outcome(kind, shown, self.request_id, duration_ms,
-                               tuple(self.violations), message, status, headers)
+        self.outcome = Outcome(kind, shown, self.request_id, self.violations, message,
+                               status, headers)
         self.request_id, self.violations, self.has_served = "", [], True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -569,36 +522,31 @@ class Instance(ThreadingHTTPServer):
         thread = threading.Thread(target=self.process_request_thread, daemon=True,
                                   args=(request, client_address))
         thread.start()
-        alive = [one for one in self.connections if one.is_alive()]
-        self.connections = [*alive, thread]
+        self.connections = [one for one in self.connections if one.is_alive()]
+        self.connections.append(thread)
 
     def receive(self, call: str, request_id: str,
                 body: bytes) -> Tuple[str, str, bytes]:
         """Take a call; return the action of the states table, and id and event for a
         poll, which blocks until there is an event or the instance has ended."""
-        session, limit = self.session, self.function.result_bytes
         with self.changed:
-            before = session.state
-            row = session.receive(call, request_id, len(body) > limit)
+            before = self.session.state
+            row = self.session.receive(call, request_id,
+                                       len(body) > self.function.result_bytes)
             self.changed.notify_all()
             while row.action == "hold" and not self.has_ended:
                 self.changed.wait()
-                row = session.receive(call)
+                row = self.session.receive(call)
             if row.action in RESULTS:
                 self.settle(RESULTS[row.action], "its %s has %d bytes"
                             % (call, len(body)), body)
-            elif row.action in ("ignore", "refuse") and not session.is_owed(call):
-                self.violate(row.rule, "%s in state %s" % (call, before))
+            elif row.action in ("ignore", "refuse") and before != "stopping":
+                self.violations.append(
+                    Violation(row.rule, "%s in state %s" % (call, before)))
             return row.action, self.request_id, self.event
-
-    def violate(self, rule: str, seen: str) -> None:
-        """Note that the bootstrap broke a rule; the first hundred tell enough."""
-        with self.changed:
-            self.violations = [*self.violations, Violation(rule, seen)][:100]
 
     def watch(self) -> None:
         """Wait for the end of the process, and leave nothing of it."""
-        assert self.process is not None
         self.process.wait()
         while time.monotonic() < self.grace_ends and self.signal(0):
             time.sleep(0.01)  # what a wrapper has started ends in order, too
@@ -621,7 +569,6 @@ class Instance(ThreadingHTTPServer):
             self.session.stop()
             # [any.event.requeue] what it did not fetch is for the next instance
             if self.request_id and (state == "running" or not self.has_served):
-                assert self.process is not None
                 self.settle(ON_EXIT.get(state, "exit"), "the bootstrap ended with "
                             "status %d" % self.process.returncode)
             self.changed.notify_all()
@@ -629,7 +576,7 @@ class Instance(ThreadingHTTPServer):
     def signal(self, number: int) -> bool:
         """Signal the whole process group; tell whether there is one."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self.process is not None and not self.has_ended:
+            if self.started and not self.has_ended:
                 os.killpg(self.process.pid, number)
                 return True
         return False
@@ -638,7 +585,7 @@ class Instance(ThreadingHTTPServer):
         """End it in order [any.stop.order]. Blocks for `grace_s` and a bit at most."""
         with self.changed:
             self.session.stop()
-        if self.process is not None:
+        if self.started:
             self.grace_ends = time.monotonic() + self.function.grace_s
             try:
                 self.signal(signal.SIGTERM)
@@ -679,10 +626,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             raise ValueError("%s is not a folder" % options.code)
     except ValueError as error:
         parser.error(str(error))
-    options.init_timeout_s = options.init_timeout_s or options.timeout_s
     options.code = os.path.realpath(options.code)
-    options.env = {name: in_folder(value, options.code)
-                   for name, value in options.env.items()}
+    options.init_timeout_s = options.init_timeout_s or options.timeout_s
     return options
 
 
@@ -701,11 +646,11 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
 def print_line(identity: object, outcome: Outcome) -> None:
     """Print an outcome as a line for the conformance kit."""
     line = dict(outcome._asdict(), id=identity,
-                body=outcome.body.decode("utf-8", "replace"),
                 violations=[one._asdict() for one in outcome.violations])
-    if line["body"].encode() != outcome.body:
-        del line["body"]
-        line["body_base64"] = base64.b64encode(outcome.body).decode()
+    try:
+        line["body"] = outcome.body.decode()
+    except UnicodeDecodeError:
+        line["body_base64"] = base64.b64encode(line.pop("body")).decode()
     print(json.dumps(line), flush=True)
 
 
@@ -720,8 +665,7 @@ def print_answer(outcome: Outcome) -> None:
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = sys.argv[1:]
-    options = parse(words[1:] if words[:1] == [PROTOCOL] else words)
+    options = parse(sys.argv[2 if sys.argv[1:2] == [PROTOCOL] else 1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     events = (read_events(sys.stdin.buffer) if options.jsonl

@@ -12,18 +12,16 @@ process. [scf.next.blocks] and the like name the rules of SPEC.md that a line ob
 Standard library only, CPython 3.8 or later, Linux.
 
 It runs one event at a time. emulator.py has what is left out: any.instance.on-demand,
-any.instance.idle, any.queue.limit, any.memory.limit, any.package.*, any.log.first,
-any.log.tail and any.log.frame (output goes to stderr), any.caller.gone, any.stop.drain
-on a signal, and to refuse what no client sends: any.http.malformed, any.http.framing,
-any.limits.head, any.limits.slow.
+any.instance.idle, any.queue.limit, any.memory.limit, any.package.*,
+any.start.code-folder, any.log.first, any.log.tail and any.log.frame (output goes to
+stderr), any.caller.gone, any.stop.drain on a signal, and to refuse what no client
+sends: any.http.malformed, any.http.framing, any.limits.head, any.limits.slow.
 """
 from __future__ import annotations
 
 import argparse
 import base64
 import contextlib
-import errno
-import http.client
 import io
 import json
 import os
@@ -51,10 +49,14 @@ Pairs = Tuple[Tuple[str, str], ...]
 
 # ---- model ----
 
-class Violation(NamedTuple):
-    """A rule of SPEC.md that the bootstrap broke, and what was seen."""
-    rule: str
-    seen: str
+# A rule of SPEC.md that the bootstrap broke, and what was seen.
+Violation = NamedTuple("Violation", [("rule", str), ("seen", str)])
+
+# A line of the states table: what is done, the next state, the rule.
+Row = NamedTuple("Row", [("action", str), ("state", str), ("rule", str)])
+
+# A header field or a variable; what has no value is left out.
+Field = NamedTuple("Field", [("name", str), ("value", str)])
 
 
 class Outcome(NamedTuple):
@@ -62,25 +64,10 @@ class Outcome(NamedTuple):
     kind: str
     body: bytes
     request_id: str
-    duration_ms: float
-    violations: Tuple[Violation, ...]
+    violations: Sequence[Violation]
     message: str
     status: int
     headers: Pairs
-
-
-class Row(NamedTuple):
-    """One line of the states table: what is done, the next state, the rule."""
-    action: str
-    state: str
-    rule: str
-
-
-class Field(NamedTuple):
-    """A header field or environment variable; `optional`: left out when empty."""
-    name: str
-    value: str
-    optional: bool = False
 
 
 class Limit(NamedTuple):
@@ -151,9 +138,9 @@ ENVIRONMENT = (  # [scf.env.api] [scf.env.handler] [scf.env.documented]
     Field("TENCENTCLOUD_APPID", "100000000000"),
     Field("TENCENTCLOUD_UIN", "100000000000"),
     Field("TENCENTCLOUD_TZ", "UTC"),
-    Field("TENCENTCLOUD_SECRETID", "{access_key_id}", True),  # [any.credentials.role]
-    Field("TENCENTCLOUD_SECRETKEY", "{access_key_secret}", True),
-    Field("TENCENTCLOUD_SESSIONTOKEN", "{security_token}", True))
+    Field("TENCENTCLOUD_SECRETID", "{access_key_id}"),  # [any.credentials.role]
+    Field("TENCENTCLOUD_SECRETKEY", "{access_key_secret}"),
+    Field("TENCENTCLOUD_SESSIONTOKEN", "{security_token}"))
 
 # All that is inherited, and what it is where the platform has none [any.env.inherited]
 INHERITED = {"PATH": "/bin:/usr/bin", "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
@@ -211,7 +198,6 @@ class Session:
         self.request_id = ""    # of the event, while it has no result
         self._on_way = 0        # answers with the event that are being sent
         self._reached = False   # one of them has arrived
-        self._owes = False      # a result, when it was told to stop
 
     def receive(self, call: str, request_id: str = "", oversize: bool = False) -> Row:
         """Take a call; return what is to be done. `hold`: ask again after a change."""
@@ -242,15 +228,7 @@ class Session:
 
     def stop(self) -> None:
         """From here on nothing is delivered and no result counts."""
-        self._owes = self._owes or self.state == "running"
         self.state = "stopping"
-        self.request_id = ""
-
-    def is_owed(self, call: str) -> bool:
-        """Tell, once, if it is the result of what ran at stop [any.stop.bootstrap]."""
-        was_owed = self._owes and call in ("response", "error")
-        self._owes = self._owes and not was_owed
-        return was_owed
 
 
 def find_call(method: str, target: str) -> Tuple[str, str, int]:
@@ -272,20 +250,12 @@ def check_env(env: Dict[str, str]) -> None:
         if (not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
                 or name.startswith(RESERVED_ENV)):
             raise ValueError("environment variable %r: a name is a letter, then "
-                             "letters, digits and underscores; %s are reserved"
-                             % (name, ", ".join(RESERVED_ENV)))
+                             "letters, digits, underscores; not %s…" % (
+                                 name, "…, ".join(RESERVED_ENV)))
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
-
-
-def in_folder(text: str, folder: str) -> str:
-    """Put our code folder where the cloud's stands as a path [any.start.code-folder].
-    One that begins so, too, is left alone, and what only looks like it in a URL."""
-    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
-                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(CODE_ROOT)),
-                  lambda _: folder, text)
 
 
 def describe(function: Any, code_root: str) -> Facts:
@@ -301,10 +271,9 @@ def describe(function: Any, code_root: str) -> Facts:
 
 
 def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
-    """Return names and values, without the optional ones that have no value."""
-    filled = [(field, field.value.format_map(facts)) for field in table]
-    return [(field.name, value) for field, value in filled
-            if value or not field.optional]
+    """Return names and values, without those that have no value."""
+    filled = [(name, template.format_map(facts)) for name, template in table]
+    return [(name, value) for name, value in filled if value]
 
 
 def new_id() -> str:
@@ -318,13 +287,11 @@ def caller_answer(kind: str, body: bytes, facts: Facts) -> Tuple[int, Pairs, byt
     if kind == "ok":
         return 200, (), body
     code, message, status = ERRORS[kind]
-    document: Dict[str, object] = {"errorCode": code,
-                                   "errorMessage": message.format_map(facts),
-                                   "requestId": facts["request_id"]}
-    if kind == "function-error":
-        document["stackTrace"] = body.decode("utf-8", "replace")
-    document["statusCode"] = status
-    return 200, (), to_json(document)
+    trace = ({"stackTrace": body.decode("utf-8", "replace")}
+             if kind == "function-error" else {})
+    return 200, (), to_json({
+        "errorCode": code, "errorMessage": message.format_map(facts),
+        "requestId": facts["request_id"], **trace, "statusCode": status})
 
 
 def to_json(document: object) -> bytes:
@@ -341,6 +308,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
 
     server: Instance
     protocol_version = "HTTP/1.1"   # it stays open after an answer [any.http.reuse]
+    default_request_version = "HTTP/1.1"  # or the answer to a bad one has no head
     disable_nagle_algorithm = True  # or answers wait 40 ms for an acknowledgement
 
     def handle_one_request(self) -> None:
@@ -356,14 +324,13 @@ class RuntimeApi(BaseHTTPRequestHandler):
                     self.answer_call(body)
 
     def read_head(self) -> bool:
-        """Read a head whole and let http.server parse it, which takes half a head for a
-        whole one; it answers Expect, too [any.http.continue], and sets close_connection
-        as `Connection` and the version say. Half a head has no effect."""
-        lines = [self.rfile.readline(65536)]
-        while lines[-1].strip() and len(lines) < 102:
-            lines.append(self.rfile.readline(65536))
-        connection, self.rfile = self.rfile, io.BytesIO(b"".join(lines))
-        self.raw_requestline = self.rfile.readline()
+        """Read a head and let http.server parse it, which answers Expect, too
+        [any.http.continue]. It would take half a head for a whole one."""
+        lines = [self.rfile.readline(65537)]
+        while lines[-1].strip():
+            lines.append(self.rfile.readline(65537))
+        self.raw_requestline = lines[0]
+        connection, self.rfile = self.rfile, io.BytesIO(b"".join(lines[1:]))
         is_call = lines[-1] != b"" and self.parse_request()  # [any.http.no-effect]
         self.rfile = connection
         return is_call
@@ -371,28 +338,25 @@ class RuntimeApi(BaseHTTPRequestHandler):
     def read_body(self) -> bytes:
         """Return the whole body [any.http.body]. Raises ValueError if it is none."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.read_exactly(int(self.headers.get("Content-Length", "0")))
-        body, size = bytearray(), 1
+            size = int(self.headers.get("Content-Length", "0"))
+            body = self.rfile.read(size)
+            if len(body) != size:
+                raise ValueError("the body breaks off")
+            return body
+        parts, size = [], 1
         while size:
-            size = int(self.rfile.readline(65536).partition(b";")[0], 16)
-            body += self.read_exactly(size)
-            while self.rfile.readline(65536).strip():
+            size = int(self.rfile.readline(65537).partition(b";")[0], 16)
+            parts.append(self.rfile.read(size))
+            while self.rfile.readline(65537).strip():
                 pass  # a trailer, up to the blank line that ends a chunk, too
-        return bytes(body)
-
-    def read_exactly(self, size: int) -> bytes:
-        """Return so many bytes."""
-        data = self.rfile.read(max(size, 0))
-        if len(data) != size:
-            raise ValueError("the body breaks off")
-        return data
+        return b"".join(parts)
 
     def answer_call(self, body: bytes) -> None:
         """Let the instance judge a call; answer as the states table says."""
         call, request_id, status = find_call(self.command, self.path)
         if not call:
             seen = "%s %s" % (self.command, self.path[:80])
-            self.server.violate("any.api.unknown", seen)
+            self.server.violations.append(Violation("any.api.unknown", seen))
             self.refuse(status, "no such call: " + seen)
             return
         action, request_id, event = self.server.receive(call, request_id, body)
@@ -400,7 +364,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
             self.close_connection = True  # the instance has ended
         elif action == "deliver":
             self.deliver(request_id, event)
-        elif action == "refuse":  # never here: scf's paths carry no id
+        elif action == "refuse":
             self.refuse(404, "no outstanding invocation has this id")
         elif action == "overflow":
             self.refuse(413, "the result is too large")
@@ -422,13 +386,13 @@ class RuntimeApi(BaseHTTPRequestHandler):
                 self.server.changed.notify_all()
 
     def answer(self, status: int, body: bytes = b"",
-               fields: Sequence[Tuple[str, str]] = ()) -> None:
-        """Send an answer in one write. Raises OSError when nobody takes it."""
-        head = "HTTP/1.1 %d %s\r\n%sContent-Length: %d\r\nConnection: %s\r\n\r\n" % (
-            status, http.client.responses[status],
-            "".join("%s: %s\r\n" % field for field in fields),
-            len(body), "close" if self.close_connection else "keep-alive")
-        self.wfile.write(head.encode() + (b"" if self.command == "HEAD" else body))
+               fields: Iterable[Tuple[str, str]] = ()) -> None:
+        """Send an answer. Raises OSError when nobody takes it."""
+        self.send_response_only(status)
+        for name, value in (*fields, ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
 
     def refuse(self, status: int, message: str) -> None:
         """Answer with the protocol's document for a refused call."""
@@ -438,7 +402,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
                    explain: Optional[str] = None) -> None:
         """Refuse what http.server cannot parse, and hang up [any.http.no-effect]."""
         self.close_connection = True
-        self.server.violate("any.http.no-effect", str(message))
+        self.server.violations.append(Violation("any.http.no-effect", str(message)))
         self.refuse(code, str(message))
 
 
@@ -456,11 +420,12 @@ class Instance(ThreadingHTTPServer):
     def __init__(self, function: Any) -> None:
         super().__init__(("127.0.0.1", 0), RuntimeApi)  # [any.security.loopback]
         self.function = function
-        self.facts = describe(function, function.code)
-        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.facts = dict(describe(function, function.code), api_host="127.0.0.1",
+                          api_port=str(self.server_address[1]))
+        self.process: subprocess.Popen[bytes]  # the first event starts it
         self.serving = threading.Thread(target=self.serve, daemon=True)
         self.connections: List[threading.Thread] = []
-        self.started = self.issued = self.grace_ends = 0.0  # on the monotonic clock
+        self.started = self.grace_ends = 0.0  # on the monotonic clock
         self.changed = threading.Condition()  # re-entrant; guards what follows
         self.session = Session()              # `stopping`: it gets no more events
         self.request_id, self.event = "", b""  # no id: no event, or it has its outcome
@@ -470,28 +435,23 @@ class Instance(ThreadingHTTPServer):
         self.has_ended = False                # the process, so that no poll is held
 
     def start(self) -> bool:
-        """Start the file `bootstrap` [any.start.bootstrap]; tell whether it came up."""
+        """Start the file `bootstrap` [any.start.bootstrap]; tell whether it runs."""
         program = os.path.join(self.function.code, "bootstrap")
         env = {name: os.environ.get(name, value) for name, value in INHERITED.items()}
         env.update(self.function.env)
-        env.update(fill_in(ENVIRONMENT, dict(
-            self.facts, api_host="127.0.0.1", api_port=str(self.server_address[1]))))
-        reason = ("missing" if not os.path.isfile(program) else  # should Popen fail
-                  "" if os.access(program, os.X_OK) else "mode")
+        env.update(fill_in(ENVIRONMENT, self.facts))
         try:
-            if not reason:
-                with open(program, "rb") as file:
-                    if re.match(rb"#![^\n]*\r\n", file.read(4096)):
-                        raise OSError(errno.ENOEXEC, "its lines end with CR LF")
-            self.started = time.monotonic()
             self.process = subprocess.Popen(
                 [program], cwd=self.function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable]
-            self.facts["start_error"] = START_ERRORS[reason]
+            self.facts["start_error"] = START_ERRORS[
+                "missing" if not os.path.isfile(program) else
+                "" if os.access(program, os.X_OK) else "mode"]
             self.settle("start-error", "%s: %s (%s)" % (
-                program, START_ERRORS[reason], error.strerror))
+                program, self.facts["start_error"], error.strerror))
             return False
+        self.started = time.monotonic()
         threading.Thread(target=self.watch, daemon=True).start()
         self.serving.start()
         return True
@@ -501,16 +461,14 @@ class Instance(ThreadingHTTPServer):
         by a limit, and another one may have it. Blocks for the limits."""
         function, session = self.function, self.session
         with self.changed:
-            self.request_id, self.event = new_id(), event
-            self.outcome, self.issued = None, 0.0
+            self.request_id, self.event, self.outcome = new_id(), event, None
             if len(event) > function.event_bytes:  # [any.event.size]
                 self.settle("request-too-large", "the event is over --max-event", event)
-            elif self.process or self.start():
+            elif self.started or self.start():
                 self.changed.wait_for(
                     lambda: session.state != "starting",
                     self.started + function.init_timeout_s - time.monotonic())
                 if session.state == "idle":  # [any.event.issue]
-                    self.issued = time.monotonic()
                     session.issue(self.request_id)
                     self.changed.notify_all()
                     self.changed.wait_for(
@@ -525,11 +483,10 @@ class Instance(ThreadingHTTPServer):
 
     def settle(self, kind: str, message: str, body: bytes = b"") -> None:
         """Give the event its one outcome [any.outcome.one]."""
-        duration_ms = (time.monotonic() - self.issued) * 1000 if self.issued else 0.0
         facts = dict(self.facts, request_id=self.request_id)
         status, headers, shown = caller_answer(kind, body, facts)
-        self.outcome = Outcome(kind, shown, self.request_id, duration_ms,
-                               tuple(self.violations), message, status, headers)
+        self.outcome = Outcome(kind, shown, self.request_id, self.violations, message,
+                               status, headers)
         self.request_id, self.violations, self.has_served = "", [], True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -537,38 +494,34 @@ class Instance(ThreadingHTTPServer):
         thread = threading.Thread(target=self.process_request_thread, daemon=True,
                                   args=(request, client_address))
         thread.start()
-        alive = [one for one in self.connections if one.is_alive()]
-        self.connections = [*alive, thread]
+        self.connections = [one for one in self.connections if one.is_alive()]
+        self.connections.append(thread)
 
     def receive(self, call: str, request_id: str,
                 body: bytes) -> Tuple[str, str, bytes]:
         """Take a call; return the action of the states table, and id and event for a
         poll, which blocks until there is an event or the instance has ended."""
-        session, limit = self.session, self.function.result_bytes
         with self.changed:
-            before = session.state
-            row = session.receive(call, request_id, len(body) > limit)
+            before = self.session.state
+            row = self.session.receive(call, request_id,
+                                       len(body) > self.function.result_bytes)
             self.changed.notify_all()
-            if row.action == "hold" and row.state == "starting":
-                self.violate("scf.ready.before-next", "next before ready")
+            if row.action == "hold" and before == "starting":
+                self.violations.append(
+                    Violation("scf.ready.before-next", "next before ready"))
             while row.action == "hold" and not self.has_ended:
                 self.changed.wait()
-                row = session.receive(call)
+                row = self.session.receive(call)
             if row.action in RESULTS:
                 self.settle(RESULTS[row.action], "its %s has %d bytes"
                             % (call, len(body)), body)
-            elif row.action in ("ignore", "refuse") and not session.is_owed(call):
-                self.violate(row.rule, "%s in state %s" % (call, before))
+            elif row.action in ("ignore", "refuse") and before != "stopping":
+                self.violations.append(
+                    Violation(row.rule, "%s in state %s" % (call, before)))
             return row.action, self.request_id, self.event
-
-    def violate(self, rule: str, seen: str) -> None:
-        """Note that the bootstrap broke a rule; the first hundred tell enough."""
-        with self.changed:
-            self.violations = [*self.violations, Violation(rule, seen)][:100]
 
     def watch(self) -> None:
         """Wait for the end of the process, and leave nothing of it."""
-        assert self.process is not None
         self.process.wait()
         while time.monotonic() < self.grace_ends and self.signal(0):
             time.sleep(0.01)  # what a wrapper has started ends in order, too
@@ -591,7 +544,6 @@ class Instance(ThreadingHTTPServer):
             self.session.stop()
             # [any.event.requeue] what it did not fetch is for the next instance
             if self.request_id and (state == "running" or not self.has_served):
-                assert self.process is not None
                 self.settle(ON_EXIT.get(state, "exit"), "the bootstrap ended with "
                             "status %d" % self.process.returncode)
             self.changed.notify_all()
@@ -599,7 +551,7 @@ class Instance(ThreadingHTTPServer):
     def signal(self, number: int) -> bool:
         """Signal the whole process group; tell whether there is one."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self.process is not None and not self.has_ended:
+            if self.started and not self.has_ended:
                 os.killpg(self.process.pid, number)
                 return True
         return False
@@ -608,7 +560,7 @@ class Instance(ThreadingHTTPServer):
         """End it in order [any.stop.order]. Blocks for `grace_s` and a bit at most."""
         with self.changed:
             self.session.stop()
-        if self.process is not None:
+        if self.started:
             self.grace_ends = time.monotonic() + self.function.grace_s
             try:
                 self.signal(signal.SIGTERM)
@@ -650,8 +602,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     options.code = os.path.realpath(options.code)
-    options.env = {name: in_folder(value, options.code)
-                   for name, value in options.env.items()}
     return options
 
 
@@ -670,11 +620,11 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
 def print_line(identity: object, outcome: Outcome) -> None:
     """Print an outcome as a line for the conformance kit."""
     line = dict(outcome._asdict(), id=identity,
-                body=outcome.body.decode("utf-8", "replace"),
                 violations=[one._asdict() for one in outcome.violations])
-    if line["body"].encode() != outcome.body:
-        del line["body"]
-        line["body_base64"] = base64.b64encode(outcome.body).decode()
+    try:
+        line["body"] = outcome.body.decode()
+    except UnicodeDecodeError:
+        line["body_base64"] = base64.b64encode(line.pop("body")).decode()
     print(json.dumps(line), flush=True)
 
 
@@ -689,8 +639,7 @@ def print_answer(outcome: Outcome) -> None:
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    words = sys.argv[1:]
-    options = parse(words[1:] if words[:1] == [PROTOCOL] else words)
+    options = parse(sys.argv[2 if sys.argv[1:2] == [PROTOCOL] else 1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     events = (read_events(sys.stdin.buffer) if options.jsonl

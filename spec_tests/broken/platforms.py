@@ -27,7 +27,8 @@ import fg_platform  # noqa: E402
 import scf_platform  # noqa: E402
 
 PLATFORMS: Dict[str, Any] = {"fc": fc_platform, "scf": scf_platform, "fg": fg_platform}
-IN_THE_TOOL = ("sends_all_at_once",)  # the small one sends one at a time
+IN_THE_TOOL = ("sends_all_at_once", "no_code_folder_fc", "no_code_folder_scf",
+               "no_code_folder_fg")  # what the small ones do not try
 Change = Callable[[Any], object]
 BROKEN: Dict[str, Tuple[str, str, Change]] = {}  # name -> protocol, rule, what to do
 
@@ -203,7 +204,7 @@ def forget_the_last(exchange: Any, self: Any, *arguments: object) -> object:
 
 
 breaks("wants_a_first_line", "fg", "fg.start.shell",
-       put("needs_shell", lambda start: False))
+       put("SHELL_SCRIPT", re.compile(rb"(?!)")))
 breaks("kills_the_leader_alone", "scf", "any.process.group",
        lambda platform: setattr(os, "killpg", os.kill))
 breaks("no_grace_for_children", "scf", "any.stop.order",

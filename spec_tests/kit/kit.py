@@ -54,7 +54,7 @@ FEATURES: Dict[str, str] = {
     "memory": "platform: measuring and limiting memory",
     "upgrade": "platform: WebSocket",
     "instances": "platform: several instances at a time, and a queue with limits",
-    "packages": "platform: ZIP files as packages",
+    "packages": "platform: ZIP files as packages, and the cloud's path of the code",
     "slow-heads": "platform: the time limit for the head of a request",
     "hostile": "platform: refusing what no HTTP client sends",
     "logs": "platform: what bootstraps print comes to its stderr",

@@ -59,6 +59,7 @@ CODE_ROOTS = {"fc": "/code", "scf": "/var/user", "fg": "/opt/function/code"}
 
 def test_any_start_code_folder(platform: PlatformUnderTest) -> None:
     """The cloud's path of the code folder, as a path in a variable, means the folder."""
+    platform.needs("packages")
     root = CODE_ROOTS[platform.implementation.protocol]
     run = platform.run("--env", f"ALL={root}/lib:{root}:/lib", "--env", f"NONE={root}s")
     environ, code = run.starting().environ, run.code.resolve()
@@ -67,6 +68,7 @@ def test_any_start_code_folder(platform: PlatformUnderTest) -> None:
 
 def test_any_start_code_folder__fc_command(platform: PlatformUnderTest) -> None:
     """The same holds for the start command, here for its program."""
+    platform.needs("packages")
     run = platform.run("--", "/code/bootstrap")
     same(f"{run.code.resolve()}/bootstrap", run.starting().argv[0])
 

@@ -80,7 +80,8 @@ def test_limits(the_spec: spec.Spec, protocol: str) -> None:
 # ---- what callers see ----
 
 FACTS = dict.fromkeys(("timeout", "init_timeout", "duration", "size"), "N")
-FACTS.update(request_id="ID", limit="M", peak_mb="X.XX", message="\u2026")
+FACTS.update(request_id="ID", event_bytes="M", result_bytes="M", peak_mb="X.XX",
+             message="\u2026")
 
 
 def outcome_rows(the_spec: spec.Spec, protocol: str) -> List[Dict[str, str]]:
