@@ -28,7 +28,7 @@ import spec  # noqa: E402
 
 COVERAGE = TESTS / "coverage.txt"
 KILLS = TESTS / "kills.txt"
-SIDE_BY_SIDE = 5
+SIDE_BY_SIDE = 16
 
 # ---- coverage ----
 
