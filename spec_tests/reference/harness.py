@@ -110,16 +110,14 @@ class Peer(wire.Channel):
 class Harness:
     """A platform, its front door, and (without `code`) the function's server."""
 
+    crashes: List[str] = []  # in whatever thread, since the last look
+
     def __init__(self, protocol: str, code: str = "", **settings: Any) -> None:
         self.protocol = protocol
         self.env: "queue.Queue[Dict[str, str]]" = queue.Queue()
-        self.crashes: List[str] = []
         self._closed = False
-        self._hook = threading.excepthook
-        self._on_error = socketserver.BaseServer.handle_error
-        threading.excepthook = self._on_crash
-        setattr(socketserver.BaseServer, "handle_error", lambda *_: self._note_crash(
-            *sys.exc_info()[:2]))
+        threading.excepthook = self._note_crash
+        setattr(socketserver.BaseServer, "handle_error", self._note_crash)
         self.server: Optional[socket.socket] = None
         self.seen: List[str] = []   # what serve() was asked, in order
         settings.setdefault("timeout_s", PATIENCE_S)
@@ -133,11 +131,8 @@ class Harness:
         self.platform = Platform(protocol, code or ".", **settings)
         self.door = emulator.FrontDoor(self.platform, "127.0.0.1", 0)
 
-    def _on_crash(self, args: threading.ExceptHookArgs) -> None:
-        self._note_crash(args.exc_type, args.exc_value)
-
-    def _note_crash(self, kind: Optional[type], error: Optional[BaseException]) -> None:
-        self.crashes.append("%s: %s" % (kind, error))
+    def _note_crash(self, *_: object) -> None:
+        self.crashes.append("%s: %s" % sys.exc_info()[:2])
 
     def _listen(self) -> int:
         self.server = socket.socket()
@@ -153,7 +148,7 @@ class Harness:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        assert not self.crashes, self.crashes
+        assert not self.crashes, [self.crashes.pop() for _ in self.crashes[:]]
 
     def close(self) -> None:
         """Stop the platform and everything that belongs to it, once."""
@@ -167,8 +162,6 @@ class Harness:
         if self.server is not None:
             self.server.shutdown(socket.SHUT_RDWR)  # wakes who accepts
             self.server.close()
-        threading.excepthook = self._hook
-        setattr(socketserver.BaseServer, "handle_error", self._on_error)
 
     # -- as a caller --
 

@@ -1,38 +1,28 @@
-#!/usr/bin/env python3
 # test_faults_push.py: a server that fails in every way behind fc's platform (MIT).
 """Generated faults: what the server says, and how its process ends, and when.
 
-In each case there is exactly one outcome, of the right kind; the next event succeeds;
-and no thread, process or open file is more than before. The cases run in processes of
-their own, where nothing else is counted.
+In each case there is exactly one outcome, of the right kind, and the next event succeeds;
+after all of them no thread, process or open file is more than before.
 """
 
+import concurrent.futures
 import contextlib
 import itertools
-import json
 import operator
 import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
-import tempfile
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-TESTS = pathlib.Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path.insert(0, str(TESTS))
+import pytest
+import scripted_bootstrap
+import wire
+from emulator import KINDS
+from harness import Harness, held, process_state, processes, until
 
-import rooms  # noqa: E402, F401
-
-import scripted_bootstrap  # noqa: E402
-import wire  # noqa: E402
-from emulator import KINDS  # noqa: E402
-from harness import Harness, held, process_state, processes, until  # noqa: E402
-
-WORKERS = 8
 LIMITS_S = {"event": 0.6, "start": 1.5}  # for cases that wait for that one
+SHARES = 4  # of the cases that wait for the same limit
 AMPLE_S = 10.0  # for the others, so that a busy machine is no fault
 OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD, LATE, LARGE = "bad-response", "timeout", "response-too-large"
@@ -130,7 +120,7 @@ def said_cases() -> Iterator[Case]:
         yield Case("404-%s" % call, "said", call, [["send", EMPTY % 404]], (kind,))
 
 
-ENDS: Dict[str, List[Any]] = {
+FATAL: Dict[str, List[Any]] = {
     "exit 0": [["exit", 0]], "exit 3": [["exit", 3]],
     **{name: [["kill", int(getattr(signal, name))]] for name in (
         "SIGKILL", "SIGSEGV", "SIGTERM", "SIGSTOP")},
@@ -144,7 +134,7 @@ POINTS: Dict[str, Tuple[str, str]] = {  # point -> outcome; the same for SIGSTOP
 def ended_cases() -> Iterator[Case]:
     """Yield each end at each point."""
     for call, (name, script), (point, kinds) in itertools.product(
-            ("event", "GET"), ENDS.items(), POINTS.items()):
+            ("event", "GET"), FATAL.items(), POINTS.items()):
         start = {"half-sent": [["send", OK[:-1]]], "after result": [["send", OK]],
                  "between chunks": [["send", CHUNKED + "2\r\nok\r\n"]]}
         kind = kinds[name == "SIGSTOP"]
@@ -164,94 +154,102 @@ CASES = [*said_cases(), *ended_cases(),
          *(Case(name, "start", "event", [plan], kinds) for name, plan, kinds in STARTS)]
 
 
-def fire(harness: Harness, case: Case) -> str:
-    """Make the call and read what comes; return the outcome, which must be one."""
-    before = dict(harness.platform.counts)
-    path, event = scripted_bootstrap.path_of(case.script), case.call == "event"
-    peer = harness.event(case.script) if event else harness.call(
-        case.call, path, b"body" if case.call == "POST" else None)
-    with contextlib.suppress(wire.WireError):  # half an answer, where there was half
-        peer.answer(case.call)
-    peer.close()
-    counts = harness.platform.counts
-    until(lambda: any(counts[kind] != before[kind] for kind in KINDS), 5)
-    return " and ".join(kind for kind in KINDS
-                        for _ in range(counts[kind] - before[kind])) or "no outcome"
+class Stand(Harness):
+    """A platform with a server for cases that wait for the same limit."""
 
+    def __init__(self, folder: pathlib.Path, way: str, waits: str) -> None:
+        self.folder = folder
+        super().__init__(
+            "fc", scripted_bootstrap.place(folder), freeze=way != "ended",
+            timeout_s=LIMITS_S[waits] if waits == "event" else AMPLE_S,
+            start_timeout_s=LIMITS_S[waits] if waits == "start" else AMPLE_S)
+        assert self.outcome(b"warm") == ("ok", b"warm"), "not in order before"
 
-def attempt_ended(harness: Harness, case: Case, folder: pathlib.Path) -> str:
-    """Let the process end at its point, and wait until it has."""
-    if case.point == "before ready":
-        end_instance(harness)
-        scripted_bootstrap.place(folder, {"start": case.script})
-        return fire(harness, case._replace(script=[["say", "ok"]]))
-    process_id = int(harness.outcome([["pid"]])[1])
-    if case.point == "idle":
-        gate = str(folder / "gate")
-        os.mkfifo(gate)
-        kind = fire(harness, case._replace(script=[["later", gate, case.script],
+    def attempt(self, case: Case) -> str:
+        """Try a case; return what is wrong with it, or nothing."""
+        if case.way == "start":
+            self.end_instance(case.script[0])
+            case = case._replace(script=[["say", "ok"]])
+        try:
+            kind = self.ended(case) if case.way == "ended" else self.fire(case)
+            if kind not in case.kinds:
+                return "outcome %s, not %s" % (kind, case.kinds)
+            following = self.outcome(b"next")
+        except (AssertionError, OSError, wire.WireError) as error:
+            return "%s: %s" % (type(error).__name__, error)
+        return "" if following == ("ok", b"next") else "next: %s" % (following,)
+
+    def fire(self, case: Case) -> str:
+        """Make the call and read what comes; return the outcome, which must be one."""
+        before = dict(self.platform.counts)
+        path, event = scripted_bootstrap.path_of(case.script), case.call == "event"
+        peer = self.event(case.script) if event else self.call(
+            case.call, path, b"body" if case.call == "POST" else None)
+        with contextlib.suppress(wire.WireError):  # half an answer, where it is half
+            peer.answer(case.call)
+        peer.close()
+        counts = self.platform.counts
+        until(lambda: any(counts[kind] != before[kind] for kind in KINDS), 5)
+        return " and ".join(kind for kind in KINDS for _ in range(
+            counts[kind] - before[kind])) or "no outcome"
+
+    def ended(self, case: Case) -> str:
+        """Let the process end at its point, and wait until it has."""
+        if case.point == "before ready":
+            self.end_instance({"start": case.script})
+            return self.fire(case._replace(script=[["say", "ok"]]))
+        process_id = int(self.outcome([["pid"]])[1])
+        if case.point == "idle":
+            gate = str(self.folder / "gate")
+            os.mkfifo(gate)
+            kind = self.fire(case._replace(script=[["later", gate, case.script],
                                                    ["pid"]]))
-        scripted_bootstrap.tell(gate)
-        os.unlink(gate)
-    else:
-        kind = fire(harness, case)
-    if case.script[-1] == ["kill", int(signal.SIGSTOP)] and kind == "ok":
-        until(lambda: process_state(process_id) == "T")
-        assert fire(harness, case._replace(script=[["say", "x"]])) == LATE
-    assert until(lambda: process_state(process_id) == "X"), "the process is there"
-    return kind
+            scripted_bootstrap.tell(gate)
+            os.unlink(gate)
+        else:
+            kind = self.fire(case)
+        if case.script[-1] == FATAL["SIGSTOP"][-1] and kind == "ok":
+            until(lambda: process_state(process_id) == "T")
+            assert self.fire(case._replace(script=[["say", "x"]])) == LATE
+        assert until(lambda: process_state(process_id) == "X"), "the process is there"
+        return kind
+
+    def end_instance(self, plan: Dict[str, Any]) -> None:
+        """Let the server end, so that the next event starts another, of that plan."""
+        if self.states():
+            self.outcome([["exit", 0]])
+        assert until(lambda: not self.states())
+        scripted_bootstrap.place(self.folder, plan)
 
 
-def end_instance(harness: Harness) -> None:
-    """Let the server end, so that the next event starts another."""
-    if harness.states():
-        harness.outcome([["exit", 0]])
-    assert until(lambda: not harness.states())
+Verdicts = Dict[str, str]
 
 
-def verdict(harness: Harness, case: Case, folder: pathlib.Path,
-            before: Tuple[int, ...]) -> str:
-    """Try a case; return what is wrong with it, or nothing."""
-    if case.way == "start":
-        end_instance(harness)
-        scripted_bootstrap.place(folder, case.script[0])
-        case = case._replace(script=[["say", "ok"]])
-    kind = (attempt_ended(harness, case, folder) if case.way == "ended" else
-            fire(harness, case))
-    if kind not in case.kinds:
-        return "outcome %s, not %s" % (kind, case.kinds)
-    if harness.outcome(b"next") != ("ok", b"next"):
-        return "the next event fails"
-    return left_behind(before, folder) or ", ".join(harness.crashes)
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdicts]:
+    """Try all cases, on several platforms; say what was wrong with each, and under ""
+    what is left of them."""
+    place, found = tmp_path_factory.mktemp("faults"), {}
+    groups: Dict[Tuple[str, str], List[Case]] = {}
+    for case in CASES:
+        groups.setdefault((case.way, case.waits), []).append(case)
+    with contextlib.ExitStack() as stack:
+        shares = [(stack.enter_context(Stand(place / ("%s-%s-%d" % (*group, number)),
+                                             *group)), cases[number::SHARES])
+                  for group, cases in groups.items()
+                  for number in range(min(SHARES, len(cases)))]
+        before = at_rest()
+        with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
+            for verdict in pool.map(lambda share: {
+                    case.name: share[0].attempt(case) for case in share[1]}, shares):
+                found.update(verdict)
+        if not until(lambda: all(map(operator.le, at_rest(), before))):
+            found[""] = "(files, threads) %s, then %s" % (before, held())
+    yield {**found, "": found.get("", "") or " ".join(processes(str(place)))}
 
 
-def left_behind(before: Tuple[int, ...], folder: pathlib.Path) -> str:
-    """Say what is more than before; it may take a moment."""
-    if until(lambda: all(map(operator.le, held(), before))
-             and len(processes(str(folder))) <= 1, 4):
-        return ""
-    return "left behind: (files, threads) %s, then %s; processes: %s" % (
-        before, held(), processes(str(folder)))
-
-
-def work(number: int, place: pathlib.Path) -> None:
-    """Try every WORKERS-th case; print one JSON line for each."""
-    mine = CASES[number::WORKERS]
-    for way, waits in sorted({(case.way, case.waits) for case in mine}):
-        folder = place / ("%d-%s-%s" % (number, way, waits))
-        with Harness("fc", scripted_bootstrap.place(folder), freeze=way != "ended",
-                     timeout_s=LIMITS_S[waits] if waits == "event" else AMPLE_S,
-                     start_timeout_s=LIMITS_S[waits] if waits == "start" else AMPLE_S
-                     ) as harness:
-            before = at_rest(harness)
-            for case in mine:
-                if (case.way, case.waits) == (way, waits):
-                    report(case, lambda: verdict(harness, case, folder, before))
-
-
-def at_rest(harness: Harness) -> Tuple[int, ...]:
-    """Serve an event; return the counts of files and threads when they stay."""
-    assert harness.outcome(b"warm") == ("ok", b"warm"), "not in order before"
+def at_rest() -> Tuple[int, ...]:
+    """Return the counts of files and threads when they stay."""
     last = [(0, 0)] * 5
 
     def same() -> bool:
@@ -262,33 +260,7 @@ def at_rest(harness: Harness) -> Tuple[int, ...]:
     return last[-1]
 
 
-def report(case: Case, attempt: Callable[[], str]) -> None:
-    """Try; print the name, and what was wrong."""
-    try:
-        wrong = attempt()
-    except (AssertionError, OSError, wire.WireError) as error:
-        wrong = "%s: %s" % (type(error).__name__, error)
-    print(json.dumps([case.name, wrong]), flush=True)
-
-
-if __name__ != "__main__":
-    import pytest
-
-    @pytest.fixture(scope="module")
-    def verdicts() -> Dict[str, str]:
-        """Run all cases; return what was wrong with each."""
-        with tempfile.TemporaryDirectory() as place:
-            workers = [subprocess.Popen(
-                [sys.executable, __file__, str(number), place], stdout=subprocess.PIPE)
-                for number in range(WORKERS)]
-            lines = [line for worker in workers
-                     for line in worker.communicate(timeout=120)[0].splitlines()]
-            assert processes(place) == []
-        return dict(json.loads(line) for line in lines)
-
-    @pytest.mark.parametrize("name", [case.name for case in CASES])
-    def test_any_outcome_one__push(name: str, verdicts: Dict[str, str]) -> None:
-        """One outcome of the right kind, a next event that succeeds, nothing left."""
-        assert not verdicts.get(name, "it was not tried: the worker broke")
-else:
-    work(int(sys.argv[1]), pathlib.Path(sys.argv[2]))
+@pytest.mark.parametrize("name", ["", *(case.name for case in CASES)])
+def test_any_outcome_one__push(name: str, verdicts: Verdicts) -> None:
+    """One outcome of the right kind, a next event that succeeds, nothing left."""
+    assert not verdicts[name]

@@ -232,37 +232,6 @@ def test_any_process_group__leftovers_soak() -> None:
     assert [one["protocol"] for one in results] == ["scf", "fg", "fc"]
 
 
-PATHS = {  # with R for the cloud's code folder -> with F for ours
-    "R": "F", "R/lib:R:/usr/lib": "F/lib:F:/usr/lib",
-    "-javaagent:R/a.jar": "-javaagent:F/a.jar",
-    "-LR/lib": "-LF/lib", "file://R/a": "file://F/a", "cd R && ./x": "cd F && ./x",
-    "Rs/a": "Rs/a", "/srvR": "/srvR", "http://hostR/a": "http://hostR/a"}
-
-
-@PROTOCOLS
-def test_any_start_code_folder(protocol: str, code: str) -> None:
-    """The cloud's code folder in variables is ours; a person hears of it once."""
-    root = emulator.RULES[protocol].CODE_ROOT
-    given = {"V%d" % number: text.replace("R", root)
-             for number, text in enumerate(PATHS)}
-    notes: List[str] = []
-    with Harness(protocol, code, env=given, on_note=notes.append) as harness:
-        env = json.loads(harness.outcome(event(["env"]))[1])
-        said = [note for note in notes if "code folder" in note]
-    assert [env[name] for name in given] == [
-        text.replace("R", root).replace("F", code) for text in PATHS.values()]
-    assert [note.rpartition(" in ")[2] for note in said] == ["V0, V1, V2, V3, V4, V5"]
-
-
-def test_any_start_code_folder__command(code: str) -> None:
-    """The same holds for each word of the start command."""
-    notes: List[str] = []
-    with Harness("fc", code, command=["/code/bootstrap", "/code/x"],
-                 on_note=notes.append) as harness:
-        assert harness.outcome(b"hello") == ("ok", b"hello")
-    assert "/code is the code folder, %s, in the start command" % code in notes
-
-
 @PROTOCOLS
 def test_any_memory_limit__ready(protocol: str, code: str) -> None:
     """What the initialisation holds counts before the first event."""

@@ -148,15 +148,14 @@ PROGRAMS: List[Tuple[str, bytes, int, str]] = [
     ("interpreter-is-folder", b"#!/tmp\n", 0o755, "interpreter|cannot be started")]
 
 
-@pytest.mark.parametrize("protocol", ("scf", "fc"))
 @pytest.mark.parametrize("name,content,mode,words", PROGRAMS,
                          ids=[row[0] for row in PROGRAMS])
-def test_any_start_executable__said(protocol: str, name: str, content: bytes, mode: int,
-                                    words: str, tmp_path: pathlib.Path) -> None:
+def test_any_start_executable__said(name: str, content: bytes, mode: int, words: str,
+                                    tmp_path: pathlib.Path) -> None:
     """A bootstrap that cannot run gives start-error; the message says what to do."""
     (tmp_path / "bootstrap").write_bytes(content)
     (tmp_path / "bootstrap").chmod(mode)
-    outcome = invoke(str(tmp_path), protocol)
+    outcome = invoke(str(tmp_path))
     assert outcome.kind == "start-error" and "bootstrap" in outcome.message
     assert any(word in outcome.message for word in words.split("|")), outcome.message
     assert b"not exist" not in outcome.body and b"NotFound" not in outcome.body
@@ -249,15 +248,3 @@ def test_any_package_zip__backslash(tmp_path: pathlib.Path) -> None:
     outcome = invoke(path, on_note=notes.append)
     assert "backslash" in notes[0] and "code.zip" in notes[0]
     assert "function\\bootstrap, whose backslash" in outcome.message
-
-
-def test_fg_start_shell(tmp_path: pathlib.Path) -> None:
-    """fg runs a script without #! by /bin/sh, and says so; others do not run it."""
-    scripted_bootstrap.place(tmp_path)
-    (tmp_path / "bootstrap").rename(tmp_path / "program")
-    (tmp_path / "bootstrap").write_text('cd "$RUNTIME_CODE_ROOT"\nexec ./program\n')
-    (tmp_path / "bootstrap").chmod(0o755)
-    notes: List[str] = []
-    with Platform("fg", str(tmp_path), on_note=notes.append) as platform:
-        assert platform.invoke(b"hello").kind == "ok"
-    assert ["/bin/sh runs it" in note for note in notes] == [True]

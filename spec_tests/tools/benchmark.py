@@ -3,7 +3,7 @@
 """Measure the emulator and the bootstraps against yardsticks of their own.
 
     python3 spec_tests/tools/benchmark.py                        all rows, five minutes
-    python3 spec_tests/tools/benchmark.py --quick                coarser, a minute
+    python3 spec_tests/tools/benchmark.py --rounds 2             coarser, a minute
     python3 spec_tests/tools/benchmark.py --only pull-1 --json   one row, for a program
 
 The sides of a row take turns in rotated order, so other load hits all alike; a round
@@ -31,17 +31,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
 
-__all__ = ["GOALS", "Goal", "LOOPBACK", "MIB", "PYTHON", "REFERENCE", "ROWS", "Server",
-           "Unmeasured", "activity", "children_of", "interleave", "main", "proc_field"]
-
 MIB = 1024 * 1024
 WAIT_LIMIT_S = 20.0     # any one wait of a caller, and for a server's address
-STOP_LIMIT_S = 3.0      # between SIGTERM and SIGKILL
 PAUSE_S = 0.01          # between two looks
+SLICE_S = 0.4           # for which callers ask, in one turn
+BULK_BYTES = 100 * MIB
+IDLE_S = 10.0           # for which an idle emulator is watched
 INVOKE = "/-/invoke"
 LOOPBACK = "127.0.0.1"
 # where the platform reaches a push server
@@ -52,58 +50,11 @@ PYTHON = [sys.executable, "-S"]     # what `site` loads is the machine's, not ou
 clock = time.monotonic
 Sample = Dict[str, float]               # what one turn of one side gave
 Turn = Callable[[], Sample]
-Taken = Dict[str, List[Sample]]         # side -> one sample per round
+Taken = Dict[str, List[Sample]]         # side -> one sample per turn
 
 
 class Unmeasured(Exception):
     """A row cannot be measured here; the text says why."""
-
-
-# ---- goals ----
-
-class Goal(NamedTuple):
-    """One line of the table: a quantity of the samples, `/` over or `-` minus that of a
-    yardstick, and its bounds."""
-
-    row: str
-    what: str
-    quantity: str
-    against: str
-    sense: str      # "<=": smaller is better, ">=": larger is better
-    must: float
-    ambition: float
-    unit: str = ""  # none for a ratio
-
-
-GOALS = [Goal(*line) for line in (
-    ("pull-1", "1 caller, 64 B: over epoll", "p50_us", "/epoll", "<=", 2, 1.25),
-    ("pull-1", "1 caller, 64 B: over naive", "p50_us", "/naive", "<=", 0.6, 0.4),
-    ("pull-8", "8 callers, 4 instances", "rate", "/naive", ">=", 2.8, 4.8),
-    ("pull-64", "64 callers, 16 instances", "rate", "/naive", ">=", 2.6, 5),
-    ("pull-64", "p99 over p50", "tail", "", "<=", 2, 2),
-    ("pull-64", "without a right answer", "errors", "", "<=", 0, 0, "n"),
-    ("pull-6mib", "6 MiB there and back", "mib_per_s", "/plain", ">=", 0.6, 0.75),
-    ("push-1", "1 caller", "rate", "/proxy", ">=", 1.3, 2.1),
-    ("push-8", "8 callers", "rate", "/proxy", ">=", 2.6, 3.2),
-    ("push-bulk", "100 MiB answered", "mib_per_s", "/direct", ">=", 0.5, 0.7),
-    ("push-bulk", "growth of peak memory", "grown", "", "<=", 5, 5, "MB"),
-    ("cold-start", "event to delivery", "ms", "-bare", "<=", 2, 1.2, "ms"),
-    ("ready-early", "listen() to found, at once", "found", "", "<=", 1.5, 1.5, "ms"),
-    ("ready-late", "listen() to found, after 200 ms", "found", "", "<=", 6, 6, "ms"),
-    ("first-scf", "scf_bootstrap to first poll", "ms", "/bare", "<=", 1.3, 1.15),
-    ("first-fg", "fg_bootstrap to first poll", "ms", "/bare", "<=", 1.3, 1.15),
-    ("loop-scf", "loop of scf_bootstrap", "rate", "/raw", ">=", 0.7, 0.9),
-    ("loop-fg", "loop of fg_bootstrap", "rate", "/raw", ">=", 0.7, 0.9),
-    ("server", "fc_bootstrap, 8 connections", "rate", "/stock", ">=", 1.5, 2.5),
-    ("storm", "256 connections until answered", "seconds", "", "<=", 1, 1, "s"),
-    ("storm", "not answered", "errors", "", "<=", 0, 0, "n"),
-    ("idle-64", "1 caller: 64 instances over 1", "cost", "", "<=", 1.1, 1),
-    ("memory", "resident at rest", "rest", "", "<=", 30, 30, "MB"),
-    ("memory", "per idle instance (of 64)", "instance", "", "<=", 120, 120, "KB"),
-    ("memory", "per waiting caller (of 256)", "caller", "", "<=", 30, 30, "KB"),
-    ("idle", "0, 1, 64: context switches", "switches", "", "<=", 0, 0, "n"),
-    ("idle", "0, 1, 64: processor time", "cpu", "", "<=", 0, 0, "ms"),
-)]
 
 
 # ---- callers ----
@@ -219,21 +170,20 @@ def call(port: int, callers: int, seconds: float = 0.0, path: str = INVOKE,
 # ---- yardsticks (a process each) ----
 
 NEXT, RESPONSE = "/runtime/invocation/next", "/runtime/invocation/response"
-EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
+EMPTY = ANSWER % (0, b"")
 ID = b"8f5cf6ac-5fe3-4a32-b93e-5b9a4c2b7e0a"
 DELIVERY = (b"HTTP/1.1 200 OK\r\nrequest_id: " + ID + b"\r\nX-Cff-Request-Id: " + ID
             + b"\r\nmemory_limit_in_mb: 128\r\ntime_limit_in_ms: 3000\r\n"
               b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b")
 
 
-def listen() -> Tuple[socket.socket, int]:
-    listener = socket.create_server((LOOPBACK, 0), backlog=1024)
-    return listener, listener.getsockname()[1]
+def listen() -> socket.socket:
+    return socket.create_server((LOOPBACK, 0), backlog=1024)
 
 
-def announce(port: int) -> None:
-    print("http://127.0.0.1:%d" % port, file=sys.stderr, flush=True)
+def announce(listener: socket.socket) -> None:
+    print("http://127.0.0.1:%d" % listener.getsockname()[1], file=sys.stderr, flush=True)
 
 
 def run_stock(answer: Callable[[str, bytes], bytes] = lambda path, body: body) -> None:
@@ -264,7 +214,7 @@ def run_stock(answer: Callable[[str, bytes], bytes] = lambda path, body: body) -
         daemon_threads = True
 
     server = StockServer((LOOPBACK, 0), Handler)
-    announce(server.server_address[1])
+    announce(server.socket)
     server.serve_forever()
 
 
@@ -273,15 +223,19 @@ def run_naive() -> None:
     import queue
     import threading
 
-    waiting: queue.Queue[Any] = queue.Queue()
+    class Invocation:
+        def __init__(self, event: bytes) -> None:
+            self.event, self.result, self.done = event, b"", threading.Event()
+
+    waiting: queue.Queue[Invocation] = queue.Queue()
     mine = threading.local()        # one connection, one thread, one bootstrap
 
     def answer(path: str, body: bytes) -> bytes:
         if path == INVOKE:
-            invocation = types.SimpleNamespace(event=body, done=threading.Event())
+            invocation = Invocation(body)
             waiting.put(invocation)
             invocation.done.wait(WAIT_LIMIT_S)
-            return bytes(invocation.result)
+            return invocation.result
         if path == NEXT:
             mine.invocation = waiting.get()
             return bytes(mine.invocation.event)
@@ -298,6 +252,12 @@ def run_epoll() -> None:
     polls: List[socket.socket] = []
     events: List[Tuple[socket.socket, bytes]] = []
     callers: Dict[socket.socket, socket.socket] = {}    # by poll
+    selector = selectors.DefaultSelector()
+
+    def accept(listener: socket.socket) -> None:
+        sock = listener.accept()[0]
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(sock, selectors.EVENT_READ, serve)
 
     def serve(sock: socket.socket) -> None:
         """Serve a request, so small that it arrives whole."""
@@ -319,18 +279,12 @@ def run_epoll() -> None:
             callers[poll], event = events.pop(0)
             poll.sendall(DELIVERY % (len(event), event))
 
-    listener, port = listen()
-    announce(port)
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
+    listener = listen()
+    announce(listener)
+    selector.register(listener, selectors.EVENT_READ, accept)
     while True:
         for key, _ in selector.select():
-            if key.data:
-                serve(key.data)
-                continue
-            sock = listener.accept()[0]
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            selector.register(sock, selectors.EVENT_READ, sock)
+            key.data(key.fileobj)
 
 
 def run_proxy(host: str, port: str) -> None:
@@ -339,10 +293,8 @@ def run_proxy(host: str, port: str) -> None:
     pool: List[HTTPConnection] = []
 
     def answer(path: str, body: bytes) -> bytes:
-        try:
-            connection = pool.pop()
-        except IndexError:
-            connection = HTTPConnection(host, int(port), timeout=WAIT_LIMIT_S)
+        connection = pool.pop() if pool else HTTPConnection(
+            host, int(port), timeout=WAIT_LIMIT_S)
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         result = connection.getresponse().read()
         pool.append(connection)
@@ -353,9 +305,8 @@ def run_proxy(host: str, port: str) -> None:
 
 def run_plain(size: str, onward: str = "") -> None:
     """*plain* sockets: take `size` bytes, pass them on if told to, give them back."""
-    buffer = bytearray(int(size))
-    listener, port = listen()
-    announce(port)
+    buffer, listener = bytearray(int(size)), listen()
+    announce(listener)
     behind = connect(int(onward)) if onward else None
     back = behind.makefile("rb") if behind else None
     while True:
@@ -374,15 +325,15 @@ YARDSTICKS: Dict[str, Callable[..., object]] = {
 
 # ---- functions under test ----
 # Small on purpose, so that the time is the platform's. -IS: no site, no user's paths.
+# They read with our own read_head(), and end themselves when asked `when`.
 
-# They read with our own read_head().
 COMMON = '''#!{python} -IS
 from __future__ import annotations
 import os, selectors, socket, time
 ''' + inspect.getsource(read_head)
 
 # Echoes events. `{"sleep N` waits N seconds first, `when` answers with the moment of
-# delivery and ends the process.
+# delivery.
 PULL_LOOP = COMMON + '''
 sock = socket.create_connection((os.environ["SCF_RUNTIME_API"],
                                  int(os.environ["SCF_RUNTIME_API_PORT"])))
@@ -407,7 +358,7 @@ while True:
 '''
 
 # Listens after a while. Echoes bodies; the path /give answers many bytes, the event
-# `when` the milliseconds from listen() to the first connection, and ends the process.
+# `when` the milliseconds from listen() to the first connection.
 PUSH_SERVER = COMMON + '''
 def answer(body):
     return b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body)
@@ -452,22 +403,11 @@ def launch(argv: List[str], env: Mapping[str, str], output: int = subprocess.DEV
         start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
-def kill_groups(*pids: int) -> None:
-    """Kill what was started, and all that it forked in its group."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-
-
-def children_of(pid: int) -> List[int]:
-    """Return the ids of the live children (Linux; elsewhere none)."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if parent == str(pid) and state != "Z":
-                found.append(int(path.parent.name))
-    return found
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program, and all that it forked in its group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class Server:
@@ -477,42 +417,48 @@ class Server:
     def __init__(self, argv: List[str], env: Mapping[str, str], port: int = 0,
                  host: str = LOOPBACK) -> None:
         # A file and not a pipe: nobody has to read it while the server is measured.
-        with tempfile.TemporaryFile() as log:
-            self.process = launch(
-                argv, {"PYTHONDONTWRITEBYTECODE": "1", **env}, log.fileno())
-            self.pid, end = self.process.pid, clock() + WAIT_LIMIT_S
-            try:
-                while True:
-                    has_ended = self.process.poll() is not None or clock() > end
-                    text = os.pread(log.fileno(), 65536, 0).decode(errors="replace")
-                    named = re.search(r"http://[\d.]+:(\d+)", text)
-                    self.port = port or int(named.group(1) if named else 0)
-                    with contextlib.suppress(OSError):
-                        connect(self.port, host).close()
-                        return
-                    if has_ended:
-                        raise Unmeasured("it does not serve: " + text.strip()[-300:])
-                    time.sleep(PAUSE_S)
-            except BaseException:
-                self.stop()
-                raise
+        self.log = tempfile.TemporaryFile()
+        self.process = launch(argv, {"PYTHONDONTWRITEBYTECODE": "1", **env},
+                              self.log.fileno())
+        self.pid, self.port, end = self.process.pid, port, clock() + WAIT_LIMIT_S
+        while not self.serves(port, host):
+            if self.process.poll() is not None or clock() > end:
+                kill(self.process)
+                raise Unmeasured("it does not serve: " + self.said()[-300:])
+            time.sleep(PAUSE_S)
+
+    def said(self) -> str:
+        return os.pread(self.log.fileno(), 65536, 0).decode(errors="replace").strip()
+
+    def serves(self, port: int, host: str) -> bool:
+        named = re.search(r"http://[\d.]+:(\d+)", self.said())
+        self.port = port or int(named[1] if named else 0)
+        try:
+            connect(self.port, host).close()
+        except OSError:
+            return False
+        return True
+
+    def state(self) -> Dict[str, Any]:
+        document: Dict[str, Any] = json.loads(ask(self.port, "/-/state"))
+        return document
 
     def stop(self) -> None:
-        """Let it end, wait a little, then kill it and its instances."""
+        """Let it end with its instances, wait a little, then kill it."""
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_LIMIT_S)
-        kill_groups(*children_of(self.pid), self.pid)
-        self.process.wait()
+            self.process.wait(3.0)
+        kill(self.process)
+        self.log.close()
 
 
-def proc_field(pid: int, name: str) -> int:
+def proc_field(pid: int, name: str, task: str = "") -> int:
     """Return a number of /proc/PID/status: `VmRSS`, say. Raises Unmeasured."""
     with contextlib.suppress(OSError):
-        found = re.search(r"^%s:\s+(\d+)" % name,
-                          pathlib.Path("/proc/%d/status" % pid).read_text(), re.M)
+        found = re.search(r"^%s:\s+(\d+)" % name, pathlib.Path(
+            "/proc/%d" % pid, task, "status").read_text(), re.M)
         if found:
-            return int(found.group(1))
+            return int(found[1])
     raise Unmeasured("needs Linux' /proc")
 
 
@@ -520,8 +466,8 @@ def activity(pid: int) -> Tuple[int, float]:
     """Return (context switches, processor time in ms) of a process until now."""
     switches, cpu_ns = 0, 0
     for task in pathlib.Path("/proc/%d/task" % pid).glob("*"):
-        switches += proc_field(int(task.name), "voluntary_ctxt_switches")
-        switches += proc_field(int(task.name), "nonvoluntary_ctxt_switches")
+        for kind in ("voluntary", "nonvoluntary"):
+            switches += proc_field(pid, kind + "_ctxt_switches", "task/" + task.name)
         cpu_ns += int((task / "schedstat").read_text().split()[0])
     return switches, cpu_ns / 1e6
 
@@ -539,9 +485,9 @@ def feed(argv: List[str], seconds: float = 0.0, event: bytes = b'{"a":"%056d"}' 
          ) -> Sample:
     """Start a bootstrap by hand and feed it for so long. Return the time to its first
     poll, or to the moment that it answers to `when`; and the rate of its results."""
-    (listener, port), count, first = listen(), 0, 0.0
+    listener, count, first = listen(), 0, 0.0
     begin, delivery = clock(), DELIVERY % (len(event), event)
-    process = launch(argv, runtime_env(port))
+    process = launch(argv, runtime_env(listener.getsockname()[1]))
     try:
         listener.settimeout(WAIT_LIMIT_S)
         sock = listener.accept()[0]     # who opens another one is not ours
@@ -563,8 +509,7 @@ def feed(argv: List[str], seconds: float = 0.0, event: bytes = b'{"a":"%056d"}' 
                             "rate": count / max(now - first, PAUSE_S)}
                 sock.sendall(delivery)
     finally:
-        kill_groups(process.pid)
-        process.wait()
+        kill(process)
 
 
 # ---- the lab ----
@@ -572,9 +517,8 @@ def feed(argv: List[str], seconds: float = 0.0, event: bytes = b'{"a":"%056d"}' 
 class Lab(contextlib.ExitStack):
     """What serves during one row, and a folder for functions; leaves nothing behind."""
 
-    def __init__(self, quick: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.quick, self.slice_s = quick, 0.12 if quick else 0.4
         self.folder = self.enter_context(tempfile.TemporaryDirectory(
             prefix="benchmark-"))
 
@@ -604,6 +548,14 @@ class Lab(contextlib.ExitStack):
         return self.start([sys.executable, "-I", os.path.abspath(__file__), "--role",
                            name, *argv], {})
 
+    def push_server(self, argv: List[str]) -> int:
+        """Start a push server by hand; return its port once it listens."""
+        with socket.create_server((PUSH_HOST, 0)) as probe:
+            port = int(probe.getsockname()[1])
+        return self.start(argv, {
+            "FC_SERVER_PORT": str(port), "FC_FUNC_CODE_PATH": ".",
+            "FC_FUNCTION_HANDLER": "index.main_handler"}, port, PUSH_HOST).port
+
     def emulators(self, protocol: str, text: str, *options: str, **details: float
                   ) -> Dict[str, Server]:
         """Start ours, and the peer if there is one, for a program."""
@@ -615,59 +567,50 @@ class Lab(contextlib.ExitStack):
             [*PYTHON, file, protocol, folder, "--serve", "127.0.0.1:0", "--timeout",
              "60", "--quiet", *options], {}) for side, file in files.items()}
 
+    def pull_emulators(self, instances: int) -> Dict[str, Server]:
+        """Start the emulators, and make each start so many instances: by as many slow
+        events at once."""
+        sides = self.emulators("scf", PULL_LOOP, "--max-instances", str(instances or 1))
+        for side in sides.values():
+            for pause_s in (0.3, 1.5, 3.0):
+                if len(side.state()["instances"]) < instances:
+                    call(side.port, instances, word="sleep %.1f" % pause_s)
+            if len(side.state()["instances"]) < instances:
+                raise Unmeasured("%d instances never came up" % instances)
+        return sides
 
-def interleave(rounds: int, turns: Mapping[str, Turn]) -> Taken:
-    """Let all sides take one turn per round, in an order that rotates."""
-    names = list(turns)
-    taken: Taken = {name: [] for name in names}
-    for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            taken[name].append(turns[name]())
-    return taken
+    def push_emulators(self, **details: float) -> Dict[str, Server]:
+        return self.emulators("fc", PUSH_SERVER, "--port", "0", "--no-freeze",
+                              "--max-instances", "1", "--concurrency", "64", **details)
 
+
+# ---- what is compared: the sides of a row, and the turn of each ----
 
 def each(turn: Callable[[Server], Sample], sides: Mapping[str, Server]
          ) -> Dict[str, Turn]:
     return {name: partial(turn, side) for name, side in sides.items()}
 
 
-def quickest(lab: Lab, turn: Turn) -> Turn:
-    """Return a turn that is the least of several: what else runs on the machine only
+def quickest(turn: Turn) -> Turn:
+    """Return a turn that is the least of seven: what else runs on the machine only
     ever makes the start of a process slower."""
-    return lambda: {"ms": min(turn()["ms"] for _ in range(3 if lab.quick else 7))}
+    return lambda: {"ms": min(turn()["ms"] for _ in range(7))}
 
 
-# ---- rows: calls ----
-
-def pull_emulators(lab: Lab, instances: int) -> Dict[str, Server]:
-    """Start the emulators, and make each start so many instances: by as many slow
-    events at once."""
-    sides = lab.emulators("scf", PULL_LOOP, "--max-instances", str(instances or 1))
-    for side in sides.values():
-        for pause_s in (0.3, 1.5, 3.0, 0.0):
-            if len(children_of(side.pid)) >= instances:
-                break
-            if not pause_s:
-                raise Unmeasured("%d instances never came up" % instances)
-            call(side.port, instances, word="sleep %.1f" % pause_s)
-    return sides
-
-
-def calls(lab: Lab, callers: int, sides: Mapping[str, Server]) -> Dict[str, Turn]:
+def calls(callers: int, sides: Mapping[str, Server]) -> Dict[str, Turn]:
     """Compare by calls. One caller gets more and shorter turns: its speed depends on
     where the scheduler has just put the processes."""
-    seconds = lab.slice_s / TURNS["pull-1"] if callers == 1 else lab.slice_s
+    seconds = SLICE_S / 3 if callers == 1 else SLICE_S
     return each(lambda side: call(side.port, callers, seconds), sides)
 
 
 def pull(callers: int, instances: int, yardsticks: str, lab: Lab) -> Dict[str, Turn]:
-    sides = pull_emulators(lab, instances)
+    sides = lab.pull_emulators(instances)
     for name in yardsticks.split():
         sides[name] = lab.yardstick(name)
         for argv in [lab.program(PULL_LOOP)] * instances:
             lab.start(argv, runtime_env(sides[name].port), sides[name].port)
-    return calls(lab, callers, sides)
+    return calls(callers, sides)
 
 
 def pull_6mib(lab: Lab) -> Dict[str, Turn]:
@@ -676,62 +619,43 @@ def pull_6mib(lab: Lab) -> Dict[str, Turn]:
     relay = lab.yardstick("plain", str(size), str(behind.port))
     event = b"x" * size
     turns = each(lambda side: move(side.port, INVOKE, size, event),
-                 pull_emulators(lab, 1))
+                 lab.pull_emulators(1))
     turns["plain"] = partial(move, relay.port, "", size, event)
     return turns
 
 
-def start_push(lab: Lab, argv: List[str]) -> int:
-    """Start a push server by hand; return its port once it listens."""
-    with socket.create_server((PUSH_HOST, 0)) as probe:
-        port = int(probe.getsockname()[1])
-    return lab.start(argv, {
-        "FC_SERVER_PORT": str(port), "FC_FUNC_CODE_PATH": ".",
-        "FC_FUNCTION_HANDLER": "index.main_handler"}, port, PUSH_HOST).port
-
-
-def push_emulators(lab: Lab, **details: float) -> Dict[str, Server]:
-    return lab.emulators("fc", PUSH_SERVER, "--port", "0", "--no-freeze",
-                         "--max-instances", "1", "--concurrency", "64", **details)
-
-
 def push(callers: int, lab: Lab) -> Dict[str, Turn]:
-    port = start_push(lab, lab.program(PUSH_SERVER))
-    return calls(lab, callers, {**push_emulators(lab), "proxy": lab.yardstick(
+    port = lab.push_server(lab.program(PUSH_SERVER))
+    return calls(callers, {**lab.push_emulators(), "proxy": lab.yardstick(
         "proxy", PUSH_HOST, str(port))})
 
 
 def push_bulk(lab: Lab) -> Dict[str, Turn]:
-    size = (25 if lab.quick else 100) * MIB
-
-    port = start_push(lab, lab.program(PUSH_SERVER, large_bytes=size))
-    turns: Dict[str, Turn] = {"direct": partial(
-        move, port, "/give", size, b"x", PUSH_HOST)}
-
     def give(side: Server, before_kb: int) -> Sample:
-        sample = move(side.port, "/give", size, b"x")
+        sample = move(side.port, "/give", BULK_BYTES, b"x")
         sample["grown"] = (proc_field(side.pid, "VmHWM") - before_kb) / 1024
         return sample
 
-    for name, side in push_emulators(lab, large_bytes=size).items():
+    port = lab.push_server(lab.program(PUSH_SERVER, large_bytes=BULK_BYTES))
+    turns: Dict[str, Turn] = {"direct": partial(
+        move, port, "/give", BULK_BYTES, b"x", PUSH_HOST)}
+    for name, side in lab.push_emulators(large_bytes=BULK_BYTES).items():
         call(side.port, 1, 0.1)
         turns[name] = partial(give, side, proc_field(side.pid, "VmRSS"))
     return turns
 
 
 def server(lab: Lab) -> Dict[str, Turn]:
-    sides = {"ours": (start_push(lab, lab.bootstrap("fc")), PUSH_HOST),
+    sides = {"ours": (lab.push_server(lab.bootstrap("fc")), PUSH_HOST),
              "stock": (lab.yardstick("stock").port, LOOPBACK)}
-    return {name: partial(call, port, 8, lab.slice_s, "/invoke", host)
+    return {name: partial(call, port, 8, SLICE_S, "/invoke", host)
             for name, (port, host) in sides.items()}
 
 
 def storm(lab: Lab) -> Dict[str, Turn]:
     """Compare how 256 connections are served, with one request on each."""
-    return each(lambda side: call(side.port, 256), pull_emulators(lab, 4))
+    return each(lambda side: call(side.port, 256), lab.pull_emulators(4))
 
-
-# ---- rows: start, and the bootstraps ----
 
 def told(side: Server) -> Sample:
     """Return how long it took from the event to the number that a new instance answers
@@ -746,11 +670,11 @@ def cold_start(lab: Lab) -> Dict[str, Turn]:
         raise Unmeasured("needs Python 3.10, whose subprocess uses vfork")
     turns = each(told, lab.emulators("scf", PULL_LOOP, "--max-instances", "4"))
     turns["bare"] = partial(feed, lab.program(PULL_LOOP), event=b"when")
-    return {name: quickest(lab, turn) for name, turn in turns.items()}
+    return {name: quickest(turn) for name, turn in turns.items()}
 
 
 def readiness(delay_s: float, lab: Lab) -> Dict[str, Turn]:
-    return each(told, push_emulators(lab, delay_s=delay_s))
+    return each(told, lab.push_emulators(delay_s=delay_s))
 
 
 def first_poll(protocol: str, lab: Lab) -> Dict[str, Turn]:
@@ -762,7 +686,7 @@ def first_poll(protocol: str, lab: Lab) -> Dict[str, Turn]:
 
     argv = lab.bootstrap(protocol)
     feed(argv)      # index.py gets compiled
-    return {"ours": quickest(lab, partial(feed, argv)), "bare": quickest(lab, bare)}
+    return {"ours": quickest(partial(feed, argv)), "bare": quickest(bare)}
 
 
 def loop(protocol: str, lab: Lab) -> Dict[str, Turn]:
@@ -771,15 +695,13 @@ def loop(protocol: str, lab: Lab) -> Dict[str, Turn]:
     cores = os.sched_getaffinity(0)
     lab.callback(os.sched_setaffinity, 0, cores)
     os.sched_setaffinity(0, {max(cores)})
-    return {"ours": partial(feed, lab.bootstrap(protocol), lab.slice_s),
-            "raw": partial(feed, lab.program(PULL_LOOP), lab.slice_s)}
+    return {"ours": partial(feed, lab.bootstrap(protocol), SLICE_S),
+            "raw": partial(feed, lab.program(PULL_LOOP), SLICE_S)}
 
-
-# ---- rows: many, idle ----
 
 def idle_64(lab: Lab) -> Dict[str, Turn]:
-    many, one = pull_emulators(lab, 64), pull_emulators(lab, 1)
-    asking = [calls(lab, 1, sides) for sides in (one, many, one)]
+    many, one = lab.pull_emulators(64), lab.pull_emulators(1)
+    asking = [calls(1, sides) for sides in (one, many, one)]
 
     def cost(name: str) -> Sample:
         before, during, after = [turns[name]()["p50_us"] for turns in asking]
@@ -789,14 +711,14 @@ def idle_64(lab: Lab) -> Dict[str, Turn]:
 
 
 def memory(lab: Lab) -> Dict[str, Turn]:
-    rest, many, one = [pull_emulators(lab, count) for count in (0, 64, 1)]
+    rest, many, one = [lab.pull_emulators(count) for count in (0, 64, 1)]
 
     def held(name: str) -> Sample:
         rest_kb, many_kb, before_kb = [
             proc_field(sides[name].pid, "VmRSS") for sides in (rest, many, one)]
-        port, end = one[name].port, clock() + WAIT_LIMIT_S
-        callers = [Caller(port, number, "sleep 5") for number in range(257)]
-        while json.loads(ask(port, "/-/state"))["queued"] < 256 and clock() < end:
+        callers, end = [Caller(one[name].port, number, "sleep 5")
+                        for number in range(257)], clock() + WAIT_LIMIT_S
+        while one[name].state()["queued"] < 256 and clock() < end:
             time.sleep(PAUSE_S)
         waiting_kb = proc_field(one[name].pid, "VmRSS") - before_kb
         for caller in callers:
@@ -808,12 +730,11 @@ def memory(lab: Lab) -> Dict[str, Turn]:
 
 
 def idle(lab: Lab) -> Dict[str, Turn]:
-    watched = [pull_emulators(lab, instances) for instances in (0, 1, 64)]
+    watched = [lab.pull_emulators(instances) for instances in (0, 1, 64)]
 
     def busy(name: str) -> Sample:
         seen = []
-        # first, connections of the warm-up are closed and forgotten
-        for pause_s in (1, 2 if lab.quick else 10):
+        for pause_s in (1, IDLE_S):  # first, connections of the warm-up are forgotten
             time.sleep(pause_s)
             seen.append([activity(sides[name].pid) for sides in watched])
         switches, cpu_ms = [sum(after) - sum(before) for before, after in zip(
@@ -823,33 +744,98 @@ def idle(lab: Lab) -> Dict[str, Turn]:
     return {name: partial(busy, name) for name in watched[0]}
 
 
-ROWS: Dict[str, Callable[[Lab], Dict[str, Turn]]] = {
-    "pull-1": partial(pull, 1, 1, "epoll naive"), "pull-6mib": pull_6mib,
-    "pull-8": partial(pull, 8, 4, "naive"), "pull-64": partial(pull, 64, 16, "naive"),
-    "push-1": partial(push, 1), "push-8": partial(push, 8), "push-bulk": push_bulk,
-    "cold-start": cold_start, "ready-early": partial(readiness, 0.0),
-    "ready-late": partial(readiness, 0.2), "first-scf": partial(first_poll, "scf"),
-    "first-fg": partial(first_poll, "fg"), "loop-scf": partial(loop, "scf"),
-    "loop-fg": partial(loop, "fg"), "server": server, "storm": storm,
-    "idle-64": idle_64, "memory": memory, "idle": idle}
-# per round, where it is not one; 0: once in all
-TURNS = {"pull-1": 3, "push-1": 3, "idle-64": 3, "ready-early": 2, "ready-late": 2,
-         "memory": 0, "idle": 0}
+# ---- the table ----
+
+class Goal(NamedTuple):
+    """One line of the table: a quantity of the samples, `/` over or `-` minus that of a
+    yardstick, and its bounds."""
+
+    what: str
+    quantity: str
+    against: str
+    sense: str      # "<=": smaller is better, ">=": larger is better
+    must: float
+    ambition: float
+    unit: str = ""  # none for a ratio
 
 
-# ---- table ----
+class Row(NamedTuple):
+    """What takes turns, how often in a round (0: once in all), and what it must give."""
 
-LINE = "%-11s %-31s %-16s %2s %-5s %-5s %-8s %s"
+    turns: Callable[[Lab], Dict[str, Turn]]
+    per_round: int
+    goals: Tuple[Goal, ...]
 
 
-def judge(goal: Goal, taken: Taken) -> Dict[str, Any]:
+def row(turns: Callable[[Lab], Dict[str, Turn]], per_round: int, *goals: Tuple[Any, ...]
+        ) -> Row:
+    return Row(turns, per_round, tuple(Goal(*goal) for goal in goals))
+
+
+ROWS: Dict[str, Row] = {
+    "pull-1": row(partial(pull, 1, 1, "epoll naive"), 3,
+                  ("1 caller, 64 B: over epoll", "p50_us", "/epoll", "<=", 2, 1.25),
+                  ("1 caller, 64 B: over naive", "p50_us", "/naive", "<=", 0.6, 0.4)),
+    "pull-8": row(partial(pull, 8, 4, "naive"), 1,
+                  ("8 callers, 4 instances", "rate", "/naive", ">=", 2.8, 4.8)),
+    "pull-64": row(partial(pull, 64, 16, "naive"), 1,
+                   ("64 callers, 16 instances", "rate", "/naive", ">=", 2.6, 5),
+                   ("p99 over p50", "tail", "", "<=", 2, 2),
+                   ("without a right answer", "errors", "", "<=", 0, 0, "n")),
+    "pull-6mib": row(pull_6mib, 1, (
+        "6 MiB there and back", "mib_per_s", "/plain", ">=", 0.6, 0.75)),
+    "push-1": row(partial(push, 1), 3, ("1 caller", "rate", "/proxy", ">=", 1.3, 2.1)),
+    "push-8": row(partial(push, 8), 1, ("8 callers", "rate", "/proxy", ">=", 2.6, 3.2)),
+    "push-bulk": row(push_bulk, 1,
+                     ("100 MiB answered", "mib_per_s", "/direct", ">=", 0.5, 0.7),
+                     ("growth of peak memory", "grown", "", "<=", 5, 5, "MB")),
+    "cold-start": row(cold_start, 1, (
+        "event to delivery", "ms", "-bare", "<=", 2, 1.2, "ms")),
+    "ready-early": row(partial(readiness, 0.0), 2, (
+        "listen() to found, at once", "found", "", "<=", 1.5, 1.5, "ms")),
+    "ready-late": row(partial(readiness, 0.2), 2, (
+        "listen() to found, after 200 ms", "found", "", "<=", 6, 6, "ms")),
+    **{"first-" + one: row(partial(first_poll, one), 1, (
+        one + "_bootstrap to first poll", "ms", "/bare", "<=", 1.3, 1.15))
+       for one in ("scf", "fg")},
+    **{"loop-" + one: row(partial(loop, one), 1, (
+        "loop of %s_bootstrap" % one, "rate", "/raw", ">=", 0.7, 0.9))
+       for one in ("scf", "fg")},
+    "server": row(server, 1, (
+        "fc_bootstrap, 8 connections", "rate", "/stock", ">=", 1.5, 2.5)),
+    "storm": row(storm, 1,
+                 ("256 connections until answered", "seconds", "", "<=", 1, 1, "s"),
+                 ("not answered", "errors", "", "<=", 0, 0, "n")),
+    "idle-64": row(idle_64, 3, (
+        "1 caller: 64 instances over 1", "cost", "", "<=", 1.1, 1)),
+    "memory": row(memory, 0,
+                  ("resident at rest", "rest", "", "<=", 30, 30, "MB"),
+                  ("per idle instance (of 64)", "instance", "", "<=", 120, 120, "KB"),
+                  ("per waiting caller (of 256)", "caller", "", "<=", 30, 30, "KB")),
+    "idle": row(idle, 0,
+                ("0, 1, 64: context switches", "switches", "", "<=", 0, 0, "n"),
+                ("0, 1, 64: processor time", "cpu", "", "<=", 0, 0, "ms"))}
+
+
+def interleave(rounds: int, turns: Mapping[str, Turn]) -> Taken:
+    """Let all sides take one turn per round, in an order that rotates."""
+    names = list(turns)
+    taken: Taken = {name: [] for name in names}
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            taken[name].append(turns[name]())
+    return taken
+
+
+def judge(name: str, goal: Goal, taken: Taken) -> Dict[str, Any]:
     """Return one line of the table as data: each side's value is judged by the better
     bound that it meets, and `over_peer` says how good ours is over the peer."""
-    samples = {name: [each[goal.quantity] for each in some]
-               for name, some in taken.items() if goal.quantity in some[0]}
+    samples = {side: [one[goal.quantity] for one in some]
+               for side, some in taken.items() if goal.quantity in some[0]}
     line: Dict[str, Any] = {
-        **goal._asdict(), "sides": {}, "over_peer": None, "medians": {
-            name: statistics.median(each) for name, each in samples.items()}}
+        "row": name, **goal._asdict(), "sides": {}, "over_peer": None, "medians": {
+            side: statistics.median(some) for side, some in samples.items()}}
     sign = 1 if goal.sense == "<=" else -1
     for side in {"ours", "peer"} & set(samples):
         rounds, other = samples[side], samples.get(goal.against[1:], [])
@@ -858,8 +844,8 @@ def judge(goal: Goal, taken: Taken) -> Dict[str, Any]:
                       for mine, its in zip(rounds, other)]
         # what is counted is as bad as its worst
         value = (max if goal.unit in ("n", "MB") else statistics.median)(rounds)
-        met = [name for name in ("ambition", "must")
-               if sign * value <= sign * getattr(goal, name)]
+        met = [bound for bound in ("ambition", "must")
+               if sign * value <= sign * getattr(goal, bound)]
         line["sides"][side] = {
             "value": value, "rounds": rounds, "verdict": [*met, "MISSED"][0]}
     pairs = list(zip(samples.get("ours", []), samples.get("peer", [])))
@@ -869,12 +855,15 @@ def judge(goal: Goal, taken: Taken) -> Dict[str, Any]:
     return line
 
 
+LINE = "%-11s %-31s %-16s %2s %-5s %-5s %-8s %s"
+
+
 def print_line(line: Mapping[str, Any]) -> None:
     """Print one line: bounds, verdict, values with their range, what they come from."""
     sides, text = sorted(line["sides"].items()), ""
-    for name, each in sides:
-        text += "%s %.3g%s (%.3g..%.3g)  " % (name, each["value"], line["unit"], min(
-            each["rounds"]), max(each["rounds"]))
+    for name, side in sides:
+        text += "%s %.3g%s (%.3g..%.3g)  " % (name, side["value"], line["unit"], min(
+            side["rounds"]), max(side["rounds"]))
     if line["over_peer"]:
         text += "over it %.2f  " % line["over_peer"]
     if line["against"]:
@@ -886,17 +875,20 @@ def print_line(line: Mapping[str, Any]) -> None:
 
 # ---- command line ----
 
-def measure(row: str, rounds: int, quick: bool, report: Dict[str, Any]) -> None:
-    """Measure one row; add its lines and notes to the report."""
+def measure(name: str, rounds: int, report: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Measure one row; add its lines and notes to the report, return the lines."""
     taken: Taken = {}
     try:
-        with Lab(quick) as lab:
-            taken = interleave(max(1, rounds * TURNS.get(row, 1)), ROWS[row](lab))
+        with Lab() as lab:
+            taken = interleave(max(1, rounds * ROWS[name].per_round),
+                               ROWS[name].turns(lab))
     except (Unmeasured, OSError, AttributeError) as error:  # what a system has not
-        report["notes"].append("%s: not measured: %s" % (row, error))
-    report["notes"] += ["%s: wrong answers from %s" % (row, name) for name, some
+        report["notes"].append("%s: not measured: %s" % (name, error))
+    report["notes"] += ["%s: wrong answers from %s" % (name, side) for side, some
                         in taken.items() if any(one.get("errors") for one in some)]
-    report["lines"] += [judge(goal, taken) for goal in GOALS if goal.row == row]
+    lines = [judge(name, goal, taken) for goal in ROWS[name].goals]
+    report["lines"] += lines
+    return lines
 
 
 def main() -> int:
@@ -904,31 +896,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Measure the emulator and the bootstraps against yardsticks.")
     parser.add_argument("--json", action="store_true", help="print JSON, no table")
-    parser.add_argument("--quick", action="store_true", help="coarser, a minute")
     parser.add_argument("--only", metavar="ROW", action="append", choices=list(ROWS),
                         help="this row only (repeatable): " + ", ".join(ROWS))
-    parser.add_argument("--rounds", type=int, metavar="N",
-                        help="turns of each side (7; 3 with --quick)")
+    parser.add_argument("--rounds", type=int, metavar="N", default=7,
+                        help="turns of each side (7)")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
         YARDSTICKS[options.role[0]](*options.role[1:])
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    rounds = options.rounds or (3 if options.quick else 7)
     report: Dict[str, Any] = {
-        "python": sys.version.split()[0], "cores": os.cpu_count(), "rounds": rounds,
-        "load": os.getloadavg()[0], "lines": [], "notes": []}
+        "python": sys.version.split()[0], "cores": os.cpu_count(), "notes": [],
+        "rounds": options.rounds, "load": os.getloadavg()[0], "lines": []}
     if not options.json:
         print("Python %(python)s, %(cores)d cores, load average %(load).1f before the "
               "start\n(a busy machine slows most who live on one core)" % report)
         print(LINE % ("row", "what", "quantity", "", "must", "aim", "met", "value"))
     try:
-        for row in options.only or ROWS:
-            measure(row, rounds, options.quick, report)
-            for line in [] if options.json else report["lines"]:
-                if line["row"] == row:
-                    print_line(line)
+        for name in options.only or ROWS:
+            lines = measure(name, options.rounds, report)
+            for line in [] if options.json else lines:
+                print_line(line)
     except KeyboardInterrupt:
         return 130
     print(json.dumps(report, indent=1) if options.json else "\n".join(report["notes"]))

@@ -3,37 +3,32 @@
 """Invoke a scripted bootstrap very often, and see that the emulator does not grow.
 
     python3 spec_tests/tools/soak.py             100,000 invocations of each protocol
-    python3 spec_tests/tools/soak.py --quick     3,000; or say how many
+    python3 spec_tests/tools/soak.py 3000        or so many
 
 Every hundredth invocation is a mean one: a function that ends, a large event, one that
-is too large, much output. Prints, for each protocol, what the emulator holds after the
-first 1,000 and at the end, as a JSON line. Status 1 if anything has grown: memory by
-more than 5 %, or threads, open files or processes at all.
+is too large, much output. Prints, for each protocol, what the process of emulator and
+caller holds after the first 1,000 and at the end, as a JSON line. Status 1 if anything
+has grown: memory by more than 5 %, or threads, open files or instances at all.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import sys
 import tempfile
-from http.client import HTTPConnection
 from typing import Dict
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import rooms  # noqa: E402, F401
 
+import benchmark  # noqa: E402
 import scripted_bootstrap  # noqa: E402
 import wire  # noqa: E402
-from benchmark import (  # noqa: E402
-    LOOPBACK, MIB, PYTHON, REFERENCE, Server, children_of, proc_field)
+from harness import Harness, Peer, held, processes, until  # noqa: E402
 
 WARM = 1000
-ANSWER_LIMIT_S = 30.0
-SETTLE_LIMIT_S = 5.0    # for threads and processes that are about to end
-# With an arena for each thread, memory depends on which thread got the large event.
-ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+MIB = 1 << 20
 ALLOWED = {"memory_kb": 1.05, "threads": 1.0, "files": 1.0, "processes": 1.0}
 # The buffer of one largest event: whether the allocator gives it back is up to it.
 KEPT = {"memory_kb": 6 * 1024}
@@ -42,67 +37,59 @@ MEAN = ((b'[["exit", 3]]', "exit"), (b"x" * MIB, "ok"),
         (b'[["flood", 100000, "780a"]]', "ok"))
 
 
-def invoke(door: HTTPConnection, event: bytes, kind: str) -> None:
+def invoke(door: Peer, event: bytes, kind: str) -> None:
     """Invoke, and see that the outcome is of this kind."""
-    door.request("POST", "/-/invoke", event)
-    answer = door.getresponse()
-    answer.read()
-    seen = answer.getheader("x-outcome") or str(answer.status)
+    door.send(wire.request_bytes("POST", "/-/invoke", (), event))
+    seen = door.answer("POST").header("x-outcome")
     if seen != kind:
         raise SystemExit("%r: %s instead of %s" % (event[:20], seen, kind))
 
 
-def held(server: Server) -> Dict[str, int]:
-    """Return what the emulator holds."""
-    return {"memory_kb": proc_field(server.pid, "VmRSS"),
-            "threads": proc_field(server.pid, "Threads"),
-            "files": len(os.listdir("/proc/%d/fd" % server.pid)),
-            "processes": len(children_of(server.pid))}
+def holds(folder: str) -> Dict[str, int]:
+    """Return what there is of everything that may grow."""
+    files, threads = held()
+    return {"memory_kb": benchmark.proc_field(os.getpid(), "VmRSS"), "files": files,
+            "threads": threads, "processes": len(processes(folder))}
 
 
-def soak(server: Server, protocol: str, count: int) -> bool:
+def soak(protocol: str, count: int, folder: str) -> bool:
     """Invoke so often; print what was held, and tell whether that has grown."""
-    door = HTTPConnection(LOOPBACK, server.port, timeout=ANSWER_LIMIT_S)
-    for number in range(1, count + 1):
-        is_mean = number % 100 == 0
-        invoke(door, *(MEAN[number // 100 % len(MEAN)] if is_mean else (
-            b"event %d" % number, "ok")))
-        if number == min(WARM, count // 2):
-            invoke(door, b"rest", "ok")     # so there is an instance again
-            first = held(server)
-    invoke(door, b"rest", "ok")
-    for _ in wire.looks(SETTLE_LIMIT_S):
-        last = held(server)
-        has_grown = any(last[name] > first[name] * ALLOWED[name] + KEPT.get(name, 0)
-                        for name in first)
-        if not has_grown:
-            break
-    door.close()
-    print(json.dumps({"protocol": protocol, "count": count, "first": first,
-                      "last": last}), flush=True)
-    return has_grown
+    with Harness(protocol, folder, event_bytes=6 * MIB) as harness:
+        door = harness.caller()
+        for number in range(1, count + 1):
+            is_mean = number % 100 == 0
+            invoke(door, *(MEAN[number // 100 % len(MEAN)] if is_mean else (
+                b"event %d" % number, "ok")))
+            if number == min(WARM, count // 2):
+                invoke(door, b"rest", "ok")     # so there is an instance again
+                first = holds(folder)
+        invoke(door, b"rest", "ok")
+
+        def is_as_before() -> bool:
+            last.update(holds(folder))
+            return all(last[name] <= first[name] * ALLOWED[name] + KEPT.get(name, 0)
+                       for name in first)
+
+        last: Dict[str, int] = {}
+        has_grown = not until(is_as_before)  # some threads are about to end
+        print(json.dumps({"protocol": protocol, "count": count, "first": first,
+                          "last": last}), flush=True)
+        return has_grown
 
 
-def main() -> int:
+def main(count: int) -> int:
     """Soak all protocols; return the exit status."""
-    parser = argparse.ArgumentParser(description="Invoke very often.")
-    parser.add_argument("count", nargs="?", type=int)
-    parser.add_argument("--quick", action="store_true", help="3,000 of each")
-    options, has_grown = parser.parse_args(), False
-    count = options.count or (3_000 if options.quick else 100_000)
+    has_grown = False
     for protocol in ("scf", "fg", "fc"):
         with tempfile.TemporaryDirectory() as place:
-            server = Server([
-                *PYTHON, str(REFERENCE / "emulator.py"), protocol,
-                scripted_bootstrap.place(pathlib.Path(place) / "code"), "--quiet",
-                "--serve", "%s:0" % LOOPBACK, "--max-event", str(6 * MIB),
-                *(["--port", "0"] if protocol == "fc" else [])], ONE_ARENA)
-            try:
-                has_grown |= soak(server, protocol, count)
-            finally:
-                server.stop()
+            has_grown |= soak(protocol, count, scripted_bootstrap.place(
+                pathlib.Path(place) / "code"))
     return int(has_grown)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        # with one for each thread, memory depends on which one got the large event
+        os.execve(sys.executable, [sys.executable, *sys.argv],
+                  {**os.environ, "MALLOC_ARENA_MAX": "1"})
+    sys.exit(main(int((sys.argv + ["100000"])[1])))

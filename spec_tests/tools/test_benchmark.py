@@ -9,11 +9,6 @@ import sys
 import benchmark
 
 
-def test_benchmark_rows_have_goals() -> None:
-    """Every goal belongs to a row that is measured, and every row has a goal."""
-    assert {goal.row for goal in benchmark.GOALS} == set(benchmark.ROWS)
-
-
 def test_benchmark_interleave() -> None:
     """Each round begins with another side."""
     ticks = iter(range(4))
@@ -25,8 +20,8 @@ def test_benchmark_interleave() -> None:
 def test_benchmark_json() -> None:
     """The cheapest row runs and prints JSON with a value and a verdict per line."""
     done = subprocess.run(
-        [sys.executable, benchmark.__file__, "--quick", "--rounds", "1", "--only",
-         "storm", "--json"], stdout=subprocess.PIPE, check=True, timeout=60)
+        [sys.executable, benchmark.__file__, "--rounds", "1", "--only", "storm",
+         "--json"], stdout=subprocess.PIPE, check=True, timeout=60)
     lines = json.loads(done.stdout)["lines"]
     assert [line["quantity"] for line in lines] == ["seconds", "errors"]
     assert all(line["sides"]["ours"]["verdict"] for line in lines)
