@@ -24,7 +24,6 @@ output it may wait. Standard library only, CPython 3.8 or later, Linux.
 """
 from __future__ import annotations
 
-import argparse
 import atexit
 import base64
 import collections
@@ -159,8 +158,8 @@ CREDENTIALS = ("access_key_id", "access_key_secret", "security_token", "auth_tok
 # The settings that are no limits, and their defaults; the latter of fc alone.
 WORDS: Dict[str, Any] = {"handler": "", "env": {}, "name": "function", "version": "",
                          "region": "local", "port": fc_platform.DEFAULT_PORT,
-                         "credentials": {}}
-FC_WORDS: Dict[str, Any] = {"command": (), "initializer": False, "pre_freeze": False,
+                         "credentials": {}, "command": ()}
+FC_WORDS: Dict[str, Any] = {"initializer": False, "pre_freeze": False,
                             "pre_stop": False, "freeze": True}
 
 MIB = 1048576            # [any.event.size]
@@ -1983,7 +1982,7 @@ class RuntimeApi(Handler):
     def complete(self, head: bytes, body: bytes) -> bytes:
         instance: PullInstance = self.server.app
         if instance.platform.on_trace:
-            instance.platform.trace_message("answer", instance.id,
+            instance.platform.trace_message("reply", instance.id,
                                             parse_head(head[:-4]), body)
         return super().complete(head, body)
 
@@ -3142,17 +3141,23 @@ NATIVE_CALLS = {"/-/invoke": ("POST",), "/-/health": ("GET", "HEAD"),
 
 class FrontDoor(Server):
     """A server for callers of the function. `on_outcome` hears of each outcome before
-    the caller does. Raises OSError when it cannot listen."""
+    the caller does; pages of the origin `cors` ("*": of any) may call it, too. Raises
+    OSError when it cannot listen."""
 
     def __init__(self, platform: Platform, host: str = "127.0.0.1", port: int = 0,
-                 on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> None:
+                 on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+                 cors: str = "") -> None:
         self.on_outcome = on_outcome
+        self.cors_fields = cors.encode() and (
+            b"Access-Control-Allow-Origin: %s\r\nAccess-Control-Expose-Headers: "
+            b"X-Outcome, X-Request-Id\r\n" % cors.encode())
         super().__init__(host, port, Caller, platform)
 
 
 class Caller(Handler):
     """A connection of a caller."""
 
+    server: FrontDoor
     idle_limit_s = KEEP_ALIVE_S
     invocation: Optional[Invocation] = None     # that it waits for
 
@@ -3163,26 +3168,40 @@ class Caller(Handler):
         self.path = re.sub(r"(?i)^https?://[^/?]*/?", "/", self.path)
         path = self.path.partition("?")[0]
         methods = NATIVE_CALLS.get(path)
-        if methods is None and not path.startswith("/-/") and (
+        wanted = self.head.get("access-control-request-method")
+        if self.server.cors_fields and self.command == "OPTIONS" and wanted:
+            self._reply(format_head(status_line(204), (
+                ("Access-Control-Allow-Methods", wanted),
+                ("Access-Control-Allow-Headers",
+                 self.head.get("access-control-request-headers") or "*"),
+                ("Access-Control-Max-Age", "600"))), b"")
+        elif methods is None and not path.startswith("/-/") and (
                 platform.protocol == "fc"):
             self._invoke(HttpRequest(self.command, self.path, self.head.fields))
         elif methods is None:
-            self._json(404, {"error": "there is nothing at %s; POST /-/invoke, GET "
-                             "/-/health or /-/state" % path[:80]})
+            self._reply(*json_answer(404, {
+                "error": "there is nothing at %s; POST /-/invoke, GET /-/health or "
+                "/-/state" % path[:80]}))
         elif self.command not in methods:
-            self._json(405, {"error": "use %s %s" % (methods[0], path)})
+            self._reply(*json_answer(405, {"error": "use %s %s" % (methods[0], path)}))
         elif path == "/-/invoke":
             self._invoke(None)
         else:
-            self._json(200, platform.state() if path == "/-/state"
-                       else {"status": "ok"})
+            self._reply(*json_answer(200, platform.state() if path == "/-/state"
+                                     else {"status": "ok"}))
 
-    def _json(self, status: int, document: object) -> None:
-        try:
+    def complete(self, head: bytes, body: bytes) -> bytes:
+        """Let pages read it, unless the function says who may."""
+        if self.server.cors_fields and (
+                b"\r\naccess-control-allow-origin:" not in head.lower()):
+            head = head[:-2] + self.server.cors_fields + b"\r\n"
+        return super().complete(head, body)
+
+    def _reply(self, head: bytes, body: bytes) -> None:
+        """Answer a request whose body, if any, means nothing."""
+        with contextlib.suppress(BodyTooLarge):
             self.read_body(CHUNK_BYTES)
-        except BodyTooLarge:
-            pass
-        self._answer(*json_answer(status, document))
+        self._answer(head, body)
 
     def _answer(self, head: bytes, body: bytes) -> None:
         self.answer(head, b"" if self.command == "HEAD" else body)
@@ -3205,13 +3224,11 @@ class Caller(Handler):
 
     def _done(self, outcome: Outcome) -> None:
         """Answer a caller of scf or fg, from whatever thread has the outcome."""
-        assert isinstance(self.server, FrontDoor)
         self.server.on_outcome(outcome)
         self.post(*native_answer(outcome))
 
     def _carry(self, invocation: Invocation) -> None:
         """Run an invocation of fc in this thread, and answer."""
-        assert isinstance(self.server, FrontDoor)
         invocation.caller = self
         self.server.app.submit(invocation)
         outcome = self.server.app.finish(invocation)
@@ -3238,126 +3255,322 @@ def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
                 len(outcome.body))).encode("latin-1"), outcome.body
 
 
-# ---- command line: what it takes ----
+# ---- events of triggers ----
+
+# Made-up ones, in the shapes of SPEC.md 10.1; protocol -> name -> event.
+SAMPLE_EVENTS = """
+{"scf":{"apigw":{"headerParameters":{},"headers":{
+"host":"service-1.gz.apigw.tencentcs.com","user-agent":"curl/8.0",
+"x-api-scheme":"https"},"httpMethod":"GET","path":"/hello","pathParameters":{},
+"queryString":{"name":"you"},"queryStringParameters":{},"requestContext":{
+"httpMethod":"ANY","identity":{},"path":"/hello","serviceId":"service-1",
+"sourceIp":"10.0.0.1","stage":"release"}},
+"timer":{"Message":"","Time":"2026-01-02T03:04:05Z","TriggerName":"hourly",
+"Type":"Timer"},
+"cos":{"Records":[{"cos":{"cosBucket":{"appid":"1250000000","name":"bucket",
+"region":"gz"},"cosNotificationId":"unkown","cosObject":{
+"key":"/1250000000/bucket/a.jpg","meta":{"Content-Type":"image/jpeg",
+"x-cos-request-id":"r1"},"size":1029,
+"url":"http://bucket-1250000000.cos.ap-guangzhou.myqcloud.com/a.jpg","vid":""},
+"cosSchemaVersion":"1.0"},"event":{"eventName":"cos:ObjectCreated:Put",
+"eventQueue":"qcs:0:scf:gz:appid/1250000000:default.function.$LATEST",
+"eventSource":"qcs::cos","eventTime":1767323045,"eventVersion":"1.0","reqid":1,
+"requestParameters":{"requestHeaders":{},"requestSourceIP":"10.0.0.1"},
+"reservedInfo":""}}]}},
+"fg":{"apig":{"body":"aGVsbG8=","headers":{
+"host":"a1.apig.cn-north-4.huaweicloudapis.com","user-agent":"curl/8.0",
+"x-real-ip":"10.0.0.1"},"httpMethod":"POST","isBase64Encoded":true,"path":"/hello",
+"pathParameters":{},"queryStringParameters":{"name":"you"},"requestContext":{
+"apiId":"a1","requestId":"r1","sourceIp":"10.0.0.1","stage":"RELEASE"}},
+"timer":{"version":"v1.0","time":"2026-01-02T03:04:05+08:00","trigger_type":"TIMER",
+"trigger_name":"hourly","user_event":""},
+"smn":{"record":[{"event_version":"1.0",
+"event_subscription_urn":"urn:fss:cn-north-4:p1:function:default:function:latest",
+"event_source":"smn","smn":{"topic_urn":"urn:smn:cn-north-4:p1:topic",
+"timestamp":"2026-01-02T03:04:05Z","message_attributes":null,"message":"hello",
+"type":"notification","message_id":"m1","subject":"greeting"}}]}},
+"fc":{"http":{"version":"v1","rawPath":"/hello","body":"hello","isBase64Encoded":false,
+"headers":{"Content-Type":"text/plain","User-Agent":"curl/8.0"},"queryParameters":{
+"name":"you"},"requestContext":{"accountId":"1","domainName":"a1.cn-hangzhou.fcapp.run",
+"domainPrefix":"a1","http":{"method":"POST","path":"/hello","protocol":"HTTP/1.1",
+"sourceIp":"10.0.0.1","userAgent":"curl/8.0"},"requestId":"r1",
+"time":"2026-01-02T03:04:05Z","timeEpoch":"1767323045000"}},
+"oss":{"events":[{"eventName":"ObjectCreated:PutObject","eventSource":"acs:oss",
+"eventTime":"2026-01-02T03:04:05.000Z","eventVersion":"1.0","oss":{"bucket":{
+"arn":"acs:oss:cn-hangzhou:1:bucket","name":"bucket","ownerIdentity":"1",
+"virtualBucket":""},"object":{"deltaSize":1029,"eTag":"E1","key":"a.jpg","size":1029},
+"ossSchemaVersion":"1.0","ruleId":"u1"},"region":"cn-hangzhou","requestParameters":{
+"sourceIPAddress":"10.0.0.1"},"responseElements":{"requestId":"r1"},"userIdentity":{
+"principalId":"1"}}]},
+"timer":{"triggerTime":"2026-01-02T03:04:05Z","triggerName":"hourly","payload":""}}}"""
+
+
+# ---- command line: its options ----
 
 MAX_PARALLEL = 10000     # each line in flight may have a thread
 FAILED, USAGE_ERROR, BROKEN_RULE, INTERRUPTED = 1, 2, 3, 130
 
-
-def make_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        # a fixed width: to ask for the terminal's loads a tenth of what a start loads
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
-        prog=os.path.basename(sys.argv[0]) or "emulator.py",
-        usage="%(prog)s {fc|scf|fg} CODE [options] [-- COMMAND ARG ...]",
-        description="Run a custom-runtime bootstrap of Alibaba FC, Tencent SCF or "
-                    "Huawei FunctionGraph on this machine.",
-        epilog="Exit status: 0 ok, 1 an invocation failed, 2 usage, 3 with --strict: "
-               "the bootstrap broke a rule, 130 interrupted. What the rules are: "
-               "SPEC.md.")
-    parser.add_argument("protocol", choices=PROTOCOLS + tuple(LONG_NAMES),
-                        metavar="PROTOCOL", help="fc, scf or fg (functiongraph)")
-    parser.add_argument("code", metavar="CODE",
-                        help="folder or ZIP that holds the bootstrap")
-    parser.add_argument("--version", action="version", version="emulator %s, SPEC %s"
-                        % (__version__, SPEC_VERSION))
-    add_tasks(parser.add_argument_group("what to do").add_argument)
-    add_function(parser.add_argument_group("the function").add_argument)
-    add_limits(parser.add_argument_group(
-        "limits and life", "Times are in seconds, %d at most." % MAX_LIMIT_S
-        ).add_argument)
-    return parser
+Given = Dict[str, List[str]]    # what each option was given, in order; last used, last
 
 
-def add_tasks(add: Callable[..., object]) -> None:
-    """Add the options that say what to do."""
-    add("--event", action="append", default=[], metavar="TEXT|@FILE|-",
-        help="invoke with this event; repeatable")
-    add("--events", metavar="FILE.jsonl", help="invoke with each line of the file")
-    add("--serve", nargs="?", const="", metavar="[HOST:]PORT",
-        help="serve callers until a signal; SIGTERM lets running invocations end, a "
-             "second signal cuts them short (default 127.0.0.1:$PORT or 8080, 0 = any)")
-    add("--jsonl", action="store_true",
-        help="one invocation per line on stdin, one outcome per line on stdout")
-    add("--parallel", type=int, metavar="N",
-        help="with --jsonl: up to N invocations at a time")
-    add("--attach", action="store_true",
-        help="start no process; print the environment for a bootstrap that is started "
-             "by hand then: at once with --serve, else with the first event")
-    add("--watch", action="store_true", help="start anew when a file of CODE changes")
-    add("--trace", metavar="FILE|-", help="JSON lines of all messages and changes")
-    add("--strict", action="store_true", help="status 3 if a rule was broken")
-    add("--quiet", action="store_true", help="no function output, no log lines")
-    add("--no-pin", action="store_true",
-        help="use all processor cores for itself; one is faster from 2 callers on")
+class Option(NamedTuple):
+    """A row of --help: what an option takes ("" = nothing, "[X]" = X or nothing), what
+    it does, what else it needs, who has it, which setting of Function it gives, what
+    holds without it. A name without a dash is the heading of the rows that follow."""
+
+    name: str
+    takes: str = ""
+    text: str = ""
+    needs: str = ""
+    protocols: Tuple[str, ...] = PROTOCOLS
+    setting: str = ""
+    default: str = ""
 
 
-# From here on an option whose value is a setting has its own name as `dest`.
+FC, PULLING = ("fc",), ("scf", "fg")
+OPTIONS = (
+    Option("What to do:"),
+    Option("--event", "TEXT|@FILE|-", "invoke with this event; may be repeated"),
+    Option("--request", "'METHOD /PATH'", "call the HTTP function; --event is the body",
+           "", FC),
+    Option("--header", "'NAME: VALUE'", "a field of it; may be repeated", "--request",
+           FC),
+    Option("--events", "FILE", "invoke with each line of a file"),
+    Option("--serve", "[[HOST:]PORT]", "serve callers until a signal",
+           default="$PORT or 8080"),
+    Option("--cors", "ORIGIN", "its pages may call; * = all", "--serve"),
+    Option("--jsonl", "", "a line of stdin is a call, of stdout an outcome"),
+    Option("--parallel", "N", "so many lines at a time", "--jsonl", default="1"),
+    Option("--sample-event", "NAME", "print such an event, for --event -"),
+    Option("How:"),
+    Option("--trace", "FILE|-", "show messages and changes; to a FILE as JSON"),
+    Option("--debug", "", "no time limit, no freeze, one instance"),
+    Option("--attach", "", "start nothing: you start the bootstrap yourself"),
+    Option("--watch", "", "a new instance when a file of CODE has changed"),
+    Option("--strict", "", "exit with 3 when the bootstrap broke a rule"),
+    Option("--quiet", "", "no output of the function, no log lines"),
+    Option("--no-pin", "", "use all cores: faster from two callers on"),
+    Option("The function:"),
+    Option("--env", "NAME=VALUE", "an environment variable; may be repeated"),
+    Option("--env-file", "FILE", "a file of such lines; # begins a comment"),
+    Option("--handler", "NAME", "the handler's name", setting="handler"),
+    Option("--name", "NAME", "the function's name", setting="name", default="function"),
+    Option("--credentials", "FILE", "a JSON object with the keys of its role"),
+    Option("--port", "PORT", "the server's; 0 = any, many instances", "", FC, "port",
+           str(fc_platform.DEFAULT_PORT)),
+    Option("--port", "PORT", "that of the runtime API", "--attach", PULLING, "port"),
+    Option("--initializer", "", "it has the Initializer hook", "", FC, "initializer"),
+    Option("--pre-freeze", "", "it has the PreFreeze hook", "", FC, "pre_freeze"),
+    Option("--pre-stop", "", "it has the PreStop hook", "", FC, "pre_stop"),
+    Option("--freeze", "", "it stands still between requests", "", FC, "freeze",
+           "default"),
+    Option("--no-freeze", "", "it does not", "", FC, "freeze"),
+    Option("Limits:"))
+LIMIT_TEXTS = {
+    "timeout_s": "of an invocation", "memory_mb": "of an instance",
+    "init_timeout_s": "of its start", "initializer_timeout_s": "of the Initializer",
+    "start_timeout_s": "until it listens", "concurrency": "requests in an instance",
+    "max_instances": "instances at a time; 0 = disabled",
+    "queue": "events that wait for an instance", "queue_timeout_s": "of that wait",
+    "idle_s": "until an idle instance is stopped",
+    "grace_s": "between SIGTERM and SIGKILL", "event_bytes": "of an event",
+    "result_bytes": "of a result", "pre_freeze_timeout_s": "of the PreFreeze hook",
+    "pre_stop_timeout_s": "of the PreStop hook",
+    "path_bytes": "of a path with its query",
+    "request_header_bytes": "of a request's header fields",
+    "response_header_bytes": "of an answer's header fields"}
+UNITS = {"s": "SECONDS", "mb": "MB", "bytes": "BYTES"}
 
-def add_function(add: Callable[..., object]) -> None:
-    """Add the options that describe the function."""
-    add("--credentials", metavar="FILE.json", help=", ".join(CREDENTIALS))
-    add("--env", action="append", default=[], metavar="K=V", help="a user variable")
-    add("--handler", dest="--handler", metavar="NAME", help="the handler's name")
-    add("--name", dest="--name", metavar="NAME", help="the function's name")
-    add("--port", dest="--port", metavar="PORT", type=int,
-        help="fc: the server's port (9000, so there is one instance; 0 = a free one "
-             "for each instance); with --attach: the runtime API's")
-    for hook in ("--initializer", "--pre-freeze", "--pre-stop"):
-        add(hook, dest=hook, action="store_const", const=True,
-            help="fc: the function has this hook")
-    add("--freeze", dest="--freeze", action="store_const", const=True,
-        help="fc: freeze the instance between requests (default)")
-    add("--no-freeze", dest="--freeze", action="store_const", const=False,
-        help="fc: do not")
+
+def options_of(*protocols: str) -> Dict[str, Option]:
+    """Return the rows that one of the protocols has, those of LIMITS at the end."""
+    rows: Dict[str, Option] = {}
+    for protocol in protocols:
+        for option in OPTIONS:
+            if protocol in option.protocols:
+                rows.setdefault(option.name, option)
+        table = LIMITS[protocol]
+        for name in filter(table.__contains__, LIMIT_TEXTS):
+            unit = name.rpartition("_")[2]
+            rows.setdefault(table[name].option, Option(
+                table[name].option, UNITS.get(unit, "N"), LIMIT_TEXTS[name], "", tuple(
+                    one for one in PROTOCOLS if name in LIMITS[one]), name,
+                quantity(unit, table[name].default)))
+    return rows
 
 
-def add_limits(add: Callable[..., object]) -> None:
-    """Add the options of LIMITS."""
-    options: Dict[str, Dict[str, str]] = {}
-    for protocol, table in LIMITS.items():
-        for name, limit in table.items():
-            options.setdefault(limit.option, {})[protocol] = "%s %s" % (
-                name, limit.default or "as timeout_s")
-    for option, shown in sorted(options.items()):
-        aliases = ["--initializer-timeout"] if option == "--init-timeout" else []
-        same = len(shown) == len(PROTOCOLS) and len(set(shown.values())) == 1
-        add(option, *aliases, type=float, metavar="N", dest=option,
-            help=shown["fc"] if same else "; ".join(
-                "%s: %s" % pair for pair in shown.items()))
+def quantity(unit: str, value: float) -> str:
+    """Write a limit for people."""
+    if unit == "bytes":
+        return "%g MiB" % (value / MIB) if value >= MIB else "%g KiB" % (value / 1024)
+    return "%g%s" % (value, {"s": " s", "mb": " MB"}.get(unit, "")) if value else (
+        "as --timeout")
 
 
-def read_settings(options: argparse.Namespace, command: List[str]) -> Dict[str, Any]:
-    """Return the settings of Function that the command line gives. ValueError."""
-    protocol = LONG_NAMES.get(options.protocol, options.protocol)
-    settings: Dict[str, Any] = {}
-    if options.credentials:
-        settings["credentials"] = read_credentials(options.credentials)
-    if options.attach:
-        # nobody would start it again, or a second one; an option can say so
-        settings.update(idle_s=MAX_LIMIT_S, max_instances=1)
-    names = {"--" + name.replace("_", "-"): name for name in setting_names(protocol)}
-    names.update((limit.option, name) for name, limit in LIMITS[protocol].items())
-    for option, value in vars(options).items():
-        if value is None or not option.startswith("--"):
+def help_text(program: str, *protocols: str) -> str:
+    """Write what --help says of a protocol, or of all."""
+    lines = ["usage: %s %s CODE [options] [-- COMMAND ARG ...]" % (
+        program, "|".join(protocols)),
+        "Run a custom-runtime bootstrap on this machine. CODE is its folder, or a ZIP."]
+    for name, option in options_of(*protocols).items():
+        only = option.protocols[0] if len(option.protocols) < len(protocols) else ""
+        lines += ["  %-30s%s" % ("%s %s" % (name, option.takes), "".join((
+            only and only + ": ", option.needs and "with %s: " % option.needs,
+            option.text, " (%s)" % option.default if option.default and not
+            protocols[1:] else "")))] if name.startswith("-") else ["", name]
+    return "\n".join([
+        *lines, "", "Exit status: 0 ok, 1 an invocation failed, 2 usage, 3 with "
+        "--strict: a rule was", "broken, 130 interrupted. The rules: SPEC.md. "
+        "Defaults: %s %s --help" % (program, protocols[-1])])
+
+
+def parse(words: Sequence[str]) -> Tuple[List[str], Given]:
+    """Return the arguments and options of a command line. Raises ValueError."""
+    known = options_of(*PROTOCOLS)
+    known.update({name: Option(name) for name in ("--help", "--version")}, **{
+        "-h": Option("--help"), "--initializer-timeout": known["--init-timeout"]})
+    arguments: List[str] = []
+    given: Given = {}
+    rest = collections.deque(words)
+    while rest:
+        word = rest.popleft()
+        name, equals, value = word.partition("=")
+        if not name.startswith("-"):
+            arguments.append(word)
             continue
-        if option not in names:
-            raise ValueError("%s does not apply to %s" % (option, protocol))
-        settings[names[option]] = value
-    for pair in options.env:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError("--env %s: write NAME=VALUE" % name)
-        settings.setdefault("env", {})[name] = value
-    if command and protocol != "fc":
-        raise ValueError("a start command after -- is for fc; %s starts the file "
-                         "bootstrap" % protocol)
-    if command:
-        settings["command"] = command
-    if protocol != "fc" and "port" in settings and not options.attach:
-        raise ValueError("--port without --attach does not apply to %s" % protocol)
-    return settings
+        if name not in known:
+            import difflib  # nobody needs it who makes no mistakes
+            raise ValueError("there is no option " + "; the nearest is ".join(
+                [name, *difflib.get_close_matches(name, known, 1)]))
+        takes = known[name].takes
+        if takes and not equals and rest and rest[0].partition("=")[0] not in known:
+            value = rest.popleft()
+        elif bool(equals) != bool(takes) and takes[:1] != "[":
+            raise ValueError("%s takes %s" % (name, takes or "nothing, not %r" % value))
+        name = known[name].name
+        given[name] = given.pop(name, []) + [value]
+    return arguments, given
+
+
+# ---- command line: what it takes ----
+
+class Command:
+    """A command line, understood. Raises ValueError that names the option."""
+
+    def __init__(self, arguments: List[str], given: Given, command: List[str]) -> None:
+        self.given, self.command = given, command
+        self.protocol, self.code = protocol_of(arguments), "".join(arguments[1:2])
+        if len(arguments) != 2:
+            raise ValueError("too many arguments: %s" % " ".join(arguments[2:])
+                             if self.code else "CODE is missing: a folder or ZIP")
+        self._check(options_of(self.protocol))
+        self.settings = self._read_settings(options_of(self.protocol))
+        self.parallel = min(MAX_PARALLEL, int(check_limit(
+            "parallel", Limit(1, "--parallel"), {
+                "parallel": self.number("--parallel", "1")})))
+        self.request = self._read_request() if "--request" in given else None
+        self.events = self._read_events() or ([b""] if self.request else [])
+        self.address = serve_address(self.last("--serve"), self.settings.get(
+            "port", fc_platform.DEFAULT_PORT if self.protocol == "fc" else 0)
+            ) if "--serve" in given else None
+
+    def last(self, name: str, default: str = "") -> str:
+        """Return what an option was given last."""
+        return self.given.get(name, [default])[-1]
+
+    def _check(self, options: Dict[str, Option]) -> None:
+        """Raise ValueError unless there is something to do that fits together."""
+        for name in self.given:
+            if name not in options:
+                raise ValueError("%s does not apply to %s" % (name, self.protocol))
+            if options[name].needs and options[name].needs not in self.given:
+                raise ValueError("%s applies to %s alone" % (name, options[name].needs))
+        tasks = [name for name in ("--event", "--request", "--events", "--serve",
+                                   "--jsonl") if name in options]
+        if not set(tasks) & set(self.given):
+            raise ValueError("nothing to do: give %s" % " or ".join(tasks))
+        if "--watch" in self.given and "--attach" in self.given:
+            raise ValueError("--watch cannot restart what --attach lets you start")
+        if not re.fullmatch(r"\*|\w+://[\w.:\[\]-]+", self.last("--cors", "*")):
+            raise ValueError("--cors takes *, or an origin such as http://localhost:80,"
+                             " not %r" % self.last("--cors"))
+        if self.command and self.protocol != "fc" and "--debug" not in self.given:
+            raise ValueError("a start command after -- is for fc, and for --debug; %s "
+                             "starts the file bootstrap" % self.protocol)
+
+    def number(self, name: str, default: str = "") -> float:
+        """Return what an option was given, as a number."""
+        text = self.last(name, default)
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("%s takes a number, not %r" % (name, text))
+        return int(value) if value.is_integer() else value
+
+    def _read_settings(self, options: Dict[str, Option]) -> Dict[str, Any]:
+        limits = LIMITS[self.protocol]
+        settings: Dict[str, Any] = {"env": {}, "command": self.command}
+        if "--attach" in self.given:  # nobody would start it again, or a second one
+            settings.update(idle_s=MAX_LIMIT_S, max_instances=1)
+        if "--debug" in self.given:
+            settings.update({name: MAX_LIMIT_S for name in limits
+                             if name.endswith("_s") and name != "grace_s"})
+            settings.update({"max_instances": 1}, **(
+                {"freeze": False} if self.protocol == "fc" else {}))
+        for name in self.given:
+            option = options[name]
+            if option.setting in limits or option.setting == "port":
+                settings[option.setting] = self.number(name)
+            elif option.setting:
+                settings[option.setting] = self.last(name) if option.takes else (
+                    not name.startswith("--no-"))
+        if "--credentials" in self.given:
+            settings["credentials"] = read_credentials(self.last("--credentials"))
+        for path in self.given.get("--env-file", []):
+            settings["env"].update(read_env_file(path))
+        for pair in self.given.get("--env", []):
+            name, equals, value = pair.partition("=")
+            if not equals:
+                raise ValueError("--env takes NAME=VALUE, not %r" % pair)
+            settings["env"][name] = value
+        return settings
+
+    def _read_request(self) -> HttpRequest:
+        text = self.last("--request")
+        method, _, target = os.fsencode(text).decode("latin-1").partition(" ")
+        fields = []
+        for field in self.given.get("--header", []):
+            name, colon, value = os.fsencode(field).decode("latin-1").partition(":")
+            if not colon or not TOKEN.fullmatch(name) or CONTROL.search(value):
+                raise ValueError("--header takes 'NAME: VALUE', not %r" % field)
+            fields.append((name, value.strip()))
+        request = HttpRequest(method.upper(), target.strip(), tuple(fields))
+        try:
+            check_request(request)
+        except ValueError as error:
+            raise ValueError("--request takes 'METHOD /PATH', not %r: %s"
+                             % (text, error))
+        return request
+
+    def _read_events(self) -> List[bytes]:
+        events = [open(0, "rb", closefd=False).read() if text == "-" else
+                  read_file("--event", text[1:]) if text.startswith("@") else
+                  os.fsencode(text) for text in self.given.get("--event", [])]
+        for path in self.given.get("--events", []):
+            data = read_file("--events", path)
+            if data.startswith(b"\xef\xbb\xbf"):  # an editor's byte order mark
+                data = data[3:]
+            events += [line.rstrip(b"\r") for line in data.split(b"\n") if line.strip()]
+        return events
+
+
+def protocol_of(arguments: Sequence[str]) -> str:
+    """Return the short name of the first argument. Raises ValueError."""
+    name = arguments[0] if arguments else ""
+    if LONG_NAMES.get(name, name) not in PROTOCOLS:
+        raise ValueError("PROTOCOL is fc, scf or fg, not %r" % name if name else
+                         "PROTOCOL and CODE are missing, such as: scf ./my-function")
+    return LONG_NAMES.get(name, name)
 
 
 def read_file(option: str, path: str) -> bytes:
@@ -3381,22 +3594,26 @@ def read_credentials(path: str) -> Dict[str, str]:
     return document
 
 
-def read_events(options: argparse.Namespace) -> List[bytes]:
-    """Return all events of --event and --events. Raises ValueError."""
-    events = []
-    for text in options.event:
-        if text == "-":
-            events.append(open(0, "rb", closefd=False).read())
-        elif text.startswith("@"):
-            events.append(read_file("--event", text[1:]))
-        else:
-            events.append(os.fsencode(text))
-    if options.events:
-        data = read_file("--events", options.events)
-        if data.startswith(b"\xef\xbb\xbf"):  # an editor's byte order mark
-            data = data[3:]
-        events += [line.rstrip(b"\r") for line in data.split(b"\n") if line.strip()]
-    return events
+# a comment, or a name and a value: in '', in "", or bare until the end or a comment
+ENV_LINE = re.compile(
+    r"""\s*(?:(?:export\s+)?([^\s=#'"]+)\s*=[ \t]*(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|"""
+    r"""((?:(?<==)\#|[^\s'"#]).*?)?)\s*(?:(?<=\s)\#.*)?|\#.*)?""")
+
+
+def read_env_file(path: str) -> Dict[str, str]:
+    """Return the variables of a file. Raises ValueError that names the line, and keeps
+    its secret."""
+    env = {}
+    for number, line in enumerate(read_file("--env-file", path).split(b"\n"), 1):
+        found = ENV_LINE.fullmatch(line.decode("utf-8-sig", "surrogateescape"))
+        if not found:
+            raise ValueError("--env-file %s, line %d: neither NAME=VALUE nor # comment"
+                             % (path, number))
+        name, single, double, bare = found.groups()
+        if name:
+            env[name] = single or bare or re.sub(r"\\(.)", lambda match: {
+                "n": "\n", "r": "\r", "t": "\t"}.get(match[1], match[1]), double or "")
+    return env
 
 
 def serve_address(text: str, own_port: int) -> Tuple[str, int]:
@@ -3406,21 +3623,11 @@ def serve_address(text: str, own_port: int) -> Tuple[str, int]:
     given, port = port, port or os.environ.get(
         "PORT", "8080" if own_port != 8080 else "8081")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError("--serve %s: write [HOST:]PORT" % text if given else
+        raise ValueError("--serve takes [HOST:]PORT, not %r" % text if given else
                          "--serve: the variable PORT is %r, not a port" % port)
     if own_port and int(port) == own_port:
         raise ValueError("--serve: port %s is the function's own (--port)" % port)
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)
-
-
-def check_tasks(options: argparse.Namespace) -> None:
-    """Raise ValueError unless there is something to do that fits together."""
-    if options.serve is None and not (options.event or options.events or options.jsonl):
-        raise ValueError("nothing to do: give --event, --events, --serve or --jsonl")
-    if options.parallel is not None and not options.jsonl:
-        raise ValueError("--parallel applies to --jsonl alone")
-    if options.parallel is not None and not 1 <= options.parallel <= MAX_PARALLEL:
-        raise ValueError("--parallel must be 1 to %d" % MAX_PARALLEL)
 
 
 # ---- command line: what it says ----
@@ -3430,7 +3637,7 @@ class Talk:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._pretty = os.isatty(number)
+        self.is_terminal = os.isatty(number)
         self._lock = threading.Lock()
         self._mid_line = False
         self.failure: Optional[OSError] = None  # nothing can be written any more
@@ -3456,11 +3663,9 @@ class Talk:
         """Say something of our own."""
         self.line("emulator: " + text)
 
-    def trace(self, facts: Dict[str, object]) -> None:
-        """Write one message or change: JSON, or aligned text on a terminal."""
-        rest = " ".join("%s=%s" % pair for pair in list(facts.items())[2:])
-        self.line("%12s %-9s %s" % (facts["ms"], facts["what"], rest) if self._pretty
-                  else json.dumps(facts))
+    def trace(self, facts: Dict[str, Any]) -> None:
+        """Write one message or change."""
+        self.line(transcript(facts) if self.is_terminal else json.dumps(facts))
 
     def result(self, data: bytes) -> None:
         """Write it. Raises OSError that names stdout."""
@@ -3472,6 +3677,30 @@ class Talk:
         """Say why an invocation failed, if it did."""
         if outcome.kind != "ok":
             self.note("%s: %s" % (outcome.kind, outcome.message))
+
+
+ARROWS = {"call": "B>", "reply": "P<", "request": "P>", "answer": "B<"}
+
+
+def transcript(facts: Dict[str, Any]) -> str:
+    """Write a message as SPEC.md's transcripts do, and a change as a comment."""
+    what, lines = facts["what"], []
+    if what in ARROWS:
+        lines = ["%s %s" % (ARROWS[what], facts["status"] if "status" in facts else
+                            "%(method)s %(path)s" % facts)]
+        lines += ["  %s: %s" % pair for pair in facts["fields"].items()]
+        if facts["bytes"]:
+            lines.append("  | " + CONTROL.sub(lambda found: "\\x%02x" % ord(found[0]),
+                                              facts["body"]))
+        if facts["body"][-1:] == "\u2026":
+            lines[-1] += " (%d bytes)" % facts["bytes"]
+    change = ", ".join("%s %s" % (name, value) for name, value in facts.items() if name
+                       not in ("ms", "what", "instance", "request_id") and value != "")
+    if "next" in facts:
+        change = "%(state)s -> %(next)s [%(rule)s]" % facts
+    if what not in ARROWS or facts.get("next") != facts.get("state"):
+        lines.append("# %.1f ms %s: %s" % (facts["ms"], what, change))
+    return "\n".join(lines)
 
 
 def open_trace(path: str) -> Talk:
@@ -3496,11 +3725,27 @@ def summary(platform: Platform) -> str:
                              "; " + rules if broken else "")
 
 
-def exports(env: Dict[str, str]) -> str:
-    """Return what a bootstrap started by hand needs, for a shell (--attach)."""
-    return "\n".join("export %s='%s'" % (name, value.replace("'", "'\\''"))
-                     for name, value in env.items()
-                     if name not in scf_platform.INHERITED)
+def quoted(text: str) -> str:
+    """Quote a text for a shell."""
+    return "'%s'" % text.replace("'", "'\\''")
+
+
+def show_exports(platform: Platform, env: Dict[str, str], talk: Talk, to_stdout: bool
+                 ) -> None:
+    """Say what a bootstrap started by hand needs (--attach). To stdout once, and then
+    close that: eval "$(... &)" waits for its end."""
+    exports = "\n".join("export %s=%s" % (name, quoted(value)) for name, value
+                        in env.items() if name not in scf_platform.INHERITED)
+    if to_stdout:
+        Talk(1).line(exports)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        talk.note("waiting for the bootstrap that is started with these variables")
+        return
+    words = platform.words or ["./bootstrap"] * (platform.protocol != "fc")
+    talk.note("waiting for a bootstrap that you start in another terminal, with this:")
+    talk.line("\n".join(["cd " + quoted(platform.folder), exports, " ".join(
+        map(quoted, words)) or "# and a server on port %s" % env["FC_SERVER_PORT"]]))
 
 
 # ---- command line: JSON lines ----
@@ -3554,17 +3799,14 @@ def submit_line(platform: Platform, number: int, line: bytes,
 
 def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
     """Return what the adapter prints of an outcome."""
-    document: Dict[str, object] = {"id": identity, "kind": outcome.kind}
+    document = dict(outcome._asdict(), id=identity, violations=[
+        one._asdict() for one in outcome.violations])
+    body = document.pop("body")
+    del document["log"]
     try:
-        document["body"] = outcome.body.decode("utf-8")
+        document["body"] = body.decode("utf-8")
     except UnicodeDecodeError:
-        document["body_base64"] = base64.b64encode(outcome.body).decode()
-    document.update(
-        request_id=outcome.request_id, duration_ms=round(outcome.duration_ms, 3),
-        peak_mb=round(outcome.peak_mb, 3),
-        violations=[one._asdict() for one in outcome.violations],
-        message=outcome.message, status=outcome.status,
-        headers=[list(pair) for pair in outcome.headers])
+        document["body_base64"] = base64.b64encode(body).decode()
     return document
 
 
@@ -3635,36 +3877,39 @@ def choose_core() -> List[int]:
     return cores
 
 
-def invoke_all(platform: Platform, options: argparse.Namespace, events: List[bytes],
-               talk: Talk) -> bool:
+def invoke_all(platform: Platform, line: Command, talk: Talk) -> bool:
     """Invoke with the events of the command line, then with those of stdin; return
     whether all were ok."""
     all_ok, stdout = True, Talk(1)
-    for event in events:
-        outcome = platform.invoke(event)
+    for event in line.events:
+        outcome = platform.invoke(event, http=line.request)
         body = outcome.body
-        stdout.result(body if body.endswith(b"\n") or not body else body + b"\n")
+        if body and not body.endswith(b"\n") and (
+                not line.request or stdout.is_terminal):  # else it may be an image
+            body += b"\n"
+        stdout.result(body)
         all_ok &= outcome.kind == "ok"
+        if line.request:
+            talk.note("status %s" % status_line(outcome.status).partition(" ")[2])
         talk.failed(outcome)
-    if options.jsonl:
+    if "--jsonl" in line.given:
         # a file of its own: the interpreter closes sys.stdin while we read
         all_ok &= run_lines(platform, open(0, "rb", closefd=False),
-                            options.parallel or 1)
+                            line.parallel)
     return all_ok
 
 
-def serve(platform: Platform, address: Tuple[str, int], talk: Talk, news: int,
-          done: int) -> None:
+def serve(platform: Platform, line: Command, talk: Talk, news: int, done: int) -> None:
     """Serve callers until a signal comes; all but SIGINT drain, until the next one."""
-    host, port = address
+    assert line.address is not None
     try:
-        door = FrontDoor(platform, host, port, talk.failed)
+        door = FrontDoor(platform, *line.address, talk.failed, line.last("--cors"))
     except OSError as error:
-        raise ValueError("--serve %s:%d: %s" % (host, port, error.strerror))
+        raise ValueError("--serve %s:%d: %s" % (*line.address, error.strerror))
     talk.note("serving %s on http://%s:%d, POST events to /-/invoke" % (
         platform.protocol, "[%s]" % door.host if ":" in door.host else door.host,
         door.port))
-    if platform.attach:
+    if {"--attach", "--debug"} & set(line.given):
         platform.prepare()
     number = os.read(news, 1)[0]
     door.close()
@@ -3678,44 +3923,65 @@ def serve(platform: Platform, address: Tuple[str, int], talk: Talk, news: int,
     door.join(0.5)  # whose invocation was cut short is told
 
 
-def run(options: argparse.Namespace, command: List[str]) -> int:
+def run(line: Command) -> int:
     """Do what the command line says; return the exit status. Raises ValueError."""
-    settings = read_settings(options, command)
-    check_tasks(options)
-    events = read_events(options)
-    own_port = settings.get("port", fc_platform.DEFAULT_PORT
-                            if options.protocol == "fc" else 0)
-    address = None if options.serve is None else serve_address(options.serve, own_port)
-    talk = Talk(2)
-    trace = talk if options.trace in (None, "-") else open_trace(options.trace)
+    given, talk, stdout = line.given, Talk(2), Talk(1)
+    path = line.last("--trace")
+    trace = talk if path in ("", "-") else open_trace(path)
+    to_stdout = [not (line.events or "--jsonl" in given or stdout.is_terminal)]
+
+    def attach(env: Dict[str, str]) -> None:
+        show_exports(platform, env, talk, to_stdout.pop() if to_stdout else False)
+
     news, done = catch_signals()  # before there is anything to put away
     found: List[object] = []
     start_thread(reap_orphans)
-    with Platform(options.protocol, options.code,
-                  on_log=None if options.quiet else talk.write, on_note=talk.note,
-                  on_trace=trace.trace if options.trace else None,
-                  attach=(lambda env: talk.line(exports(env))) if options.attach
-                  else None,
-                  cores=None if options.no_pin else choose_core(), watch=options.watch,
-                  **settings) as platform:
+    with Platform(line.protocol, line.code,
+                  on_log=None if "--quiet" in given else talk.write, on_note=talk.note,
+                  on_trace=trace.trace if path else None,
+                  attach=attach if "--attach" in given else None,
+                  cores=None if "--no-pin" in given else choose_core(),
+                  watch="--watch" in given, **line.settings) as platform:
         worker = start_thread(report, found, done, lambda: invoke_all(
-            platform, options, events, talk))
+            platform, line, talk))
         interrupted = os.read(news, 1) != b"\0"
         if found and isinstance(found[0], OSError):
             raise found[0]
-        if address is not None and not interrupted:
-            serve(platform, address, talk, news, done)
-    if events or address is not None:
+        if line.address is not None and not interrupted:
+            serve(platform, line, talk, news, done)
+    if line.events or line.address is not None:
         talk.note(summary(platform))
     if trace.failure is not None and trace is not talk:
-        talk.note("--trace %s is not whole: %s" % (options.trace,
-                                                   trace.failure.strerror))
+        talk.note("--trace %s is not whole: %s" % (path, trace.failure.strerror))
     if interrupted:
-        worker.join(LAST_WORDS_S if events else 0.1)  # it may wait for stdin
+        worker.join(LAST_WORDS_S if line.events else 0.1)  # it may wait for stdin
         return INTERRUPTED
-    if options.strict and platform.violations:
+    if "--strict" in given and platform.violations:
         return BROKEN_RULE
     return 0 if found == [True] and not platform.faults else FAILED
+
+
+def start(words: List[str]) -> int:
+    """Answer a question about the program, or run it. Raises ValueError, OSError."""
+    at = words.index("--") if "--" in words else len(words)
+    arguments, given = parse(words[:at])
+    program, said = os.path.basename(sys.argv[0]) or "emulator.py", ""
+    if "--help" in given or "-h" in given:
+        said = help_text(program, *(arguments and [protocol_of(arguments)]
+                                    or PROTOCOLS))
+    elif "--version" in given:
+        said = "emulator %s, SPEC %s" % (__version__, SPEC_VERSION)
+    elif "--sample-event" in given:
+        samples = json.loads(SAMPLE_EVENTS)[protocol_of(arguments)]
+        name = given["--sample-event"][-1]
+        if name not in samples:
+            raise ValueError("--sample-event takes %s, not %r" % (
+                " or ".join(samples), name))
+        said = json.dumps(samples[name], separators=(",", ":"))
+    else:
+        return run(Command(arguments, given, words[at + 1:]))
+    Talk(1).result(said.encode() + b"\n")
+    return 0
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -3725,17 +3991,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             os.fstat(number)
         except OSError:  # a standard file that is closed is an empty one
             os.open(os.devnull, os.O_RDWR)
-    words, command = list(sys.argv[1:] if argv is None else argv), []
-    if "--" in words:
-        at = words.index("--")
-        words, command = words[:at], words[at + 1:]
-    options = make_parser().parse_intermixed_args(words)
     for number in end_signals():
         signal.signal(number, signal.default_int_handler)
     # whoever started us may ignore it: then no process waits for us to see its end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        return run(options, command)
+        return start(list(sys.argv[1:] if argv is None else argv))
     except ValueError as error:
         Talk(2).note(str(error))
         return USAGE_ERROR

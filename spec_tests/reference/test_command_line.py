@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import pathlib
+import pty
 import re
 import select
 import shutil
@@ -21,7 +22,7 @@ import emulator
 import pytest
 import scripted_bootstrap
 import spec
-from harness import (PROTOCOLS, background, code, event, fifo, process_state,
+from harness import (PROTOCOLS, PULL, background, code, event, fifo, process_state,
                      until)
 from implementations import START_EMULATOR
 
@@ -110,7 +111,7 @@ TYPED = '{"errorType": "KeyError", "errorMessage": "no\\nname", "stackTrace": []
     ("fg", ["fail", "why\nso"], "the bootstrap reported an error: why so"),
     ("scf", ["fail", "[" * 99999], "the bootstrap reported an error: [[["),
     ("fc", ["send", "HTTP/1.1 404 X\r\nX-Fc-Status: 404\r\nContent-Length: %d\r\n\r\n%s"
-            % (len(TYPED), TYPED)], "the function reported a failure: KeyError: no na")))
+            % (len(TYPED), TYPED)], "the function reported a failure: KeyError: no n")))
 def test_any_error_document__said(protocol: str, steps: List[str], said: str,
                                   code: str) -> None:
     """What the error document says stands in the message, on one line."""
@@ -232,7 +233,24 @@ USAGE: List[Tuple[Tuple[str, ...], str]] = [
     (("--event", "x", "--timeout", "0"), "--timeout"),
     (("--event", "x", "--env", "SCF_A=1"), "SCF_A"),
     (("--event", "x", "--concurrency", "2"), "--concurrency"),
-    (("--event", "x", "--parallel", "2"), "--parallel"),
+    (("--event", "x", "--parallel", "2"), "--parallel applies to --jsonl alone"),
+    (("--jsonl", "--parallel", "0"), "(--parallel) must be more than 0"),
+    (("--jsonl", "--parallel", "1.5"), "(--parallel) must be a whole number"),
+    (("--jsonl", "--parallel", "x"), "--parallel takes a number, not 'x'"),
+    (("--event", "x", "--tiemout", "2"), "--tiemout; the nearest is --timeout"),
+    (("--event", "x", "--timeout", "2s"), "--timeout takes a number, not '2s'"),
+    (("--event", "x", "--timeout", "nan"), "--timeout"),
+    (("--event", "x", "--quiet=1"), "--quiet takes nothing, not '1'"),
+    (("--event",), "--event takes TEXT|@FILE|-"),
+    (("--env", "--event", "x"), "--env takes NAME=VALUE"),
+    (("--event", "x", "--env", "A"), "--env takes NAME=VALUE, not 'A'"),
+    (("--event", "x", "--request", "GET /"), "--request does not apply to scf"),
+    (("--event", "x", "--watch", "--attach"), "--watch cannot restart what --attach"),
+    (("--event", "x", "--cors", "*"), "--cors applies to --serve alone"),
+    (("--serve", "0", "--cors", "localhost"), "--cors takes *, or an origin such as"),
+    (("--serve", "0", "--cors", "http://a/b"), "--cors takes *, or an origin such as"),
+    (("--serve", "0", "--sample-event", "smn"), "--sample-event takes apigw or timer"),
+    (("--event", "x", "--env-file", "/no/such"), "--env-file /no/such: No such file"),
     (("--serve", "localhost:http"), "--serve"), (("--serve", "192.0.2.1:0"), "--serve"),
     (("--event", "x", "--", "ls"), "--"),
     (("--event", "x", "--trace", "/no/such/folder/file"), "--trace")]
@@ -247,8 +265,31 @@ def test_usage_error(options: Tuple[str, ...], word: str, code: str) -> None:
     assert (done.status, done.out) == (2, b"") and len(said) == 1 and word in said[0]
 
 
+REQUESTS: List[Tuple[Tuple[str, ...], str]] = [
+    (("--request", "GET"), "--request takes 'METHOD /PATH', not 'GET'"),
+    (("--request", "/path"), "--request takes 'METHOD /PATH', not '/path'"),
+    (("--request", "GET path"), "--request takes 'METHOD /PATH', not 'GET path'"),
+    (("--request", "GET /a b"), "--request takes 'METHOD /PATH', not 'GET /a b'"),
+    (("--request", "GET /", "--header", "x"), "--header takes 'NAME: VALUE', not 'x'"),
+    (("--request", "GET /", "--header", "a b: c"), "--header takes 'NAME: VALUE'"),
+    (("--request", "GET /", "--header", "a: b\r\nc: d"), "--header takes 'NAME: VALU"),
+    (("--event", "x", "--header", "a: b"), "--header applies to --request alone"),
+    (("--event", "x", "--port", "x"), "--port takes a number, not 'x'"),
+    (("--event", "x", "--port", "1.5"), "--port")]
+
+
+@pytest.mark.parametrize("options,word", REQUESTS, ids=[
+    " ".join(case[0])[:40] for case in REQUESTS])
+def test_usage_error__fc(options: Tuple[str, ...], word: str, code: str) -> None:
+    """The same for the options of fc alone."""
+    done = run([*START_EMULATOR, "fc", code, *options])
+    assert (done.status, done.out) == (2, b"") and len(done.err.splitlines()) == 1
+    assert word in done.err
+
+
 @pytest.mark.parametrize("arguments,word", (
     ((), "PROTOCOL"), (("aws",), "aws"), (("scf",), "CODE"),
+    (("scf", ".", "x", "--event", "y"), "too many arguments: x"),
     (("scf", "/no/such/folder", "--event", "x"), "/no/such/folder")))
 def test_usage_error__arguments(arguments: Tuple[str, ...], word: str) -> None:
     """A missing or unknown argument gives status 2 and no traceback."""
@@ -266,6 +307,191 @@ def test_help() -> None:
             and option not in said} == set()
     assert re.fullmatch(rb"\S+ \d+\.\d+\.\d+, SPEC \d+\.\d+\n",
                         run([*START_EMULATOR, "--version"]).out)
+
+
+@PROTOCOLS
+def test_help__protocol(protocol: str) -> None:
+    """That of a protocol has its options alone, on a line each, with defaults that
+    people read; the same ones work."""
+    done = run([*START_EMULATOR, protocol, "--help"])
+    lines = done.out.decode().splitlines()
+    options = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert options[0] == "--event" and len(options) == len(set(options))
+    assert ("--freeze" in options) == ("--request" in options) == (protocol == "fc")
+    assert max(map(len, lines)) <= 80
+    sizes = [line for line in lines if "--max-event" in line or "--memory" in line]
+    assert [re.findall(r"\((.*)\)", line)[0] for line in sizes] == [
+        "512 MB" if protocol == "fc" else "128 MB", "32 MiB" if protocol == "fc" else
+        "6 MiB"]
+    others = {limit.option for table in emulator.LIMITS.values()
+              for limit in table.values()} - set(options)
+    for option in others | {"--request"} - set(options):
+        assert " does not apply to " + protocol in run(
+            [*START_EMULATOR, protocol, ".", "--event", "x", option, "1"]).err
+
+
+SERVER = """#!/usr/bin/env python3
+import http.server, os
+class Home(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        text = "%s %s|%s|" % (self.command, self.path, self.headers.get("X-Mine"))
+        status = int(self.path[1:4]) if self.path[1:4].isdigit() else 200
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text) + len(body)))
+        if self.path == "/cors":
+            self.send_header("Access-Control-Allow-Origin", "http://own")
+        self.end_headers()
+        self.wfile.write(text.encode("latin-1") + body)
+        if self.path == "/exit":
+            os._exit(3)
+    do_POST = do_OPTIONS = do_GET
+http.server.HTTPServer(("", int(os.environ["FC_SERVER_PORT"])), Home).serve_forever()
+"""
+
+
+@pytest.fixture
+def web(tmp_path: pathlib.Path) -> str:
+    """A folder with an HTTP function."""
+    (tmp_path / "bootstrap").write_text(SERVER)
+    (tmp_path / "bootstrap").chmod(0o755)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("options,out,said", (
+    (("get /a?b=%20",), b"GET /a?b=%20|None|", "status 200 OK"),
+    (("POST /", "--header", "X-Mine: y: z", "--event", "a\n"), b"POST /|y: z|a\n",
+     "status 200 OK"),
+    (("GET /404",), b"GET /404|None|", "status 404 Not Found"),
+    (("GET /\u00e9",), b"GET /\xc3\xa9|None|", "status 200 OK")))
+def test_request(options: Tuple[str, ...], out: bytes, said: str, web: str) -> None:
+    """One HTTP call: its answer's body byte for byte on stdout, its status on stderr.
+    """
+    done = run(words("fc", web, "--quiet", "--request", *options))
+    assert (done.status, done.out) == (0, out)
+    assert done.err.splitlines()[0] == "emulator: " + said
+
+
+def test_request__failed(web: str) -> None:
+    """A call that fails says why, and so does the exit status."""
+    (pathlib.Path(web) / "bootstrap").write_text("#!/bin/sh\nexit 3\n")
+    done = run(words("fc", web, "--request", "GET /"))
+    assert done.status == 1 and b"CAExited" in done.out or b"exited" in done.out
+    assert "emulator: status 4" in done.err or "emulator: status 5" in done.err
+    assert "start-error: the bootstrap ended with status 3" in done.err
+
+
+ENV_FILE = b"""\xef\xbb\xbf# of the function\r
+A=1
+ export B = two words # and a comment
+C='$x # "y"'   # quoted
+
+D="line\\n\\"two\\" #"
+E=
+F=#x
+G==
+H=first
+H=again
+"""
+
+
+def test_env_file(code: str, tmp_path: pathlib.Path) -> None:
+    """NAME=VALUE lines, quoted or not; --env says more."""
+    (tmp_path / "env").write_bytes(ENV_FILE)
+    done = run(words("scf", code, "--env-file", str(tmp_path / "env"), "--env", "A=2",
+                     "--event", event(["env"]).decode()))
+    env = json.loads(done.out)
+    assert [env[name] for name in "ABCDEFGH"] == [
+        "2", "two words", '$x # "y"', 'line\n"two" #', "", "#x", "=", "again"]
+
+
+@pytest.mark.parametrize("line", ("A", "=x", "A B=c", "A='x", "A='x' y", 'A="x" "y"'))
+def test_env_file__malformed(line: str, code: str, tmp_path: pathlib.Path) -> None:
+    """A line that is none: file and number are told, what may be a secret is not."""
+    (tmp_path / "env").write_text("# x\nB=1\n%s\n" % line)
+    done = run(words("scf", code, "--env-file", str(tmp_path / "env"), "--event", "x"))
+    assert done.status == 2 and done.err == (
+        "emulator: --env-file %s/env, line 3: neither NAME=VALUE nor # comment\n"
+        % tmp_path)
+
+
+def ask_as_page(port: int, method: str, path: str, *fields: str) -> Dict[str, str]:
+    """Return the fields of an answer, and its status, as a browser's page asks."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request(method, path, b"x", {"Origin": "http://page", **{
+            "Access-Control-Request-" + name: value for name, _, value in (
+                field.partition(": ") for field in fields)}})
+        answer = connection.getresponse()
+        return {"status": str(answer.status), **{
+            name.lower(): value for name, value in answer.getheaders()}}
+
+
+@pytest.mark.parametrize("origin", ("", "*", "http://page:8000"))
+def test_cors(origin: str, web: str) -> None:
+    """Pages of the origin may read every answer, and ask before they send; a function
+    that answers to pages itself is left alone. Without --cors nothing is said."""
+    options = ("--cors", origin) if origin else ()
+    allow, wish = "access-control-allow-", ("Method: PUT", "Headers: x-a, x-b")
+    with live(words("fc", web, "--serve", "0", *options)) as one:
+        port = one.port()
+        plain = [ask_as_page(port, *what) for what in (
+            ("POST", "/-/invoke"), ("GET", "/"), ("GET", "/-/nothing"),
+            ("PUT", "/-/state"))]
+        assert [answer.get(allow + "origin", "") for answer in plain] == [origin] * 4
+        assert [answer["status"] for answer in plain] == ["200", "200", "404", "405"]
+        own = ask_as_page(port, "GET", "/cors")
+        assert own[allow + "origin"] == "http://own"
+        asked = ask_as_page(port, "OPTIONS", "/any", *wish)
+        assert (asked["status"], asked.get(allow + "methods")) == (
+            ("204", "PUT") if origin else ("200", None))
+        assert asked.get(allow + "headers") == ("x-a, x-b" if origin else None)
+
+
+@pytest.mark.parametrize("protocol,name", [
+    (protocol, name) for protocol, names in (
+        ("scf", "apigw timer cos"), ("fg", "apig smn timer"), ("fc", "http oss timer"))
+    for name in names.split()])
+def test_sample_event(protocol: str, name: str, code: str) -> None:
+    """One line of JSON, to be piped into --event -."""
+    sample = run([*START_EMULATOR, protocol, "--sample-event", name])
+    done = run(words(protocol, code, "--event", "-"), sample.out)
+    assert sample.status == done.status == 0 and done.out == sample.out
+    assert isinstance(json.loads(sample.out), dict) and sample.out.count(b"\n") == 1
+
+
+@PROTOCOLS
+def test_trace__terminal(protocol: str, code: str) -> None:
+    """On a terminal it is the dialogue as SPEC.md writes it, changes between."""
+    with terminal() as (screen, end):
+        command = words(protocol, code, "--trace", "-", "--quiet", "--event", "hello",
+                        "--event", "x" * 300)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=end)
+        seen = os.read(screen, 65536).decode().replace("\r\n", "\n")
+    asks, bootstrap = ("P>", "B<") if protocol == "fc" else ("B>", "P<")
+    wanted = {"fc": "POST /invoke", "scf": "GET /runtime/invocation/next",
+              "fg": "GET /v1/runtime/invocation/request"}[protocol]
+    assert done.returncode == 0 and "%s %s\n" % (asks, wanted) in seen
+    assert re.search(r"(?i)%s 200\n(  [\w-]+: \S+\n)*  \| hello\n" % bootstrap, seen)
+    assert "  | %s\u2026 (300 bytes)\n" % ("x" * 200) in seen
+    changes = re.findall(r"# [0-9.]+ ms \w+: (\w+) -> (\w+) \[([a-z.-]+)\]", seen)
+    assert {rule for _, _, rule in changes} <= {rule.id for rule in spec.load().rules}
+    assert len(changes) >= 3 and re.search(r"# [0-9.]+ ms outcome: kind ok, ", seen)
+    for line in seen.splitlines():
+        assert re.match(r"([BP][<>] |  |# |emulator: )", line), line
+
+
+@PROTOCOLS
+def test_trace__messages(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
+    """In a file each message has its method and path or its status, and its size."""
+    run(words(protocol, code, "--event", "hello", "--trace", str(tmp_path / "trace")))
+    lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    requests = [line for line in lines if line["what"] in ("call", "request")]
+    answers = [line for line in lines if line["what"] in ("reply", "answer")]
+    assert all(line["method"] and line["path"][0] == "/" for line in requests)
+    assert answers and all(line["status"] == 200 for line in answers)
+    assert {line["bytes"] for line in requests + answers} >= {5}
 
 
 @pytest.mark.parametrize("task", ("--event", "--jsonl"))
@@ -373,6 +599,25 @@ def live(command: Sequence[str], **env: str) -> Iterator[Live]:
                 one.thread.join(5)
 
 
+def http_json(port: int, path: str) -> Any:
+    """Return the document that the front door has at a path."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[Tuple[int, int]]:
+    """Return both ends of a terminal: what a person sees, and what a program has."""
+    screen, end = pty.openpty()
+    try:
+        yield screen, end
+    finally:
+        os.close(screen)
+        os.close(end)
+
+
 def listens(port: int) -> bool:
     """Tell whether somebody takes connections there."""
     try:
@@ -448,12 +693,13 @@ def test_any_process_group__leftovers_signal(protocol: str, number: int, code: s
 
 @contextlib.contextmanager
 def by_hand(one: Live, code: str) -> Iterator[None]:
-    """Start the bootstrap with the variables that an emulator printed, meanwhile."""
-    one.await_line("^export [A-Z_]*REGION|^export RUNTIME_MAX")
-    exports = [line for line in one.lines if line.startswith("export ")]
-    script = "".join(exports) + "exec " + code + "/bootstrap"
-    with subprocess.Popen(["sh", "-c", script], env={"PATH": os.defpath},
-                          stderr=subprocess.DEVNULL) as child:
+    """Start the bootstrap with the variables that an emulator printed, meanwhile; they
+    are all that it prints to stdout."""
+    assert one.process.stdout is not None
+    exports = one.process.stdout.read().decode()
+    assert all(line.startswith("export ") for line in exports.splitlines())
+    with subprocess.Popen(["sh", "-c", exports + "exec " + code + "/bootstrap"],
+                          env={"PATH": os.defpath}, stderr=subprocess.DEVNULL) as child:
         try:
             yield
         finally:
@@ -481,7 +727,75 @@ def test_attach__breakpoint(protocol: str, code: str, fifo: Callable[[str], str]
         scripted_bootstrap.tell(go)
         assert one.ask("b") == ("ok", b"b")
         assert one.end(signal.SIGINT) == 0
-    assert len([line for line in one.lines if "REGION=" in line]) <= 1
+    assert not any("export " in line for line in one.lines)
+
+
+@PROTOCOLS
+def test_attach__eval(protocol: str, code: str) -> None:
+    """A shell can take the variables over while the emulator goes on beside it."""
+    script = 'eval "$("$@" &)"; exec "$0/bootstrap"'
+    command = ["sh", "-c", script, code, *words(protocol, code, "--attach", "--serve",
+                                                "0")]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert Live(process).ask("a") == ("ok", b"a")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@PROTOCOLS
+def test_attach__terminal(protocol: str, code: str) -> None:
+    """A person is told on stderr what to start with which variables, and that it
+    waits; so it is where results go to stdout."""
+    with terminal() as (screen, end):
+        command = words(protocol, code, "--attach", "--debug", "--serve", "0")
+        with subprocess.Popen(command, stdout=end, stderr=subprocess.PIPE) as process:
+            one = Live(process)
+            one.await_line("waiting for a bootstrap that you start in another terminal")
+            one.await_line("^cd '%s'" % code)
+            one.await_line("^export ")
+            one.await_line("^# and a server on port" if protocol == "fc" else
+                           "^'./bootstrap'$")
+            assert one.end(signal.SIGINT) == 0
+    with live(words(protocol, code, "--attach", "--event", "x")) as one:
+        one.await_line("^export ")
+        assert one.end(signal.SIGINT) == 130 and one.process.stdout
+        assert b"export " not in one.process.stdout.read()
+
+
+@PROTOCOLS
+def test_debug(protocol: str, code: str, fifo: Callable[[str], str]) -> None:
+    """It lasts as long as it lasts: a process of ours, started by any command before
+    the first event, unlimited, never frozen, alone."""
+    here, go = fifo("here"), fifo("go")
+    command = ("--", "sh", "-c", 'exec "$0"', "./bootstrap")
+    with live(words(protocol, code, "--debug", "--serve", "0", *command)) as one:
+        port = one.port()
+        assert until(lambda: len(http_json(port, "/-/state")["instances"]) == 1)
+        script = event(["tell", here], ["wait", go]).decode()
+        first = background(lambda: one.ask(script))
+        scripted_bootstrap.wait(here)
+        second = background(lambda: one.ask("second"))
+        assert until(lambda: http_json(port, "/-/state")["queued"] == 1)
+        scripted_bootstrap.tell(go)
+        first.join(20)
+        second.join(20)
+        after = http_json(port, "/-/state")["instances"]
+        assert [one["served"] for one in after] == [2]
+        assert process_state(after[0]["pid"]) != "T"
+
+
+@PULL
+def test_debug__limit(protocol: str, code: str) -> None:
+    """The function is told of a limit that nobody reaches; an option still says more.
+    """
+    trace = ("--trace", "-", "--event", event(["env"]).decode())
+    for options, limit in (((), 1000000), (("--timeout", "7"), 7)):
+        done = run(words(protocol, code, "--debug", *trace, *options))
+        seen = json.loads(done.out).get("RUNTIME_TIMEOUT") or re.findall(
+            r'"Time_Limit_In_Ms": "(\d+)000"', done.err)[0]
+        assert int(seen) == limit
 
 
 @pytest.mark.parametrize("packed", (False, True), ids=("folder", "ZIP"))
