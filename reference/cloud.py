@@ -1490,9 +1490,9 @@ def serve(cloud: Cloud, options: argparse.Namespace, talk: emulator.Talk,
     number = int(signal.SIGINT)
     try:
         door = Door(cloud, host, port)
-        talk.line("cloud: serving on " + cloud.origin)
         if options.folder:
             add_folder(cloud, options)
+        talk.line("cloud: serving on " + cloud.origin)
         number = os.read(news, 1)[0]
         door.close()
     except OSError as error:

@@ -30,9 +30,9 @@ def program(*words: str) -> Iterator[Tuple["subprocess.Popen[str]", Client]]:
     process = subprocess.Popen([sys.executable, PROGRAM, "--serve", "0", *words],
                                stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    line = process.stderr.readline()
-    found = re.search(r"serving on http://127.0.0.1:(\d+)", line)
-    assert found, line
+    said = iter(process.stderr.readline, "")
+    found = next(filter(None, (re.search(r"serving on http://127.0.0.1:(\d+)", line)
+                               for line in said)))
     client = Client(int(found.group(1)))
     try:
         yield process, client

@@ -3,7 +3,7 @@
 
 import json
 import re
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
@@ -175,3 +175,92 @@ def test_outcome_kinds(the_spec: spec.Spec) -> None:
     """The closed list of outcomes is KINDS, in the same order."""
     table = the_spec.table("any", "kind", "meaning")
     assert tuple(row["kind"] for row in table.records()) == emulator.KINDS
+
+
+# ---- side by side ----
+
+
+def flat(value: object, path: str = "") -> Iterator[Tuple[str, str]]:
+    """Yield each member of a document that has none itself: its path and its value."""
+    if isinstance(value, dict) and value:
+        for name, member in value.items():
+            yield from flat(member, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and value:
+        for number, member in enumerate(value):
+            yield from flat(member, f"{path}[{number}]")
+    else:
+        yield path, json.dumps(value)
+
+
+def test_sample_events(the_spec: spec.Spec) -> None:
+    """The events of triggers are those that --sample-event prints."""
+    table = the_spec.table("any", "protocol", "event", "member", "sample")
+    written = [tuple(cell.strip("`") for cell in row.values())
+               for row in table.records()]
+    assert written == [
+        (protocol, name, *member)
+        for protocol, events in json.loads(emulator.SAMPLE_EVENTS).items()
+        for name, event in events.items() for member in flat(event)]
+
+
+def test_options(the_spec: spec.Spec) -> None:
+    """The options that set no limit are those of the emulator. Each setting has one but
+    for two, and those that are more than one word."""
+    table = the_spec.table("any", "option", "takes", "of", "meaning")
+    assert [tuple(row.values()) for row in table.records()] == [
+        (option.name, option.takes.replace("|", "/") or "-", "all" if
+         option.protocols == emulator.PROTOCOLS else ", ".join(option.protocols),
+         (option.needs and f"with {option.needs}: ") + option.text)
+        for option in emulator.OPTIONS if option.name.startswith("-")]
+    for protocol in RULES:
+        given = {option.setting for option in emulator.options_of(protocol).values()}
+        assert set(emulator.setting_names(protocol)) - given == {
+            "command", "credentials", "env", "region", "version"}
+
+
+def side_by_side(protocol: str) -> Dict[str, str]:
+    """Return what chapter 10 has to say of a protocol, so far as the code knows."""
+    rules, limits = RULES[protocol], emulator.LIMITS[protocol]
+
+    def told(name: str) -> str:
+        return emulator.quantity(name.rpartition("_")[2], limits[name].default)
+
+    if protocol == "fc":
+        return {"time to get ready": "%s, Initializer %s" % (
+            told("start_timeout_s"), told("initializer_timeout_s")),
+            "default time limit": told("timeout_s"),
+            "events at a time": "1 to %d" % rules.MAX_CONCURRENCY,
+            "event, result": told("event_bytes") + ", no limit known",
+            "hooks": ", ".join(rules.HOOK_NAMES), "repeated poll": "-"}
+    poll = {call for _, call in rules.STATES} & {"next", "request"}
+    stray = rules.STATES["idle", "response" if protocol == "scf" else "stray"]
+    return {"time to get ready": told("init_timeout_s").replace(
+        "as --timeout", "as the time limit"),
+        "default time limit": told("timeout_s"), "events at a time": "1",
+        "event, result": "%s, %s" % (told("event_bytes"), told("result_bytes")),
+        "hooks": "none", "repeated poll": {
+            "deliver": "the same event again", "hold": "held"}[
+                rules.STATES["running", poll.pop()].action],
+        "second result": {"ignore": "200, ignored", "refuse": "404, refused"}[
+            stray.action]}
+
+
+@PROTOCOLS
+def test_side_by_side(the_spec: spec.Spec, protocol: str) -> None:
+    """Numbers and verdicts of chapter 10 are those of the code; each variable, call and
+    header field that it names is one of that protocol."""
+    table = the_spec.table("any", "", "`fc`", "`scf`", "`fg`")
+    cells = {row[""]: row[f"`{protocol}`"] for row in table.records()}
+    rules = RULES[protocol]
+    assert {name: cells[name] for name in side_by_side(protocol)} == side_by_side(
+        protocol)
+    assert rules.CODE_ROOT in cells["code folder"]
+    known = {field.name for field in (*rules.ENVIRONMENT, *rules.HEADERS)}
+    known |= {"X-Fc-Status", "X-Fc-Error-Type", "X-Func-Err-Code"}
+    paths = [path for _, path in rules.ENDPOINTS]
+    for named in re.findall("`([^`]+)`", " ".join(cells.values())):
+        if re.fullmatch("[A-Z_]+[A-Z]|[A-Z][a-z]+([-_][A-Z][a-z]+)+", named):
+            assert named in known, named
+        elif re.match("GET|POST", named):
+            path = named.split()[1].replace("{id}", "").strip("\u2026")
+            assert any(one.endswith(path) for one in paths), named
