@@ -76,7 +76,7 @@ BUDGETS = {"scf_platform": 670, "fg_platform": 695, "fc_platform": 795,
            "scf_bootstrap": 290, "fg_bootstrap": 295, "fc_bootstrap": 490,
            "emulator": 4040,
            "gateway": 1430,
-           "cloud": 1530}
+           "cloud": 1540}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
