@@ -49,7 +49,7 @@ import time
 import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
-                    NamedTuple, Optional, Sequence, Set, Tuple, Type)
+                    NamedTuple, Optional, Sequence, Set, Tuple, Type, Union)
 
 if TYPE_CHECKING or not __package__:
     import fc_platform
@@ -1291,8 +1291,9 @@ FC_MARKER = re.compile(rb"(?m)^FC (?:Invoke|Initialize|PreFreeze|PreStop) (?:Sta
 class Log:
     """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
 
-    def __init__(self, sink: Callable[[bytes], None]) -> None:
-        self._sink = sink
+    def __init__(self, sink: Callable[[bytes], None], flush: Callable[[], None]
+                 ) -> None:
+        self._sink, self._flush = sink, flush
         self._lock = threading.Lock()
         self._tail = b""
         self._read_end = -1     # of the pipe, while it is open
@@ -1311,12 +1312,13 @@ class Log:
         poll.register(read_end, select.POLLIN)
         while self._read_end >= 0:
             poll.poll()
-            self.drain()
+            self.take()
+            self._flush()
         os.close(read_end)
 
-    def drain(self) -> None:
+    def take(self) -> None:
         """Take what is waiting, 1 MiB at most; so that a log holds what was printed
-        before a result. Never blocks on the pipe."""
+        before a result. Never blocks."""
         with self._lock:
             for _ in range(16):
                 if self._read_end < 0 or not self._poll.poll(0):
@@ -1369,14 +1371,13 @@ class Gate:
     """Where a thread waits for its invocation, and notices that the caller leaves."""
 
     def __init__(self) -> None:
-        self._read_end, self._write_end = os.pipe()
+        self._read_end, write_end = os.pipe()
+        self._closed_by = [write_end]
 
     def open(self) -> None:
-        """Let the thread go on; may be called before it waits, and again (lock held).
-        """
-        if self._write_end >= 0:
-            os.close(self._write_end)
-            self._write_end = -1
+        """Let the thread go on; may be called before it waits, and again."""
+        with contextlib.suppress(IndexError):  # another thread was faster
+            os.close(self._closed_by.pop())
 
     def wait(self, caller: Optional[Handler]) -> bool:
         """Block until the gate opens (True) or the caller has gone (False)."""
@@ -1532,7 +1533,7 @@ class Instance:
         self.function = platform.function
         self.rules: Any = platform.rules
         self.id = "c-%s" % os.urandom(6).hex()
-        self.log = Log(platform.write_log)
+        self.log = Log(platform.write_log, platform.flush_log)
         self.alarm = Alarm(self._on_time)
         self.process: Optional[Process] = None
         self.work: Dict[Invocation, None] = {}  # bound or begun, in this order
@@ -1566,7 +1567,8 @@ class Instance:
             reason = error.reason if isinstance(error, StartError) else ""
             with self.platform.lock:
                 if not self.work and not self.ending:  # of --attach, before any event
-                    self.platform.note("start-error: %s" % error)
+                    self.platform.lock.later(self.platform.note,
+                                             "start-error: %s" % error)
                 self.end(list(self.work), "start-error", str(error), reason)
             if self.process is None:
                 self.cleanup()
@@ -1635,7 +1637,7 @@ class Instance:
         if self.served:
             platform.counts["reused"] += 1
             if len(self.work) == 1:
-                self.log.drain()
+                self.take_log()
                 self.log.take_tail()
         self.served += 1
         if not invocation.issues:
@@ -1647,6 +1649,12 @@ class Instance:
             invocation.violations += self.violations
             self.violations.clear()
         platform.watch_memory()
+
+    def take_log(self) -> None:
+        """Let the log hold what is printed by now; it is passed on after the lock's
+        release, since whoever reads it may pause (lock held)."""
+        self.log.take()
+        self.platform.lock.later(self.platform.flush_log)
 
     def has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
@@ -1715,14 +1723,14 @@ class Instance:
 
     def on_exit(self, status: int) -> None:
         """Settle what the bootstrap left undone; called from the process's thread."""
-        self.log.drain()
         platform, ended = self.platform, describe_status(status)
         with platform.lock:
+            self.take_log()
             state = self.session.state
             platform.trace("process", instance=self.id, ended=ended, state=state)
             if not self.work and state != "stopping":
-                platform.note("the bootstrap ended %s while it had no event; the next "
-                              "one starts another" % ended)
+                platform.lock.later(platform.note, "the bootstrap ended %s while it had "
+                                    "no event; the next one starts another" % ended)
             self.exited(state, status)
         self.cleanup()
 
@@ -1841,6 +1849,8 @@ class PullInstance(Instance):
         if row.action == "hold":
             self.parked.append((api, call))
         self._answer(api, row.action, size, invocation)
+        if call in ("response", "error"):
+            self.take_log()
         if row.action in ("ignore", "refuse") and before != "stopping":
             self.violate(Violation(row.rule, "%s in state %s%s" % (
                 call, before, ", id %r; due is %s" % (
@@ -1974,8 +1984,6 @@ class RuntimeApi(Handler):
             self.refused(Violation("any.api.unknown", seen))
             self.refuse_call(status, "no such call: " + seen)
             return
-        if call in ("response", "error"):
-            instance.log.drain()  # so that the log holds what was printed before
         with instance.platform.lock:
             instance.receive(self, call, request_id, body, size)
 
@@ -2407,8 +2415,8 @@ class PushInstance(Instance):
         if invocation.outcome is not None or self.function.concurrency == 1:
             raise CallerGone
         invocation.answer.is_lost = True
-        self.log.drain()
         with self.platform.lock:
+            self.log.take()
             self.platform.settle(invocation, "cancelled", message="the caller has gone")
 
     def _pass(self, invocation: Invocation, upstream: Upstream, head: Head,
@@ -2492,7 +2500,8 @@ class PushInstance(Instance):
         method = "POST" if call == "initialize" else "GET"
         hook = Invocation(rules.new_id(), b"", HttpRequest(method, "/" + call))
         hook.control, hook.deadline = "", time.monotonic() + timeout_s
-        platform.log_line(0, hook.request_id, rules.HOOK_NAMES[call])
+        with platform.lock:
+            platform.log_line(0, hook.request_id, rules.HOOK_NAMES[call])
         kind, seen = self._try(hook)
         verdict = HOOK_VERDICTS.get(kind, "failed")
         if kind in ("ok", "function-error"):
@@ -2501,9 +2510,10 @@ class PushInstance(Instance):
                                                            hook.answer.status)
         elif kind == "timeout":
             seen = "no answer within %g s" % timeout_s
-        self.log.drain()
-        platform.log_line(1, hook.request_id, rules.HOOK_NAMES[call], error="" if
-                          verdict == "done" else ", Error: %s, %s" % (verdict, seen))
+        with platform.lock:
+            self.log.take()
+            platform.log_line(1, hook.request_id, rules.HOOK_NAMES[call], error="" if
+                              verdict == "done" else ", Error: %s, %s" % (verdict, seen))
         platform.trace("hook", instance=self.id, call=call, verdict=verdict, seen=seen)
         return verdict, seen
 
@@ -2515,7 +2525,7 @@ class PushInstance(Instance):
         super().begin(invocation)
         self.set_deadline(math.inf)     # the exchange keeps the time itself
         if invocation.gate is not None:
-            invocation.gate.open()
+            self.platform.lock.later(invocation.gate.open)  # after the log line
 
     def exchange(self, invocation: Invocation) -> None:
         """Send the event and pass the answer on; then the invocation is settled. Blocks
@@ -2526,24 +2536,23 @@ class PushInstance(Instance):
         except Exception:
             fault()
         finally:
-            self.log.drain()
             with self.platform.lock:
+                self.log.take()
                 self._conclude(invocation, kind, message)
 
     def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
         platform = self.platform
+        if platform.attach:
+            pass    # whoever started the server ends it, and may be at a breakpoint
+        elif kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
+            self.end([invocation], kind, message)
+        elif kind == "cancelled" and self.function.concurrency == 1:
+            platform.discard(self, "stop")  # [fc.caller.replace]
         platform.settle(invocation, kind, message=message,
                         body=b"".join(invocation.answer.parts))
         del self.work[invocation]
         self._move("settled")
-        if platform.attach:
-            pass    # whoever started the server ends it, and may be at a breakpoint
-        elif kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
-            self.end([])
-        elif kind == "cancelled" and self.function.concurrency == 1 and (
-                not self.ending):
-            platform.discard(self, "stop")  # [fc.caller.replace]
-        elif self.ending == "kill" and not self.work:
+        if self.ending == "kill" and not self.work:
             platform.lock.later(self.kill)
         self.has_room_again()
         self._rest()
@@ -2640,6 +2649,7 @@ class Platform:
         self.rules: Any = RULES[self.protocol]
         self._on_log, self._on_note, self.on_trace = on_log, on_note, on_trace
         self._log_lock = threading.Lock()
+        self._printed: "collections.deque[Union[bytes, str]]" = collections.deque()
         self._mid_line = False
         self.attach = attach
         self.cores = cores
@@ -2949,7 +2959,7 @@ class Platform:
         if invocation.on_done is not None:
             self.lock.later(invocation.on_done, invocation.outcome)
         if invocation.gate is not None:
-            invocation.gate.open()
+            self.lock.later(invocation.gate.open)
         return True
 
     def _show(self, invocation: Invocation, kind: str, body: bytes, duration_ms: float,
@@ -3090,26 +3100,34 @@ class Platform:
             told.add(text)
             self.lock.later(self.note, "the bootstrap broke %s: %s" % (rule, seen))
 
-    def write_log(self, data: bytes) -> None:
-        """Pass on what the function or the platform prints."""
+    def write_log(self, data: Union[bytes, str]) -> None:
+        """Take what the function prints, or a line of ours; flush_log() passes it on.
+        """
         if self._on_log is not None:
-            with self._log_lock:
+            self._printed.append(data)
+
+    def flush_log(self) -> None:
+        """Pass on what was printed, each line of ours on a line of its own. Blocks
+        while nobody reads it."""
+        with self._log_lock:
+            while self._on_log is not None and self._printed:
+                data = self._printed.popleft()
+                if isinstance(data, str):
+                    data = (b"\n" if self._mid_line else b"") + data.encode(
+                        "utf-8", "backslashreplace")
                 self._mid_line = not data.endswith(b"\n")
                 self._tell(self._on_log, data)
 
-    def note_line(self, line: str) -> None:
-        """Print a platform line into the log, on a line of its own."""
-        self.write_log((b"\n" if self._mid_line else b"")
-                       + line.encode("utf-8", "backslashreplace"))
-
     def log_line(self, number: int, request_id: str, call: str = "Invoke",
                  **facts: object) -> None:
-        """Print a vendor's line: 0 before an invocation begins, 1 when it has ended."""
+        """Print a vendor's line: 0 before an invocation begins, 1 when it has ended
+        (lock held)."""
         if self._on_log is not None:
             utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self.note_line(self.rules.LOG_LINES[number].format(
+            self.write_log(self.rules.LOG_LINES[number].format(
                 request_id=request_id, call=call, utc=utc,
                 version=self.facts["version"], **facts))
+            self.lock.later(self.flush_log)
 
     def trace_message(self, what: str, instance: str, head: Head, body: bytes,
                       size: int = -1, **facts: object) -> None:

@@ -4,13 +4,15 @@
 import os
 import pathlib
 import re
+import threading
 from typing import Any, List
 
 import pytest
 
 import scripted_bootstrap
 from emulator import Outcome
-from harness import PROTOCOLS, PULL, Harness, code, event, until
+from harness import (PROTOCOLS, PULL, Harness, code, event, outcome_of, processes,
+                     until)
 
 __all__ = ["code"]
 MIB = 1048576
@@ -129,3 +131,21 @@ def test_any_log_streams__escaped_child(protocol: str, code: str) -> None:
         assert logged.invoke(["exit", 3]).kind == "exit"
         assert logged.invoke(["say", "next"]).body == b"next"
         os.kill(child, 0)  # it is still there, and holds its end
+
+
+@PROTOCOLS
+def test_any_time_kill__log_unread(protocol: str, code: str) -> None:
+    """While nobody reads the log, a limit still strikes, and the platform tells so."""
+    is_read = threading.Event()
+
+    def read(data: bytes) -> None:
+        if b"bbbb" in data:
+            is_read.wait(20)
+
+    with Harness(protocol, code, on_log=read, timeout_s=0.4) as harness:
+        caller = harness.event(event(["out", 1, "bbbb"], ["hang"]))
+        assert harness.ends("timeout") and harness.states() == []
+        assert until(lambda: processes(code) == [])
+        is_read.set()
+        assert outcome_of(caller)[0] == "timeout"
+        assert harness.outcome(b"next") == ("ok", b"next")
