@@ -30,7 +30,7 @@ import collections
 import contextlib
 import errno
 import functools
-import http
+import http.client
 import io
 import json
 import math
@@ -55,17 +55,14 @@ if TYPE_CHECKING or not __package__:
     import fc_platform
     import fg_platform
     import scf_platform
-    from scf_platform import Limit, Violation
+    from scf_platform import Facts, Limit, Pairs, Violation
 else:  # installed
     from . import fc_platform, fg_platform, scf_platform
-    from .scf_platform import Limit, Violation
+    from .scf_platform import Facts, Limit, Pairs, Violation
 
 __version__ = "0.1.0"
 SPEC_VERSION = "0.1"
 __all__ = ["FrontDoor", "Function", "HttpRequest", "Outcome", "Platform", "Violation"]
-
-Pairs = Tuple[Tuple[str, str], ...]
-Facts = Dict[str, str]
 
 
 # ---- model ----
@@ -300,9 +297,6 @@ def check_request(request: HttpRequest) -> None:
 
 # ---- HTTP: one strict parser for both directions ----
 
-REASONS = {status.value: status.phrase for status in http.HTTPStatus}
-
-
 class Head(NamedTuple):
     """The head of a request or an answer.
 
@@ -474,7 +468,7 @@ def format_head(start: str, fields: Iterable[Tuple[str, str]]) -> bytes:
 
 def status_line(status: int) -> str:
     """Write the first line of an answer."""
-    return "HTTP/1.1 %d %s" % (status, REASONS.get(status, "Unknown"))
+    return "HTTP/1.1 %d %s" % (status, http.client.responses.get(status, "Unknown"))
 
 
 def json_answer(status: int, document: object) -> Tuple[bytes, bytes]:
@@ -494,15 +488,11 @@ OPEN: Set["Platform"] = set()   # those that an error of ours may have left in a
 
 
 def fault() -> None:
-    """Show an error of ours that is being handled, as if it had ended its thread."""
+    """Show an error of ours that is being handled, as if it had ended its thread. Let
+    nobody wait for what it has left undone: whatever runs is cancelled, and the exit
+    status tells."""
     threading.excepthook(threading.ExceptHookArgs(
         (*sys.exc_info(), threading.current_thread())))
-    give_up()
-
-
-def give_up() -> None:
-    """Let nobody wait for what an error of ours has left undone: whatever runs is
-    cancelled, and the exit status tells."""
     for platform in list(OPEN):
         platform.faults += 1
         threading.Thread(target=platform.give_up, daemon=True).start()
@@ -548,11 +538,6 @@ def hung_up(connection: socket.socket) -> bool:
         return True
 
 
-def timeval(limit_s: float) -> bytes:
-    """Return a time as the kernel has it; 0 = for ever."""
-    return struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
-
-
 class Handler(BaseHTTPRequestHandler):
     """A connection to a server of ours. Its own thread reads it; any thread may answer.
 
@@ -578,16 +563,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.idle_limit_s:
             self.limit_reads(self.idle_limit_s)
 
-    def limit_reads(self, limit_s: float) -> None:
-        """Let each read come back empty after so long. By the kernel: a socket of
-        Python's with a timeout costs a system call more for each operation."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
-                                   timeval(limit_s))
+    def limit_reads(self, limit_s: float, option: int = socket.SO_RCVTIMEO) -> None:
+        """Let each read come back empty after so long; 0 = never. By the kernel: a
+        socket of Python's with a timeout costs a system call more each time."""
+        self.connection.setsockopt(socket.SOL_SOCKET, option, struct.pack(
+            "ll", int(limit_s), int(limit_s % 1 * 1e6)))
 
     def limit_writes(self, limit_s: float) -> None:
         """Let each write fail after so long."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO,
-                                   timeval(limit_s))
+        self.limit_reads(limit_s, socket.SO_SNDTIMEO)
 
     # -- for subclasses --
 
@@ -614,7 +598,7 @@ class Handler(BaseHTTPRequestHandler):
                 pass
         except BadMessage as error:
             self.refused(error.violation)
-            self.closing = self.unread = True
+            self.unread = True
             self.answer(*json_answer(error.status, {
                 "error": error.violation.rule, "seen": error.violation.seen}))
         except ConnectionError:
@@ -622,8 +606,8 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             pass  # the peer was silent for too long
         except Exception:
+            fault()
             self.fail()
-            raise  # to be shown by the server, which goes on
         if self.unread:
             self._linger()
 
@@ -640,17 +624,16 @@ class Handler(BaseHTTPRequestHandler):
             raise BadMessage("any.limits.head", "%d header fields" % len(head.fields),
                              431)
         self.respond()
-        if self._answered.locked():
-            self._await_answer()
-        return not self.closing and (not self.unread or self._skip_body())
+        self._await_answer()
+        return not (self.closing or self.unread)
 
     def read_body(self, limit: int) -> bytes:
-        """Return the request's body. Raises BodyTooLarge, BadMessage, OSError."""
+        """Return the request's body. Raises BodyTooLarge when one over the limit has
+        been read away (or has not, then the connection ends), BadMessage, OSError."""
         length = self.head.length
         if not length:
             return b""
-        if length > limit:  # and what follows the answer is read away, if it comes
-            self.closing |= length > SKIP_BYTES or bool(self.head.get("expect"))
+        if length > SKIP_BYTES or length > limit and self.head.get("expect"):
             raise BodyTooLarge(length, limit)
         waits = not 0 < length <= self.ahead
         if waits:
@@ -659,32 +642,21 @@ class Handler(BaseHTTPRequestHandler):
             # a client that sends head and body apart stalls
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             self.limit_reads(SILENCE_S)
-        try:
-            body = (self.rfile.read(length) or b"") if length >= 0 else b"".join(
-                read_parts(self.rfile, length, limit))
-        except BodyTooLarge:
-            self.closing = True  # we are in the middle of a chunk
-            raise
-        if len(body) < length:
+        size, parts = 0, []
+        for part in [self.rfile.read(length) or b""] if 0 < length <= limit else (
+                read_parts(self.rfile, length, SKIP_BYTES)):
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+        if size < length:
             raise BadMessage("any.http.no-effect", "the body ended, or paused, after "
-                             "%d of %d bytes" % (len(body), length))
+                             "%d of %d bytes" % (size, length))
         self.unread = False
         if waits:
             self.limit_reads(self.idle_limit_s)
-        return body
-
-    def _skip_body(self) -> bool:
-        """Read away a body that was refused; tell whether another request may follow.
-        """
-        self.limit_reads(LINGER_S)
-        try:
-            for _ in read_parts(self.rfile, self.head.length):
-                pass
-        except BadMessage:
-            return False
-        self.limit_reads(self.idle_limit_s)
-        self.unread = False
-        return True
+        if size > limit:
+            raise BodyTooLarge(size, limit)
+        return b"".join(parts)
 
     def _linger(self) -> None:
         """Read on for a moment: closed over unread input, the answer would be lost."""
@@ -693,7 +665,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_WR)
             self.limit_reads(LINGER_S)
             while left > 0 and time.monotonic() < deadline:
-                left -= len(self.connection.recv(65536)) or left
+                left -= len(self.connection.recv(CHUNK_BYTES)) or left
 
     # -- answering --
 
@@ -702,35 +674,28 @@ class Handler(BaseHTTPRequestHandler):
         self._answered.acquire()
 
     def _await_answer(self) -> None:
-        """Wait for the next request, or for the end. Whoever answers has done so when
-        this returns. Raises ConnectionError when nobody will."""
-        while self._answered.locked():
+        """Wait until a deferred answer was given, or nobody will give it: meanwhile
+        for the next request, or the end of the connection."""
+        while self._answered.locked() and not self.unread:
             try:
                 if self.rfile.peek(1):
-                    break
+                    break  # it pipelines
             except ConnectionError:
                 self.was_reset()
             except OSError:
                 pass
-            if self.has_gone():  # else it was idle for long
+            if hung_up(self.connection):  # else it was idle for long
                 if self._answered.locked() and self.withdraw():
-                    raise ConnectionError(errno.EPIPE, "the peer is gone")
+                    self.give_up()
                 break
-        with self._answered:  # it pipelines, or somebody is writing
+        with self._answered:  # somebody may be writing
             pass
 
-    def has_gone(self) -> bool:
-        """Tell, without blocking, whether the peer of a deferred answer hung up."""
-        return hung_up(self.connection)
-
     def answer(self, head: bytes, body: bytes = b"") -> bool:
-        """Send an answer; False when the peer is gone. Blocks while the peer does not
-        read, SILENCE_S at most for each write."""
-        return self._send(self.complete(head, body), body)
-
-    def post(self, head: bytes, body: bytes = b"") -> bool:
-        """Send a deferred answer without blocking; what does not fit goes to a thread,
-        so that a slow reader holds up nobody. False when the peer is gone."""
+        """Send an answer, deferred or not, without blocking; what does not fit goes to
+        a thread, so that a slow reader holds up nobody. False when the peer is gone."""
+        self._answered.acquire(False)
+        self.closing = self.closing or self.unread
         head = self.complete(head, body)
         try:
             sent = self.connection.sendmsg((head, body), (), DONTWAIT)
@@ -740,30 +705,25 @@ class Handler(BaseHTTPRequestHandler):
             self.give_up()
             return False
         if sent < len(head) + len(body):
-            start_thread(self._send, head[sent:], body[max(0, sent - len(head)):])
+            start_thread(self._send, head[sent:],
+                         memoryview(body)[max(0, sent - len(head)):])
         else:
             self.release()
         return True
 
     def complete(self, head: bytes, body: bytes) -> bytes:
         """Add to the head of an answer what this connection adds to each."""
-        if self.closing:
-            return head[:-2] + b"Connection: close\r\n\r\n"
-        return head
+        return head[:-2] + b"Connection: close\r\n\r\n" if self.closing else head
 
-    def _send(self, head: bytes, body: bytes) -> bool:
+    def _send(self, head: bytes, body: memoryview) -> None:
+        """Send the rest of an answer. Blocks while the peer does not read, SILENCE_S
+        at most for each write."""
         try:
-            if len(body) > 65536:  # joining would copy it
-                self.connection.sendall(head)
-                self.connection.sendall(body)
-            else:
-                self.connection.sendall(head + body)
-            return True
-        except OSError:
-            self.closing = True
-            return False
-        finally:
+            self.connection.sendall(head)
+            self.connection.sendall(body)
             self.release()
+        except OSError:
+            self.give_up()
 
     def fail(self) -> None:
         """End the connection after an error of ours."""
@@ -797,8 +757,7 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.app = app
         self.open: Dict[socket.socket, threading.Thread] = {}
-        self._last: Any = None  # the address that our own last connection comes from
-        self._has_all = False   # it has been accepted
+        self._has_all = False   # who connected before close()
         super().__init__((host, port), handler)
         self.host, self.port = str(self.server_address[0]), self.server_address[1]
         self._thread = start_thread(self._run)
@@ -822,8 +781,7 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection a thread, unless there are too many."""
-        self._has_all = client_address == self._last
-        if self._has_all or len(self.open) >= MAX_CONNECTIONS:
+        if len(self.open) >= MAX_CONNECTIONS:
             self.shutdown_request(request)
             return
         thread = self.open[request] = threading.Thread(
@@ -831,26 +789,22 @@ class Server(ThreadingHTTPServer):
             daemon=True)
         thread.start()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Show an error of ours."""
-        super().handle_error(request, client_address)
-        give_up()
-
     def shutdown_request(self, request: Any) -> None:
         """Close a connection."""
         self.open.pop(request, None)
         super().shutdown_request(request)
 
+    def handle_timeout(self) -> None:
+        """After close(): nobody waits to be accepted any more."""
+        self._has_all = True
+
     def close(self) -> None:
         """Stop listening when all that connected earlier has its thread; connections
         go on. May be called twice."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        self.timeout = 0    # of handle_request(), which a last connection wakes
         with contextlib.suppress(OSError):  # it is closed already
-            with socket.socket(self.address_family) as last:
-                last.bind((host, 0))
-                self._last = last.getsockname()
-                last.connect((host, self.port))
-                self._thread.join()
+            socket.create_connection((self.host, self.port), LINGER_S).close()
+        self._thread.join()
 
     def join(self, timeout_s: float) -> None:
         """Wait until every connection has ended, at most so long."""
@@ -1729,8 +1683,8 @@ class Instance:
             state = self.session.state
             platform.trace("process", instance=self.id, ended=ended, state=state)
             if not self.work and state != "stopping":
-                platform.lock.later(platform.note, "the bootstrap ended %s while it had "
-                                    "no event; the next one starts another" % ended)
+                platform.lock.later(platform.note, "the bootstrap ended %s while it "
+                                    "had no event; the next one starts another" % ended)
             self.exited(state, status)
         self.cleanup()
 
@@ -1816,9 +1770,9 @@ class PullInstance(Instance):
         while polls:
             poll = polls.pop(0)
             # [any.poll.dead] a client that has hung up must not swallow the event
-            is_alive = not poll.has_gone()
+            is_alive = not hung_up(poll.connection)
             invocation.unseen = invocation.unseen and not is_alive
-            reached = is_alive and poll.post(
+            reached = is_alive and poll.answer(
                 (self._head % (invocation.request_id, len(invocation.event))).encode(
                     "latin-1"), invocation.event)
             if not reached:
@@ -1859,7 +1813,7 @@ class PullInstance(Instance):
         elif row.action == "hold" and session.state == "starting":
             self.violate(Violation("scf.ready.before-next", "next before ready"))
         elif row.action == "deliver" and before == "running" and not (
-                invocation is None or invocation.unseen or api.has_gone()):
+                invocation is None or invocation.unseen or hung_up(api.connection)):
             self.violate(Violation("scf.response.order", "next before the result; each "
                                    "brings the same event again"))
         elif row.action in self.rules.RESULTS and invocation is not None:
@@ -2512,8 +2466,9 @@ class PushInstance(Instance):
             seen = "no answer within %g s" % timeout_s
         with platform.lock:
             self.log.take()
-            platform.log_line(1, hook.request_id, rules.HOOK_NAMES[call], error="" if
-                              verdict == "done" else ", Error: %s, %s" % (verdict, seen))
+            platform.log_line(
+                1, hook.request_id, rules.HOOK_NAMES[call], error="" if
+                verdict == "done" else ", Error: %s, %s" % (verdict, seen))
         platform.trace("hook", instance=self.id, call=call, verdict=verdict, seen=seen)
         return verdict, seen
 
@@ -3243,7 +3198,7 @@ class Caller(Handler):
     def _done(self, outcome: Outcome) -> None:
         """Answer a caller of scf or fg, from whatever thread has the outcome."""
         self.server.on_outcome(outcome)
-        self.post(*native_answer(outcome))
+        self.answer(*native_answer(outcome))
 
     def _carry(self, invocation: Invocation) -> None:
         """Run an invocation of fc in this thread, and answer."""
