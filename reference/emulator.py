@@ -889,19 +889,19 @@ class Clock:
 
 def open_package(path: str) -> Tuple[str, Callable[[], None]]:
     """Return (code folder, clean-up) for a folder or a ZIP. Raises ValueError."""
-    folder = ""
-    try:
-        if os.path.isdir(path):
-            return os.path.abspath(path), lambda: None
-        if not os.path.exists(path):
-            raise ValueError("does not exist; CODE is a folder or a ZIP")
-        import shutil  # these are a tenth of the memory at rest; only ZIPs need them
-        import tempfile
-        import zipfile
+    if os.path.isdir(path):
+        return os.path.abspath(path), lambda: None
+    if not os.path.exists(path):
+        raise ValueError("%s does not exist; CODE is a folder or a ZIP" % path)
+    import shutil  # these are a tenth of the memory at rest; only ZIPs need them
+    import tempfile
+    import zipfile
 
+    folder = tempfile.mkdtemp(prefix="custom-runtime-")
+    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    try:
         if not zipfile.is_zipfile(path):
             raise ValueError("is neither a folder nor a ZIP")
-        folder = tempfile.mkdtemp(prefix="custom-runtime-")
         with zipfile.ZipFile(path) as archive:
             check_entries(archive.infolist())
             for entry in archive.infolist():
@@ -909,10 +909,9 @@ def open_package(path: str) -> Tuple[str, Callable[[], None]]:
                 if not entry.is_dir():  # [any.package.mode]
                     os.chmod(target, entry.external_attr >> 16 & 0o777 or 0o644)
     except Exception as error:  # each way to compress has errors of its own
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        remove()
         raise ValueError("%s %s" % (path, error))
-    return folder, lambda: shutil.rmtree(folder, ignore_errors=True)
+    return folder, remove
 
 
 def snapshot(path: str) -> Set[Tuple[object, ...]]:
@@ -1098,38 +1097,34 @@ class Process:
         self.measured = 0.0     # when it was sampled last, on the monotonic clock
         self.status = 0         # as of the subprocess module, after its end
         self.exited = threading.Event()
-        self._lock = threading.Lock()   # while the pid is sure to be ours
         self._grace_ends = 0.0  # on the monotonic clock; until then forks may live
         self._thread = start_thread(self._watch)
 
     def _watch(self) -> None:
-        # WNOWAIT: while the leader is a zombie its group id cannot be given away
-        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        while self._grace_ends > time.monotonic() and has_others(self.pid):
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+            peak_mb = usage.ru_maxrss / 1024
+        except ChildProcessError:  # SIGCHLD is ignored
+            status, peak_mb = 0, 0.0
+        OWN.discard(self.pid)
+        while self._grace_ends > time.monotonic() and self.signal(0):
             time.sleep(GROUP_TICK_S)  # what a wrapper has started ends in order, too
         self.signal(signal.SIGKILL)
-        with self._lock:
-            try:
-                _, status, usage = os.wait4(self.pid, 0)
-                peak_mb = usage.ru_maxrss / 1024
-            except ChildProcessError:
-                status, peak_mb = 0, 0.0
-            self.status = self._popen.returncode = -os.WTERMSIG(
-                status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            # until it became another program it counted as a copy of this one
-            if peak_mb > memory_mb("self", "status", b"VmHWM:"):
-                self.peak_mb = max(self.peak_mb, peak_mb)
-            self.exited.set()   # whoever waits for it asks for the peak
-        OWN.discard(self.pid)
+        self.status = self._popen.returncode = -os.WTERMSIG(
+            status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        # until it became another program it counted as a copy of this one
+        if peak_mb > memory_mb("self", "status", b"VmHWM:"):
+            self.peak_mb = max(self.peak_mb, peak_mb)
+        self.exited.set()   # whoever waits for it asks for the peak
         self._on_exit(self.status)
 
-    def signal(self, number: int) -> None:
-        """Signal the whole group."""
-        with self._lock:
+    def signal(self, number: int) -> bool:
+        """Signal the whole group; tell whether there is one."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if not self.exited.is_set():
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    self._kill(self.pid, number)
+                self._kill(self.pid, number)
+                return True
+        return False
 
     def has_ended(self) -> bool:
         """Tell whether the leader has ended, even if nobody has noticed yet."""
@@ -1183,12 +1178,6 @@ def group_members() -> Iterator[Tuple[int, int]]:
         with contextlib.suppress(OSError):  # it has ended
             # to open a file there takes fifty times as long
             yield number, os.getpgid(number)
-
-
-def has_others(group: int) -> bool:
-    """Tell whether a process group has more than its leader."""
-    return any(its_group == group and number != group and not is_dying(number)
-               for number, its_group in group_members())
 
 
 # Addresses as /proc/net has them on a little-endian machine.
@@ -1251,12 +1240,11 @@ class Log:
         self._lock = threading.Lock()
         self._tail = b""
         self._read_end = -1     # of the pipe, while it is open
-        self._poll = select.poll()
 
     def open(self) -> int:
         """Return the end of a pipe for the bootstrap; the caller closes it."""
         self._read_end, write_end = os.pipe()
-        self._poll.register(self._read_end, select.POLLIN)
+        os.set_blocking(self._read_end, False)
         start_thread(self._pump, self._read_end)
         return write_end
 
@@ -1273,10 +1261,8 @@ class Log:
     def take(self) -> None:
         """Take what is waiting, 1 MiB at most; so that a log holds what was printed
         before a result. Never blocks."""
-        with self._lock:
-            for _ in range(16):
-                if self._read_end < 0 or not self._poll.poll(0):
-                    return
+        with self._lock, contextlib.suppress(BlockingIOError):
+            for _ in range(16 if self._read_end >= 0 else 0):
                 data = os.read(self._read_end, 65536)
                 if not data:
                     self._read_end = -1
