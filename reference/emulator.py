@@ -556,8 +556,8 @@ class Handler(BaseHTTPRequestHandler):
     idle_limit_s = 0.0      # between requests; 0 = for ever
 
     def setup(self) -> None:
-        """Prepare the connection."""
         super().setup()
+        self.app: Any = self.server.app
         self._answered = threading.Lock()   # held while an answer is deferred
         self.limit_writes(SILENCE_S)
         if self.idle_limit_s:
@@ -1714,8 +1714,7 @@ class PullInstance(Instance):
         super().__init__(platform)
         self.session = self.rules.Session()
         self.api: Optional[Server] = None
-        self.parked: List[Tuple[RuntimeApi, str]] = []  # polls that wait, and the call
-        self.is_over = False    # no poll is held any more
+        self.parked: List[RuntimeApi] = []  # polls that wait
         self._head = "%s\r\n%sContent-Length: %%d\r\n\r\n" % (
             status_line(200), platform.fields)
 
@@ -1743,12 +1742,11 @@ class PullInstance(Instance):
 
     def take_polls(self) -> List["RuntimeApi"]:
         """Return the polls that get the event now; all others stay (lock held)."""
-        asked, self.parked, found = self.parked, [], []
-        for poll, call in asked:
-            if self.session.receive(call).action == "deliver":
-                found.append(poll)
-            else:
-                self.parked.append((poll, call))
+        asked, self.parked = self.parked, []
+        found: List[RuntimeApi] = []
+        for poll in asked:
+            is_next = self.session.receive(poll.call).action == "deliver"
+            (found if is_next else self.parked).append(poll)
         return found
 
     def deliver(self, invocation: Invocation, polls: List["RuntimeApi"]) -> None:
@@ -1772,10 +1770,10 @@ class PullInstance(Instance):
 
     # -- results --
 
-    def receive(self, api: "RuntimeApi", call: str, request_id: str, body: bytes,
-                size: int) -> None:
+    def receive(self, api: "RuntimeApi", request_id: str, body: bytes, size: int
+                ) -> None:
         """Take a call; `size` of a result over the limit, else -1 (lock held)."""
-        platform, session = self.platform, self.session
+        platform, session, call = self.platform, self.session, api.call
         before = session.state
         if before == "stopping" and not self.ending and call in ("next", "request"):
             session.state = "idle"  # of --attach, after a limit
@@ -1786,8 +1784,6 @@ class PullInstance(Instance):
                 "call", self.id, api.head, body, size, call=call, state=before,
                 action=row.action, next=row.state, rule=row.rule,
                 request_id=invocation.request_id if invocation else "")
-        if row.action == "hold":
-            self.parked.append((api, call))
         self._answer(api, row.action, size, invocation)
         if call in ("response", "error"):
             self.take_log()
@@ -1816,10 +1812,9 @@ class PullInstance(Instance):
                 invocation: Optional[Invocation]) -> None:
         """Answer a call as soon as the lock is released, before anything else."""
         later = self.platform.lock.later
-        if action == "hold" and self.is_over:
-            later(api.give_up)
-        elif action == "hold":  # [scf.next.blocks] [fg.request.blocks]
+        if action == "hold":  # [scf.next.blocks] [fg.request.blocks]
             api.defer()  # whoever has the event answers
+            self.parked.append(api)
         elif action == "deliver" and invocation is not None:
             api.defer()
             later(self.deliver, invocation, [api])
@@ -1878,14 +1873,11 @@ class PullInstance(Instance):
                 self.misfit() if state in STARTING else ""))
 
     def cleanup(self) -> None:
-        with self.platform.lock:
-            self.is_over = True
-            polls, self.parked = self.parked, []
-        for poll, _ in polls:
-            poll.give_up()  # its thread may wait, with a request behind it
         if self.api is not None:
             self.api.close()
             self.api.shut()
+            for poll in self.parked[:]:
+                poll.give_up()  # its thread may wait, with a request behind it
             self.api.join(LAST_WORDS_S)
         super().cleanup()
 
@@ -1893,65 +1885,58 @@ class PullInstance(Instance):
 class RuntimeApi(Handler):
     """A connection of a bootstrap to its runtime API."""
 
+    app: PullInstance
+    call = ""               # the last one
     brought: Optional[Invocation] = None    # by the last answer
     broken = False
 
     def was_reset(self) -> None:
-        instance: PullInstance = self.server.app
-        platform = instance.platform
-        with platform.lock:
-            self.broken = platform.protocol == "fg"  # scf answers each poll anyway
+        lock = self.app.platform.lock
+        with lock:
+            self.broken = self.app.platform.protocol == "fg"  # scf answers each poll
             if self.broken and self.brought is not None:
-                instance.session.reset(self.brought.request_id)
-                platform.lock.later(instance.deliver, self.brought,
-                                    instance.take_polls())
+                self.app.session.reset(self.brought.request_id)
+                lock.later(self.app.deliver, self.brought, self.app.take_polls())
 
     def respond(self) -> None:
-        instance: PullInstance = self.server.app
         self.brought = None     # who asks again has read it
-        call, request_id, status = instance.rules.find_call(self.command, self.path)
-        size, body = -1, b""
+        rules, size, body = self.app.rules, -1, b""
+        self.call, request_id, status = rules.find_call(self.command, self.path)
         try:
-            body = self.read_body(instance.function.result_bytes)
+            body = self.read_body(self.app.function.result_bytes)
         except BodyTooLarge as error:
             size = error.size
-            if call and call not in ("response", "error"):  # no call has such a body
-                self.refuse_call(413, str(error))
-                return
-        if not call:  # [any.api.unknown]
+        if self.call:
+            with self.app.platform.lock:
+                self.app.receive(self, request_id, body, size)
+        else:  # [any.api.unknown]
             seen = "%s %s" % (self.command, self.path[:80])
-            seen += nearest_call(instance.rules, seen)
+            seen += nearest_call(rules, seen)
             self.refused(Violation("any.api.unknown", seen))
             self.refuse_call(status, "no such call: " + seen)
-            return
-        with instance.platform.lock:
-            instance.receive(self, call, request_id, body, size)
 
     def complete(self, head: bytes, body: bytes) -> bytes:
-        instance: PullInstance = self.server.app
-        if instance.platform.on_trace:
-            instance.platform.trace_message("reply", instance.id,
+        if self.app.platform.on_trace:
+            self.app.platform.trace_message("reply", self.app.id,
                                             parse_head(head[:-4]), body)
         return super().complete(head, body)
 
     def refuse_call(self, status: int, message: str) -> None:
         """Answer with the protocol's document for a refused call."""
-        self.answer(*json_answer(status, self.server.app.rules.refusal(status,
-                                                                       message)))
+        self.answer(*json_answer(status, self.app.rules.refusal(status, message)))
 
     def withdraw(self) -> bool:
         """A poll's client has hung up: it gets no event [any.poll.dead]."""
-        instance: PullInstance = self.server.app
-        with instance.platform.lock:
-            before = len(instance.parked)
-            instance.parked = [one for one in instance.parked if one[0] is not self]
-            return len(instance.parked) < before
+        with self.app.platform.lock:
+            is_parked = self in self.app.parked
+            if is_parked:
+                self.app.parked.remove(self)
+            return is_parked
 
     def refused(self, violation: Violation) -> None:
         """No effect but a violation."""
-        instance: PullInstance = self.server.app
-        with instance.platform.lock:
-            instance.violate(violation)
+        with self.app.platform.lock:
+            self.app.violate(violation)
 
 
 @functools.lru_cache(256)
