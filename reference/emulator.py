@@ -2589,8 +2589,7 @@ class Platform:
         self.fc_host = fc_platform.HOST
         self.lock = DeferringLock()
         self.clock = Clock()
-        self.instances: List[Instance] = []
-        self.with_room: List[Instance] = []     # last used, last
+        self.instances: List[Instance] = []     # last used, last
         self._leaving: List[Instance] = []      # they take nothing more
         self._left = threading.Condition(self.lock.lock)
         self.queue: "collections.deque[Invocation]" = collections.deque()
@@ -2734,20 +2733,18 @@ class Platform:
             return
         self._closing = self._closed = True
         atexit.unregister(self.close)
-        instances: List[Instance] = []
+        reason = "the platform was stopped"
         try:
             with self.lock:
-                instances += self.instances
-                reason = "the platform was stopped"
                 while self.queue:
                     self.settle(self.queue.popleft(), "cancelled", message=reason)
-                for instance in instances:
+                for instance in list(self.instances):
                     self.discard(instance, "stop")
                 for instance in list(self._leaving):
                     instance.end(list(instance.work), "cancelled", reason)
             self.await_leaving()
         except BaseException:  # Ctrl-C: whoever it was has no patience
-            for instance in instances:
+            for instance in self.instances + self._leaving:
                 if instance.process is not None:
                     instance.process.signal(signal.SIGKILL)
             raise
@@ -2795,15 +2792,12 @@ class Platform:
     def place(self, invocation: Invocation, first: bool = False) -> None:
         """Give an invocation to an instance, queue it (`first`: before the others), or
         settle it."""
-        while self.with_room:
-            instance = self.with_room.pop()  # the one used last
-            if not instance.work and instance.has_ended():
+        for instance in self.instances[::-1]:
+            if instance.has_room():
+                if instance.work or not instance.has_ended():
+                    instance.take(invocation)
+                    return
                 self.discard(instance, "kill")  # [any.instance.replace]
-            elif instance.has_room():
-                instance.take(invocation)
-                if instance.has_room():
-                    self.with_room.append(instance)
-                return
         function, waiting = self.function, len(self.queue)
         soon = sum(one.room_soon() for one in self.instances)
         may_start = len(self.instances) < function.max_instances and waiting >= soon
@@ -2829,12 +2823,12 @@ class Platform:
         self.lock.later(start_thread, instance.start)
 
     def offer(self, instance: Instance) -> None:
-        """Give an instance what waits [any.queue.order]; list it if it has room left.
-        """
+        """Give an instance that was just used what waits [any.queue.order]."""
         while self.queue and instance.has_room():
             instance.take(self.queue.popleft())
-        if instance.has_room() and instance not in self.with_room:
-            self.with_room.append(instance)
+        if not instance.ending:
+            self.instances.remove(instance)
+            self.instances.append(instance)
 
     def discard(self, instance: Instance, ending: str) -> None:
         """Let an instance take no more work; others take what waits. `ending`: "stop"
@@ -2846,8 +2840,6 @@ class Platform:
             self.lock.later(start_thread, instance.stop)
         self.instances.remove(instance)
         self._leaving.append(instance)
-        if instance in self.with_room:
-            self.with_room.remove(instance)
         instance.retire()
         while self.queue and len(self.instances) < self.function.max_instances:
             self._start_another()
@@ -2868,8 +2860,8 @@ class Platform:
         duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
         try:
             status, headers, shown = self._show(
-                invocation, kind, body, duration_ms, message=message, size=str(size),
-                start_error=start_error, peak_mb="%.2f" % peak_mb)
+                invocation, kind, body, start_error, message=message, size=str(size),
+                duration="%d" % duration_ms, peak_mb="%.2f" % peak_mb)
         except Exception:
             fault()
             status, headers, shown = 500, (), OUR_ERROR.encode()
@@ -2888,18 +2880,22 @@ class Platform:
             self.lock.later(invocation.gate.open)
         return True
 
-    def _show(self, invocation: Invocation, kind: str, body: bytes, duration_ms: float,
+    def _show(self, invocation: Invocation, kind: str, body: bytes, start_error: str,
               **more: str) -> Tuple[int, Pairs, bytes]:
         """Return (status, headers, body) that the caller sees."""
-        facts = {"request_id": invocation.request_id}
+        facts, function = {"request_id": invocation.request_id}, self.function
         if kind != "ok":  # nearly always: no document to fill in
-            self._add_facts(facts, kind, duration_ms, **more)
-        status, headers, shown = self.rules.caller_answer(kind, body, facts) if (
-            invocation.http_request is None) else fc_platform.caller_answer(
-                kind, body, facts, True)
-        if invocation.http_request is not None and kind in ("ok", "function-error"):
-            answer = invocation.answer  # [fc.http.pass]
-            status, headers = answer.status, headers + tuple(answer.fields)
+            facts.update(
+                self.facts, **more, start_error=self.rules.START_ERRORS[start_error],
+                event_bytes=str(function.event_bytes),
+                result_bytes=str(function.result_bytes))
+        if invocation.http_request is None:
+            status, headers, shown = self.rules.caller_answer(kind, body, facts)
+            return status, headers, shown
+        status, headers, shown = fc_platform.caller_answer(kind, body, facts, True)
+        if kind in ("ok", "function-error"):  # [fc.http.pass]
+            status = invocation.answer.status
+            headers += tuple(invocation.answer.fields)
         return status, headers, shown
 
     def _report(self, invocation: Invocation, outcome: Outcome) -> None:
@@ -2914,18 +2910,6 @@ class Platform:
                 exact="%.3f" % duration_ms, billed=math.ceil(duration_ms),
                 peak_mb="%.3f" % outcome.peak_mb, memory_mb=self.function.memory_mb,
                 error="" if kind == "ok" else ", Error: " + outcome.message)
-
-    def _add_facts(self, facts: Facts, kind: str, duration_ms: float, **more: str
-                   ) -> None:
-        """Add what the document of a failure names."""
-        function = self.function
-        facts.update(
-            more, timeout="%g" % function.timeout_s,
-            init_timeout="%g" % function.init_timeout_s,
-            duration="%d" % duration_ms,
-            event_bytes=str(function.event_bytes),
-            result_bytes=str(function.result_bytes),
-            start_error=self.rules.START_ERRORS[more["start_error"]])
 
     # -- called without the lock --
 
