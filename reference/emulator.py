@@ -954,9 +954,11 @@ def check_entries(entries: Sequence[Any]) -> None:
             raise ValueError("has an entry %r that is a link, device or socket" % name)
 
 
-def check_program(words: Sequence[str], folder: str, package: str) -> None:
+def check_program(words: Sequence[str], folder: str, package: str,
+                  by_shell: bool = False) -> bool:
     """Raise StartError when the start command plainly cannot run. `package` is the ZIP
-    that the folder was made of, if it was one."""
+    that the folder was made of, if any. `by_shell`: scripts without `#!` can run, too;
+    return whether it is one."""
     program = words[0]
     path = os.path.join(folder, program)
     shown = "%s in %s" % (os.path.relpath(path, folder), package) if package else path
@@ -981,9 +983,14 @@ def check_program(words: Sequence[str], folder: str, package: str) -> None:
         raise StartError("mode", "%s is not executable. Run: chmod 755 %s (ZIP tools "
                          "on Windows drop the mode)" % (
                              shown, os.path.basename(path) if package else program))
-    problem = program_problem(path)
+    with open(path, "rb") as file:
+        first = file.read(4096)
+    if by_shell and fg_platform.SHELL_SCRIPT.fullmatch(first):
+        return True
+    problem = program_problem(first)
     if problem:
         raise StartError("", "%s %s" % (shown, problem))
+    return False
 
 
 def backslashes(folder: str) -> str:
@@ -993,40 +1000,27 @@ def backslashes(folder: str) -> str:
             if names else "")
 
 
-def program_problem(path: str) -> str:
-    """Say why a file that is executable cannot run here; "" when it may."""
-    with open(path, "rb") as file:
-        first = file.read(4096)
+def program_problem(first: bytes) -> str:
+    """Say why a program that begins so cannot run here; "" when it may."""
     line = first.partition(b"\n")[0]
     if first[:2] == b"#!":
         words = line[2:].split()
         if line.endswith(b"\r"):
             return ("has Windows line ends (CR LF), so its interpreter is not found. "
                     "Run: sed -i 's/\\r$//' on it")
-        if not words or not os.path.exists(words[0].decode("utf-8", "replace")):
-            return "names an interpreter that is not here: %r" % line.decode(
-                "utf-8", "replace")
-    elif first[:4] == b"\x7fELF":
+        return "" if words and os.path.exists(os.fsdecode(words[0])) else (
+            "names an interpreter that is not here: %r" % line.decode(
+                "utf-8", "replace"))
+    if first[:4] == b"\x7fELF":
         with open("/proc/self/exe", "rb") as file:
             own = file.read(20)
-        if first[4:6] != own[4:6] or first[18:20] != own[18:20]:
-            return "is a program for another processor architecture than this one"
-    else:
-        return "is empty" if not first else (
-            "begins with a byte order mark (BOM), invisible in an editor, so its first "
-            "line does not count. Save it as UTF-8 without one"
-        ) if first.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) else (
-            "is neither a Linux program nor a script with a first line such as "
-            "#!/bin/sh")
-    return ""
-
-
-def needs_shell(path: str) -> bool:
-    """Tell whether fg runs a program by the shell."""
-    if not os.path.isfile(path) or not os.access(path, os.X_OK):
-        return False
-    with open(path, "rb") as file:
-        return bool(fg_platform.SHELL_SCRIPT.fullmatch(file.read(4096)))
+        return "" if first[4:6] + first[18:20] == own[4:6] + own[18:20] else (
+            "is a program for another processor architecture than this one")
+    if first.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        return ("begins with a byte order mark (BOM), invisible in an editor, so its "
+                "first line does not count. Save it as UTF-8 without one")
+    return "is empty" if not first else (
+        "is neither a Linux program nor a script with a first line such as #!/bin/sh")
 
 
 # ---- processes ----
@@ -1527,11 +1521,11 @@ class Instance:
             return
         words = platform.words[:] or [
             os.path.join(platform.folder, "bootstrap")]
-        if platform.protocol == "fg" and needs_shell(words[0]):  # [fg.start.shell]
+        if check_program(words, platform.folder, platform.package,
+                         platform.protocol == "fg"):  # [fg.start.shell]
             platform.note("bootstrap has no first line such as #!/bin/sh; here and in "
                           "this cloud /bin/sh runs it, elsewhere nothing")
             words.insert(0, "/bin/sh")
-        check_program(words, platform.folder, platform.package)
         output = self.log.open()
         try:
             process = Process(words, platform.folder, env, output, self.on_exit,

@@ -147,7 +147,7 @@ sys.exit(emulator.main())
         "PullInstance.deliver", "PullInstance.receive", "RuntimeApi.respond",
         "scf_platform.fill_in", "scf_platform.caller_answer", "scf_platform.find_call",
         "PullInstance._answer", "PullInstance.exited", "Platform.log_line",
-        "RuntimeApi.post", "Platform.environment", "Instance.begin")),
+        "RuntimeApi.answer", "Platform.environment", "Instance.begin")),
     *(("fc", place) for place in (
         "PushInstance._send", "PushInstance._connect", "PushInstance._judge",
         "fc_platform.judge_answer", "Answer.begin", "Platform.environment",
