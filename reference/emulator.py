@@ -328,7 +328,6 @@ def parse_head(data: bytes) -> Head:
 
 
 def parse_any(data: bytes) -> Head:
-    """Parse a head line by line."""
     start, *lines = data.decode("latin-1").split("\r\n")
     words = [*start.split(" ", 2), ""]
     if len(words) < 3 or CONTROL.search(start):
@@ -570,7 +569,6 @@ class Handler(BaseHTTPRequestHandler):
             "ll", int(limit_s), int(limit_s % 1 * 1e6)))
 
     def limit_writes(self, limit_s: float) -> None:
-        """Let each write fail after so long."""
         self.limit_reads(limit_s, socket.SO_SNDTIMEO)
 
     # -- for subclasses --
@@ -790,7 +788,6 @@ class Server(ThreadingHTTPServer):
         thread.start()
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection."""
         self.open.pop(request, None)
         super().shutdown_request(request)
 
@@ -842,7 +839,6 @@ class Clock:
         self._thread = start_thread(self._run)
 
     def now(self) -> float:
-        """Return the time that deadlines are compared with."""
         return time.monotonic()
 
     def wait(self, limit_s: Optional[float]) -> None:
@@ -863,7 +859,6 @@ class Clock:
                 self._changed.notify()
 
     def close(self) -> None:
-        """End the thread."""
         with self._changed:
             self._open = False
             self._changed.notify()
@@ -1359,7 +1354,6 @@ class Answer:
                    + whole)
 
     def write(self, data: bytes) -> None:
-        """Take a part of the body."""
         self.first, self.size = self.first or data, self.size + len(data)
         if self.caller is None:
             self.parts.append(data)
@@ -1367,7 +1361,6 @@ class Answer:
             self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self) -> None:
-        """The answer is complete."""
         if self._chunked:
             self._send(b"0\r\n\r\n")
 
@@ -1384,7 +1377,7 @@ class Answer:
             raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
         self.caller.closing = True
         self.caller.limit_reads(0)
-        upstream.watch(None, lambda: None)  # either side may end it, that is no fault
+        upstream.watch(None)  # either side may end it, that is no fault
         thread = start_thread(copy, self.caller.rfile, upstream.socket)
         try:
             copy(upstream.reader, self.caller.connection)
@@ -1508,7 +1501,6 @@ class Instance:
                 self.cleanup()
 
     def launch(self) -> None:
-        """Start the bootstrap. Raises StartError, OSError."""
         raise NotImplementedError
 
     def spawn(self, facts: Facts) -> None:
@@ -1859,8 +1851,8 @@ class PullInstance(Instance):
         for invocation in list(self.work):
             if state == "issued" and not over and self.served > 1 and (
                     invocation.issues < MAX_ISSUES):  # [any.event.requeue] unseen
-                del self.work[invocation]
                 self.platform.place(invocation, first=True)
+                del self.work[invocation]   # now, lest it is placed here again
         self.end(list(self.work), "out-of-memory" if over else self.rules.ON_EXIT.get(
             state, "exit"), over or "the bootstrap ended %s %s%s" % (
                 describe_status(status), DURING.get(state, ""),
@@ -1928,7 +1920,6 @@ class RuntimeApi(Handler):
             return is_parked
 
     def refused(self, violation: Violation) -> None:
-        """No effect but a violation."""
         with self.app.platform.lock:
             self.app.violate(violation)
 
@@ -1962,7 +1953,8 @@ class Upstream(io.RawIOBase):
         self._caller = -1
         self._on_gone: Callable[[], None] = lambda: None
 
-    def watch(self, caller: Optional[Handler], on_gone: Callable[[], None]) -> None:
+    def watch(self, caller: Optional[Handler],
+              on_gone: Callable[[], None] = lambda: None) -> None:
         """From now on call on_gone() once, from where the connection waits, when the
         caller leaves; without a caller, stop looking."""
         if self._caller >= 0:
@@ -1985,13 +1977,12 @@ class Upstream(io.RawIOBase):
             ready = dict(self._poll.poll(math.ceil(min(left, MAX_LIMIT_S) * 1000)))
             if self._caller in ready:
                 on_gone = self._on_gone
-                self.watch(None, on_gone)
+                self.watch(None)
                 on_gone()
             elif number in ready:
                 return ready[number]
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -2001,15 +1992,16 @@ class Upstream(io.RawIOBase):
         self.heard = self.heard or count > 0
         return count
 
-    def send(self, data: bytes) -> bool:
+    def send(self, head: bytes, body: bytes = b"") -> bool:
         """Send it whole, unless the server answers before; tell whether it did not."""
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[self.socket.send(view, DONTWAIT):]
-            except BlockingIOError:
-                if self.wait(select.POLLIN | select.POLLOUT) & select.POLLIN:
-                    return False
+        for data in [head + body] if len(body) <= 65536 else [head, body]:
+            view = memoryview(data)
+            while view:
+                try:
+                    view = view[self.socket.send(view, DONTWAIT):]
+                except BlockingIOError:
+                    if self.wait(select.POLLIN | select.POLLOUT) & select.POLLIN:
+                        return False
         return True
 
     def read_answer(self, limit: int) -> Head:
@@ -2051,7 +2043,6 @@ class Upstream(io.RawIOBase):
         return False
 
     def close(self) -> None:
-        """Close the connection."""
         super().close()
         self.socket.close()
 
@@ -2083,13 +2074,6 @@ def try_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("0.0.0.0", port))
-
-
-def accepts(host: str, port: int) -> bool:
-    """Tell whether somebody listens there."""
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex((host, port)) == 0
 
 
 EVENT_REQUEST = HttpRequest("POST", "/invoke", (  # [fc.invoke.event]
@@ -2130,7 +2114,6 @@ class PushInstance(Instance):
     # -- start --
 
     def launch(self) -> None:
-        """Start the server, wait for its port, run the initializer."""
         platform, function = self.platform, self.function
         if not self.port:
             self.port = free_port()
@@ -2186,7 +2169,10 @@ class PushInstance(Instance):
         if self.process is not None:
             return ", ".join(one for one in listeners(self.process.pid)
                              if one != "0.0.0.0:%d" % self.port)
-        return "127.0.0.1:%d" % self.port if accepts("127.0.0.1", self.port) else ""
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+            return "127.0.0.1:%d" % self.port
+        return ""
 
     def _port_problem(self, at: str) -> str:
         if re.search(r":%d\b" % self.port, at):  # [fc.start.port]
@@ -2200,7 +2186,7 @@ class PushInstance(Instance):
     # -- exchanges: invocations and hooks --
 
     def _dial(self, timeout_s: float) -> Upstream:
-        return Upstream(socket.create_connection((self.platform.fc_host, self.port),
+        return Upstream(socket.create_connection((self.rules.HOST, self.port),
                                                  max(0.001, timeout_s)))
 
     def _connect(self, invocation: Invocation) -> Upstream:
@@ -2277,7 +2263,7 @@ class PushInstance(Instance):
                 request_id=invocation.request_id)
         if whole and answer.keep_alive and answer.words[1] != "101" and (
                 answer.length is not None or not has_a_body):
-            upstream.watch(None, lambda: None)
+            upstream.watch(None)
             upstream.used = True
             with self.platform.lock:
                 if self.session.state != "stopping":
@@ -2288,7 +2274,7 @@ class PushInstance(Instance):
     def _format_request(self, invocation: Invocation, request: HttpRequest) -> bytes:
         """Write the head of a request to the function's server."""
         fields, path = list(request.headers), request.target.partition("?")[0]
-        defaults = [("Host", "%s:%d" % (self.platform.fc_host, self.port))]
+        defaults = [("Host", "%s:%d" % (self.rules.HOST, self.port))]
         if invocation.http_request is not None:
             fields = self.rules.pass_fields(fields, self.rules.DROPPED_REQUEST)
             if wants_upgrade(request):
@@ -2321,10 +2307,7 @@ class PushInstance(Instance):
             self.platform.trace_message("request", self.id, parse_head(head[:-4]),
                                         invocation.event)
         upstream.watch(invocation.caller, lambda: self._leave(invocation))
-        if len(invocation.event) <= 65536:
-            whole = upstream.send(head + invocation.event)
-        else:
-            whole = upstream.send(head) and upstream.send(invocation.event)
+        whole = upstream.send(head, invocation.event)
         return whole, upstream.read_answer(self.function.response_header_bytes)
 
     def _leave(self, invocation: Invocation) -> None:
@@ -2580,7 +2563,6 @@ class Platform:
         self._packages: List[Callable[[], None]] = []   # how to remove each
         self._open_code(*open_package(code))
         self._begun = time.monotonic()
-        self.fc_host = fc_platform.HOST
         self.lock = DeferringLock()
         self.clock = Clock()
         self.instances: List[Instance] = []     # last used, last
@@ -2985,7 +2967,6 @@ class Platform:
             sys.excepthook(*sys.exc_info())
 
     def note(self, text: str) -> None:
-        """Say something to the person at the terminal."""
         if self._on_note is not None:
             self._tell(self._on_note, text)
 

@@ -691,7 +691,7 @@ class Call:
                 caller.command, caller.path, pass_fields(caller.head, OWN_FIELDS),
                 self.request_id, caller.kind, self.timeout_s,
                 len(body) if body or caller.command not in ("GET", "HEAD") else None)
-            whole = upstream.send(head + body)
+            whole = upstream.send(head, body)
             answer = upstream.read_answer(emulator.HEAD_BYTES)
             if answer.words[1] == "101":
                 raise emulator.BadMessage("fc.upgrade.pass", "an upgrade")
