@@ -372,7 +372,7 @@ def body_length(table: Dict[str, str]) -> Optional[int]:
 
 
 def read_head(reader: "io.BufferedReader[Any]",
-              limit_reads: Optional[Callable[[float], None]] = None
+              limit_reads: Optional[Callable[..., None]] = None
               ) -> Tuple[Optional[Head], int]:
     """Read a head; return it and how much of the body came with it; (None, 0) when the
     stream ends before it. Blocks until it begins; then, where `limit_reads` can set the
@@ -395,6 +395,8 @@ def read_head(reader: "io.BufferedReader[Any]",
         if end - begin > HEAD_BYTES or end < 0 and len(whole) > HEAD_BYTES:
             raise BadMessage("any.limits.head", "a head over 64 KiB", 431)
         if end >= 0:
+            if taken and limit_reads is not None:
+                limit_reads()
             return parse_head(whole[begin:end]), len(whole) - end - 4
         taken = whole
         if limit_reads is not None:
@@ -560,11 +562,14 @@ class Handler(BaseHTTPRequestHandler):
         self._answered = threading.Lock()   # held while an answer is deferred
         self.limit_writes(SILENCE_S)
         if self.idle_limit_s:
-            self.limit_reads(self.idle_limit_s)
+            self.limit_reads()
 
-    def limit_reads(self, limit_s: float, option: int = socket.SO_RCVTIMEO) -> None:
-        """Let each read come back empty after so long; 0 = never. By the kernel: a
-        socket of Python's with a timeout costs a system call more each time."""
+    def limit_reads(self, limit_s: float = -1, option: int = socket.SO_RCVTIMEO
+                    ) -> None:
+        """Let each read come back empty after so long; as between requests, if that is
+        not said; 0 = never. By the kernel: a socket of Python's with a timeout costs a
+        system call more each time."""
+        limit_s = limit_s if limit_s >= 0 else self.idle_limit_s
         self.connection.setsockopt(socket.SOL_SOCKET, option, struct.pack(
             "ll", int(limit_s), int(limit_s % 1 * 1e6)))
 
@@ -651,7 +656,7 @@ class Handler(BaseHTTPRequestHandler):
                              "%d of %d bytes" % (size, length))
         self.unread = False
         if waits:
-            self.limit_reads(self.idle_limit_s)
+            self.limit_reads()
         if size > limit:
             raise BodyTooLarge(size, limit)
         return b"".join(parts)
@@ -2367,9 +2372,7 @@ class PushInstance(Instance):
                 status, "; the cloud takes that as success" if kind == "ok" else "",
                 "; has the server this route? For HTTP functions use --serve"
                 if status in (404, 405) else "")
-            with self.platform.lock:
-                self.platform.note_violation(Violation("fc.invoke.status", seen),
-                                             invocation.violations)
+            self._blame(invocation, Violation("fc.invoke.status", seen))
         return kind, "" if kind == "ok" else seen + error_text(
             b"".join(invocation.answer.parts))
 

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -90,6 +91,21 @@ def test_any_limits_slow__dripping(target: Target, start: bytes, more: bytes,
     thread.join(4)
     assert not thread.is_alive()
     peer.sock.close()
+
+
+def test_any_limits_slow__afterwards(target: Target, monkeypatch: pytest.MonkeyPatch
+                                     ) -> None:
+    """Who sent a head in two parts has all the time before the next one."""
+    scale(monkeypatch, HEAD_TIMEOUT_S=0.4)
+    request = wire.request_bytes("GET", target.path)
+    peer = target.send(request[:9])
+    assert not select.select([peer.sock], [], [], 0.05)[0]  # the first part is read
+    peer.send(request[9:])
+    peer.answer()
+    assert not select.select([peer.sock], [], [], 0.45)[0]
+    peer.send(request)
+    assert peer.answer().status in (200, 404)
+    peer.close()
 
 
 @pytest.mark.parametrize("framing", ("Content-Length: 9", "Transfer-Encoding: chunked"))
