@@ -50,36 +50,25 @@ Pairs = Tuple[Tuple[str, str], ...]
 
 # ---- model ----
 
-class Violation(NamedTuple):
-    """A rule of SPEC.md that the bootstrap broke, and what was seen."""
-    rule: str
-    seen: str
+# A rule of SPEC.md that the bootstrap broke, and what was seen.
+Violation = NamedTuple("Violation", [("rule", str), ("seen", str)])
+
+# A line of the states table: what is done, the next state, the rule.
+Row = NamedTuple("Row", [("action", str), ("state", str), ("rule", str)])
+
+# A header field or a variable; what has no value is left out.
+Field = NamedTuple("Field", [("name", str), ("value", str)])
 
 
 class Outcome(NamedTuple):
-    """What became of an invocation; body, status, headers are what its caller sees."""
+    """What became of an event; status, headers and body are what its caller sees."""
     kind: str
     body: bytes
     request_id: str
-    duration_ms: float
-    violations: Tuple[Violation, ...]
+    violations: Sequence[Violation]
     message: str
     status: int
     headers: Pairs
-
-
-class Row(NamedTuple):
-    """One line of the states table: what is done, the next state, the rule."""
-    action: str
-    state: str
-    rule: str
-
-
-class Field(NamedTuple):
-    """A header field or environment variable; `optional`: left out when empty."""
-    name: str
-    value: str
-    optional: bool = False
 
 
 class Limit(NamedTuple):
@@ -162,9 +151,9 @@ ENVIRONMENT = (  # [fc.env.table] [fc.env.port] [any.credentials.role]
     Field("FC_INSTANCE_ID", "{instance_id}"),
     Field("FC_REGION", "{region}"),
     Field("FC_ACCOUNT_ID", "{account_id}"),
-    Field("ALIBABA_CLOUD_ACCESS_KEY_ID", "{access_key_id}", True),
-    Field("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "{access_key_secret}", True),
-    Field("ALIBABA_CLOUD_SECURITY_TOKEN", "{security_token}", True))
+    Field("ALIBABA_CLOUD_ACCESS_KEY_ID", "{access_key_id}"),
+    Field("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "{access_key_secret}"),
+    Field("ALIBABA_CLOUD_SECURITY_TOKEN", "{security_token}"))
 
 # Fields that do not cross the platform [fc.headers.reserved-request]
 # [fc.headers.reserved-response]; framing belongs to each connection.
@@ -298,44 +287,36 @@ def pass_fields(fields: Iterable[Tuple[str, str]],
 def check_env(env: Dict[str, str]) -> None:
     """Raise ValueError that names the variable which the cloud would refuse."""
     for name in env:  # [any.env.names]
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        if (not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
+                or name.startswith(RESERVED_ENV)):
             raise ValueError("environment variable %r: a name is a letter, then "
-                             "letters, digits and underscores" % name)
-        if name.startswith(RESERVED_ENV):
-            raise ValueError("environment variable %s: its prefix is reserved" % name)
+                             "letters, digits, underscores; not %s…" % (
+                                 name, "…, ".join(RESERVED_ENV)))
     size = sum(len(os.fsencode(name + value)) for name, value in env.items())
     if size > MAX_ENV_BYTES:
         raise ValueError("environment variables take %d bytes; the cloud allows %d"
                          % (size, MAX_ENV_BYTES))
 
 
-def in_folder(text: str, folder: str) -> str:
-    """Put our code folder where the cloud's stands as a path [any.start.code-folder].
-    One that begins so, too, is left alone, and what only looks like it in a URL."""
-    return re.sub(r"(?:^|(?<=[\s:;,='\"(@])|(?<=file://)|(?<=-[A-Z]))(?!%s(?:/|$))%s"
-                  r"(?=[/:;,\s'\")]|$)" % (re.escape(folder), re.escape(CODE_ROOT)),
-                  lambda _: folder, text)
-
-
 def describe(function: Any, code_root: str) -> Facts:
     """Return what the templates name of a function, any object with its settings."""
-    facts = {"access_key_id": "", "access_key_secret": "", "security_token": ""}
-    facts.update(
-        function.credentials, handler=function.handler or DEFAULT_HANDLER,
-        name=function.name, version=function.version or DEFAULT_VERSION,
-        region=function.region, code_root=code_root, account_id="100000000000",
+    return dict(
+        {"access_key_id": "", "access_key_secret": "", "security_token": "",
+         **function.credentials},
+        handler=function.handler or DEFAULT_HANDLER, name=function.name,
+        version=function.version or DEFAULT_VERSION, region=function.region,
+        code_root=code_root, account_id="100000000000",
         memory_mb=str(function.memory_mb),
         timeout_whole_s=str(max(1, math.ceil(function.timeout_s))),
         timeout="%g" % function.timeout_s,
         init_timeout="%g" % function.initializer_timeout_s)
-    return facts
 
 
 def fill_in(table: Iterable[Field], facts: Facts) -> List[Tuple[str, str]]:
-    """Return names and values, without the optional ones that have no value."""
-    filled = [(field, field.value.format_map(facts)) for field in table]
-    return [(field.name, value) for field, value in filled
-            if value or not field.optional]
+    """Return names and values; of variables only those that have a value."""
+    filled = [(name, template.format_map(facts)) for name, template in table]
+    return [(name, value) for name, value in filled
+            if value or table is HEADERS]  # [fc.headers.empty]
 
 
 def new_id() -> str:
@@ -398,20 +379,13 @@ class Request(NamedTuple):
     is_http: bool = False    # an HTTP invocation, neither event nor hook
 
 
-class Answer(NamedTuple):
-    """What the server answered."""
-    status: int
-    fields: Sequence[Tuple[str, str]]
-    body: bytes
-    fc_status: str
+# What the server answered; `fc_status` is its X-Fc-Status.
+Answer = NamedTuple("Answer", [
+    ("status", int), ("fields", Pairs), ("body", bytes), ("fc_status", str)])
 
 
 class Failure(Exception):
-    """No answer: the outcome's kind, a message, and for `start-error` the reason."""
-
-    def __init__(self, kind: str, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.kind, self.message, self.reason = kind, message, reason
+    """No answer. Its arguments are the outcome's kind and a message."""
 
 
 def put_head(connection: HTTPConnection, request: Request, facts: Facts) -> None:
@@ -433,7 +407,7 @@ def put_head(connection: HTTPConnection, request: Request, facts: Facts) -> None
 
 def read_answer(response: HTTPResponse, request: Request, function: Any) -> Answer:
     """Return an answer in full. Raises Failure, or what http.client does."""
-    fields = [(name, value.strip()) for name, value in response.getheaders()]
+    fields = tuple((name, value.strip()) for name, value in response.getheaders())
     if fields_size(fields) > function.response_header_bytes:  # [fc.limits.response]
         raise Failure("response-too-large", "the answer's header fields have %d bytes"
                       % fields_size(fields))
@@ -474,8 +448,8 @@ class Platform:
     def invoke(self, request: Request) -> Outcome:
         """Return what became of an invocation [any.outcome.one]. Blocks for the limits,
         also those of a start. Call freeze() when the caller has the outcome."""
-        request_id, begin = new_id(), time.monotonic()
-        answer, failure = Answer(200, (), b"", ""), Failure("", "")
+        request_id, begin, message = new_id(), time.monotonic(), ""
+        answer = Answer(200, (), b"", "")
         try:
             self.check(request)
             if self.ended.is_set():  # [any.instance.replace]
@@ -484,32 +458,27 @@ class Platform:
                 self.signal(signal.SIGCONT)
             answer = self.ask(request, request_id, self.function.timeout_s)
             kind = judge_answer(request.is_http, answer.status, answer.fc_status)
-        except Failure as error:
-            kind, failure = error.kind, error
+        except Failure as failure:
+            kind, message = failure.args
             if kind in ("start-error", "init-error", "init-timeout", "timeout"):
                 self.kill()
         self.session.move("settled")
-        duration_ms = (time.monotonic() - begin) * 1000
         status, headers, body = caller_answer(kind, answer.body, dict(
-            self.facts, request_id=request_id, message=failure.message, peak_mb="0.00",
-            duration="%d" % duration_ms, start_error=START_ERRORS[failure.reason]),
-            request.is_http)
+            self.facts, request_id=request_id, message=message, peak_mb="0.00",
+            duration="%d" % ((time.monotonic() - begin) * 1000)), request.is_http)
         if request.is_http and kind in ("ok", "function-error"):
             status = answer.status  # [fc.http.pass] [fc.headers.reserved-response]
             headers += tuple(pass_fields(answer.fields, {"upgrade", *DROPPED_RESPONSE}))
-        violations: Tuple[Violation, ...] = ()
-        if kind == "bad-response":
-            violations = (Violation("fc.outcome.bad-response", failure.message),)
-        return Outcome(kind, body, request_id, duration_ms, violations, failure.message,
-                       status, headers)
+        violations = ([Violation("fc.outcome.bad-response", message)]
+                      if kind == "bad-response" else [])
+        return Outcome(kind, body, request_id, violations, message, status, headers)
 
     def check(self, request: Request) -> None:
-        """Raise Failure when no instance gets the request [any.event.size]."""
-        problem = ""
-        if len(request.body) > self.function.event_bytes:
+        """Raise Failure when no instance gets the request."""
+        problem = request.is_http and request_problem(
+            self.function, request.target, request.headers)
+        if len(request.body) > self.function.event_bytes:  # [any.event.size]
             problem = "the event has %d bytes" % len(request.body)
-        elif request.is_http:
-            problem = request_problem(self.function, request.target, request.headers)
         if problem:
             raise Failure("request-too-large", problem)
 
@@ -536,8 +505,10 @@ class Platform:
                 words, cwd=function.code, env=env, stdin=subprocess.DEVNULL,
                 stdout=2, stderr=2, start_new_session=True)
         except OSError as error:  # [any.start.executable] [fc.start.failed]
+            self.facts["start_error"] = START_ERRORS[reason]
             raise Failure("start-error", "%s: %s (%s)" % (
-                what, START_ERRORS[reason], error.strerror), reason)
+                what, START_ERRORS[reason], error.strerror))
+        self.facts["start_error"] = START_ERRORS[""]
         self.ended.clear()
         threading.Thread(target=self.watch, daemon=True).start()
         self.await_port()
@@ -553,8 +524,9 @@ class Platform:
                 return
             except OSError:
                 if time.monotonic() >= deadline:
+                    self.facts["start_error"] = START_ERRORS["port"]
                     raise Failure("start-error", "nothing listens on 0.0.0.0:%s in time"
-                                  % self.facts["port"], "port")
+                                  % self.facts["port"])
         raise Failure("start-error", exit_text(
             self.process.returncode,
             self.function.command or [CODE_ROOT + "/bootstrap"]))
@@ -575,7 +547,8 @@ class Platform:
             request = Request(b"", method, path, ())
             return judge_hook(self.ask(request, new_id(), limit_s).status)
         except Failure as failure:
-            return {"timeout": "timeout", "exit": "broken"}.get(failure.kind, "failed")
+            kind = failure.args[0]
+            return {"timeout": "timeout", "exit": "broken"}.get(kind, "failed")
 
     def ask(self, request: Request, request_id: str, limit_s: float) -> Answer:
         """Send a request and return the answer. Raises Failure."""
@@ -711,31 +684,28 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-instances", "--parallel", "--queue", "--queue-timeout",
                         "--idle", metavar="N", help="for the kit; without effect")
     parser.set_defaults(version="", region="local", credentials={})
-    function = parser.parse_args(words[:at])
-    function.command = words[at + 1:]
-    function.env = dict(pair.partition("=")[::2] for pair in function.env)
+    options = parser.parse_args(words[:at])
+    options.command = words[at + 1:]
+    options.env = dict(pair.partition("=")[::2] for pair in options.env)
     try:
-        check_function(function)
+        check(options)
     except ValueError as error:
         parser.error(str(error))
-    function.code = os.path.realpath(function.code)
-    function.command = [in_folder(word, function.code) for word in function.command]
-    function.env = {name: in_folder(value, function.code)
-                    for name, value in function.env.items()}
-    return function
+    options.code = os.path.realpath(options.code)
+    return options
 
 
-def check_function(function: argparse.Namespace) -> None:
+def check(options: argparse.Namespace) -> None:
     """Raise ValueError that says what is wrong with the options."""
-    check_env(function.env)
+    check_env(options.env)
     for name, limit in LIMITS.items():
-        value = getattr(function, name)
+        value = getattr(options, name)
         if not 0 <= value <= threading.TIMEOUT_MAX or value == 0 and not limit.zero:
             raise ValueError("%s is out of range" % limit.option)
-    if function.concurrency > MAX_CONCURRENCY or not 0 <= function.port <= 65535:
+    if options.concurrency > MAX_CONCURRENCY or not 0 <= options.port <= 65535:
         raise ValueError("--concurrency or --port is out of range")
-    if not os.path.isdir(function.code):
-        raise ValueError("%s is not a folder" % function.code)
+    if not os.path.isdir(options.code):
+        raise ValueError("%s is not a folder" % options.code)
 
 
 def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
@@ -759,31 +729,40 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
 def print_line(identity: object, outcome: Outcome) -> None:
     """Print an outcome as a line for the conformance kit."""
     line = dict(outcome._asdict(), id=identity,
-                body=outcome.body.decode("utf-8", "replace"),
                 violations=[one._asdict() for one in outcome.violations])
-    if line["body"].encode() != outcome.body:
-        del line["body"]
-        line["body_base64"] = base64.b64encode(outcome.body).decode()
+    try:
+        line["body"] = outcome.body.decode()
+    except UnicodeDecodeError:
+        line["body_base64"] = base64.b64encode(line.pop("body")).decode()
     print(json.dumps(line), flush=True)
+
+
+def print_answer(outcome: Outcome) -> None:
+    """Print what the caller sees, and on stderr what was wrong."""
+    sys.stdout.buffer.write(outcome.body + b"\n" * (outcome.body[-1:] != b"\n"))
+    for rule, seen in outcome.violations:
+        print("violation: [%s] %s" % (rule, seen), file=sys.stderr)
+    if outcome.kind != "ok":
+        print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
 
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    function = parse(sys.argv[2 if sys.argv[1:2] == [PROTOCOL] else 1:])
+    options = parse(sys.argv[2 if sys.argv[1:2] == [PROTOCOL] else 1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    status, platform = 0, Platform(function)
+    events = (read_events(sys.stdin.buffer) if options.jsonl
+              else [(None, Request(os.fsencode(options.event)))])
+    status, platform = 0, Platform(options)
     try:
-        if function.jsonl:
-            for identity, request in read_events(sys.stdin.buffer):
-                print_line(identity, platform.invoke(request))
+        for identity, request in events:
+            outcome = platform.invoke(request)
+            if options.jsonl:
+                print_line(identity, outcome)
                 platform.freeze()
-        else:
-            outcome = platform.invoke(Request(os.fsencode(function.event)))
-            sys.stdout.buffer.write(outcome.body + b"\n" * (outcome.body[-1:] != b"\n"))
-            if outcome.kind != "ok":
-                print("%s: %s" % (outcome.kind, outcome.message), file=sys.stderr)
-                status = 1
+            else:
+                print_answer(outcome)
+                status = int(outcome.kind != "ok")
     finally:
         platform.stop()
     return status

@@ -90,7 +90,9 @@ ENDPOINTS: Dict[Tuple[str, str], str] = {
     ("POST", "/v1/runtime/invocation/error/"): "error",
 }
 
-# (state, call) -> what is done, the next state, the rule
+# (state, call) -> what is done, the next state, the rule. Calls beside those of the
+# bootstrap: `issue`, there is an event; `oversize`, a result over result_bytes;
+# `stray`, one for another id.
 STATES = {
     ("starting", "request"): Row("hold", "idle", "fg.request.first"),
     ("idle", "request"): Row("hold", "idle", "fg.request.blocks"),
@@ -107,6 +109,7 @@ for _state in ("starting", "idle", "issued", "stopping"):  # nobody waits for a 
     for _call in ("response", "error", "oversize", "stray"):
         STATES[_state, _call] = Row("refuse", _state, "fg.result.unknown-id")
 
+# The outcome of an action; of a state, when its limit is over, when the process ends.
 RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
 ON_TIME = {"starting": "init-timeout", "issued": "not-fetched", "running": "timeout"}
 ON_EXIT = {"starting": "init-error", "issued": "exit", "running": "exit"}
@@ -226,10 +229,10 @@ class Session:
         self._on_way, self._reached, self._unread = 0, False, False
 
     def delivered(self, request_id: str, reached: bool) -> None:
-        """Note whether an answer with the event arrived. One that has reached nobody is
-        for the next poll [any.poll.dead]."""
+        """Note whether an answer with the event arrived; its result may be faster. One
+        that has reached nobody is for the next poll [any.poll.dead]."""
         if self.state == "running" and request_id == self.request_id:
-            self._on_way -= 1  # else the result was faster
+            self._on_way -= 1
             self._reached = self._reached or reached
             if not self._reached and not self._on_way:
                 self.state = "issued"
@@ -323,7 +326,8 @@ def to_json(document: object) -> bytes:
 # ---- the runtime API ----
 
 class RuntimeApi(BaseHTTPRequestHandler):
-    """One connection of the bootstrap: call after call, in a thread of its own."""
+    """One connection of the bootstrap to its `server`, the Instance below: call after
+    call, in a thread of its own."""
 
     server: Instance
     protocol_version = "HTTP/1.1"   # it stays open after an answer [any.http.reuse]

@@ -90,7 +90,8 @@ ENDPOINTS: Dict[Tuple[str, str], str] = {
     ("POST", "/runtime/invocation/error"): "error",
 }
 
-# (state, call) -> what is done, the next state, the rule
+# (state, call) -> what is done, the next state, the rule. Calls beside those of the
+# bootstrap: `issue`, there is an event; `oversize`, a result over result_bytes.
 STATES = {
     ("starting", "ready"): Row("accept", "idle", "scf.ready.first"),
     ("starting", "next"): Row("hold", "starting", "scf.next.blocks"),
@@ -111,6 +112,7 @@ for _state in ("starting", "idle", "issued", "stopping"):  # nobody waits for a 
     for _call in ("response", "error", "oversize"):
         STATES[_state, _call] = Row("ignore", _state, "scf.result.locked")
 
+# The outcome of an action; of a state, when its limit is over, when the process ends.
 RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
 ON_TIME = {"starting": "init-timeout", "issued": "not-fetched", "running": "timeout"}
 ON_EXIT = {"starting": "init-error", "issued": "exit", "running": "exit"}
@@ -218,10 +220,10 @@ class Session:
         self._on_way, self._reached = 0, False
 
     def delivered(self, request_id: str, reached: bool) -> None:
-        """Note whether an answer with the event arrived. One that has reached nobody is
-        for the next poll [any.poll.dead]."""
+        """Note whether an answer with the event arrived; its result may be faster. One
+        that has reached nobody is for the next poll [any.poll.dead]."""
         if self.state == "running" and request_id == self.request_id:
-            self._on_way -= 1  # else the result was faster
+            self._on_way -= 1
             self._reached = self._reached or reached
             if not self._reached and not self._on_way:
                 self.state = "issued"
@@ -304,7 +306,8 @@ def to_json(document: object) -> bytes:
 # ---- the runtime API ----
 
 class RuntimeApi(BaseHTTPRequestHandler):
-    """One connection of the bootstrap: call after call, in a thread of its own."""
+    """One connection of the bootstrap to its `server`, the Instance below: call after
+    call, in a thread of its own."""
 
     server: Instance
     protocol_version = "HTTP/1.1"   # it stays open after an answer [any.http.reuse]
