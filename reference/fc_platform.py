@@ -36,7 +36,7 @@ import sys
 import threading
 import time
 from http.client import (HTTPConnection, HTTPException, HTTPResponse, InvalidURL,
-                         LineTooLong)
+                         LineTooLong, parse_headers)
 from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
@@ -384,6 +384,17 @@ Answer = NamedTuple("Answer", [
     ("status", int), ("fields", Pairs), ("body", bytes), ("fc_status", str)])
 
 
+class FinalResponse(HTTPResponse):
+    """An answer past interim ones, of which http.client skips 100 alone."""
+
+    def _read_status(self) -> Tuple[str, int, str]:
+        found: Tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+        while 101 < found[1] < 200:  # [fc.answer.interim]
+            parse_headers(self.fp)
+            found = super()._read_status()  # type: ignore[misc]
+        return found
+
+
 class Failure(Exception):
     """No answer. Its arguments are the outcome's kind and a message."""
 
@@ -556,7 +567,8 @@ class Platform:
         try:
             may_retry = self.kept and request.method in IDEMPOTENT
             answer = self.exchange(request, request_id, deadline)
-            if not answer and may_retry:  # [fc.connection.retry]
+            is_late = time.monotonic() >= deadline  # then we have hung up
+            if not answer and may_retry and not is_late:  # [fc.connection.retry]
                 answer = self.exchange(request, request_id, deadline)
             if not answer or time.monotonic() >= deadline:
                 raise ConnectionError("the connection was closed")
@@ -606,6 +618,7 @@ class Platform:
         """Open a connection."""
         connection = HTTPConnection(
             HOST, int(self.facts["port"]), max(0.001, deadline - time.monotonic()))
+        connection.response_class = FinalResponse
         connection.connect()
         connection.sock.settimeout(None)
         return connection

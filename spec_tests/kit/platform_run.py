@@ -35,6 +35,10 @@ from wire import Message
 LIMITED = ("--timeout", "1", "--grace", "60")
 CLOCKED = ("--parallel", "4", "--timeout", "2.5")
 PAIR = ("--parallel", "2", "--max-instances", "2")
+USER = {"MY_SETTING": "a b=c", "lower_1": "", "NO_ASCII": "\u00e9\u4e2d", "BLANKS": " x ",
+        "LANG": "mine", "TMPDIR": "/tmp/mine", "FCX": "1", "SCFX": "1", "RUNTIMEX": "1"}
+CONFIGURED = ("--name", "mine", "--memory", "256", "--timeout", "5", "--handler", "a.b",
+              *(word for name in USER for word in ("--env", f"{name}={USER[name]}")))
 
 PLAYED = str(pathlib.Path(__file__).resolve().with_name("played_bootstrap.py"))
 RESULT_BYTES = 1000  # the limits that the kit sets, unless `limits` is missing
@@ -129,9 +133,9 @@ class Instance:
         if not any(not state_of(self.pid) for _ in wire.looks(self.run.patience_s)):
             raise Mismatch("the end of a process to be noticed", "it is there, or a zombie")
 
-    def frozen(self) -> None:
-        """Wait until the process stands still. Raises Mismatch."""
-        if not any(state_of(self.pid) == "T" for _ in wire.looks(self.run.patience_s)):
+    def frozen(self, process_id: int = 0) -> None:
+        """Wait until the process, or one of its own, stands still. Raises Mismatch."""
+        if not any(state_of(process_id or self.pid) == "T" for _ in wire.looks(self.run.patience_s)):
             raise Mismatch("a process that is stopped", "it runs")
 
     # -- as a client of the runtime API --

@@ -3,30 +3,82 @@
 
 import json
 import re
-from typing import Any, Dict, List, Tuple
+import time
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
-from kit import Mismatch, document, same
-from platform_run import LIMITED, PlatformUnderTest, PlatformRun
+import wire
+from kit import Mismatch, document, same, waits
+from platform_run import CONFIGURED, LIMITED, PlatformRun, PlatformUnderTest, state_of
 
-ANSWERS = {  # status, x-fc-status -> outcome of an event invocation
-    "200": (200, None, "ok"), "200-200": (200, "200", "ok"), "201": (201, None, "ok"),
-    "404": (404, None, "function-error"), "404-404": (404, "404", "function-error"),
-    "404-200": (404, "200", "ok"), "200-404": (200, "404", "function-error"),
-    "400": (400, None, "ok"), "500": (500, None, "ok"), "302": (302, None, "ok"),
-}
+ANSWERS = [  # is it HTTP, status, x-fc-status, outcome [fc.answer.outcome]
+    (False, 200, None, "ok"), (False, 200, "200", "ok"), (False, 201, None, "ok"),
+    (False, 404, None, "function-error"), (False, 404, "404", "function-error"),
+    (False, 404, "200", "ok"), (False, 404, "500", "ok"), (False, 404, "", "function-error"),
+    (False, 200, "404", "function-error"), (False, 500, "404", "function-error"),
+    (False, 400, None, "ok"), (False, 500, None, "ok"), (False, 302, None, "ok"),
+    (False, 500, "no", "ok"),
+    (True, 404, None, "ok"), (True, 404, "", "ok"), (True, 500, None, "ok"),
+    (True, 200, "404", "function-error"), (True, 500, "404", "function-error"),
+    (True, 404, "200", "ok"), (True, 200, "500", "ok")]
 
 
-@pytest.mark.parametrize("name,rule", [
-    (name, "fc.invoke.answer" if name in ("200", "200-200") else "fc.answer.outcome")
-    for name in sorted(ANSWERS)])
-def test_fc_answers(platform: PlatformUnderTest, name: str, rule: str) -> None:
-    """Status and X-Fc-Status decide what an answer to an event means."""
-    status, field, outcome = ANSWERS[name]
-    fields = [("X-Fc-Status", field)] if field else []
-    seen = platform.answered(status, fields, b"the body", outcome)
+@pytest.mark.parametrize("is_http,status,field,outcome,rule", [
+    (*row, "fc.invoke.answer" if row[:2] == (False, 200) and row[3] == "ok" else
+     "fc.answer.outcome") for row in ANSWERS])
+def test_fc_answers(platform: PlatformUnderTest, is_http: bool, status: int,
+                    field: Optional[str], outcome: str, rule: str) -> None:
+    """Status and X-Fc-Status decide what an answer means."""
+    fields = [] if field is None else [("X-Fc-Status", field)]
+    http = {"method": "GET", "path": "/nothing/here"} if is_http else {}
+    seen = platform.answered(status, fields, b"the body", outcome, **http)
     same(b"the body", seen.body, "the body for the caller")
+    if is_http and outcome == "ok":
+        same(status, seen.status, "the status for the caller")
+
+
+FORMS = {  # answers that are as good as any other; the kit closes after the last ones
+    "no reason": b"HTTP/1.1 200\r\nContent-Length: 4\r\n\r\ndone",
+    "lower case": b"HTTP/1.1 200 ok\r\ncontent-length:4\r\n\r\ndone",
+    "blanks": b"HTTP/1.1 200 OK\r\nContent-Length: \t4 \r\nX-Fc-Status:  200 \r\n\r\ndone",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+               + wire.chunked(b"done", 1),
+    "odd chunks": b"HTTP/1.1 200 OK\r\nTRANSFER-ENCODING: Chunked\r\n\r\n"
+                  + wire.odd_chunks(b"done"),
+    "continue": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"
+                b"Content-Length: 4\r\n\r\ndone",
+    "to be closed": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\n"
+                    b"done",
+    "closed": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndone",
+    "version 1.0": b"HTTP/1.0 200 OK\r\n\r\ndone"}
+CLOSED = ("to be closed", "closed", "version 1.0")
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_fc_invoke_answer(platform: PlatformUnderTest, form: str) -> None:
+    """An answer counts in whatever form HTTP allows; the next event goes on a new
+    connection where the server closes the old one."""
+    with platform.running() as (run, instance):
+        instance.send(instance.asked, FORMS[form])
+        if form in CLOSED:
+            instance.close(instance.asked)
+        same(b"done", run.outcome("ok", instance).body)
+        run.serve()
+
+
+@pytest.mark.parametrize("method,status,length", [
+    ("HEAD", 200, "100"), ("GET", 204, ""), ("GET", 304, "100"), ("GET", 304, "")])
+def test_fc_invoke_answer__bodiless(platform: PlatformUnderTest, method: str, status: int,
+                                    length: str) -> None:
+    """An answer that has no body by HTTP is complete with its head."""
+    fields = [("Content-Length", length)] if length else []
+    with platform.used_run() as run:
+        for _ in range(2):
+            instance = run.fetched(b"", method=method, path="/")
+            instance.answer_bytes(wire.head_bytes(f"HTTP/1.1 {status} X", fields))
+            seen = run.outcome("ok", instance)
+            same((status, b""), (seen.status, seen.body))
 
 
 def test_fc_answer_lost(platform: PlatformUnderTest) -> None:
@@ -41,8 +93,9 @@ def test_fc_invoke_event(platform: PlatformUnderTest, event: bytes) -> None:
     with platform.running(event=event) as (run, instance):
         got = instance.got
         same("POST /invoke HTTP/1.1", got.start)
-        same(("application/octet-stream", str(len(event))),
-             (got.header("content-type"), got.header("content-length")))
+        same((["application/octet-stream"], [str(len(event))], []), tuple(
+            got.values(name) for name in ("content-type", "content-length",
+                                          "transfer-encoding")))
         same(event[:65536], got.body)
         run.finish(instance, event[:1000])
 
@@ -56,17 +109,43 @@ def test_fc_invoke_send(platform: PlatformUnderTest) -> None:
         run.finish(instance)
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_fc_invoke_http(platform: PlatformUnderTest, method: str) -> None:
-    """An HTTP invocation keeps method, path, query, fields and body."""
+METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND")
+TARGETS = ("/a/b%20c?d=1&d=2", "/a%2Fb//c/../d;e=f", "/%e4%bd%a0/%7Etilde?q=%20+a&&=&b",
+           "/?", "/a?b?c=/d", "/invoke", "/initialize?x=1", "/" + "p" * 4000)
+
+
+@pytest.mark.parametrize("method,target", [
+    *((method, TARGETS[0]) for method in METHODS), *(("GET", one) for one in TARGETS[1:])])
+def test_fc_invoke_http(platform: PlatformUnderTest, method: str, target: str) -> None:
+    """An HTTP invocation keeps method, path and query as they are, and has its body."""
     with platform.used_run() as run:
-        instance = run.fetched(b"body", method=method, path="/a/b%20c?d=1&d=2",
-                              headers=[["X-Mine", "yes"], ["Cookie", "a=b"]])
-        got = instance.got
-        same(f"{method} /a/b%20c?d=1&d=2 HTTP/1.1", got.start)
-        same(("yes", "a=b", b"body"),
-             (got.header("x-mine"), got.header("cookie"), got.body))
+        instance = run.fetched(b"body", method=method, path=target)
+        same(f"{method} {target} HTTP/1.1", instance.got.start)
+        same(b"body", instance.got.body)
         run.finish(instance)
+
+
+SENT = [["X-Mine", "one"], ["X-Mine", "two"], ["x-mine", "three"], ["Cookie", "a=b; c=d"],
+        ["Content-Type", "text/x; charset=utf-8"], ["Content-Encoding", "gzip"],
+        ["Authorization", "Basic eA=="], ["User-Agent", "me/1"], ["X-Empty", ""],
+        ["X-Inner", "a  b\tc"], ["X-Latin", "\u00e9"], ["If-None-Match", '"x"'],
+        ["Host", "example.org"], ["Accept", "*/*"], ["X-FcNot", "mine"],
+        *([f"X-{number}", "y" * 600] for number in range(12))]
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in SENT[:-11]} - {"x-mine"}))
+def test_fc_invoke_http__fields(platform: PlatformUnderTest, name: str) -> None:
+    """An HTTP invocation has the fields of the caller, each as often as he sent it."""
+    with platform.fetched(b"x", method="POST", path="/", headers=SENT) as instance:
+        same([value for key, value in SENT if key.lower() == name.lower()],
+             instance.got.values(name), f"values of {name}")
+
+
+def test_fc_invoke_http__no_fields(platform: PlatformUnderTest) -> None:
+    """A platform does not speak for a caller who said nothing of himself."""
+    with platform.fetched(b"", method="GET", path="/") as instance:
+        same([], [name for name in ("Accept-Encoding", "User-Agent", "Content-Type")
+                  if instance.got.header(name) is not None], "fields that nobody sent")
 
 
 def test_fc_invoke_control_path(platform: PlatformUnderTest) -> None:
@@ -79,22 +158,26 @@ def test_fc_invoke_control_path(platform: PlatformUnderTest) -> None:
         run.finish(instance)
 
 
-def test_fc_answer_outcome__http(platform: PlatformUnderTest) -> None:
-    """A 404 is an ordinary answer of an HTTP invocation."""
-    seen = platform.answered(404, [], b"not here", method="GET", path="/nothing/here")
-    same((404, b"not here"), (seen.status, seen.body))
+GIVEN = [("x-mine", "a"), ("set-cookie", "b=1; Path=/"), ("set-cookie", "c=2"),
+         ("content-type", "text/html; charset=gbk"), ("content-encoding", "gzip"),
+         ("location", "/elsewhere"), ("x-empty", ""), ("etag", '"x"'), ("x-latin", "\u00e9"),
+         ("www-authenticate", "Basic"), ("vary", "a, b"), ("x-fcnot", "mine")]
 
 
-def test_fc_http_pass(platform: PlatformUnderTest) -> None:
+@pytest.mark.parametrize("status", [200, 207, 301, 302, 401, 404, 418, 500, 503, 599])
+def test_fc_http_pass(platform: PlatformUnderTest, status: int) -> None:
     """Status, fields and body of an HTTP invocation's answer reach the caller."""
-    fields = [("x-mine", "a"), ("set-cookie", "b=1"), ("set-cookie", "c=2")]
-    seen = platform.answered(207, fields, b"<p>", method="GET", path="/page")
-    same((207, b"<p>"), (seen.status, seen.body))
-    same(fields, [pair for pair in seen.headers if pair[0] in ("x-mine", "set-cookie")])
+    body = bytes(range(256))
+    seen = platform.answered(status, GIVEN, body, method="GET", path="/page")
+    same((status, body), (seen.status, seen.body))
+    for name, _ in GIVEN:
+        same([value for key, value in GIVEN if key == name],
+             [value for key, value in seen.headers if key == name], f"values of {name}")
 
 
-@pytest.mark.parametrize("name", ["X-Fc-Request-Id", "X-Fc-Mine", "Connection",
-                                  "Keep-Alive"])
+@pytest.mark.parametrize("name", [
+    "X-Fc-Request-Id", "X-Fc-Mine", "x-fc-mine", "X-FC-STATUS", "Connection", "connection",
+    "Keep-Alive", "KEEP-ALIVE"])
 def test_fc_headers_reserved_request(platform: PlatformUnderTest, name: str) -> None:
     """A reserved field of the caller does not reach the bootstrap."""
     fields = [[name, "evil"]]
@@ -102,29 +185,54 @@ def test_fc_headers_reserved_request(platform: PlatformUnderTest, name: str) -> 
         same(False, "evil" in instance.got.values(name), f"{name} of the caller")
 
 
-@pytest.mark.parametrize("name", ["X-Fc-Mine", "Keep-Alive", "Date", "Server",
-                                  "Upgrade"])
+@pytest.mark.parametrize("name", [
+    "X-Fc-Mine", "x-fc-mine", "X-FC-STATUS", "Keep-Alive", "KEEP-ALIVE", "Date", "date",
+    "Server", "Upgrade"])
 def test_fc_headers_reserved_response(platform: PlatformUnderTest, name: str) -> None:
     """A reserved field of the answer does not reach the caller."""
     seen = platform.answered(200, [(name, "evil")], b"x", method="GET", path="/")
     same(False, "evil" in json.dumps(seen.line), name)
 
 
-@pytest.mark.parametrize("name", [
-    "Request-Id", "Control-Path", "Function-Name", "Function-Handler", "Function-Memory",
-    "Region", "Account-Id", "Qualifier"])
-def test_fc_headers_common(platform: PlatformUnderTest, name: str) -> None:
-    """The common fields are there, once each."""
-    with platform.fetched() as instance:
-        same(1, len(instance.got.values("X-Fc-" + name)), f"fields X-Fc-{name}")
+FIELDS = {  # of every call: what is behind X-Fc-, and what its value is like
+    "Request-Id": r"[A-Za-z0-9-]+", "Control-Path": "/(invoke|http-invoke|initialize)",
+    "Function-Name": "mine", "Function-Handler": r"a\.b", "Function-Memory": "256",
+    "Function-Timeout": "5", "Region": ".+", "Account-Id": ".+", "Qualifier": "LATEST",
+    "Retry-Count": "0", "Base-Path": "/(invoke|initialize|page)"}
+EMPTY = ("Access-Key-Id", "Access-Key-Secret", "Security-Token", "Version-Id",
+         "Service-Name", "Service-Logproject", "Service-Logstore")
 
 
-@pytest.mark.parametrize("name", ["Access-Key-Id", "Security-Token", "Version-Id",
-                                  "Service-Name"])
-def test_fc_headers_empty(platform: PlatformUnderTest, name: str) -> None:
-    """A field without a value is there and empty."""
-    with platform.fetched() as instance:
-        same([""], instance.got.values("X-Fc-" + name), f"values of X-Fc-{name}")
+def is_like(got: wire.Message, name: str) -> None:
+    """Raise Mismatch unless a request has one such field."""
+    values = got.values("X-Fc-" + name)
+    if len(values) != 1 or not re.fullmatch(FIELDS.get(name, ""), values[0]):
+        raise Mismatch(f"one field X-Fc-{name}: {FIELDS.get(name, '')}", repr(values))
+
+
+@pytest.mark.parametrize("is_http", [False, True])
+@pytest.mark.parametrize("name,rule", [*((name, "fc.headers.common") for name in FIELDS),
+                                       *((name, "fc.headers.empty") for name in EMPTY)])
+def test_fc_headers(platform: PlatformUnderTest, name: str, rule: str,
+                    is_http: bool) -> None:
+    """The common fields are there, once each, with the values of the function; those
+    without a value are there and empty."""
+    fields = {"method": "GET", "path": "/page?x"} if is_http else {}
+    with platform.used_run(*CONFIGURED) as run:
+        instance = run.fetched(b"", **fields)
+        is_like(instance.got, name)
+        run.finish(instance)
+
+
+def test_fc_headers_common__hook(platform: PlatformUnderTest) -> None:
+    """A hook has them, too."""
+    with platform.new_run(*CONFIGURED, "--initializer") as run:
+        instance = run.fetched()
+        for name in FIELDS:
+            is_like(instance.got, name)
+        instance.answer()
+        instance.request("/invoke")
+        run.finish(instance)
 
 
 def test_fc_headers_common__base_path(platform: PlatformUnderTest) -> None:
@@ -154,46 +262,68 @@ def test_fc_id_form(platform: PlatformUnderTest) -> None:
     with platform.running() as (run, instance):
         request_id = instance.got.header("x-fc-request-id") or ""
         run.finish(instance)
-    if not re.match(r"^1-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{12}$", request_id):
-        raise Mismatch("1-8-8-12 hexadecimal digits", request_id)
+    if not re.match(r"^1-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{12}$", request_id) \
+            or abs(int(request_id[2:10], 16) - time.time()) > 60:
+        raise Mismatch("1-8-8-12 hexadecimal digits, the Unix time first", request_id)
 
 
 def test_fc_connection_reuse(platform: PlatformUnderTest) -> None:
-    """The next request comes on the connection that was kept open."""
+    """Each request comes on the connection that was kept open, also the hundredth, and
+    that after a failed one."""
     with platform.running(event=b"one") as (run, instance):
         first = instance.asked
-        run.finish(instance)
-        instance = run.fetched(b"two")
-        same(first, instance.asked, "number of the connection")
-        run.finish(instance)
+        instance.answer(404, [("X-Fc-Status", "404")], b"{}")
+        run.outcome("function-error", instance)
+        for _ in range(101):
+            instance = run.fetched(b"two")
+            same(first, instance.asked, "number of the connection")
+            run.finish(instance)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE"])
-def test_fc_connection_retry(platform: PlatformUnderTest, method: str) -> None:
-    """A request without effects is sent again when a reused connection breaks."""
+RETRIES = [  # method, how often its connection is reset, is it reused; outcome
+    *((method, 1, True, "ok") for method in ("GET", "HEAD", "OPTIONS", "TRACE")),
+    *((method, 1, True, "bad-response") for method in ("POST", "PUT", "PATCH", "DELETE")),
+    ("GET", 2, True, "bad-response"), ("GET", 1, False, "bad-response")]
+
+
+@pytest.mark.parametrize("method,count,is_reused,outcome", RETRIES)
+def test_fc_connection_retry(platform: PlatformUnderTest, method: str, count: int,
+                             is_reused: bool, outcome: str) -> None:
+    """A request without effects is sent again, once, when a reused connection breaks."""
     with platform.used_run() as run:
-        run.serve(b"one")
+        if is_reused:
+            run.serve(b"one")
+        else:
+            run.discard_idle()
         instance = run.fetched(b"", method=method, path="/again")
-        instance.close(instance.asked, reset=True)
-        instance.request("/again")
-        run.idle = instance
-        instance.answer(200)
-        run.outcome("ok")
+        for number in range(count):
+            if number:
+                instance.request("/again")
+            instance.close(instance.asked, reset=True)
+        if outcome == "ok":
+            instance.request("/again")
+            instance.answer(200)
+        run.outcome(outcome, instance)
+        same("silence", instance.request("", 0.05).end, "one more request")
+        run.discard_idle()
 
 
-def test_fc_connection_retry__post(platform: PlatformUnderTest) -> None:
-    """A POST is not sent again when its connection breaks."""
+def test_fc_connection_retry__begun(platform: PlatformUnderTest) -> None:
+    """Nothing is sent again once there is a byte of an answer, nor is an event."""
     with platform.used_run() as run:
-        run.serve(b"one")
-        instance = run.fetched(b"two")
-        instance.close(instance.asked, reset=True)
-        run.outcome("bad-response")
-        same("silence", instance.request("", 0.05).end, "a second request")
-        run.discard(instance)
+        for fields, begun in (({"method": "GET", "path": "/again"}, b"HTTP"), ({}, b"")):
+            run.serve(b"one")
+            instance = run.fetched(b"", **fields)
+            instance.send(instance.asked, begun)
+            run.settle()
+            instance.close(instance.asked)
+            run.outcome("bad-response")
+            same("silence", instance.request("", 0.05).end, "a second request")
+            run.discard(instance)
 
 
 BAD_ANSWERS = {
-    "no-http": b"this is no HTTP\r\n\r\n", "cut-head": b"HTTP/1.1 200 OK\r\nContent-L",
+    "nothing": b"", "no-http": b"this is no HTTP\r\n\r\n", "cut-head": b"HTTP/1.1 200 OK\r\nContent-L",
     "short-body": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
     "bad-length": b"HTTP/1.1 200 OK\r\nContent-Length: ten\r\n\r\n",
     "cut-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n12345",
@@ -222,6 +352,7 @@ def test_any_event_timeout__fc(platform: PlatformUnderTest) -> None:
         run.serve(b"afterwards")
 
 
+@waits
 def test_any_limits_clock__fc_start(platform: PlatformUnderTest) -> None:
     """Start and initialisation do not count towards the time limit."""
     run = platform.run("--timeout", "1", "--initializer")
@@ -247,6 +378,7 @@ def test_fc_start_failed__exit(platform: PlatformUnderTest, status: int) -> None
 
 @pytest.mark.parametrize("rule,host", [("fc.start.failed", ""),
                                        ("fc.start.probe", "127.0.0.1")])
+@waits
 def test_fc_start_deadline(platform: PlatformUnderTest, rule: str, host: str) -> None:
     """A port that is not open in time, or on 127.0.0.1 alone, is FunctionNotStarted."""
     with platform.used_run("--start-timeout", "1") as run:
@@ -255,6 +387,37 @@ def test_fc_start_deadline(platform: PlatformUnderTest, rule: str, host: str) ->
             instance.listen(host)
         same("FunctionNotStarted", document(run.outcome("start-error").body)["Code"])
         run.discard(instance)
+
+
+@waits
+def test_fc_start_probe__held(platform: PlatformUnderTest) -> None:
+    """A server may take its time to begin, and then for its first answer."""
+    with platform.bare_run("--idle", "3600") as run:
+        instance = run.starting()
+        run.wait(run.implementation.hold_s)
+        instance.listen()
+        instance.request("/invoke")
+        run.finish(instance)
+        run.discard(instance)
+
+
+@waits
+def test_fc_connection_reuse__held(platform: PlatformUnderTest) -> None:
+    """A connection is used again that was idle for a while."""
+    with platform.running("--idle", "3600") as (run, instance):
+        first = instance.asked
+        run.finish(instance)
+        run.wait(run.implementation.hold_s)
+        run.finish(run.fetched())
+        same(first, instance.asked, "number of the connection")
+
+
+def test_fc_answer_interim(platform: PlatformUnderTest) -> None:
+    """Interim answers come before the one that counts."""
+    with platform.running() as (run, instance):
+        interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+        instance.send(instance.asked, b"HTTP/1.1 100 Continue\r\n\r\n", interim, interim)
+        run.finish(instance)
 
 
 def test_fc_start_probe(platform: PlatformUnderTest) -> None:
@@ -354,6 +517,23 @@ def test_fc_hook_success(platform: PlatformUnderTest, status: int,
         initialised(run, status, *answer)
 
 
+@pytest.mark.parametrize("hook", ["/pre-freeze", "/pre-stop"])
+def test_fc_invoke_control_path__hook(platform: PlatformUnderTest, hook: str) -> None:
+    """A hook's control path is its path; it has no body."""
+    options = {"/pre-freeze": ("--freeze", "--pre-freeze"), "/pre-stop": ("--pre-stop",)}
+    if hook == "/pre-freeze":
+        platform.needs("freeze")
+    run = platform.run(*options[hook])
+    instance = run.fetched()
+    instance.answer(200, [], b"done")
+    run.outcome("ok")
+    if hook == "/pre-stop":
+        run.end_input()
+    got = instance.request(hook)
+    same((f"GET {hook} HTTP/1.1", [hook], 0),
+         (got.start, got.values("x-fc-control-path"), got.body_bytes))
+
+
 def test_fc_hook_broken(platform: PlatformUnderTest) -> None:
     """A hook that answers 500 ends the instance."""
     with platform.running("--freeze", "--pre-freeze", event=b"one") as (run, instance):
@@ -366,21 +546,69 @@ def test_fc_hook_broken(platform: PlatformUnderTest) -> None:
         run.discard_idle()
 
 
-def test_fc_freeze_idle(platform: PlatformUnderTest) -> None:
-    """An instance in which nothing runs stands still."""
+ENDS = {"event": (200, {}), "failure": (404, {}),
+        "page": (200, {"method": "GET", "path": "/"})}
+
+
+@pytest.mark.parametrize("end", sorted(ENDS))
+def test_fc_freeze_idle(platform: PlatformUnderTest, end: str) -> None:
+    """An instance in which nothing runs stands still with all that it has started."""
     platform.needs("freeze")
-    with platform.used_run("--freeze") as run:
-        run.idle = run.idle_one()
-        run.idle.frozen()
+    status, fields = ENDS[end]
+    with platform.new_run("--freeze") as run:
+        instance = run.fetched(b"", **fields)
+        child = instance.order("fork")["child"]
+        instance.answer(status)
+        run.outcome()
+        instance.frozen()
+        instance.frozen(child)
+        run.idle = instance
 
 
 def test_fc_freeze_thaw(platform: PlatformUnderTest) -> None:
-    """A frozen instance runs again for the next request."""
+    """A frozen instance, and all that it has started, runs again for each request."""
     platform.needs("freeze")
-    with platform.used_run("--freeze") as run:
-        run.idle = run.idle_one()
-        run.idle.frozen()
-        run.serve(b"two")
+    with platform.new_run("--freeze") as run:
+        instance = run.fetched()
+        child = instance.order("fork")["child"]
+        run.finish(instance)
+        for event in (b"two", b"three"):
+            instance.frozen(child)
+            same(event, run.fetched(event).got.body)
+            same("S", state_of(child), "what a child does while an event runs")
+            run.finish(instance)
+
+
+def test_fc_freeze_idle__busy(platform: PlatformUnderTest) -> None:
+    """An instance does not stand still while one of two invocations runs."""
+    platform.needs("freeze", "instances")
+    run = platform.run("--freeze", "--concurrency", "2", "--parallel", "2")
+    for event in (b"one", b"two"):
+        run.issue(event)
+    instance = run.server()
+    instance.request("/invoke")
+    first = instance.asked
+    instance.request("/invoke")
+    instance.answer(200, [], b"done")
+    run.outcome("ok")
+    run.settle()
+    instance.asked = first
+    instance.answer(200, [], b"done")
+    same(b"done", run.outcome("ok").body)
+
+
+def test_fc_freeze_hook__each(platform: PlatformUnderTest) -> None:
+    """The hook comes before each freeze, which does not wait for it any longer than its
+    limit."""
+    platform.needs("freeze")
+    run = platform.run("--freeze", "--pre-freeze", "--pre-freeze-timeout", "0.5")
+    for _ in range(2):
+        instance = run.fetched()
+        instance.answer(200, [], b"done")
+        run.outcome("ok")
+        instance.request("/pre-freeze")
+        instance.frozen()
+        run.idle = instance
 
 
 @pytest.mark.parametrize("status", [200, 400, 404])
@@ -409,15 +637,30 @@ def test_fc_stop_hook(platform: PlatformUnderTest, status: int) -> None:
     instance.reaped()
 
 
+def test_fc_stop_hook__silent(platform: PlatformUnderTest) -> None:
+    """An instance is stopped whose pre-stop hook does not answer in time."""
+    run = platform.run("--pre-stop", "--pre-stop-timeout", "0.5", "--grace", "30")
+    instance = run.idle_one()
+    run.end_input()
+    instance.request("/pre-stop")
+    instance.reaped()
+    same(0, run.popen.wait(run.patience_s), "exit status of the platform")
+
+
 def test_fc_stop_order(platform: PlatformUnderTest) -> None:
     """A frozen instance is thawed for its pre-stop hook, then SIGTERM ends it."""
     run = platform.run("--freeze", "--pre-stop", "--grace", "30")
-    instance = run.idle_one()
+    instance = run.fetched()
+    instance.order("obey", signal=15)
+    run.finish(instance)
     instance.frozen()
     run.end_input()
     instance.request("/pre-stop")
+    run.settle()
+    same([], list(run.code.glob("signal-*")), "signals before the answer of the hook")
     instance.answer()
     instance.reaped()
+    same(1, len(list(run.code.glob("signal-15-*"))), "processes that were told by SIGTERM")
 
 
 def test_any_stop_drain__fc(platform: PlatformUnderTest) -> None:
@@ -451,6 +694,27 @@ def test_fc_concurrency_limit(platform: PlatformUnderTest) -> None:
     instance.request("/invoke")
 
 
+def test_fc_initialize_once__side_by_side(platform: PlatformUnderTest) -> None:
+    """Two events for a new instance wait for one Initializer."""
+    platform.needs("instances")
+    run = platform.run("--initializer", "--concurrency", "2", "--parallel", "2")
+    for event in (b"one", b"two"):
+        run.issue(event)
+    instance = run.server()
+    instance.request("/initialize")
+    same("silence", instance.request("", 0.1).end, "before the Initializer has answered")
+    instance.asked = 1000
+    instance.answer()
+    for _ in range(2):
+        instance.request("/invoke")
+
+
+@pytest.mark.parametrize("number", ["1", "200"])
+def test_fc_concurrency_limit__ends(platform: PlatformUnderTest, number: str) -> None:
+    """A concurrency of 1 or 200 is taken."""
+    platform.run("--concurrency", number).serve()
+
+
 def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
     """A second request goes to the instance that has room."""
     platform.needs("instances")
@@ -463,6 +727,7 @@ def test_any_instance_on_demand__fc_fill(platform: PlatformUnderTest) -> None:
     run.no_instance()
 
 
+@waits
 def test_fc_time_others(platform: PlatformUnderTest) -> None:
     """After a timeout the other invocation may end; the next has another instance."""
     platform.needs("instances")
@@ -521,7 +786,11 @@ LIMITS: Dict[str, Dict[str, Any]] = {  # rule and case: the request that is too 
     "any.event.size": {"event": b"x" * 101},
     "fc.limits.request:headers": {"event": b"", "method": "GET", "path": "/",
                                   "headers": [["X-Long", "y" * 8200]]},
-    "fc.limits.request:path": {"event": b"", "method": "GET", "path": "/" + "p" * 4097}}
+    "fc.limits.request:fields": {"event": b"", "method": "GET", "path": "/",
+                                 "headers": [[f"X-{n}", "y" * 800] for n in range(11)]},
+    "fc.limits.request:path": {"event": b"", "method": "GET", "path": "/" + "p" * 4096},
+    "fc.limits.request:query": {"event": b"", "method": "GET",
+                                "path": "/p?" + "q" * 4094}}
 
 
 @pytest.mark.parametrize("name,rule", [(name, name.split(":")[0]) for name in LIMITS])
@@ -534,27 +803,20 @@ def test_fc_limits(platform: PlatformUnderTest, name: str, rule: str) -> None:
         run.serve(b"afterwards")
 
 
-def test_fc_limits_response(platform: PlatformUnderTest) -> None:
-    """An answer whose head is over 8 KB is too large."""
+def test_fc_limits_request__most(platform: PlatformUnderTest) -> None:
+    """A path of 4096 bytes and fields of 8000 are not too large."""
+    fields = [[f"X-{number:02}", "y" * 796] for number in range(10)]
+    with platform.fetched(b"", method="GET", path="/" + "p" * 4095,
+                          headers=fields) as instance:
+        same(10, len([1 for name, _ in instance.got.headers if name[:3] in ("X-0",)]))
+
+
+@pytest.mark.parametrize("sizes,outcome", [
+    ([8200], "response-too-large"), ([800] * 11, "response-too-large"), ([700] * 11, "ok")])
+def test_fc_limits_response(platform: PlatformUnderTest, sizes: List[int],
+                            outcome: str) -> None:
+    """An answer whose head is over 8 KB is too large, and no smaller one."""
     with platform.running() as (run, instance):
-        instance.answer(200, [("X-Long", "y" * 8200)])
-        run.outcome("response-too-large")
+        instance.answer(200, [(f"X-{size}", "y" * size) for size in sizes])
+        run.outcome(outcome)
         run.discard(instance)
-
-
-def test_fc_outcome_document__function(platform: PlatformUnderTest) -> None:
-    """A function error has status 200 and X-Fc-Error-Type InvocationError."""
-    seen = platform.answered(404, [("X-Fc-Status", "404")], b"{}", "function-error")
-    same((200, "InvocationError"),
-         (seen.status, dict(seen.headers).get("x-fc-error-type")))
-
-
-def test_fc_outcome_document__platform(platform: PlatformUnderTest) -> None:
-    """A platform's failure has its status and the start document."""
-    with platform.used_run() as run:
-        run.starting().end("exit", status=1)
-        outcome = run.outcome("start-error")
-        seen = document(outcome.body)
-        same(412, outcome.status)
-        same(["Code", "ErrorCode", "ErrorMessage", "Message", "RequestId"],
-             sorted(seen))

@@ -13,7 +13,7 @@ import pytest
 import faults
 import kit
 import wire
-from kit import Mismatch, same
+from kit import Mismatch, same, waits
 from platform_run import (CLOCKED, LIMITED, PAIR, Instance, PlatformRun,
                           PlatformUnderTest)
 
@@ -24,6 +24,7 @@ HEAD_LIMIT_S = 10  # head_timeout_s
 # ---- slow ----
 
 
+@waits
 def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
     """A request whose head comes byte by byte, and never ends, is dropped in time."""
     pull_platform.needs("slow-heads")
@@ -135,6 +136,77 @@ def deaf(run: PlatformRun) -> Instance:
         instance.park()
     run.settle()
     return instance
+
+
+@pytest.mark.parametrize("half", [False, True])
+@waits
+def test_any_event_timeout__held(platform: PlatformUnderTest, half: bool) -> None:
+    """A handler, or a body on its way, may take its time if the limit allows it."""
+    hold_s = platform.implementation.hold_s
+    with platform.bare_run("--timeout", str(30 + hold_s)) as run:
+        instance = run.fetched()
+        head, number = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n", instance.asked
+        if run.protocol != "fc":
+            number = instance.open()
+            head = instance.post_bytes(None, [("Content-Length", "8")])
+        instance.send(number, *((head, b"half") if half else ()))
+        run.wait(hold_s)
+        instance.asked = number
+        instance.answer_bytes(b"done" if half else head + b"all done")
+        same(b"halfdone" if half else b"all done", run.outcome("ok").body)
+        run.discard(instance)
+
+
+@waits
+def test_any_init_timeout__held(pull_platform: PlatformUnderTest) -> None:
+    """A bootstrap may take its time to begin if the limit allows it."""
+    hold_s = pull_platform.implementation.hold_s
+    with pull_platform.bare_run("--init-timeout", str(30 + hold_s)) as run:
+        instance = run.starting()
+        run.wait(hold_s)
+        if run.protocol == "scf":
+            instance.ready()
+        instance.fetch()
+        run.finish(instance)
+        run.discard_idle()
+
+
+@waits
+def test_any_http_reuse__held(pull_platform: PlatformUnderTest) -> None:
+    """A connection is kept for as long as nothing comes."""
+    with pull_platform.bare_run("--idle", "3600") as run:
+        held(run, run.idle_one(), False)
+
+
+@waits
+def test_scf_next_blocks__held(platform: PlatformUnderTest) -> None:
+    """A poll is held for as long as there is no event."""
+    with platform.bare_run("--idle", "3600") as run:
+        held(run, run.idle_one(), True)
+
+
+@waits
+def test_fg_request_blocks__held(platform: PlatformUnderTest) -> None:
+    """A poll is held for as long as there is no event."""
+    with platform.bare_run("--idle", "3600") as run:
+        held(run, run.idle_one(), True)
+
+
+def held(run: PlatformRun, instance: Instance, is_poll: bool) -> None:
+    """Let time pass over a connection that was used, or over a poll on it; then there is
+    an event."""
+    number = instance.open()
+    instance.send(number, wire.request_bytes("GET", "/"))
+    same(404, instance.read(number).status)
+    if is_poll:
+        instance.send(number, instance.poll_bytes())
+    run.wait(run.implementation.hold_s)
+    if not is_poll:
+        instance.send(number, instance.poll_bytes())
+    run.issue(b"at last")
+    same(b"at last", instance.fetch(number).body)
+    run.finish(instance)
+    run.discard_idle()
 
 
 # ---- gone ----
@@ -289,27 +361,33 @@ def test_any_http_refused(pull_platform: PlatformUnderTest, name: str,
         instance.close(number)
 
 
-UNWANTED = [("POST", "/no/such/call", "any.api.unknown", 404),
-            ("POST", "{poll}", "any.api.unknown", 405),
-            ("POST", "/v1/runtime/invocation/response/nobody", "fg.result.unknown-id", 404)]
-
-
-@pytest.mark.parametrize("method,path,rule,status", UNWANTED)
-def test_any_api_unknown__large(pull_platform: PlatformUnderTest, method: str, path: str,
-                                rule: str, status: int) -> None:
+@pytest.mark.parametrize("path,status", [("/no/such/call", 404), ("{poll}", 405)])
+def test_any_api_unknown__large(pull_platform: PlatformUnderTest, path: str,
+                                status: int) -> None:
     """The refusal of a call with a large body can be read by who has sent it all, and
     the connection serves on."""
     with pull_platform.running() as (run, instance):
-        number = instance.open()
         path = path.format(poll=kit.DIALECTS[run.protocol].poll)
-        length = [("Content-Length", str(LARGE_BYTES))]
-        same(True, instance.send(number, wire.request_bytes(method, path, length),
-                                 LARGE_BYTES), "all taken")
-        same(status, instance.read(number).status, "status")
-        instance.send(number, instance.post_bytes(b"done"))
-        same(200, instance.read(number).status, "status of the result that follows")
-        instance.close(number)
-        run.outcome("ok", instance)
+        refused_whole(run, instance, path, status)
+
+
+def test_fg_result_unknown_id__large(platform: PlatformUnderTest) -> None:
+    """So it is with a large result for an id that is not that of the event."""
+    with platform.running() as (run, instance):
+        refused_whole(run, instance, instance.result_path("response", "nobody"), 404)
+
+
+def refused_whole(run: PlatformRun, instance: Instance, path: str, status: int) -> None:
+    """Post a large body where it is refused, then the result on the same connection."""
+    number = instance.open()
+    length = [("Content-Length", str(LARGE_BYTES))]
+    same(True, instance.send(number, wire.request_bytes("POST", path, length),
+                             LARGE_BYTES), "all taken")
+    same(status, instance.read(number).status, "status")
+    instance.send(number, instance.post_bytes(b"done"))
+    same(200, instance.read(number).status, "status of the result that follows")
+    instance.close(number)
+    run.outcome("ok", instance)
 
 
 def test_any_result_size__chunked(pull_platform: PlatformUnderTest) -> None:

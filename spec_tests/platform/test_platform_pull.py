@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import wire
-from kit import DIALECTS, Mismatch, document, same
+from kit import DIALECTS, Mismatch, document, same, waits
 from platform_run import CLOCKED, Instance, PlatformRun, PlatformUnderTest
 
 
@@ -65,6 +65,7 @@ def test_scf_next_headers(platform: PlatformUnderTest) -> None:
         same([run.finish(instance).request_id], instance.got.values("Request_Id"))
 
 
+@waits
 def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     with platform.used_run(*CLOCKED) as run:
@@ -74,6 +75,7 @@ def test_any_limits_clock__scf(platform: PlatformUnderTest) -> None:
         times_out_soon(run, instance)
 
 
+@waits
 def test_any_limits_clock__scf_refetch(platform: PlatformUnderTest) -> None:
     """Fetching again does not start the clock again."""
     with platform.running(*CLOCKED) as (run, instance):
@@ -107,6 +109,7 @@ def test_scf_next_same_event(platform: PlatformUnderTest) -> None:
         run.finish(instance)
 
 
+@waits
 def test_scf_next_same_event__held(platform: PlatformUnderTest) -> None:
     """All of several polls that are held get the event when it is issued."""
     with platform.used_run() as run:
@@ -194,6 +197,7 @@ def test_fg_request_empty(platform: PlatformUnderTest) -> None:
                  (reply.status, reply.body, reply.header("x-cff-request-id")))
 
 
+@waits
 def test_any_limits_clock__fg(platform: PlatformUnderTest) -> None:
     """The clock runs from the issue, not from the fetch."""
     with platform.used_run(*CLOCKED) as run:
