@@ -37,11 +37,9 @@ import threading
 import time
 from http.client import (HTTPConnection, HTTPException, HTTPResponse, InvalidURL,
                          LineTooLong, parse_headers)
-from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-__version__ = "0.1.0"
-SPEC_VERSION = "0.1"
+__version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Outcome", "Platform", "Request", "Session", "Violation"]
 
 Facts = Dict[str, str]  # values for the templates of the tables
@@ -59,16 +57,10 @@ Row = NamedTuple("Row", [("action", str), ("state", str), ("rule", str)])
 # A header field or a variable; what has no value is left out.
 Field = NamedTuple("Field", [("name", str), ("value", str)])
 
-
-class Outcome(NamedTuple):
-    """What became of an event; status, headers and body are what its caller sees."""
-    kind: str
-    body: bytes
-    request_id: str
-    violations: Sequence[Violation]
-    message: str
-    status: int
-    headers: Pairs
+# What became of an invocation; status, headers and body are what its caller sees.
+Outcome = NamedTuple("Outcome", [
+    ("kind", str), ("body", bytes), ("request_id", str), ("message", str),
+    ("violations", Sequence[Violation]), ("status", int), ("headers", Pairs)])
 
 
 class Limit(NamedTuple):
@@ -482,7 +474,7 @@ class Platform:
             headers += tuple(pass_fields(answer.fields, {"upgrade", *DROPPED_RESPONSE}))
         violations = ([Violation("fc.outcome.bad-response", message)]
                       if kind == "bad-response" else [])
-        return Outcome(kind, body, request_id, violations, message, status, headers)
+        return Outcome(kind, body, request_id, message, violations, status, headers)
 
     def check(self, request: Request) -> None:
         """Raise Failure when no instance gets the request."""
@@ -721,7 +713,7 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("%s is not a folder" % options.code)
 
 
-def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, Request]]:
+def read_events(lines: Iterable[bytes]) -> Iterable[Tuple[object, Request]]:
     """Yield id and invocation of each line of the conformance kit."""
     for line in lines:
         try:

@@ -36,11 +36,9 @@ import threading
 import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-__version__ = "0.1.0"
-SPEC_VERSION = "0.1"
+__version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Instance", "Outcome", "Session", "Violation"]
 
 Facts = Dict[str, str]  # values for the templates of the tables
@@ -58,16 +56,10 @@ Row = NamedTuple("Row", [("action", str), ("state", str), ("rule", str)])
 # A header field or a variable; what has no value is left out.
 Field = NamedTuple("Field", [("name", str), ("value", str)])
 
-
-class Outcome(NamedTuple):
-    """What became of an event; status, headers and body are what its caller sees."""
-    kind: str
-    body: bytes
-    request_id: str
-    violations: Sequence[Violation]
-    message: str
-    status: int
-    headers: Pairs
+# What became of an event; status, headers and body are what its caller sees.
+Outcome = NamedTuple("Outcome", [
+    ("kind", str), ("body", bytes), ("request_id", str), ("message", str),
+    ("violations", Sequence[Violation]), ("status", int), ("headers", Pairs)])
 
 
 class Limit(NamedTuple):
@@ -114,6 +106,8 @@ for _state in ("starting", "idle", "issued", "stopping"):  # nobody waits for a 
 
 # The outcome of an action; of a state, when its limit is over, when the process ends.
 RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
+REFUSALS = {"refuse": (404, "no outstanding invocation has this id"),
+            "overflow": (413, "the result is too large")}
 ON_TIME = {"starting": "init-timeout", "issued": "not-fetched", "running": "timeout"}
 ON_EXIT = {"starting": "init-error", "issued": "exit", "running": "exit"}
 NO_ANSWER = {"starting": "the bootstrap did not post /runtime/init/ready",
@@ -367,10 +361,8 @@ class RuntimeApi(BaseHTTPRequestHandler):
             self.close_connection = True  # the instance has ended
         elif action == "deliver":
             self.deliver(request_id, event)
-        elif action == "refuse":
-            self.refuse(404, "no outstanding invocation has this id")
-        elif action == "overflow":
-            self.refuse(413, "the result is too large")
+        elif action in REFUSALS:
+            self.refuse(*REFUSALS[action])
         else:
             self.answer(200)  # [any.http.empty]
 
@@ -401,8 +393,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
         """Answer with the protocol's document for a refused call."""
         self.answer(status, to_json(refusal(status, message)))
 
-    def send_error(self, code: int, message: Optional[str] = None,
-                   explain: Optional[str] = None) -> None:
+    def send_error(self, code: int, message: Any = None, explain: Any = None) -> None:
         """Refuse what http.server cannot parse, and hang up [any.http.no-effect]."""
         self.close_connection = True
         self.server.violations.append(Violation("any.http.no-effect", str(message)))
@@ -488,7 +479,7 @@ class Instance(ThreadingHTTPServer):
         """Give the event its one outcome [any.outcome.one]."""
         facts = dict(self.facts, request_id=self.request_id)
         status, headers, shown = caller_answer(kind, body, facts)
-        self.outcome = Outcome(kind, shown, self.request_id, self.violations, message,
+        self.outcome = Outcome(kind, shown, self.request_id, message, self.violations,
                                status, headers)
         self.request_id, self.violations, self.has_served = "", [], True
 
@@ -608,7 +599,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def read_events(lines: Iterable[bytes]) -> Iterator[Tuple[object, bytes]]:
+def read_events(lines: Iterable[bytes]) -> Iterable[Tuple[object, bytes]]:
     """Yield id and event of each line of the conformance kit."""
     for line in lines:
         try:
