@@ -72,7 +72,8 @@ def variants(protocol: str, state: str, call: str) -> List[Tuple[str, str, str]]
     if protocol == "fg":
         ids = (STRAY_IDS if call == "stray" else
                ["right"] if state == "running" else ["unknown"])
-    return [(kind, one, body) for kind in kinds for one in ids for body in bodies]
+    return [(kind, one, body) for kind in kinds for one in ids for body in bodies
+            if call != "stray" or one == "unknown" or body == "ok"]
 
 
 # ---- trying ----
