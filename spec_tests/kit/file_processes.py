@@ -1,9 +1,9 @@
 # file_processes.py: runs files of plain tests beside the checks (MIT).
-"""Give each file of our own tests a pytest process; show its verdicts as this one's.
+"""Give our own tests some pytest processes; show their verdicts as this one's.
 
-These tests mostly wait, and cannot share a process: two cores would idle for minutes.
-The main process collects them as usual and, in place of running one, waits for what the
-process of its file has said about it. A test of which nothing was said has failed.
+These tests mostly wait: one after the other, two cores would idle for minutes. The main
+process collects them as usual and, in place of running one, waits for what the process
+that has its file has said about it. A test of which nothing was said has failed.
 """
 
 import concurrent.futures
@@ -14,14 +14,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from typing import Dict, Iterable, List, Tuple
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import pytest
 
+PROCESSES = 8  # each of them imports pytest and the kit
 SIDE_BY_SIDE = 4
-# In the process of a file: where it writes what became of its tests.
+# In such a process: where it writes what became of its tests.
 RESULTS = os.environ.pop("KIT_RESULTS", "")
-Verdict = Tuple[str, str]  # outcome, and why
+Verdicts = Dict[str, Tuple[str, str]]  # by test: outcome, and why
 
 
 def note(report: pytest.TestReport) -> None:
@@ -40,19 +41,21 @@ class FileProcesses:
         self.pool = concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE)
         self.started: "List[subprocess.Popen[bytes]]" = []
         largest_first = sorted(files, key=lambda path: -path.stat().st_size)
-        self.verdicts = {path: self.pool.submit(self.run, path)
-                         for path in largest_first}
+        self.verdicts: "Dict[pathlib.Path, concurrent.futures.Future[Verdicts]]" = {}
+        for number in range(min(PROCESSES, len(largest_first))):
+            share = largest_first[number::PROCESSES]
+            self.verdicts.update(dict.fromkeys(share, self.pool.submit(self.run, share)))
 
-    def run(self, path: pathlib.Path) -> Dict[str, Verdict]:
-        """Run a file; return its verdicts by test, and what it printed under ""."""
+    def run(self, paths: Sequence[pathlib.Path]) -> Verdicts:
+        """Run files; return the verdicts by test, and what was printed under ""."""
         with tempfile.NamedTemporaryFile("r", encoding="utf-8") as results:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                 str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                 *map(str, paths)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, env={**os.environ, "KIT_RESULTS": results.name})
             self.started.append(process)
             printed = process.communicate()[0].decode("utf-8", "replace")
-            verdicts: Dict[str, Verdict] = {"": ("failed", printed[-4000:])}
+            verdicts: Verdicts = {"": ("failed", printed[-4000:])}
             for name, outcome, why in map(json.loads, results):
                 if verdicts.get(name, ("passed",))[0] == "passed":  # or a later error
                     verdicts[name] = outcome, why

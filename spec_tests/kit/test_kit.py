@@ -124,7 +124,7 @@ def test_file_process(tmp_path: pathlib.Path) -> None:
         "@pytest.mark.skip(reason='just so')\ndef test_left(): pass\n"
         "def test_last(): os._exit(3)\n")
     processes = file_processes.FileProcesses([])
-    found = processes.run(tmp_path / "test_it.py")
+    found = processes.run([tmp_path / "test_it.py"])
     processes.stop()
     seen = {name.rpartition("::")[2]: verdict for name, verdict in found.items()}
     assert (seen["test_good"], seen[""][0]) == (("passed", ""), "failed")
