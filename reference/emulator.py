@@ -121,10 +121,6 @@ class BodyTooLarge(Exception):
         self.size = size
 
 
-class LimitReached(Exception):
-    """The time of an exchange with a function's server is up."""
-
-
 class CallerGone(Exception):
     """Nobody waits for the answer: the caller has hung up, or has his outcome."""
 
@@ -1131,7 +1127,12 @@ class Process:
     def ends_now(self) -> bool:
         """Tell whether it has ended or is about to; waits for the end then. The kernel
         closes the sockets of a dying process a while before it is a zombie."""
-        return self.exited.wait(0.2) or is_dying(self.pid) and self.exited.wait(5)
+        try:
+            with open("/proc/%d/stat" % self.pid, "rb") as file:
+                flags = file.read().rpartition(b")")[2].split()[6]
+        except OSError:
+            flags = b"4"  # it has ended
+        return self.exited.wait(5 if int(flags) & 4 else 0.2)  # PF_EXITING
 
     def terminate(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL after the grace [any.stop.order]. Blocks until the
@@ -1154,16 +1155,6 @@ def describe_status(status: int) -> str:
         return "with status %d%s" % (status, SHELL_STATUS.get(status, ""))
     return "by signal %d (%s)" % (-status, signal.strsignal(-status)
                                   or "unknown signal")
-
-
-def is_dying(pid: int) -> bool:
-    """Tell whether the kernel is taking a process down."""
-    try:
-        with open("/proc/%d/stat" % pid, "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 4)  # PF_EXITING
-    except OSError:
-        return False
 
 
 def group_members() -> Iterator[Tuple[int, int]]:
@@ -1430,7 +1421,6 @@ class Invocation:
 
 # ---- instances ----
 
-
 def error_text(body: bytes) -> str:
     """Return ": " and type and message of an error document, else how it begins."""
     text = body[:SEEN_CHARACTERS].decode("utf-8", "replace")
@@ -1445,8 +1435,6 @@ def error_text(body: bytes) -> str:
 DURING = {"starting": "before it was ready", "initializing": "during initialisation",
           "issued": "before it fetched the event", "running": "while it had the event",
           "busy": "during the request"}
-
-
 IDLE, STARTING = ("idle", "frozen"), ("starting", "initializing")
 
 
@@ -1516,8 +1504,7 @@ class Instance:
         if platform.attach:
             platform.attach(env)
             return
-        words = platform.words[:] or [
-            os.path.join(platform.folder, "bootstrap")]
+        words = platform.words[:] or [os.path.join(platform.folder, "bootstrap")]
         if check_program(words, platform.folder, platform.package,
                          platform.protocol == "fg"):  # [fg.start.shell]
             platform.note("bootstrap has no first line such as #!/bin/sh; here and in "
@@ -1576,9 +1563,8 @@ class Instance:
         invocation.started = time.monotonic()
         invocation.deadline = invocation.started + self.function.timeout_s
         invocation.issues += 1
-        if self.violations:
-            invocation.violations += self.violations
-            self.violations.clear()
+        invocation.violations += self.violations
+        self.violations.clear()
         platform.watch_memory()
 
     def take_log(self) -> None:
@@ -1638,12 +1624,17 @@ class Instance:
         """Let the session take nothing more (lock held)."""
         raise NotImplementedError
 
+    def signal(self, number: int) -> None:
+        """Signal the bootstrap and what it forked, if there is a process."""
+        if self.process is not None:
+            self.process.signal(number)
+
     def kill(self) -> None:
         """Kill the process, unless it is stopping in order."""
-        if self.process is not None and self.ending == "kill":
-            self.process.signal(signal.SIGKILL)
-        elif self.platform.attach and self.ending == "kill":
-            self.cleanup()
+        if self.ending == "kill":
+            self.signal(signal.SIGKILL)
+            if self.platform.attach:
+                self.cleanup()
 
     def stop(self) -> None:
         """End it in order: SIGTERM, grace, SIGKILL. Blocks for these."""
@@ -1775,7 +1766,10 @@ class PullInstance(Instance):
                 "call", self.id, api.head, body, size, call=call, state=before,
                 action=row.action, next=row.state, rule=row.rule,
                 request_id=invocation.request_id if invocation else "")
-        self._answer(api, row.action, size, invocation)
+        text = "the bootstrap reported an error" + error_text(body) if (
+            row.action == "fail") else "the result has %d bytes; the limit is %d" % (
+                size, self.function.result_bytes) if row.action == "overflow" else ""
+        self._answer(api, row.action, text, invocation)
         if call in ("response", "error"):
             self.take_log()
         if row.action in ("ignore", "refuse") and before != "stopping":
@@ -1791,15 +1785,12 @@ class PullInstance(Instance):
                                    "brings the same event again"))
         elif row.action in self.rules.RESULTS and invocation is not None:
             del self.work[invocation]
-            platform.settle(
-                invocation, self.rules.RESULTS[row.action], size=size,
-                body=body if size < 0 else b"", message="" if row.action == "finish"
-                else "the bootstrap reported an error" + error_text(body) if
-                row.action == "fail" else self._too_large(size))
+            platform.settle(invocation, self.rules.RESULTS[row.action], size=size,
+                            body=body, message=text)
         if session.state == "idle" and before != "idle":
             self.has_room_again()
 
-    def _answer(self, api: "RuntimeApi", action: str, size: int,
+    def _answer(self, api: "RuntimeApi", action: str, text: str,
                 invocation: Optional[Invocation]) -> None:
         """Answer a call as soon as the lock is released, before anything else."""
         later = self.platform.lock.later
@@ -1812,13 +1803,9 @@ class PullInstance(Instance):
         elif action == "refuse":
             later(api.refuse_call, 404, "no outstanding invocation has this id")
         elif action == "overflow":
-            later(api.refuse_call, 413, self._too_large(size))
+            later(api.refuse_call, 413, text)
         else:
             later(api.answer, EMPTY_ANSWER)
-
-    def _too_large(self, size: int) -> str:
-        return "the result has %d bytes; the limit is %d" % (
-            size, self.function.result_bytes)
 
     # -- end --
 
@@ -1941,7 +1928,7 @@ def nearest_call(rules: Any, seen: str) -> str:
 
 class Upstream(io.RawIOBase):
     """A connection to a function's server. Whoever reads or writes it waits until
-    `deadline` at most (LimitReached), and is told when the caller leaves."""
+    `deadline` at most (socket.timeout), and is told when the caller leaves."""
 
     def __init__(self, connected: socket.socket) -> None:
         super().__init__()
@@ -1978,7 +1965,7 @@ class Upstream(io.RawIOBase):
         while True:
             left = self.deadline - time.monotonic()
             if left <= 0:
-                raise LimitReached
+                raise socket.timeout
             ready = dict(self._poll.poll(math.ceil(min(left, MAX_LIMIT_S) * 1000)))
             if self._caller in ready:
                 on_gone = self._on_gone
@@ -2041,7 +2028,7 @@ class Upstream(io.RawIOBase):
         self.deadline = 0.0  # so only what was read already can be looked at
         try:
             self.reader.peek(1)
-        except LimitReached:
+        except socket.timeout:
             self._poll.register(self.socket, select.POLLIN)
             self._events = select.POLLIN
             return not self._poll.poll(0)
@@ -2222,7 +2209,7 @@ class PushInstance(Instance):
                                    else None)
         try:
             return self._ask(invocation)
-        except (LimitReached, socket.timeout):
+        except socket.timeout:
             return "timeout", "the function did not answer within %g s" % (
                 self.function.timeout_s)
         except CallerGone:
@@ -2426,8 +2413,8 @@ class PushInstance(Instance):
     # -- invocations --
 
     def begin(self, invocation: Invocation) -> None:
-        if self._move("invoke") == "thaw" and self.process is not None:
-            self.process.signal(signal.SIGCONT)  # [fc.freeze.thaw]
+        if self._move("invoke") == "thaw":  # [fc.freeze.thaw]
+            self.signal(signal.SIGCONT)
         super().begin(invocation)
         self.set_deadline(math.inf)     # the exchange keeps the time itself
         if invocation.gate is not None:
@@ -2468,12 +2455,12 @@ class PushInstance(Instance):
     def _rest(self) -> None:
         """Freeze it when nothing runs, after the hook [fc.freeze.idle]; a waiting event
         comes first, and one that comes during the hook waits for its end."""
-        if self.session.state != "idle" or not self.function.freeze:
-            return
-        if not self.function.pre_freeze:
-            self._stand_still()
-        elif self._hook.acquire(blocking=False):
-            self.platform.lock.later(start_thread, self._rest_after_hook)
+        function = self.function
+        if self.session.state == "idle" and function.freeze and function.pre_freeze:
+            if self._hook.acquire(blocking=False):
+                self.platform.lock.later(start_thread, self._rest_after_hook)
+        elif function.freeze and self._move("quiet"):
+            self.signal(signal.SIGSTOP)
 
     def _rest_after_hook(self) -> None:
         verdict = "ended"
@@ -2485,11 +2472,8 @@ class PushInstance(Instance):
                 self.end([])
             elif verdict != "ended" and self.session.state == "idle":
                 self.platform.offer(self)
-                self._stand_still()
-
-    def _stand_still(self) -> None:
-        if self._move("quiet") and self.process is not None:
-            self.process.signal(signal.SIGSTOP)
+                if self._move("quiet"):
+                    self.signal(signal.SIGSTOP)
 
     def retire(self) -> None:
         self._move("stop")
@@ -2497,8 +2481,7 @@ class PushInstance(Instance):
     def stop(self) -> None:
         """Thaw, call the pre-stop hook, end it [fc.stop.order]. Blocks for these."""
         with self._hook:
-            if self.process is not None:
-                self.process.signal(signal.SIGCONT)
+            self.signal(signal.SIGCONT)
             if self.function.pre_stop and self.served and not self.has_ended():
                 self.hook("pre-stop", self.function.pre_stop_timeout_s)
         super().stop()
@@ -2724,8 +2707,7 @@ class Platform:
             self.await_leaving()
         except BaseException:  # Ctrl-C: whoever it was has no patience
             for instance in self.instances + self._leaving:
-                if instance.process is not None:
-                    instance.process.signal(signal.SIGKILL)
+                instance.signal(signal.SIGKILL)
             raise
         finally:
             self.clock.close()
@@ -2946,11 +2928,10 @@ class Platform:
 
     def _fields_template(self) -> str:
         """Write the fields that accompany an event, with %s where they differ."""
-        mark = os.urandom(16).hex()  # no setting holds it
-        fields = self.rules.fill_in(self.rules.HEADERS, dict(
-            self.facts, request_id=mark, control_path=mark, base_path=mark))
-        text = format_head("", fields)[2:-2].decode("latin-1")
-        return text.replace("%", "%%").replace(mark, "%s")
+        facts = {name: text.replace("%", "%%") for name, text in self.facts.items()}
+        facts.update(request_id="%s", control_path="%s", base_path="%s")
+        fields = self.rules.fill_in(self.rules.HEADERS, facts)
+        return format_head("", fields)[2:-2].decode("latin-1")
 
     def environment(self, facts: Facts) -> Dict[str, str]:
         """Return the bootstrap's whole environment [any.env.inherited]."""
