@@ -818,23 +818,14 @@ class Server(ThreadingHTTPServer):
 
 # ---- one clock ----
 
-class Alarm:
-    """A deadline on the monotonic clock, and what to do then; math.inf = switched off.
-    """
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.call = call
-        self.deadline = math.inf
-
-
 class Clock:
-    """A thread that sleeps until the first deadline. What is to be done then runs in a
-    thread of its own, so nothing that blocks there delays another limit."""
+    """Calls methods at their deadlines: a thread sleeps until the first one. Each call
+    has a thread of its own, so nothing that blocks there delays another limit."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._alarms: Set[Alarm] = set()    # those that are on
+        self._deadlines: Dict[Callable[[], object], float] = {}  # on the clock of now()
         self._looks_at = math.inf           # when the thread looks at them next
         self._open = True
         self._thread = start_thread(self._run)
@@ -846,15 +837,18 @@ class Clock:
         """Let the thread sleep so long, or until an earlier deadline is set."""
         self._changed.wait(limit_s)
 
-    def set(self, alarm: Alarm, deadline: float) -> None:
-        """Move an alarm's deadline. To move it back wakes nobody: the thread looks at
-        it at the old time, and once more at the new one."""
+    def is_set(self, call: Callable[[], object]) -> bool:
+        """Tell whether a call is still to come."""
+        return call in self._deadlines
+
+    def set(self, call: Callable[[], object], deadline: float) -> None:
+        """Move a call's deadline; math.inf: it will not come. To move it back wakes
+        nobody: the thread looks at the old time, and once more at the new one."""
         with self._lock:
-            alarm.deadline = deadline
             if deadline == math.inf:
-                self._alarms.discard(alarm)
+                self._deadlines.pop(call, None)
                 return
-            self._alarms.add(alarm)
+            self._deadlines[call] = deadline
             if deadline < self._looks_at:
                 self._looks_at = deadline
                 self._changed.notify()
@@ -869,16 +863,14 @@ class Clock:
         while self._open:
             with self._changed:
                 now = self.now()
-                due = [alarm for alarm in self._alarms if alarm.deadline <= now]
-                for alarm in due:
-                    alarm.deadline = math.inf
-                self._alarms.difference_update(due)
-                self._looks_at = min([alarm.deadline for alarm in self._alarms],
-                                     default=math.inf)
+                due = [call for call, at in self._deadlines.items() if at <= now]
+                for call in due:
+                    del self._deadlines[call]
+                self._looks_at = min(self._deadlines.values(), default=math.inf)
                 if not due and self._open:
-                    self.wait(self._looks_at - now if self._alarms else None)
-            for alarm in due:
-                start_thread(alarm.call)
+                    self.wait(self._looks_at - now if self._deadlines else None)
+            for call in due:
+                start_thread(call)
 
 
 # ---- code packages ----
@@ -1454,7 +1446,6 @@ class Instance:
         self.rules: Any = platform.rules
         self.id = "c-%s" % os.urandom(6).hex()
         self.log = Log(platform.write_log, platform.flush_log)
-        self.alarm = Alarm(self._on_time)
         self.process: Optional[Process] = None
         self.work: Dict[Invocation, None] = {}  # bound or begun, in this order
         self.ending = ""        # "stop" in order or "kill", whatever came first
@@ -1587,11 +1578,11 @@ class Instance:
 
     def set_deadline(self, deadline: float) -> None:
         """Move the instance's one clock."""
-        self.platform.clock.set(self.alarm, deadline)
+        self.platform.clock.set(self._on_time, deadline)
 
     def _on_time(self) -> None:
         with self.platform.lock:
-            if self.alarm.deadline < math.inf:
+            if self.platform.clock.is_set(self._on_time):
                 return  # it was moved meanwhile
             if self.session.state in IDLE:
                 self.platform.discard(self, "stop")  # [any.instance.idle]
@@ -2561,8 +2552,6 @@ class Platform:
             ("accepted", "cold_starts", "reused") + KINDS, 0)
         self.pending = 0    # invocations without an outcome
         self.faults = 0     # errors of our own
-        self._queue_alarm = Alarm(self._on_queue_time)
-        self._memory_alarm = Alarm(self._on_memory_time)
         self._closing = self._closed = False
         self._owner = os.getpid()
         atexit.register(self.close)  # if it is forgotten
@@ -2774,7 +2763,7 @@ class Platform:
             if may_start:
                 self._start_another()
             elif not waiting:
-                self.clock.set(self._queue_alarm, invocation.deadline)
+                self.clock.set(self._on_queue_time, invocation.deadline)
 
     def _start_another(self) -> None:
         instance = (PushInstance if self.protocol == "fc" else PullInstance)(self)
@@ -2906,12 +2895,12 @@ class Platform:
                 self.settle(self.queue.popleft(), "throttled", message="no instance "
                             "became free within %g s" % self.function.queue_timeout_s)
             if self.queue:
-                self.clock.set(self._queue_alarm, self.queue[0].deadline)
+                self.clock.set(self._on_queue_time, self.queue[0].deadline)
 
     def watch_memory(self) -> None:
         """Look at the memory soon; called whenever something begins to run."""
-        if self._memory_alarm.deadline == math.inf and not self.attach:
-            self.clock.set(self._memory_alarm, time.monotonic() + MEMORY_TICK_S)
+        if not self.clock.is_set(self._on_memory_time) and not self.attach:
+            self.clock.set(self._on_memory_time, time.monotonic() + MEMORY_TICK_S)
 
     def _on_memory_time(self) -> None:
         """Sample the groups; end those over the limit [any.memory.limit]."""

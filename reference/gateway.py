@@ -444,7 +444,6 @@ class Worker:
         self.strikes = 0             # looks at memory above the limit, in a row
         self.rank = DEMANDED         # among those that wait, the lowest starts first
         self.has_thread = False      # else it waits for its turn to start
-        self.alarm = emulator.Alarm(self._on_time)  # of its start, drain or stop
         self.secret = os.urandom(16).hex()  # [fcc.worker.secret]
         self.port, self.memory_mb = 0, str(self.profile.memory_bytes >> 20)
         self.listens = False
@@ -514,7 +513,7 @@ class Worker:
                 lambda status: None, errors=err.fileno(), leads=False)
         with agent.lock:
             if self.state == "created":
-                agent.limit(self.alarm, profile.init_timeout_s)
+                agent.limit(self.on_time, profile.init_timeout_s)
             else:  # there was no process yet to kill
                 self.signal(signal.SIGKILL)
 
@@ -566,10 +565,10 @@ class Worker:
         return "ended %s before it could serve: %s" % (emulator.describe_status(
             process.status), said.decode("utf-8", "replace").strip())
 
-    def _on_time(self) -> None:
+    def on_time(self) -> None:
         """The start, the drain or the stop takes too long."""
         with self.agent.lock:
-            if self.alarm.deadline < math.inf:
+            if self.agent.clock.is_set(self.on_time):
                 return  # it was moved meanwhile
             if self.state != "created":
                 self.agent.step(self, "late")
@@ -596,7 +595,7 @@ class Worker:
         gone. Raises Failure when that is not its fault. Blocks for DIAL_S at most."""
         if kept is not None:
             if kept.is_usable():
-                kept.deadline = math.inf  # the call's alarm cuts it off
+                kept.deadline = math.inf  # the call's on_time() cuts it off
                 return kept
             kept.close()
         try:
@@ -664,15 +663,14 @@ class Call:
             self.timeout_s = emulator.check_limit("timeout_s", SETTINGS["timeout_s"], {
                 "timeout_s": float(get("x-fc-function-timeout"))})
         self.started = agent.clock.now()
-        self.alarm = emulator.Alarm(self._on_time)
         with agent.lock:
             agent.calls += 1
-            agent.limit(self.alarm, self.timeout_s)
+            agent.limit(self.on_time, self.timeout_s)
 
-    def _on_time(self) -> None:
+    def on_time(self) -> None:
         """The head, or the end of the answer, is not there in time."""
         with self.agent.lock:
-            if self.is_ended or self.alarm.deadline < math.inf:
+            if self.is_ended or self.agent.clock.is_set(self.on_time):
                 return  # it was moved meanwhile
             self.is_late = True
             if self.broker is not None:
@@ -714,7 +712,7 @@ class Call:
             self.agent.settle(self, kept=kept)  # it is free before the caller has all
         else:
             with self.agent.lock:  # [fcc.timeout.body]
-                self.agent.clock.set(self.alarm, self.started + self.timeout_s
+                self.agent.clock.set(self.on_time, self.started + self.timeout_s
                                      + BODY_EXTRA_S)
         answer = emulator.Answer(self.caller)
         answer.begin(head, *self._fields(head), has_body, begin)
@@ -882,13 +880,11 @@ class Agent:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)   # for initialize() and close()
         self.clock = RunningClock()
-        self._check = emulator.Alarm(self._check_memory)
-        self._tick = emulator.Alarm(self._on_tick)
-        self.limit(self._tick, settings.tick_s)
+        self.limit(self._on_tick, settings.tick_s)
 
-    def limit(self, alarm: emulator.Alarm, limit_s: float) -> None:
-        """Let an alarm ring after so long."""
-        self.clock.set(alarm, self.clock.now() + limit_s)
+    def limit(self, call: Callable[[], object], limit_s: float) -> None:
+        """Let the clock call after so long."""
+        self.clock.set(call, self.clock.now() + limit_s)
 
     def set_profiles(self, text: bytes) -> None:
         """Replace the whole list. Workers whose code is another now finish their calls
@@ -994,8 +990,8 @@ class Agent:
         call.upstream = worker.pool.pop() if worker.pool else None
         worker.active += 1
         worker.served += 1
-        if self._check.deadline == math.inf:
-            self.limit(self._check, self.settings.memory_check_s)
+        if not self.clock.is_set(self._check_memory):
+            self.limit(self._check_memory, self.settings.memory_check_s)
 
     def _serve_queue(self, broker: Broker) -> None:
         """Serve the queue, and order the workers that the rest of it needs."""
@@ -1021,7 +1017,7 @@ class Agent:
             call.is_ended, call.error = True, error or call.error
             self.calls -= 1
             self.counts[call.error or "ok"] += 1
-            self.clock.set(call.alarm, math.inf)
+            self.clock.set(call.on_time, math.inf)
             call.upstream = None
             if upstream is not None and worker is not None:
                 upstream.watch(None, caller_left)
@@ -1110,7 +1106,7 @@ class Agent:
                 worker.state = "stopped"
                 self.workers.remove(worker)
                 worker.broker.workers.remove(worker)
-            self.limit(worker.alarm, limit_s)
+            self.limit(worker.on_time, limit_s)
             if not worker.active:
                 self.step(worker, "drained")
             self._serve_queue(worker.broker)
@@ -1130,7 +1126,7 @@ class Agent:
                     self.settings.idle_ticks)
                 self._retire(broker.victims(-change))
                 self._order(broker, change, RESERVED)  # nobody waits, nobody is told
-            self.limit(self._tick, self.settings.tick_s)
+            self.limit(self._on_tick, self.settings.tick_s)
 
     def _check_memory(self) -> None:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
@@ -1146,7 +1142,7 @@ class Agent:
                     self.step(worker, "retire")
                     worker.signal(signal.SIGKILL)
             if self.calls:
-                self.limit(self._check, self.settings.memory_check_s)
+                self.limit(self._check_memory, self.settings.memory_check_s)
 
     # -- the end --
 
