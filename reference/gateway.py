@@ -640,9 +640,8 @@ def kill_marked(variable: str) -> None:
 class Call:
     """One invocation. The thread of its caller carries it to the worker and back."""
 
-    broker: "Optional[Broker]" = None        # whose queue it is in, or was
     gate: Optional[emulator.Gate] = None     # where it waits for its turn
-    refusal: Optional[Failure] = None        # with which it came out of the queue
+    refusal: Optional[Failure] = None        # it fails unless it is in a worker
     worker: Optional[Worker] = None
     upstream: Optional[emulator.Upstream] = None
     status = 0                   # of its answer, 0 before that has begun
@@ -673,10 +672,16 @@ class Call:
             if self.is_ended or self.agent.clock.is_set(self.on_time):
                 return  # it was moved meanwhile
             self.is_late = True
-            if self.broker is not None:
-                self.broker.refuse(self, queue_timeout(self))
+            self.refuse(Failure("QueueTimeout", "no worker of %s was free within %g s",
+                                self.name, self.timeout_s))
             if self.upstream is not None:
                 emulator.shut(self.upstream.socket)
+
+    def refuse(self, failure: Failure) -> None:
+        """Let it fail and wait no more, unless it is in a worker (lock held)."""
+        self.refusal = self.refusal or failure
+        if self.gate is not None:
+            self.gate.open()
 
     def run(self, body: bytes) -> None:
         """Send it to a worker and pass the answer on. Blocks until the deadline at
@@ -768,12 +773,6 @@ def caller_left() -> None:
     raise emulator.CallerGone
 
 
-def queue_timeout(call: Call) -> Failure:
-    """Return the failure of a call that found no worker in time [fcc.timeout.head]."""
-    return Failure("QueueTimeout", "no worker of %s was free within %g s", call.name,
-                   call.timeout_s)
-
-
 class Broker:
     """What belongs to one function: workers, queue, and the tokens of its rate limit,
     all there at first. The agent's lock guards it; no method blocks."""
@@ -843,19 +842,11 @@ class Broker:
             ready.sort(key=lambda one: one.active)
         return ready[:max(0, number)]
 
-    def refuse(self, call: Call, failure: Failure) -> None:
-        """Let a call fail, if it is in the queue."""
-        if call in self.queue:
-            self.queue.remove(call)
-            call.refusal = failure
-            if call.gate is not None:
-                call.gate.open()
-
     def reject(self, failure: Failure) -> None:
         """Let every call in the queue fail [fcc.launch.failed]."""
         self.failure = failure
-        for call in list(self.queue):
-            self.refuse(call, failure)
+        while self.queue:
+            self.queue.popleft().refuse(failure)
 
 
 # ---- the agent ----
@@ -932,8 +923,8 @@ class Agent:
                 if upstream is None:
                     call.worker = None
                     self._free(worker, True)  # another worker may have the call
-                elif call.is_late:
-                    raise queue_timeout(call)
+                elif call.refusal is not None:
+                    raise call.refusal
                 else:
                     return worker, upstream
 
@@ -952,22 +943,21 @@ class Agent:
 
     def _admit(self, call: Call) -> Worker:
         """Get a slot for a call, at once or when its turn comes."""
-        gate = None
         with self.lock:
-            broker = call.broker = self._find_broker(call)
+            broker, gate = self._find_broker(call), None
             broker.queue.append(call)
             self._serve_queue(broker)
-            if call in broker.queue:
+            if call.worker is None:
+                call.refusal = call.refusal or self._cannot_wait(broker, call)
+            if call.worker is None and call.refusal is None:  # [fcc.queue.order]
                 gate = call.gate = emulator.Gate()
-                failure = self._cannot_wait(broker, call)
-                if failure is not None:
-                    broker.refuse(call, failure)
-        if gate is not None:
-            is_here = gate.wait(call.caller)
-            call.queued_s = self.clock.now() - call.started
-            with self.lock:
-                if not is_here:
-                    broker.refuse(call, Failure("CallerGone", "the caller has gone"))
+        is_here = gate is None or gate.wait(call.caller)
+        with self.lock:
+            if not is_here:
+                call.refuse(Failure("CallerGone", "the caller has gone"))
+            if call in broker.queue:
+                broker.queue.remove(call)
+        call.queued_s = self.clock.now() - call.started
         if call.refusal is not None:
             raise call.refusal
         assert call.worker is not None
@@ -982,7 +972,7 @@ class Agent:
             return Failure("Overloaded", "too many calls wait: %d", queued)
         if profile.fast_fail and broker.needed() > 0:  # [fcc.limit.replicas]
             return Failure("ReplicaLimit", "%s may have no more workers", call.name)
-        return queue_timeout(call) if call.is_late else None
+        return None
 
     def _assign(self, worker: Worker, call: Call) -> None:
         """Give a call a slot of a worker, and a kept connection if there is one."""
