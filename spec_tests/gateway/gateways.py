@@ -13,14 +13,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple,
-                    Union)
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional,
+                    Tuple, Union)
 
 import wire
 from implementations import module_words
 
-__all__ = ["Answer", "Container", "call_of", "keep_terminating", "profile",
+__all__ = ["Answer", "Container", "DIE", "HALF", "HANG", "SLOW", "call_of", "profile",
            "until"]
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -29,14 +29,21 @@ GATEWAY = TESTS.parent / "reference" / "gateway.py"
 BOOTSTRAP = TESTS.parent / "reference" / "fc_bootstrap.py"
 WORKER = HERE / "workers" / "worker.py"
 PATIENCE_S = 10.0
+SLOW = ("--tick", "1000")
+HALF = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"
 
 
 class Answer(NamedTuple):
     """What the container answered."""
 
     status: int
-    headers: Dict[str, str]
+    fields: List[Tuple[str, str]]
     body: bytes
+
+    @property
+    def headers(self) -> Dict[str, str]:
+        """The fields by their names in lower case."""
+        return {name.lower(): value for name, value in self.fields}
 
     @property
     def json(self) -> Any:
@@ -75,11 +82,7 @@ def call_of(do: str, **more: Any) -> bytes:
     return json.dumps({"do": do, **more}).encode()
 
 
-def keep_terminating(process: "subprocess.Popen[bytes]") -> None:
-    """Send SIGTERM again and again until a process has ended."""
-    while process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.0005)
+HANG, DIE = call_of("say", then="hang"), call_of("say", then="exit")
 
 
 class Container:
@@ -89,6 +92,8 @@ class Container:
                  env: Optional[Dict[str, str]] = None, python: str = sys.executable,
                  program: Union[str, pathlib.Path, None] = None) -> None:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="container-"))
+        self.gate = self.folder / "gate-0"
+        self.callers = ThreadPoolExecutor(32)
         self.profiles = self.folder / "functions.json"
         self.profiles.write_text(json.dumps(functions))
         start = ("-S", str(program)) if program else module_words(GATEWAY)
@@ -102,7 +107,7 @@ class Container:
         self.port = 0
 
     def __enter__(self) -> "Container":
-        found = until(lambda: re.search(r"listens on \S+:(\d+)", self.talk())
+        found = until(lambda: re.search(r"listens on \S+:(\d+)\n", self.talk())
                       or self.process.poll() is not None, "the gateway listens")
         assert isinstance(found, re.Match), self.talk()
         self.port = int(found.group(1))
@@ -110,11 +115,13 @@ class Container:
 
     def __exit__(self, *_: object) -> None:
         try:
+            self.release()
             self.stop()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            self.callers.shutdown()
             self.stderr.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -132,10 +139,11 @@ class Container:
         """Return what it wrote to stderr."""
         return (self.folder / "stderr.txt").read_text()
 
-    def log(self) -> List[Dict[str, Any]]:
-        """Return the access log."""
-        return [json.loads(line) for line in self.talk().splitlines()
-                if line.startswith("{")]
+    def log(self, request_id: str) -> Dict[str, Any]:
+        """Return the line of the access log about a call, once it is there."""
+        found: Dict[str, Any] = json.loads(until(lambda: re.search(
+            r'\{.*"request_id": "%s",.*\}\n' % request_id, self.talk())).group())
+        return found
 
     def temporary(self) -> List[str]:
         """Return the temporary folders that the gateway has made."""
@@ -169,14 +177,18 @@ class Container:
             connection.close()
 
     def ask(self, method: str, path: str, body: bytes = b"",
-            headers: Optional[Dict[str, str]] = None,
+            headers: Union[Dict[str, str], Iterable[Tuple[str, str]]] = (),
             own: Optional[http.client.HTTPConnection] = None) -> Answer:
         """Make one request, on a connection of its own unless one is given."""
         with contextlib.nullcontext(own) if own else self.connection() as connection:
-            connection.request(method, path, body, headers or {})
+            connection.putrequest(method, path)
+            for pair in headers.items() if isinstance(headers, dict) else headers:
+                connection.putheader(*pair)
+            if body or method in ("POST", "PUT"):
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
             response = connection.getresponse()
-            return Answer(response.status, {name.lower(): value for name, value
-                                            in response.getheaders()}, response.read())
+            return Answer(response.status, response.getheaders(), response.read())
 
     def invoke(self, event: bytes = b"hi", function: str = "echo",
                **headers: str) -> Answer:
@@ -193,11 +205,36 @@ class Container:
         fields.update((name.replace("_", "-"), value) for name, value in headers.items())
         return self.ask(method, path, event, fields)
 
+    def later(self, event: bytes = b"hi", function: str = "echo",
+              **fields: str) -> "Future[Answer]":
+        """Invoke in another thread."""
+        return self.callers.submit(lambda: self.invoke(event, function, **fields))
+
+    def hold(self, number: int = 1, running: Optional[int] = None,
+             **fields: str) -> "List[Future[Answer]]":
+        """Start calls that last until release(). Return when as many as can are in
+        workers, and the rest in the queue."""
+        order = call_of("hold", gate=str(self.gate))
+        calls = [self.later(order, **fields) for _ in range(number)]
+        running = number if running is None else running
+        until(lambda: self.active() == running and self.function()["queued"]
+              == number - running, f"{running} active calls")
+        return calls
+
+    def release(self) -> None:
+        """Let the calls that are held go on."""
+        self.gate.touch()
+        self.gate = self.gate.with_name("gate-%d" % len(list(self.folder.iterdir())))
+
     def raw(self, data: bytes = b"") -> socket.socket:
         """Open a plain connection and send bytes."""
         wire = socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
         wire.sendall(data)
         return wire
+
+    def put(self, *profiles: Any) -> Answer:
+        """Replace the list over HTTP."""
+        return self.ask("PUT", "/-/profiles", json.dumps(profiles).encode())
 
     def stats(self) -> Dict[str, Any]:
         """Return GET /-/stats."""
@@ -210,6 +247,10 @@ class Container:
         found = self.stats()["functions"][name]
         assert isinstance(found, dict)
         return found
+
+    def active(self) -> int:
+        """Return how many calls are in workers of the function `echo`."""
+        return sum(worker["active"] for worker in self.function()["workers"])
 
     def pids(self, name: str = "echo", state: str = "ready") -> List[int]:
         """Return the processes of a function's workers in a state."""

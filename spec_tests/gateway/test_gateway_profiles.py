@@ -66,6 +66,9 @@ def test_fcc_profile_all__field(container: Container, path: str, value: Any) -> 
 
 
 BAD_LISTS = {
+    **{"no-" + field: ([{key: value for key, value in GOOD.items() if key != field}],
+                       f"functions[0].{field}: missing")
+       for field in ("name", "runtime", "url", "signature")},
     "text": ("none", "functions: expected a list"),
     "unknown-top": ([changed("colour", "red")], "functions[0].colour: unknown field"),
     "twice": ([GOOD, GOOD], "functions[1].name: a is there twice"),
@@ -95,13 +98,6 @@ def test_fcc_profile_all__list(container: Container, name: str) -> None:
     """What is wrong with the list itself is named as well."""
     document, message = BAD_LISTS[name]
     assert refused(container, document).startswith(message)
-
-
-@pytest.mark.parametrize("field", ["name", "runtime", "url", "signature"])
-def test_fcc_profile_all__missing(container: Container, field: str) -> None:
-    """A required field that is missing is named."""
-    item = {key: value for key, value in GOOD.items() if key != field}
-    assert refused(container, [item]).startswith(f"functions[0].{field}: missing")
 
 
 @pytest.mark.parametrize("text, seen", [

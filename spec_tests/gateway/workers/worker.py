@@ -15,52 +15,27 @@ import light_http  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Tuple
+    from typing import Any, Dict, List, Tuple
 
+COUNTER = itertools.count(1)
 initialized: "List[str]" = []   # one entry for each call of the hook
 
 
 class Call:
-    """One request, its whole body, and the way back."""
+    """One request, its whole body, the bytes beyond it, and the way back."""
 
-    def __init__(self, wire: light_http.Socket, head: bytes, rest: bytes) -> None:
+    def __init__(self, wire: light_http.Socket, data: bytearray) -> None:
         self.wire = wire
-        self.rest = rest
+        while b"\r\n\r\n" not in data:
+            data += light_http.more(wire)
+        head, _, data = data.partition(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").split("\r\n")
         self.method, self.target, _ = line.split(" ")
-        self.fields = [tuple(field.split(": ", 1)) for field in fields]
-        self.headers = {field[0].lower(): field[1] for field in self.fields}
-        self.body = b"".join(self.parts())
-
-    def parts(self) -> "Iterator[bytes]":
-        """Yield the body as it comes."""
-        if "transfer-encoding" in self.headers:
-            while True:
-                while b"\r\n" not in self.rest:
-                    self.more()
-                size, _, self.rest = self.rest.partition(b"\r\n")
-                yield from self.counted(int(size, 16))
-                while len(self.rest) < 2:
-                    self.more()
-                self.rest = self.rest[2:]
-                if not int(size, 16):
-                    return
-        yield from self.counted(int(self.headers.get("content-length", "0")))
-
-    def more(self) -> None:
-        data = self.wire.recv(65536)
-        if not data:
-            raise OSError("half a body")
-        self.rest += data
-
-    def counted(self, left: int) -> "Iterator[bytes]":
-        while left:
-            data, self.rest = self.rest[:left], self.rest[left:]
-            data = data or self.wire.recv(min(left, 65536))
-            if not data:
-                raise OSError("half a body")
-            left -= len(data)
-            yield data
+        self.fields = [field.split(": ", 1) for field in fields]
+        size = sum(int(value) for name, value in self.fields if name == "Content-Length")
+        while len(data) < size:
+            data += light_http.more(wire)
+        self.body, self.rest = bytes(data[:size]), data[size:]
 
     def answer(self, body: bytes, status: int = 200, *fields: "Tuple[str, str]") -> None:
         lines = ["HTTP/1.1 %d Word" % status, "Content-Length: %d" % len(body)]
@@ -79,7 +54,11 @@ def forever() -> None:
     while True:
         time.sleep(3600)
 
-COUNTER = itertools.count(1)
+
+def wait_for(gate: str) -> None:
+    """Wait until that file is there."""
+    while not os.path.exists(gate):
+        time.sleep(0.005)
 
 
 def count(call: Call, order: "Dict[str, Any]") -> None:
@@ -105,63 +84,28 @@ def reply(call: Call, order: "Dict[str, Any]") -> None:
                 *[(name, value) for name, value in order.get("fields", [])])
 
 
-def die(call: Call, order: "Dict[str, Any]") -> None:
-    """End before the head, within the body, or after the whole answer."""
-    if order["when"] == "body":
-        call.wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-    if order["when"] == "after":
-        call.answer(b"done")
-    os._exit(3)
-
-
-def garbage(call: Call, order: "Dict[str, Any]") -> None:
-    call.wire.sendall(order["text"].encode())
-
-
-def extra(call: Call, order: "Dict[str, Any]") -> None:
-    """Answer, send something more when the file `gate` is there, then make `sent`."""
-    call.answer(b"done")
-    wait_for(order["gate"])
-    call.wire.sendall(order["text"].encode())
-    os.close(os.open(order["sent"], os.O_CREAT))
-
-
-def hang(call: Call, order: "Dict[str, Any]") -> None:
-    """Say nothing, or stop within the body."""
-    if order.get("when") == "body":
-        call.wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-    forever()
-
-
-def wait_for(gate: str) -> None:
-    """Wait until that file is there."""
-    while not os.path.exists(gate):
-        time.sleep(0.002)
+def say(call: Call, order: "Dict[str, Any]") -> None:
+    """Send a text as it is; when the file `gate` is there send `more`, then make `sent`;
+    then `exit`, `hang` or `close`."""
+    call.wire.sendall(order.get("text", "").encode())
+    if "gate" in order:
+        wait_for(order["gate"])
+        call.wire.sendall(order["more"].encode())
+    if "sent" in order:
+        os.close(os.open(order["sent"], os.O_CREAT))
+    then = order.get("then")
+    if then == "exit":
+        os._exit(3)
+    if then == "hang":
+        forever()
+    if then == "close":
+        raise OSError("closed on purpose")
 
 
 def hold(call: Call, order: "Dict[str, Any]") -> None:
     """Answer when the file `gate` is there."""
     wait_for(order["gate"])
     call.json(os.getpid())
-
-
-def drip(call: Call, order: "Dict[str, Any]") -> None:
-    """Answer in two chunks, the second when the file `gate` is there."""
-    call.wire.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-                      b"5\r\nfirst\r\n")
-    wait_for(order["gate"])
-    call.wire.sendall(b"6\r\nsecond\r\n0\r\n\r\n")
-
-
-def old(call: Call, order: "Dict[str, Any]") -> None:
-    """Answer as HTTP/1.0 does: the end of the connection ends the body."""
-    call.wire.sendall(b"HTTP/1.0 200 OK\r\n\r\nuntil the end")
-    raise OSError("closed on purpose")
-
-
-def close(call: Call, order: "Dict[str, Any]") -> None:
-    """Close the connection instead of answering."""
-    raise OSError("closed on purpose")
 
 
 def eat(call: Call, order: "Dict[str, Any]") -> None:
@@ -182,8 +126,7 @@ def orphan(call: Call, order: "Dict[str, Any]") -> None:
 
 
 DEEDS = {deed.__name__: deed for deed in (
-    count, pid, env, request, reply, die, garbage, extra, hang, hold, drip, old, close,
-    eat, fork, orphan)}
+    count, pid, env, request, reply, say, hold, eat, fork, orphan)}
 
 
 # ---- serving ----
@@ -209,21 +152,13 @@ def serve(call: Call) -> None:
 def connection(wire: light_http.Socket) -> None:
     """Serve one connection until it ends."""
     wire.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    rest = b""
+    rest = bytearray()
     try:
         while True:
-            while b"\r\n\r\n" not in rest:
-                data = wire.recv(65536)
-                if not data:
-                    return
-                rest += data
-            head, _, rest = rest.partition(b"\r\n\r\n")
-            call = Call(wire, head, rest)
+            call = Call(wire, rest)
             serve(call)
             rest = call.rest
     except OSError:
-        pass
-    finally:
         wire.close()
 
 
@@ -236,7 +171,7 @@ def main() -> None:
         forever()
     if word.startswith("/"):
         wait_for(word)
-    port = 0 if word == "8" else int(os.environ["FC_SERVER_PORT"])
+    port = 0 if word == "deaf" else int(os.environ["FC_SERVER_PORT"])
     listener = light_http.listen("127.0.0.1", port, 1024)
     print("worker is up", flush=True)
     while True:
