@@ -2,17 +2,16 @@
 # benchmark_gateway.py: what reference/gateway.py costs (MIT).
 """Measure the gateway against the same calls without it, in interleaved turns.
 
-    python3 spec_tests/tools/benchmark_gateway.py [--quick] [--json]
+    python3 spec_tests/tools/benchmark_gateway.py [--rounds N] [--only ROW] [--json]
 
 The worker is fc_bootstrap.py with an echo. Warm: what dispatching costs, over a proxy that
 calls one worker directly through the same plumbing; in time and, less blurred by other
 load, in processor time of all processes on a side. Cold: a call to a disposable function
 over a bare start of the same program up to its first answer. PEER_GATEWAY names another
-gateway to be measured beside ours. The table is that of benchmark.py. No load but its own.
+gateway to be measured beside ours. The rest is benchmark.py's. No load but its own.
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pathlib
@@ -22,21 +21,15 @@ from functools import partial
 from typing import Any, Dict, List
 
 import benchmark
-from benchmark import PYTHON, REFERENCE, Goal, Lab, Sample, Server, Turn
+from benchmark import PYTHON, REFERENCE, Lab, Sample, Server, Turn
 
-GOALS = [Goal(*line) for line in (
-    ("warm", "dispatch over a proxy", "p50_us", "/proxy", "<=", 2, 1.5),
-    ("warm", "the same, processor time", "cpu_us", "/proxy", "<=", 2, 1.5),
-    ("cold", "call over a start of the worker", "ms", "-bare", "<=", 20, 10, "ms"),
-)]
 EVENT = b"x" * 64
 
 
 def free_port() -> int:
     """Return a port that nobody listens on."""
-    probe, port = benchmark.listen()
-    probe.close()
-    return port
+    with benchmark.listen() as probe:
+        return int(probe.getsockname()[1])
 
 
 def gateways(lab: Lab, **worker: Any) -> Dict[str, Server]:
@@ -58,22 +51,20 @@ def gateways(lab: Lab, **worker: Any) -> Dict[str, Server]:
     return found
 
 
-def worker_of(argv: List[str], port: int) -> List[Any]:
+def worker_of(argv: List[str]) -> List[Any]:
     """Return what starts the worker without a gateway: command, environment, port."""
+    port = free_port()
     return [argv, {"FC_SERVER_PORT": str(port), "FC_FUNCTION_HANDLER":
                    "index.main_handler", "FC_FUNC_CODE_PATH": os.path.dirname(argv[-1])},
             port]
 
 
 def cpu_us(pids: List[int]) -> float:
-    """Return the processor time of processes and their children until now, that of ended
-    threads, too; in steps of 10 ms."""
-    ticks = 0
-    for pid in pids:
-        for one in [pid, *benchmark.children_of(pid)]:
-            text = pathlib.Path("/proc/%d/stat" % one).read_text()
-            ticks += sum(map(int, text.rpartition(")")[2].split()[11:13]))
-    return ticks * 1e6 / os.sysconf("SC_CLK_TCK")
+    """Return the processor time of processes until now, that of ended threads, too; in
+    steps of 10 ms."""
+    ticks = [int(word) for pid in pids for word in pathlib.Path(
+        "/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()[11:13]]
+    return sum(ticks) * 1e6 / os.sysconf("SC_CLK_TCK")
 
 
 def warm_turn(port: int, pids: List[int]) -> Sample:
@@ -85,14 +76,15 @@ def warm_turn(port: int, pids: List[int]) -> Sample:
 
 def warm(lab: Lab) -> Dict[str, Turn]:
     """What dispatched calls cost, beside the proxy's."""
-    worker = lab.start(*worker_of(lab.bootstrap("fc"), free_port()))
-    proxy = lab.start([*PYTHON, os.path.abspath(__file__), "--proxy",
+    worker = lab.start(*worker_of(lab.bootstrap("fc")))
+    proxy = lab.start([*PYTHON, os.path.abspath(__file__), "--role", "dispatch",
                        str(worker.port)], {})
-    sides = {side: (one.port, [one.pid]) for side, one in gateways(lab).items()}
-    sides["proxy"] = proxy.port, [proxy.pid, worker.pid]
-    for port, _ in sides.values():
-        benchmark.call(port, 1, 0.1, "/invoke")
-    return {side: partial(warm_turn, *details) for side, details in sides.items()}
+    sides = {"proxy": partial(warm_turn, proxy.port, [proxy.pid, worker.pid])}
+    for name, side in gateways(lab).items():
+        benchmark.call(side.port, 1, 0.1, "/invoke")
+        one, = json.loads(benchmark.ask(side.port, "/-/stats"))["functions"]["f"]["workers"]
+        sides[name] = partial(warm_turn, side.port, [side.pid, one["pid"]])
+    return {**sides}
 
 
 def cold_call(server: Server) -> Sample:
@@ -104,7 +96,7 @@ def cold_call(server: Server) -> Sample:
 
 def bare_start(argv: List[str]) -> Sample:
     """Start the worker by hand, and take the time up to its first answer."""
-    argv, env, port = worker_of(argv, free_port())
+    argv, env, port = worker_of(argv)
     begin = time.monotonic()
     process = benchmark.launch(argv, env)
     try:
@@ -115,8 +107,7 @@ def bare_start(argv: List[str]) -> Sample:
             except ConnectionError:
                 time.sleep(0.0005)
     finally:
-        process.kill()
-        process.wait()
+        benchmark.kill(process)
 
 
 def cold(lab: Lab) -> Dict[str, Turn]:
@@ -125,11 +116,11 @@ def cold(lab: Lab) -> Dict[str, Turn]:
             "bare": partial(bare_start, lab.bootstrap("fc"))}
 
 
-def serve_proxy(port: int) -> None:
+def run_dispatch(port: str) -> None:
     """Be the proxy: the gateway's HTTP code in both directions, one worker, no agent."""
     sys.path.insert(0, str(REFERENCE))
     import emulator as own
-    worker = own.Upstream(benchmark.connect(port))
+    worker = own.Upstream(benchmark.connect(int(port)))
 
     class Proxy(own.Handler):
         """Passes each call to the worker."""
@@ -146,32 +137,20 @@ def serve_proxy(port: int) -> None:
             own.Answer(self).begin(head, [pair for pair in head.fields if
                                           pair[0] != "Content-Length"], (), True, result)
 
-    benchmark.announce(own.Server("127.0.0.1", 0, Proxy, None).port)
+    benchmark.announce(own.Server("127.0.0.1", 0, Proxy, None).socket)
     while True:
         time.sleep(3600)
 
 
-def main() -> int:
-    """Print a table; return 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description="What gateway.py costs.")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--proxy", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    if options.proxy:
-        serve_proxy(options.proxy)
-    lines = []
-    for row, turns in (("warm", warm), ("cold", cold)):
-        with Lab(options.quick) as lab:
-            taken = benchmark.interleave(5 if options.quick else 15, turns(lab))
-        lines += [benchmark.judge(goal, taken) for goal in GOALS if goal.row == row]
-    for line in [] if options.json else lines:
-        benchmark.print_line(line)
-    if options.json:
-        print(json.dumps(lines))
-    return int(any(side["verdict"] == "MISSED" for line in lines
-                   for side in line["sides"].values()))
-
+ROWS = {
+    "warm": benchmark.row(
+        warm, 2, ("dispatch over a proxy", "p50_us", "/proxy", "<=", 2, 1.5),
+        ("the same, processor time", "cpu_us", "/proxy", "<=", 2, 1.5)),
+    "cold": benchmark.row(
+        cold, 2, ("call over a start of the worker", "ms", "-bare", "<=", 20, 10, "ms"))}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    benchmark.YARDSTICKS["dispatch"] = run_dispatch
+    benchmark.ROWS.clear()
+    benchmark.ROWS.update(ROWS)
+    sys.exit(benchmark.main())
