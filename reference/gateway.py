@@ -150,6 +150,14 @@ LOGS_KEPT = 100              # log folders of workers that have stopped
 DEMANDED, RESERVED = 1, 2    # rank of workers that start; disposable ones have 0
 
 
+# [fcc.log.access]; json.dumps() would cost a twentieth of a call
+LOG_LINE = (
+    '{"time": %.3f, "request_id": %s, "function": %s, "method": %s, "url": %s, '
+    '"worker": %s, "error": %s, "new_worker": %s, "status": %d, "bytes": %d, '
+    '"queue_ms": %.2f, "first_byte_ms": %.2f, "total_ms": %.2f}\n')
+quote = json.encoder.encode_basestring_ascii    # a text in JSON, at the speed of C
+
+
 # ---- tables: what can be configured ----
 
 def number(text: str, least: float, most: float = sys.float_info.max,
@@ -757,15 +765,13 @@ class Call:
 
     def log_line(self) -> bytes:
         """Return the line of the access log [fcc.log.access]."""
+        words = self.request_id, self.name, self.caller.command, self.caller.path
+        optional = self.worker and self.worker.id, self.error or None
         total_s = self.agent.clock.now() - self.started
-        return json.dumps({
-            "time": round(time.time(), 3), "request_id": self.request_id,
-            "function": self.name, "worker": self.worker.id if self.worker else None,
-            "new_worker": self.is_new, "method": self.caller.command,
-            "url": self.caller.path, "status": self.status, "error": self.error or None,
-            "queue_ms": round(self.queued_s * 1e3, 2),
-            "first_byte_ms": round(self.first_byte_s * 1e3, 2),
-            "total_ms": round(total_s * 1e3, 2), "bytes": self.size}).encode() + b"\n"
+        return (LOG_LINE % (time.time(), *map(quote, words), *map(json.dumps, optional),
+                            str(self.is_new).lower(), self.status, self.size,
+                            self.queued_s * 1e3, self.first_byte_s * 1e3,
+                            total_s * 1e3)).encode()
 
 
 def caller_left() -> None:
