@@ -382,6 +382,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if sum(counts.values()):
         terminalreporter.write_line("verdicts: " + ", ".join(
             f"{number} {name}" for name, number in counts.items()))
+        terminalreporter.write_line(
+            "(of each check on each implementation; pytest says failed for an error, "
+            "skipped for unsupported, and counts plain tests, too)")
     slow = sorted(config.stash[RUN].verdicts, key=lambda one: -one.took_s)
     for one in slow[:config.getoption("slowest")]:
         terminalreporter.write_line(f"{one.took_s:6.2f} s  {one.case}")
