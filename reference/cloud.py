@@ -698,7 +698,7 @@ def create(cloud: Cloud, ask: Ask) -> Reply:
     runtime = member(document, vendor.runtime, "Python2.7")
     if not re.fullmatch(vendor.runtimes, runtime):
         raise Fault("runtime", runtime)
-    if member(document, "Type", "Event") != "Event":
+    if ask.vendor == "scf" and member(document, "Type", "Event") != "Event":
         raise Fault("unsupported", "a function whose Type is not Event")
     if ask.vendor == "fc" and ask.space:
         cloud.find(("fc", ask.space, ""))

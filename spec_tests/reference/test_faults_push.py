@@ -1,5 +1,6 @@
 # test_faults_push.py: a server that fails in every way behind fc's platform (MIT).
-"""Generated faults: what the server says, and how its process ends, and when.
+"""Generated faults: whatever the server says, and however it starts. How a process ends,
+and when, is what the kit tries (faults.py).
 
 In each case there is exactly one outcome, of the right kind, and the next event succeeds;
 after all of them no thread, process or open file is more than before.
@@ -9,7 +10,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import operator
-import os
 import pathlib
 import re
 import signal
@@ -19,11 +19,11 @@ import pytest
 import scripted_bootstrap
 import wire
 from emulator import KINDS
-from harness import Harness, held, process_state, processes, until
+from harness import Harness, held, processes, until
 
-LIMITS_S = {"event": 0.6, "start": 1.5}  # for cases that wait for that one
-SHARES = 4  # of the cases that wait for the same limit
+LIMIT_S = 0.6  # for cases that wait for it
 AMPLE_S = 10.0  # for the others, so that a busy machine is no fault
+SHARES = 4  # of the cases of either kind, which run beside each other
 OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD, LATE, LARGE = "bad-response", "timeout", "response-too-large"
 FAILED = "function-error"
@@ -34,18 +34,10 @@ class Case(NamedTuple):
     """A fault: how it is brought about, and the outcomes that are right."""
 
     name: str
-    way: str          # said, ended or start
     call: str         # event, GET or POST
     script: List[Any]
     kinds: Tuple[str, ...]
-    point: str = ""
-
-    @property
-    def waits(self) -> str:
-        """Tell to which limit of the platform it comes: event, start or none."""
-        if self.kinds == ("start-error",):
-            return "start" if self.way == "start" or "SIGSTOP" in self.name else ""
-        return "event" if self.kinds == (LATE,) or "SIGSTOP" in self.name else ""
+    plan: Dict[str, Any] = {}  # of a new process
 
 
 def fields(*lines: str) -> str:
@@ -115,69 +107,42 @@ def said_cases() -> Iterator[Case]:
             if text == OK:  # its last bytes and its end come together: a later end may
                 script.insert(0, ["cork"])  # cost the next POST its answer
             name = "%s %s %d-%s" % (deed or "open", kind, number, call)
-            yield Case(name, "said", call, script, (kind,))
+            yield Case(name, call, script, (kind,))
     for call, kind in (("event", FAILED), ("GET", "ok"), ("POST", "ok")):
-        yield Case("404-%s" % call, "said", call, [["send", EMPTY % 404]], (kind,))
-
-
-FATAL: Dict[str, List[Any]] = {
-    "exit 0": [["exit", 0]], "exit 3": [["exit", 3]],
-    **{name: [["kill", int(getattr(signal, name))]] for name in (
-        "SIGKILL", "SIGSEGV", "SIGTERM", "SIGSTOP")},
-    "fork and leave": [["fork"], ["exit", 0]]}
-POINTS: Dict[str, Tuple[str, str]] = {  # point -> outcome; the same for SIGSTOP
-    "before ready": ("start-error", "start-error"), "idle": ("ok", "ok"),
-    "delivered": ("exit", LATE), "half-sent": ("exit", LATE),
-    "between chunks": ("exit", LATE), "after result": ("ok", "ok")}
-
-
-def ended_cases() -> Iterator[Case]:
-    """Yield each end at each point."""
-    for call, (name, script), (point, kinds) in itertools.product(
-            ("event", "GET"), FATAL.items(), POINTS.items()):
-        start = {"half-sent": [["send", OK[:-1]]], "after result": [["send", OK]],
-                 "between chunks": [["send", CHUNKED + "2\r\nok\r\n"]]}
-        kind = kinds[name == "SIGSTOP"]
-        yield Case("%s-%s-%s" % (point, name, call), "ended", call,
-                   start.get(point, []) + script, (kind,), point)
+        yield Case("404-%s" % call, call, [["send", EMPTY % 404]], (kind,))
 
 
 STARTS: List[Tuple[str, Dict[str, Any], Tuple[str, ...]]] = [
-    ("refused", {"start": [["hang"]]}, ("start-error",)),
     ("late bind", {"start": [["sleep", 0.1]]}, ("ok",)),
-    ("loopback bind", {"host": "127.0.0.1"}, ("start-error",)),
     ("listens and ends", {"listening": [["exit", 3]]}, ("start-error", "exit")),
     ("listens and hangs", {"listening": [["hang"]]}, (LATE,)),
     ("listens and stops", {"listening": [["kill", int(signal.SIGSTOP)]]}, (LATE,)),
     ("accepts one at a time", {"backlog": 0}, ("ok",))]
-CASES = [*said_cases(), *ended_cases(),
-         *(Case(name, "start", "event", [plan], kinds) for name, plan, kinds in STARTS)]
+CASES = [*said_cases(), *(Case(name, "event", [["say", "ok"]], kinds, plan)
+                          for name, plan, kinds in STARTS)]
 
 
 class Stand(Harness):
-    """A platform with a server for cases that wait for the same limit."""
+    """A platform with a server, and its share of the cases."""
 
-    def __init__(self, folder: pathlib.Path, way: str, waits: str) -> None:
-        self.folder = folder
-        super().__init__(
-            "fc", scripted_bootstrap.place(folder), freeze=way != "ended",
-            timeout_s=LIMITS_S[waits] if waits == "event" else AMPLE_S,
-            start_timeout_s=LIMITS_S[waits] if waits == "start" else AMPLE_S)
+    def __init__(self, folder: pathlib.Path, limit_s: float, share: List[Case]) -> None:
+        self.folder, self.share = folder, share
+        super().__init__("fc", scripted_bootstrap.place(folder), timeout_s=limit_s)
         assert self.outcome(b"warm") == ("ok", b"warm"), "not in order before"
 
+    def verdicts(self) -> Dict[str, str]:
+        """Try each case; return what is wrong with it, or nothing."""
+        return {case.name: self.attempt(case) for case in self.share}
+
     def attempt(self, case: Case) -> str:
-        """Try a case; return what is wrong with it, or nothing."""
-        if case.way == "start":
-            self.end_instance(case.script[0])
-            case = case._replace(script=[["say", "ok"]])
         try:
-            kind = self.ended(case) if case.way == "ended" else self.fire(case)
-            if kind not in case.kinds:
-                return "outcome %s, not %s" % (kind, case.kinds)
-            following = self.outcome(b"next")
+            if case.plan:
+                self.end_instance(case.plan)
+            kind, following = self.fire(case), self.outcome(b"next")
         except (AssertionError, OSError, wire.WireError) as error:
             return "%s: %s" % (type(error).__name__, error)
-        return "" if following == ("ok", b"next") else "next: %s" % (following,)
+        is_right = kind in case.kinds and following == ("ok", b"next")
+        return "" if is_right else "%s, not %s; next: %s" % (kind, case.kinds, following)
 
     def fire(self, case: Case) -> str:
         """Make the call and read what comes; return the outcome, which must be one."""
@@ -193,27 +158,6 @@ class Stand(Harness):
         return " and ".join(kind for kind in KINDS for _ in range(
             counts[kind] - before[kind])) or "no outcome"
 
-    def ended(self, case: Case) -> str:
-        """Let the process end at its point, and wait until it has."""
-        if case.point == "before ready":
-            self.end_instance({"start": case.script})
-            return self.fire(case._replace(script=[["say", "ok"]]))
-        process_id = int(self.outcome([["pid"]])[1])
-        if case.point == "idle":
-            gate = str(self.folder / "gate")
-            os.mkfifo(gate)
-            kind = self.fire(case._replace(script=[["later", gate, case.script],
-                                                   ["pid"]]))
-            scripted_bootstrap.tell(gate)
-            os.unlink(gate)
-        else:
-            kind = self.fire(case)
-        if case.script[-1] == FATAL["SIGSTOP"][-1] and kind == "ok":
-            until(lambda: process_state(process_id) == "T")
-            assert self.fire(case._replace(script=[["say", "x"]])) == LATE
-        assert until(lambda: process_state(process_id) == "X"), "the process is there"
-        return kind
-
     def end_instance(self, plan: Dict[str, Any]) -> None:
         """Let the server end, so that the next event starts another, of that plan."""
         if self.states():
@@ -226,26 +170,24 @@ Verdicts = Dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdicts]:
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdicts]:
     """Try all cases, on several platforms; say what was wrong with each, and under ""
     what is left of them."""
-    place, found = tmp_path_factory.mktemp("faults"), {}
-    groups: Dict[Tuple[str, str], List[Case]] = {}
-    for case in CASES:
-        groups.setdefault((case.way, case.waits), []).append(case)
+    place, found = tmp_path_factory.mktemp("faults"), {"": ""}
+    late = [case for case in CASES if case.kinds == (LATE,)]
+    others = [case for case in CASES if case.kinds != (LATE,)]
     with contextlib.ExitStack() as stack:
-        shares = [(stack.enter_context(Stand(place / ("%s-%s-%d" % (*group, number)),
-                                             *group)), cases[number::SHARES])
-                  for group, cases in groups.items()
-                  for number in range(min(SHARES, len(cases)))]
+        stands = [stack.enter_context(Stand(
+            place / ("%g-%d" % (limit_s, number)), limit_s, cases[number::SHARES]))
+            for limit_s, cases in ((LIMIT_S, late), (AMPLE_S, others))
+            for number in range(SHARES)]
         before = at_rest()
-        with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
-            for verdict in pool.map(lambda share: {
-                    case.name: share[0].attempt(case) for case in share[1]}, shares):
-                found.update(verdict)
+        with concurrent.futures.ThreadPoolExecutor(len(stands)) as pool:
+            for verdicts in pool.map(Stand.verdicts, stands):
+                found.update(verdicts)
         if not until(lambda: all(map(operator.le, at_rest(), before))):
             found[""] = "(files, threads) %s, then %s" % (before, held())
-    yield {**found, "": found.get("", "") or " ".join(processes(str(place)))}
+    yield {**found, "": found[""] or " ".join(processes(str(place)))}
 
 
 def at_rest() -> Tuple[int, ...]:
@@ -261,6 +203,6 @@ def at_rest() -> Tuple[int, ...]:
 
 
 @pytest.mark.parametrize("name", ["", *(case.name for case in CASES)])
-def test_any_outcome_one__push(name: str, verdicts: Verdicts) -> None:
+def test_any_outcome_one__push(name: str, tried: Verdicts) -> None:
     """One outcome of the right kind, a next event that succeeds, nothing left."""
-    assert not verdicts[name]
+    assert not tried[name]

@@ -16,7 +16,6 @@ from typing import Any, Dict, List, Tuple
 
 import emulator
 import pytest
-import scripted_bootstrap
 from emulator import Outcome, Platform
 from harness import PROTOCOLS, code, event, scale
 

@@ -6,7 +6,6 @@ listener (fuzz.py), in processes of their own.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -22,8 +21,7 @@ import pytest
 import test_platform_any
 import wire
 from emulator import HttpRequest
-from harness import (PROTOCOLS, Harness, Peer, background, code, event, outcome_of,
-                     scale)
+from harness import PROTOCOLS, Harness, Peer, background, code, event, scale
 from implementations import START_EMULATOR
 
 __all__ = ["code"]
@@ -176,32 +174,6 @@ def test_any_security_values__caller(text: str) -> None:
                 harness.platform.invoke(b"", http=request)
         assert harness.platform.invoke(b"", http=HttpRequest("GET", "/")).kind == "ok"
         assert harness.seen == ["/"]
-
-
-TRICKS = ("", "/", "..", "%2e%2e", "../response/ID", "ID/", "/ID", "ID/..", "ID%00",
-          "ID;a", "ID#", "*", "ID\xa0", "ID.", "null", "x" * 5000, "ID,ID")
-
-
-def test_fg_result_unknown_id__tricks() -> None:
-    """Nothing but the id itself is taken for it."""
-    with Harness("fg") as harness:
-        caller = harness.event(b"the event")
-        address = harness.api()
-
-        def ask(method: str, path: str) -> wire.Message:
-            peer = Peer(socket.create_connection(address, 5))
-            peer.send(wire.request_bytes(method, "/v1/runtime/invocation/" + path, (),
-                                         b"body" if method == "POST" else None))
-            answer = peer.answer(method)
-            peer.close()
-            return answer
-
-        own = ask("GET", "request").header("x-cff-request-id") or ""
-        for kind, trick in itertools.product(("response/", "error/"), TRICKS):
-            name = trick.replace("ID", own)
-            assert ask("POST", kind + name).status == 404, trick
-        assert ask("POST", "response/" + own).status == 200
-        assert outcome_of(caller) == ("ok", b"body")
 
 
 SECRETS = {"access_key_id": "AKIA-5b1d77aa", "access_key_secret": "secret-93ac05e1",

@@ -1,0 +1,132 @@
+# test_cloud_fuzz.py: requests that nobody would send, to cloud.py (MIT).
+"""Whatever comes, every answer is well-formed, and nothing dies.
+
+CLOUD_FUZZ=20000 sends that many requests instead of some hundred.
+"""
+
+import base64
+import json
+import os
+import random
+import socketserver
+import sys
+import threading
+from typing import Any, Dict, List, Tuple
+
+import cloud
+import pytest
+from cloud_harness import CODE, NAMES, NEW, Local, local, package
+
+__all__ = ["local", "package"]
+
+COUNT = int(os.environ.get("CLOUD_FUZZ", "400"))
+WORDS = ["", "hello", "x" * 70, "é", "\ud800", "../..", "{", "null", "0", "-1", "%00",
+         "LATEST", "urn:fss:a:b:function:default:hello", "http", "apigw", "2016-08-15"]
+VALUES: List[Any] = [None, True, 0, -1, 3, 1e99, 10 ** 30, [], {}, [[]], {"a": None},
+                     ["x", {"Key": 7}], *WORDS]
+Case = Tuple[str, str, Dict[str, str], Any]
+
+
+def word(chooser: random.Random) -> str:
+    """Return a name, one of few that are good, or a bad one."""
+    return chooser.choice((*["hello", "other"] * 8, *WORDS))
+
+
+def document(chooser: random.Random, vendor: str, package: bytes) -> Dict[str, Any]:
+    """Return a body for a create, an update, a trigger or a call."""
+    outer, inner = CODE[vendor]
+    return {**NEW[vendor], NAMES[vendor]: word(chooser), outer: {inner: chooser.choice(
+            ["QUJD", base64.b64encode(package).decode(), "%"])},
+            "serviceName": word(chooser), "ClientContext": "{}",
+            "Namespace": "default", "Environment": {"Variables": []},
+            "customRuntimeConfig": {"command": [], "port": 1}, "user_data": "{}",
+            "instanceLifecycleConfig": {"initializer": {"timeout": 3}},
+            "environmentVariables": {"A": "b"}, "TriggerName": "t", "Type": chooser.choice(("Event", "apigw")),
+            "TriggerDesc": "{}", "triggerName": "t", "triggerType": "http",
+            "triggerConfig": "{}", "Limit": 1, "Action": "Invoke"}
+
+
+def broken(chooser: random.Random, found: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a document of which a member or two are something else."""
+    for _ in range(chooser.randrange(3)):
+        inside: Any = found
+        while isinstance(inside, dict) and inside:
+            name = chooser.choice(sorted(inside))
+            if not isinstance(inside[name], dict) or chooser.random() < 0.5:
+                inside[name] = chooser.choice(VALUES)
+                break
+            inside = inside[name]
+    return found
+
+
+def case(chooser: random.Random, package: bytes) -> Case:
+    """Return a request."""
+    fields = {"Content-Type": chooser.choice(("application/json", "text/plain",
+                                              "application/x-www-form-urlencoded"))}
+    vendor = chooser.choice(list(cloud.CALLS))
+    call = chooser.choice(sorted(cloud.CALLS[vendor]))
+    method, path = "POST", "/"
+    if vendor == "scf":
+        fields["X-TC-Action"] = chooser.choice((call, call, call, "Nap", ""))
+    else:
+        method, _, rest = call.partition(" ")
+        words = [("urn:fss:a:b:function:default:" if vendor == "fg" else "")
+                 + word(chooser) if one == "*" else one for one in rest.split("/")]
+        base = "/v2/p/fgs/" if vendor == "fg" else "/%s/" % chooser.choice(
+            cloud.FC_VERSIONS)
+        if vendor == "fc" and chooser.random() < 0.5:
+            base += "services/%s/" % quoted(word(chooser))
+        path = base + "/".join(quoted(one) for one in words)
+    if chooser.random() < 0.1:
+        method = chooser.choice(("GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"))
+    if chooser.random() < 0.2:
+        path += "?" + "&".join("%s=%s" % (quoted(chooser.choice(WORDS)), quoted(
+            chooser.choice(WORDS))) for _ in range(2))
+    body: Any = broken(chooser, document(chooser, vendor, package))
+    if chooser.random() < 0.2:
+        text = json.dumps(body).encode()
+        body = chooser.choice((text[:chooser.randrange(len(text))], b"\xff\x00", b"",
+                               text + b"}", b"[" * 5000))
+    return method, path, fields, body
+
+
+def quoted(text: str) -> str:
+    """Return a word as a part of a path."""
+    return "".join(one if one.isascii() and one.isalnum() else "".join(
+        "%%%02X" % byte for byte in one.encode("utf-8", "surrogatepass"))
+        for one in text)
+
+
+def test_any_cloud_error__fuzz(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer has the form of its interface; there is no error of our own."""
+    faults: List[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: faults.append(str(args)))
+    monkeypatch.setattr(socketserver.BaseServer, "handle_error",
+                        lambda *_: faults.append(repr(sys.exc_info()[1])))
+    chooser = random.Random(COUNT)
+    for number in range(COUNT):
+        method, path, fields, body = case(chooser, local.package)
+        reply = local.ask(method, path, body, **fields)
+        assert not faults, (number, method, path, fields, body, faults)
+        is_json = reply.fields.get("content-type") == "application/json"
+        assert is_json or reply.status in (200, 202, 204)
+        if method != "HEAD" and is_json:
+            check(reply.status, reply.json(), path)
+    assert local.listed()
+    assert local.create("scf", "hello-again").status == 200
+    assert local.result("scf", "hello-again", ["say", "hi"]) == "hi"
+
+
+def check(status: int, document: Any, path: str) -> None:
+    """Raise AssertionError unless an answer has its vendor's form."""
+    if path.partition("?")[0] == "/":
+        answer = document["Response"]
+        assert status == 200 and answer["RequestId"]
+        assert "Error" not in answer or answer["Error"]["Code"] in {
+            error.scf for error in cloud.ERRORS.values()}
+    elif status >= 400:
+        code = document.get("Code") or document.get("error_code")
+        column = "fg" if "error_code" in document else "fc"
+        assert "%d %s" % (status, code) in {
+            getattr(error, column) for error in cloud.ERRORS.values()}
+        assert document.get("Message") or document.get("error_msg")
