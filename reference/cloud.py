@@ -60,10 +60,10 @@ Key = Tuple[str, str, str]  # vendor; namespace, service or package; function
 # ---- model ----
 
 class Fault(Exception):
-    """A request that is refused: a key of ERRORS, and what its text names."""
+    """A request that is refused. `condition` is a key of ERRORS."""
 
-    def __init__(self, condition: str, detail: object = "") -> None:
-        super().__init__(ERRORS[condition].text.replace("%s", str(detail)[:2000]))
+    def __init__(self, condition: str, text: object) -> None:
+        super().__init__(str(text)[:2000])
         self.condition = condition
 
 
@@ -71,28 +71,41 @@ class Error(NamedTuple):
     """A condition as each vendor names it: SCF's code; status and code of the others.
     """
     scf: str
-    fc: str = "400 InvalidArgument"
-    fg: str = "400 FSS.0400"
-    text: str = "%s"
+    fc: str
+    fg: str
+
+
+class Route(NamedTuple):
+    """What a path means: which call of which cloud, and of which function and trigger
+    (`item`). `target` is the path that the function sees, where it is called by HTTP.
+    """
+    vendor: str
+    call: str = ""
+    space: str = ""
+    name: str = ""
+    qualifier: str = ""
+    item: str = ""
+    target: str = ""
 
 
 class Ask(NamedTuple):
-    """A request as it came, and from `call` on what it means: which call, of which
-    function (and trigger, `item`). `document`: members of the query and a JSON body."""
+    """A request: its route, how it came, and `document`, the members of its query and
+    of a body in JSON."""
+    vendor: str
+    call: str
+    space: str
+    name: str
+    qualifier: str
+    item: str
+    target: str
+    id: str
     method: str
     path: str
     query: str
     head: emulator.Head
     body: bytes
     caller: "Caller"
-    vendor: str = ""
-    id: str = ""
-    call: str = ""
-    space: str = ""
-    name: str = ""
-    document: Document = {}
-    qualifier: str = ""
-    item: str = ""
+    document: Document
 
 
 class Answer(NamedTuple):
@@ -158,61 +171,46 @@ HOOKS = (("initializer", "initializer"),  # of fc: setting, member of its handle
          ("pre_freeze", "instanceLifecycleConfig.preFreeze.handler"),
          ("pre_stop", "instanceLifecycleConfig.preStop.handler"))
 
-ERRORS = {  # [any.cloud.error]
-    "no-function": Error("ResourceNotFound.Function", "404 FunctionNotFound",
-                         "404 FSS.1051", "function '%s' does not exist"),
-    "function-exists": Error("ResourceInUse.Function", "409 FunctionAlreadyExists",
-                             "409 FSS.1061", "function '%s' already exists"),
-    "no-space": Error("ResourceNotFound.Namespace", "404 ServiceNotFound", "-",
-                      "namespace or service '%s' does not exist"),
-    "space-exists": Error("-", "409 ServiceAlreadyExists", "-"),
-    "not-empty": Error("-", "409 FunctionNotEmpty", "-"),
-    "no-trigger": Error("ResourceNotFound.Trigger", "404 TriggerNotFound", "-"),
-    "trigger-exists": Error("ResourceInUse.Trigger", "409 TriggerAlreadyExists", "-"),
-    "no-qualifier": Error("ResourceNotFound.Qualifier", "404 VersionNotFound",
-                          "404 FSS.1052", "no version or alias '%s': there are none"),
-    "name": Error("InvalidParameterValue.FunctionName", text="'%s' is no name"),
-    "no-code": Error("MissingParameter.Code", fg="400 FSS.1012", text="%s is missing"),
-    "base64": Error("InvalidParameterValue.ZipFileBase64BinasciiError",
-                    fg="400 FSS.1011", text="the package is not base64: %s"),
-    "zip": Error("InvalidParameterValue.ZipFile", fg="400 FSS.1011"),
-    "zip-size": Error("InvalidParameterValue.ZipFile", "400 EntityTooLarge",
-                      "413 FSS.1071", "the package is over %s MiB"),
-    "runtime": Error("InvalidParameterValue.Runtime", fg="400 FSS.1005",
-                     text="only custom runtimes run here, not '%s'"),
-    "handler": Error("InvalidParameterValue.Handler", fg="400 FSS.1003"),
-    "memory_mb": Error("InvalidParameterValue.MemorySize", fg="400 FSS.1007"),
-    "timeout_s": Error("LimitExceeded.Timeout", fg="400 FSS.1008"),
-    "init_timeout_s": Error("LimitExceeded.InitTimeout", fg="400 FSS.1405"),
-    "env": Error("InvalidParameterValue.Environment", fg="400 FSS.1009"),
-    "env-size": Error("InvalidParameterValue.EnvironmentExceededLimit",
-                      fg="400 FSS.1018"),
-    "env-reserved": Error("InvalidParameterValue.EnvironmentSystemProtect",
-                          fg="400 FSS.1009"),
-    "member": Error("InvalidParameter"),
-    "missing": Error("MissingParameter", text="%s is missing"),
-    "event": Error("InvalidParameterValue.ClientContext", "-", "-",
-                   "the event is not JSON: %s"),
-    "event-size": Error("InvalidParameter.RequestTooLarge", "413 EntityTooLarge",
-                        "413 FSS.1201", "the limit is %s bytes"),
-    "queue-full": Error("RequestLimitExceeded", "429 ResourceExhausted",
-                        "429 FSS.0429", "%s asynchronous events wait already"),
-    "no-action": Error("InvalidAction", "404 PathNotSupported", "404 FSS.0404",
-                       "'%s' is not supported here"),
-    "no-version": Error("NoSuchVersion", "404 PathNotSupported", "404 FSS.0404",
-                        "version '%s' is not supported here"),
-    "unsupported": Error("UnsupportedOperation", text="%s: not supported here"),
-    "no-signature": Error("AuthFailure.InvalidAuthorization", "403 AccessDenied",
-                          "401 APIGW.0301", "not signed, or not by one of %s"),
-    "no-key": Error("AuthFailure.SecretIdNotFound", "403 InvalidAccessKeyID",
-                    "401 APIGW.0301", "invalid access key ID '%s'"),
-    "signature": Error("AuthFailure.SignatureFailure", "403 SignatureNotMatch",
-                       "401 APIGW.0301", "the signature does not match; signed must "
-                       "be, with | for line ends: %s"),
-    "signature-date": Error("AuthFailure.SignatureExpire", "403 SignatureNotMatch",
-                            "401 APIGW.0301", "the date of the signature: '%s'"),
-    "internal": Error("InternalError", "500 InternalServerError", "500 FSS.0500"),
-}
+# condition, scf, fc, fg; `*` is 400 InvalidArgument on fc and 400 FSS.0400 on fg, `-` a
+# condition that cannot come up [any.cloud.error]
+ERRORS = {row[0]: Error(row[1], row[2].replace("*", "400:InvalidArgument").replace(
+    ":", " "), row[3].replace("*", "400:FSS.0400").replace(":", " "))
+    for row in map(str.split, """
+no-function     ResourceNotFound.Function     404:FunctionNotFound       404:FSS.1051
+function-exists ResourceInUse.Function        409:FunctionAlreadyExists  409:FSS.1061
+no-space        ResourceNotFound.Namespace    404:ServiceNotFound        -
+space-exists    -                             409:ServiceAlreadyExists   -
+not-empty       -                             409:FunctionNotEmpty       -
+no-trigger      ResourceNotFound.Trigger      404:TriggerNotFound        -
+trigger-exists  ResourceInUse.Trigger         409:TriggerAlreadyExists   -
+no-qualifier    ResourceNotFound.Qualifier    404:VersionNotFound        404:FSS.1052
+name            InvalidParameterValue.FunctionName  *                    *
+no-code         MissingParameter.Code         *                          400:FSS.1012
+base64          InvalidParameterValue.ZipFileBase64BinasciiError  *      400:FSS.1011
+zip             InvalidParameterValue.ZipFile       *                    400:FSS.1011
+zip-size        InvalidParameterValue.ZipFile       400:EntityTooLarge   413:FSS.1071
+runtime         InvalidParameterValue.Runtime       *                    400:FSS.1005
+handler         InvalidParameterValue.Handler       *                    400:FSS.1003
+memory_mb       InvalidParameterValue.MemorySize    *                    400:FSS.1007
+timeout_s       LimitExceeded.Timeout               *                    400:FSS.1008
+init_timeout_s  LimitExceeded.InitTimeout           *                    400:FSS.1405
+env             InvalidParameterValue.Environment   *                    400:FSS.1009
+env-size        InvalidParameterValue.EnvironmentExceededLimit  *        400:FSS.1018
+env-reserved    InvalidParameterValue.EnvironmentSystemProtect  *        400:FSS.1009
+member          InvalidParameter                    *                    *
+missing         MissingParameter                    *                    *
+event           InvalidParameterValue.ClientContext -                    -
+event-size      InvalidParameter.RequestTooLarge    413:EntityTooLarge   413:FSS.1201
+queue-full      RequestLimitExceeded                429:ResourceExhausted  429:FSS.0429
+no-action       InvalidAction                       404:PathNotSupported 404:FSS.0404
+no-version      NoSuchVersion                       -                    -
+unsupported     UnsupportedOperation                *                    *
+no-signature    AuthFailure.InvalidAuthorization    403:AccessDenied     401:APIGW.0301
+no-key          AuthFailure.SecretIdNotFound   403:InvalidAccessKeyID    401:APIGW.0301
+signature       AuthFailure.SignatureFailure   403:SignatureNotMatch     401:APIGW.0301
+signature-date  AuthFailure.SignatureExpire    403:SignatureNotMatch     401:APIGW.0301
+internal        InternalError                  500:InternalServerError   500:FSS.0500
+""".strip().split("\n"))}
 
 MIB = 1048576
 BODY_BYTES = 144 * MIB   # of any request: a package of 100 MiB in base64
@@ -265,7 +263,7 @@ def required(document: Document, path: str) -> str:
     """Return a text that has to be there. Raises Fault."""
     text: str = member(document, path, "")
     if not text:
-        raise Fault("missing", path)
+        raise Fault("missing", path + " is missing")
     return text
 
 
@@ -314,6 +312,12 @@ def read_settings(vendor: str, name: str, document: Document) -> Document:
     return settings
 
 
+def check_size(event: bytes, limit: int) -> None:
+    """Raise Fault when an event is too large."""
+    if len(event) > limit:
+        raise Fault("event-size", "the limit is %d bytes" % limit)
+
+
 def check_settings(condition: str, vendor: str, settings: Document) -> None:
     """Raise Fault unless the emulator takes them."""
     try:
@@ -345,6 +349,61 @@ def to_json(document: object, status: int = 200, *headers: Tuple[str, str]) -> A
     return Answer(status, (("Content-Type", "application/json"), *headers),
                   json.dumps(document).encode())
 
+
+
+# ---- what a request means ----
+
+URN = re.compile("urn:fss:[^:]*:[^:]*:function:([^:]*):([^:]*)(?::(.*))?")
+
+
+@functools.lru_cache(1024)
+def find_route(method: str, path: str) -> Route:
+    """Return what a path means, and a call that there is not when it means nothing
+    [any.cloud.vendor]."""
+    words = [urllib.parse.unquote(word) for word in path[1:].split("/")]
+    if path == "/":
+        return Route("scf")
+    if words[0] in FC_VERSIONS:
+        return fc_route(method, path, words[0], words[1:])
+    if words[2:3] == ["fgs"]:
+        name, found = "".join(words[4:5]), URN.fullmatch("".join(words[4:5]))
+        space, name, qualifier = found.groups("") if found else ("", name, "")
+        words[4:5] = ["*"] * len(words[4:5])
+        return Route("fg", "%s %s" % (method, "/".join(words[3:])), space, name,
+                     qualifier)
+    if path.startswith(PREFIX) and words[2] in VENDORS:  # a function's own URL
+        space, name = (words[3:] + ["", ""])[:2]
+        return Route(words[2], "http", "" if space == "-" else space, name,
+                     target="/" + "/".join(path.split("/")[6:]))
+    return Route("fc", "%s %s" % (method, path))
+
+
+def fc_route(method: str, path: str, version: str, words: List[str]) -> Route:
+    """Return what a path of FC means; those of the older interfaces name a service."""
+    space = qualifier = ""
+    if words[:1] == ["proxy"] and words[2:]:  # [fc.cloud.proxy]
+        return Route("fc", "http", words[1].partition(".")[0], words[2], target=path)
+    if words[:1] == ["services"] and version != FC_VERSIONS[0] and words[1:]:
+        space, _, qualifier = words[1].partition(".")
+        words = words[2:] or ["services", "*"]
+    names = words[1::2] + ["", ""]
+    words[1::2] = "*" * len(words[1::2])
+    return Route("fc", "%s %s" % (method, "/".join(words)), space, names[0], qualifier,
+                 names[1])
+
+
+def read_document(ask: Ask) -> Ask:
+    """Return a request to FC or FunctionGraph with its document. Raises Fault."""
+    document = dict(urllib.parse.parse_qsl(ask.query))
+    qualifier, space = document.pop("qualifier", ask.qualifier), ask.space
+    if ask.method in ("POST", "PUT") and "/invocations" not in ask.call:
+        document.update(parse_object(ask.body or b"{}", "the body"))
+    if ask.call == "POST functions" and ask.vendor == "fg":
+        space = member(document, "package", "") or "default"
+    elif ask.call == "POST services":
+        space = required(document, "serviceName")
+    return ask._replace(document=document, qualifier=qualifier, space=space, name=(
+        ask.name or member(document, VENDORS[ask.vendor].name, "")))
 
 
 # ---- functions ----
@@ -471,7 +530,8 @@ class Cloud:
         """Return a function. Raises Fault."""
         function = self.functions.get(key)
         if function is None:
-            raise Fault("no-function" if key[2] else "no-space", key[2] or key[1])
+            raise Fault("no-function", "function '%s' does not exist" % key[2]) if (
+                key[2]) else Fault("no-space", "'%s' does not exist" % key[1])
         return function
 
     def list(self, vendor: str, space: Optional[str] = None) -> List[Function]:
@@ -507,7 +567,8 @@ class Cloud:
         key = (old or new or new_function(("", "", ""), {})).key
         with self.lock:
             if self.functions.get(key) is not old:
-                raise Fault("function-exists" if old is None else "no-function", key[2])
+                raise Fault("function-exists" if old is None else "no-function",
+                            "somebody else has just changed '%s'" % (key[2] or key[1]))
             folder = os.path.join(self.root, ",".join(key))
             if new is not None:
                 new = self.functions[key] = self._save(folder, new, staged)
@@ -558,7 +619,7 @@ class Cloud:
         with runner.lock:
             if not runner.is_retired:
                 if is_later and runner.later >= ASYNC_QUEUE:
-                    raise Fault("queue-full", ASYNC_QUEUE)
+                    raise Fault("queue-full", "%d events wait already" % ASYNC_QUEUE)
                 if runner.platform is None:
                     runner.platform = self._start(function)
                 runner.later += is_later
@@ -596,9 +657,7 @@ class Cloud:
 
     def invoke_later(self, function: Function, ask: Ask, event: bytes) -> None:
         """Accept an asynchronous event. Raises Fault [any.cloud.async]."""
-        limit = VENDORS[ask.vendor].async_bytes
-        if len(event) > limit:
-            raise Fault("event-size", limit)
+        check_size(event, VENDORS[ask.vendor].async_bytes)
         invocation = emulator.Invocation(ask.id, event)
         platform = self._submit(function, invocation, True)
         emulator.start_thread(self._finish, function, platform, invocation)
@@ -656,15 +715,15 @@ def find(cloud: Cloud, ask: Ask) -> Function:
     """Return the function that is meant. Raises Fault."""
     vendor, key = VENDORS[ask.vendor], (ask.vendor, ask.space, ask.name)
     if not ask.name:
-        raise Fault("missing", vendor.name)
+        raise Fault("missing", vendor.name + " is missing")
     if key not in cloud.functions and ask.vendor != "fg" and (
             ask.space != vendor.default_space) and not cloud.list(
                 ask.vendor, ask.space) and (ask.vendor, ask.space, "") not in (
                     cloud.functions):
-        raise Fault("no-space", ask.space)
+        raise Fault("no-space", "'%s' does not exist" % ask.space)
     function = cloud.find(key)
     if ask.qualifier not in ("", *vendor.newest):
-        raise Fault("no-qualifier", ask.qualifier)
+        raise Fault("no-qualifier", "there is no version '%s'" % ask.qualifier)
     return function
 
 
@@ -679,13 +738,13 @@ def take_code(cloud: Cloud, ask: Ask) -> str:
         os.link(path, staged)
         return staged
     if not text:
-        raise Fault("no-code", vendor.zips[0])
+        raise Fault("no-code", "%s is missing" % vendor.zips[0])
     try:
         package = base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
-        raise Fault("base64", error)
+        raise Fault("base64", "the package is not base64: %s" % error)
     if len(package) > vendor.zip_mib * MIB:
-        raise Fault("zip-size", vendor.zip_mib)
+        raise Fault("zip-size", "the limit is %d MiB" % vendor.zip_mib)
     return cloud.stage(package)
 
 
@@ -694,17 +753,17 @@ def create(cloud: Cloud, ask: Ask) -> Reply:
     required(document, vendor.name)
     for name in {ask.space, ask.name} - {""}:
         if not re.fullmatch(vendor.names, name):
-            raise Fault("name", name)
+            raise Fault("name", "'%s' is no name" % name)
     runtime = member(document, vendor.runtime, "Python2.7")
     if not re.fullmatch(vendor.runtimes, runtime):
-        raise Fault("runtime", runtime)
+        raise Fault("runtime", "'%s' is no custom runtime" % runtime)
     if ask.vendor == "scf" and member(document, "Type", "Event") != "Event":
-        raise Fault("unsupported", "a function whose Type is not Event")
+        raise Fault("unsupported", "only functions of Type Event are run here")
     if ask.vendor == "fc" and ask.space:
         cloud.find(("fc", ask.space, ""))
     function = new_function((ask.vendor, ask.space, ask.name), document)
     if function.key in cloud.functions:
-        raise Fault("function-exists", ask.name)
+        raise Fault("function-exists", "function '%s' already exists" % ask.name)
     read_settings(ask.vendor, ask.name, function.document)
     cloud.put(None, function, take_code(cloud, ask))
     return get(cloud, ask) if ask.vendor != "scf" else {}
@@ -764,14 +823,15 @@ def change_trigger(cloud: Cloud, ask: Ask) -> Reply:
     item, verb = ask.item or required(ask.document, name), ask.call.split()[0]
     is_new, is_gone = verb in ("POST", "CreateTrigger"), verb.upper()[:6] == "DELETE"
     if is_new and required(ask.document, kind) != known:
-        raise Fault("unsupported", "a trigger whose type is not " + known)
+        raise Fault("unsupported", "only triggers of type %s are run here" % known)
     old = function.triggers.get(item, {})
     if is_new and old:
         raise Fault("trigger-exists", "trigger '%s' already exists" % item)
     if not is_new and not old:
         raise Fault("no-trigger", "trigger '%s' does not exist" % item)
-    text, now = ask.document.get(config) or old.get("config", "{}"), time.time()
-    text = json.dumps(text) if isinstance(text, dict) else text
+    given, now = ask.document.get(config), time.time()
+    text = json.dumps(given) if isinstance(given, dict) else member(
+        ask.document, config, old.get("config", "{}"))
     member(parse_object(text, config), "api.requestConfig", {})
     trigger = {"name": item, "config": text, "created": old.get("created", now),
                "changed": now}
@@ -829,12 +889,12 @@ def read_scf(ask: Ask) -> Ask:
         document = dict(urllib.parse.parse_qsl("%s&%s" % (
             ask.query, ask.body.decode("utf-8", "replace"))))
         if any("." in name for name in document):  # [scf.cloud.form]
-            raise Fault("unsupported", "a nested parameter that is not in JSON")
+            raise Fault("unsupported", "nested parameters must come as JSON")
     elif ask.body:
         document = parse_object(ask.body, "the body")
     version = field("x-tc-version") or document.get("Version", SCF_VERSION)
     if version != SCF_VERSION:
-        raise Fault("no-version", version)
+        raise Fault("no-version", "version '%s' is not served here" % version)
     return ask._replace(
         call=field("x-tc-action") or member(document, "Action", ""), document=document,
         space=member(document, "Namespace", "") or "default",
@@ -863,13 +923,11 @@ def invoke_scf(cloud: Cloud, ask: Ask) -> Reply:
     function, document = find(cloud, ask), ask.document
     event = member(document, "Event" if ask.call == "InvokeFunction"
                    else "ClientContext", "").encode("utf-8", "backslashreplace")
-    limit = int(emulator.LIMITS["scf"]["event_bytes"].default)
-    if len(event) > limit:
-        raise Fault("event-size", limit)
+    check_size(event, int(emulator.LIMITS["scf"]["event_bytes"].default))
     try:
         json.loads(event or b"{}")  # [scf.cloud.event]
     except (ValueError, RecursionError) as error:
-        raise Fault("event", error)
+        raise Fault("event", "the event is not JSON: %s" % error)
     result: Document = {"MemUsage": 0, "Log": "", "RetMsg": "", "BillDuration": 0,
                         "FunctionRequestId": ask.id, "Duration": 0, "ErrMsg": "",
                         "InvokeResult": 0}
@@ -895,32 +953,6 @@ def list_namespaces(cloud: Cloud, ask: Ask) -> Reply:
 
 
 # ---- Alibaba FC ----
-
-def read_fc(ask: Ask) -> Ask:
-    """Return what a request to FC means. Raises Fault."""
-    version, *words = [urllib.parse.unquote(word)
-                       for word in ask.path.strip("/").split("/")]
-    if version not in FC_VERSIONS:
-        raise Fault("no-version", version)
-    document = dict(urllib.parse.parse_qsl(ask.query))
-    space = name = ""
-    if words[:1] == ["proxy"] and len(words) > 2:  # [fc.cloud.proxy]
-        return ask._replace(call="http", space=words[1].partition(".")[0],
-                            name=words[2], document={"target": ask.path})
-    if words[:1] == ["services"] and version != FC_VERSIONS[0] and words[1:]:
-        space, _, document["qualifier"] = words[1].partition(".")
-        words = words[2:] or ["services", "*"]
-    names, words[1::2] = words[1::2], "*" * len(words[1::2])
-    call = "%s %s" % (ask.method, "/".join(words))
-    if ask.method in ("POST", "PUT") and not call.endswith("/invocations"):
-        document.update(parse_object(ask.body or b"{}", "the body"))
-    if not names and ask.method == "POST":
-        name = member(document, "functionName", "")
-        space = space or member(document, "serviceName", "")
-    return ask._replace(call=call, space=space, name=(names or [name])[0],
-                        document=document, item="".join(names[1:2]),
-                        qualifier=member(document, "qualifier", ""))
-
 
 def show_fc(cloud: Cloud, function: Function) -> Document:
     """Return the object of a function, or of a service."""
@@ -961,7 +993,7 @@ def change_service(cloud: Cloud, ask: Ask) -> Reply:
     key = ("fc", ask.space, "")
     if ask.call == "POST services":
         if not re.fullmatch(VENDORS["fc"].names, ask.space):
-            raise Fault("name", ask.space)
+            raise Fault("name", "'%s' is no name" % ask.space)
         if key in cloud.functions:
             raise Fault("space-exists", "service '%s' already exists" % ask.space)
         cloud.put(None, new_function(key, ask.document))
@@ -1006,29 +1038,6 @@ def take_upload(cloud: Cloud, name: str, body: bytes) -> Answer:
 
 
 # ---- Huawei FunctionGraph ----
-
-URN = re.compile("urn:fss:[^:]*:[^:]*:function:([^:]*):([^:]*)(?::(.*))?")
-
-
-def read_fg(ask: Ask) -> Ask:
-    """Return what a request to FunctionGraph means. Raises Fault."""
-    words = [urllib.parse.unquote(word) for word in ask.path.strip("/").split("/")][3:]
-    document = dict(urllib.parse.parse_qsl(ask.query))
-    space = name = qualifier = ""
-    if words[1:]:
-        urn = URN.fullmatch(words[1])
-        if not urn:
-            raise Fault("no-function", words[1])
-        space, name, qualifier = urn.groups("")
-        words[1] = "*"
-    call = "%s %s" % (ask.method, "/".join(words))
-    if ask.method in ("POST", "PUT") and "/invocations" not in call:
-        document.update(parse_object(ask.body or b"{}", "the body"))
-    return ask._replace(
-        call=call, document=document, qualifier=qualifier,
-        name=name or member(document, "func_name", ""),
-        space=space or member(document, "package", "") or "default")
-
 
 def show_fg(cloud: Cloud, function: Function) -> Document:
     """Return the object of a function."""
@@ -1076,16 +1085,9 @@ VIEWS = {"scf": show_scf, "fc": show_fc, "fg": show_fg}
 
 # ---- HTTP triggers and gateways ----
 
-def read_url(ask: Ask) -> Ask:
-    """Return what a request to a function's own URL means."""
-    space, name, rest = (ask.path.split("/", 6)[4:] + [""] * 3)[:3]
-    return ask._replace(call="http", space="" if space == "-" else space, name=name,
-                        document={"target": "/" + rest})
-
-
 def call_http(cloud: Cloud, ask: Ask) -> Reply:
     """Pass a request to a function, as it is or as its cloud's gateway would."""
-    function, target = find(cloud, ask), ask.document["target"]
+    function, target = find(cloud, ask), ask.target
     if ask.vendor == "scf":
         event = apigw_event(function, ask, target)
         return answer_apigw(function, cloud.invoke(function, ask, event).outcome)
@@ -1271,14 +1273,14 @@ def verify(ask: Ask, keys: Dict[str, str]) -> None:
     """Raise Fault unless the request is signed with one of the keys, and lately."""
     scheme, _, rest = ask.head.get("authorization").partition(" ")
     if scheme not in SCHEMES:
-        raise Fault("no-signature", ", ".join(SCHEMES))
+        raise Fault("no-signature", "signed by none of " + ", ".join(SCHEMES))
     parts: Dict[str, str] = dict(re.findall(r"(\w+)=([^,\s]+)", rest))
     identity = parts.get("Credential", parts.get("Access", "")).split("/")[0]
     given, host = parts.get("Signature", ""), str(ask.head.get("host"))
     if scheme == "FC":
         identity, _, given = rest.strip().rpartition(":")
     if identity not in keys:
-        raise Fault("no-key", identity)
+        raise Fault("no-key", "invalid access key ID '%s'" % identity)
     name, form, skew_s = SCHEMES[scheme]
     date, secret = ask.head.get(name), keys[identity].encode()
     try:
@@ -1286,14 +1288,15 @@ def verify(ask: Ask, keys: Dict[str, str]) -> None:
     except ValueError:
         moment = 0
     if abs(time.time() - moment) > skew_s:
-        raise Fault("signature-date", date)
+        raise Fault("signature-date", "the date of the signature: '%s'" % date)
     # Tencent's Node SDK signs the host without its port
     for one in (host, host.partition(":")[0]):
         right, text = fc_signature(ask, secret) if scheme == "FC" else signature(
             ask, scheme, parts, secret, one)
         if hmac.compare_digest(right.encode(), given.encode()):
             return
-    raise Fault("signature", text.replace("\n", "|"))
+    raise Fault("signature", "the signature does not match; signed must be, with | for "
+                "line ends: " + text.replace("\n", "|"))
 
 
 # ---- the server ----
@@ -1332,13 +1335,6 @@ CALLS: Dict[str, Dict[str, Union[Call, Reply]]] = {  # [any.cloud.calls]
         "POST functions/*/invocations-async": invoke_fg_later,
         "GET triggers/*": to_json([])},
 }
-# which cloud a path is for, and what reads it [any.cloud.vendor]
-READERS: Tuple[Tuple[str, str, Callable[[Ask], Ask]], ...] = (
-    ("scf", "/$", read_scf), ("fc", r"/\d+-\d+-\d+(/|$)", read_fc),
-    ("fg", "/v[0-9]+/[^/]*/fgs(/|$)", read_fg), ("scf", PREFIX + "scf/", read_url),
-    ("fc", PREFIX + "fc/", read_url), ("fg", PREFIX + "fg/", read_url))
-
-
 def refuse(vendor: str, fault: Fault, request_id: str) -> Answer:
     """Return the answer to a request that is refused [any.cloud.error]."""
     error, text = ERRORS[fault.condition], str(fault)
@@ -1352,24 +1348,29 @@ def refuse(vendor: str, fault: Fault, request_id: str) -> Answer:
                     "ErrorCode": code, "ErrorMessage": text}, int(status))
 
 
-def answer(cloud: Cloud, ask: Ask) -> Answer:
+def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
+           ) -> Answer:
     """Answer a request."""
-    upload = UPLOAD.fullmatch(ask.path)
-    if ask.path in OWN_CALLS:
-        return to_json(OWN_CALLS[ask.path](cloud))
-    if upload and ask.method == "PUT":
-        return take_upload(cloud, upload.group(1), ask.body)
-    vendor, reader = next(((vendor, reader) for vendor, path, reader in READERS
-                           if re.match(path, ask.path)), ("fc", read_fc))
-    ask = ask._replace(vendor=vendor, id=emulator.RULES[vendor].new_id())
+    method, head, upload = caller.command, caller.head, UPLOAD.fullmatch(path)
+    if path in OWN_CALLS:
+        return to_json(OWN_CALLS[path](cloud))
+    if upload and method == "PUT":
+        return take_upload(cloud, upload.group(1), body)
+    route = find_route(method, path)
+    vendor = route.vendor
+    ask = Ask(*route, emulator.RULES[vendor].new_id(), method, path, query, head, body,
+              caller, {})
     try:
-        if cloud.keys and reader is not read_url:
+        if cloud.keys and not ask.target:
             verify(ask, cloud.keys)
-        ask = reader(ask)
-        call = call_http if ask.call == "http" else CALLS[vendor].get(ask.call)
-        if call is None:
-            raise Fault("no-action", ask.call)
-        reply = call(cloud, ask) if callable(call) else call
+        if ask.target:
+            reply = call_http(cloud, ask)
+        else:
+            ask = read_scf(ask) if vendor == "scf" else read_document(ask)
+            call = CALLS[vendor].get(ask.call)
+            if call is None:
+                raise Fault("no-action", "'%s' is not served here" % ask.call)
+            reply = call(cloud, ask) if callable(call) else call
     except Fault as fault:
         reply = refuse(vendor, fault, ask.id)
     if not isinstance(reply, Answer):
@@ -1413,12 +1414,11 @@ class Caller(emulator.Handler):
         # the target, and Host, may be a whole URL [any.cloud.host]
         target = re.sub(r"(?i)^https?://[^/?]*/?", "/", self.path)
         path, _, query = target.partition("?")
-        ask = Ask(self.command, path, query, self.head, b"", self)
         try:
-            reply = answer(self.server.app, ask._replace(
-                body=self.read_body(BODY_BYTES)))
-        except emulator.BodyTooLarge:
-            reply = refuse("fc", Fault("event-size", BODY_BYTES), "")
+            reply = answer(self.server.app, self, path, query,
+                           self.read_body(BODY_BYTES))
+        except emulator.BodyTooLarge as error:
+            reply = refuse("fc", Fault("event-size", error), "")
         if reply.status < 0:  # half an answer must look like half an answer
             self.closing = True
             emulator.shut(self.connection)

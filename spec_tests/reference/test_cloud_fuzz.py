@@ -41,7 +41,8 @@ def document(chooser: random.Random, vendor: str, package: bytes) -> Dict[str, A
             "Namespace": "default", "Environment": {"Variables": []},
             "customRuntimeConfig": {"command": [], "port": 1}, "user_data": "{}",
             "instanceLifecycleConfig": {"initializer": {"timeout": 3}},
-            "environmentVariables": {"A": "b"}, "TriggerName": "t", "Type": chooser.choice(("Event", "apigw")),
+            "environmentVariables": {"A": "b"}, "TriggerName": "t",
+            "Type": chooser.choice(("Event", "apigw")),
             "TriggerDesc": "{}", "triggerName": "t", "triggerType": "http",
             "triggerConfig": "{}", "Limit": 1, "Action": "Invoke"}
 
