@@ -38,21 +38,32 @@ def test_fc_start_port__first(bootstrap: Bootstrap) -> None:
     bootstrap.push(changed=[("FC_CUSTOM_LISTEN_PORT", other)]).alive()
 
 
+PORT_S = 20.0
+
+
 @contextlib.contextmanager
 def port_9000() -> Iterator[None]:
-    """Keep the port for one check of this machine. Raises Unsupported if it is taken."""
+    """Keep the port for one check of this machine. Raises Unsupported if others do."""
     place = os.path.join(tempfile.gettempdir(), f"conformance-kit-9000-{os.getuid()}")
     with open(place, "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("0.0.0.0", 9000))
-            except OSError:
-                raise Unsupported("port 9000 is taken on this machine") from None
+        if not any(is_free(9000) for _ in wire.looks(PORT_S)):
+            raise Unsupported("port 9000 is taken on this machine")
         yield
 
 
+def is_free(port: int) -> bool:
+    """Tell whether nobody has the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
+
+
+@waits
 def test_fc_start_port__default(bootstrap: Bootstrap) -> None:
     """Where no variable names a port it is 9000."""
     with port_9000():
@@ -192,7 +203,7 @@ def test_fc_connection_keep_alive__slow(bootstrap: Bootstrap, place: str) -> Non
     time.sleep(run.kind.hold_s)
     try:
         channel.send(whole[cut:])
-        answer = run.final(channel, "POST")
+        answer = run.final(channel)
     except wire.WireError as error:
         raise Mismatch(f"an answer to a request that took {run.kind.hold_s} s",
                        error.what) from None
@@ -222,27 +233,26 @@ def test_fc_connection_keep_alive__hooks(bootstrap: Bootstrap) -> None:
             same(b"after", run.invoke(b"after", channel).body)
 
 
-SLOTS = 150  # the most that a function may configure is 200
+SLOTS = 120  # the most that a function may configure is 200
 
 
 def test_fc_concurrency_bootstrap(bootstrap: Bootstrap) -> None:
     """Requests that come together run together, however many they are."""
     bootstrap.needs("concurrency", "sleep")
     run = bootstrap.push()
+    done = 0
     for seconds in (1.0, 3.0):  # a busy machine needs a while to begin all of them
-        began = time.monotonic()
         channels = [run.connect() for _ in range(SLOTS)]
+        deadline = time.monotonic() + 2 * seconds
         for channel in channels:
             channel.send(run.invocation(instruction("sleep", seconds=seconds)))
-        for channel in channels:
-            answer = channel.read(run.patience_s + seconds, to="POST")
-            same(b"slept", run.read_result(answer).body)
-            channel.close()
-        took_s = time.monotonic() - began
-        if took_s < 2 * seconds:
+        with contextlib.suppress(wire.Silence):
+            for done, channel in enumerate(channels):
+                answer = run.final(channel, limit_s=deadline - time.monotonic())
+                same(b"slept", run.read_result(answer).body)
             return
     raise Mismatch(f"{SLOTS} requests of {seconds} s, all side by side",
-                   f"{took_s:.2f} s, as long as half of them at a time")
+                   f"only {done} answers within {2 * seconds} s")
 
 
 # ---- answers ----
@@ -345,7 +355,7 @@ def test_fc_invoke_status__pieces(bootstrap: Bootstrap, pieces: str) -> None:
         channel = run.connect()
         for begin, end in zip([0, *cuts], [*cuts, len(whole)]):
             channel.send(whole[begin:end])
-        answer = run.final(channel, "POST")
+        answer = run.final(channel)
         same(b"in pieces", run.read_result(answer).body)
 
 
@@ -359,7 +369,7 @@ def test_fc_invoke_status__expect(bootstrap: Bootstrap) -> None:
         with contextlib.suppress(wire.Silence):  # a client sends it after a moment
             channel.read(0.5, to="POST")
         channel.send(b"expected")
-        same(b"expected", run.read_result(run.final(channel, "POST")).body)
+        same(b"expected", run.read_result(run.final(channel)).body)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=("empty", "absent"))

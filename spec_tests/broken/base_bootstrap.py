@@ -29,16 +29,26 @@ class Failure(Exception):
 class Base:
     """The test handler and what all protocols share."""
 
+    exit_status = 0  # after SIGTERM
+
     def __init__(self) -> None:
         self.count = self.running = 0
         self.stopping = False
-        signal.signal(signal.SIGTERM, self.on_sigterm)
+        # A handler could come just before a call that blocks, and wait for its end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=self.await_sigterm, daemon=True).start()
         self.prepare()
+
+    def await_sigterm(self) -> None:
+        """Wait for SIGTERM."""
+        while True:
+            signal.sigwait({signal.SIGTERM})
+            self.on_sigterm()
 
     def prepare(self) -> None:
         """Load the handler."""
 
-    def on_sigterm(self, *_: object) -> None:
+    def on_sigterm(self) -> None:
         """End now if idle, after the invocations if any run."""
         self.stopping = True
         self.end_if_done()
@@ -46,7 +56,7 @@ class Base:
     def end_if_done(self) -> None:
         """End if told to, and nothing runs."""
         if self.stopping and not self.running:
-            os._exit(0)
+            os._exit(self.exit_status)
 
     def handle(self, event: bytes, context: Dict[str, Any]) -> bytes:
         """Return the result of the event. Raises Failure."""
@@ -60,16 +70,28 @@ class Base:
         if word == "exit":
             os._exit(order["status"])
         if word == "sleep":
-            time.sleep(order["seconds"])
+            self.sleep(order["seconds"])
         if word == "print":
-            print(order["text"], flush=True)
+            self.write_log(order["text"])
         results: Dict[str, str] = {
             "echo": order.get("text", ""), "sleep": "slept", "print": "printed",
             "size": "x" * order.get("bytes", 0), "context": json.dumps(context),
-            "env": os.environ.get(order.get("name", ""), ""), "count": str(self.count)}
+            "env": self.env(order.get("name", "")), "count": str(self.count)}
         if word not in results:
             raise Failure("Unsupported", "no such instruction")
         return results[word].encode()
+
+    def env(self, name: str) -> str:
+        """Return what the handler finds in that variable."""
+        return os.environ.get(name, "")
+
+    def sleep(self, seconds: float) -> None:
+        """Let the handler take its time."""
+        time.sleep(seconds)
+
+    def write_log(self, text: str) -> None:
+        """Print what the handler prints."""
+        print(text, flush=True)
 
     def outcome(self, event: bytes, context: Dict[str, Any]) -> Tuple[str, bytes]:
         """Return `response` or `error`, and the body of it."""
@@ -105,13 +127,17 @@ class Pull(Base):
         data = self.request(method, path, body)
         self.notice()
         if self.channel is None:
-            self.channel = wire.connect(self.host, self.port, self.note, "platform")
+            self.channel = self.connect()
         try:
             self.channel.send(data)
             return self.read(method)
         except wire.WireError:
             self.drop()
             raise
+
+    def connect(self) -> wire.Channel:
+        """Return a new connection. Raises OSError."""
+        return wire.connect(self.host, self.port, self.note, "platform")
 
     def notice(self) -> None:
         """Forget a connection that the platform has closed meanwhile."""
@@ -257,7 +283,7 @@ class Fc(Base):
     address = "0.0.0.0"
     idle_limit_s = 1e6
     backlog = 1024
-    counting = threading.RLock()  # SIGTERM may come while it is held
+    counting = threading.Lock()
 
     def port(self) -> int:
         """Return the port to listen on."""
@@ -272,7 +298,11 @@ class Fc(Base):
         server.listen(self.backlog)
         while True:
             peer, _ = server.accept()
-            threading.Thread(target=self.serve, args=(peer,), daemon=True).start()
+            self.begin(peer)
+
+    def begin(self, peer: socket.socket) -> None:
+        """Serve a connection in a thread of its own."""
+        threading.Thread(target=self.serve, args=(peer,), daemon=True).start()
 
     def serve(self, peer: socket.socket) -> None:
         """Answer each request of a connection, one after the other."""
@@ -300,13 +330,17 @@ class Fc(Base):
         path = request.header("x-fc-control-path") or request.path
         if path == "/invoke":
             kind, body = self.outcome(request.body, self.context(request))
-            channel.send(self.result(kind, body))
+            self.send(channel, self.result(kind, body))
         elif path in ("/initialize", "/pre-freeze", "/pre-stop"):
-            channel.send(self.hook())
+            self.send(channel, self.hook())
         elif request.header("x-fc-control-path") in ("/http-invoke", "", None):
-            channel.send(self.http(request))
+            self.send(channel, self.http(request))
         else:
-            channel.send(wire.response(404, [("x-fc-status", "404")]))
+            self.send(channel, wire.response(404, [("x-fc-status", "404")]))
+
+    def send(self, channel: wire.Channel, data: bytes) -> None:
+        """Send an answer."""
+        channel.send(data)
 
     def hook(self) -> bytes:
         """Return the answer to a hook."""

@@ -6,14 +6,21 @@ Each row of the table below is a correct bootstrap with one step of it replaced,
 rule which that breaks. `Scf`, `Fg` and `Fc` are the correct ones.
 """
 
+import atexit
+import contextlib
+import json
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import sys
 import threading
-from typing import Any, Callable, Dict, Optional, Tuple, Type
+import time
+import unicodedata
+import urllib.parse
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "kit")]
@@ -249,9 +256,9 @@ def print_answers(self: Any, method: str) -> wire.Message:
     return answer
 
 
-def pause_without_sigterm(self: Any) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    Pull.pause(self)
+def end_unless_pausing(self: Any) -> None:
+    if self.pause_s == self.first_pause_s:
+        Base.on_sigterm(self)
 
 
 breaks("NoReady", Scf, "scf.ready.before-next", start=lambda self: None)
@@ -282,14 +289,15 @@ breaks("GrepsForTheId", Fg, "fg.response.id", serve=grep_for_the_id)
 breaks("NeedsItsFolder", Fg, "fg.start.cwd",
        start=lambda self: os.stat("bootstraps.py"))
 breaks("OneShot", Scf, "any.instance.init-once", serve=serve_once)
-breaks("IgnoresSigterm", Scf, "any.stop.bootstrap", on_sigterm=lambda self, *_: None)
-breaks("IgnoresSigtermOnceUsed", Scf, "any.stop.bootstrap", on_sigterm=lambda self, *_:
+breaks("IgnoresSigterm", Scf, "any.stop.bootstrap", on_sigterm=lambda self: None)
+breaks("IgnoresSigtermOnceUsed", Scf, "any.stop.bootstrap", on_sigterm=lambda self:
        None if self.count else Base.on_sigterm(self))
-breaks("IgnoresSigtermInPauses", Fg, "any.stop.bootstrap", pause=pause_without_sigterm)
-breaks("DropsItsResultOnSigterm", Fg, "any.stop.bootstrap",
-       on_sigterm=lambda self, *_: signal.pause())
+breaks("IgnoresSigtermInPauses", Fg, "any.stop.bootstrap",
+       on_sigterm=end_unless_pausing)
+breaks("DropsItsResultOnSigterm", Fg, "any.stop.bootstrap", post=lambda self, *rest:
+       None if self.stopping else Pull.post(self, *rest))
 breaks("EndsWhileBusy", Scf, "any.stop.bootstrap",
-       on_sigterm=lambda self, *_: os._exit(0))
+       on_sigterm=lambda self: os._exit(0))
 breaks("DiesOfLostReady", Scf, "scf.ready.refused", start=call_ready_once)
 breaks("PostsUntilAnswered", Scf, "any.result.once", post=post_until_answered)
 breaks("LimitInSeconds", Fg, "any.context.handler", context=lambda self, answer: {
@@ -406,7 +414,7 @@ breaks("LimitInSecondsFc", Fc, "any.context.handler", context=lambda self, reque
        **Fc.context(self, request),
        "time_limit_ms": int(request.header("x-fc-function-timeout") or 0)})
 breaks("EndsWhileBusyFc", Fc, "any.stop.bootstrap",
-       on_sigterm=lambda self, *_: os._exit(0))
+       on_sigterm=lambda self: os._exit(0))
 breaks("EndsAfterTheFirstAnswer", Fc, "any.stop.bootstrap", answer=answer_and_end)
 breaks("ReadsNoChunks", Fc, "any.http.chunked-event", answer=misread(
     lambda request: request.header("transfer-encoding"), body=b""))
@@ -417,6 +425,757 @@ breaks("TrimsFc", Fc, "any.event.opaque", handle=changed(bytes.strip))
 breaks("CaseSensitiveFc", Fc, "any.http.header-case", answer=misread(
     lambda request: "Content-Type" not in dict(request.headers)
     and request.path == "/invoke", body=b""))
+
+# ---- what the handler has, and what is made of it ----
+
+BOM = b"\xef\xbb\xbf"
+
+
+def give_up_sleep(self: Any, seconds: float) -> None:
+    time.sleep(min(seconds, 0.3))
+    if seconds > 0.3:
+        raise Failure("Timeout", "the handler was too slow")
+
+
+def end_after(events: int) -> Callable[..., bytes]:
+    """Return a step that ends the process at that event."""
+    return lambda self, event, context: os._exit(0) if self.count == events else \
+        Base.handle(self, event, context)
+
+
+def end_after_errors(self: Any, type_: str, message: str) -> bytes:
+    self.errors = getattr(self, "errors", 0) + 1
+    return os._exit(1) if self.errors == 5 else Base.report(self, type_, message)
+
+
+def begin_anew(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
+    self.count = 0
+    return Base.handle(self, event, context)
+
+
+def end_with_zero(self: Any) -> None:
+    if "no_such_file" in " ".join(os.environ.values()):
+        os._exit(0)
+
+
+KEPT: List[Any] = []
+
+
+def keep_events(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
+    KEPT.append(bytes(event))
+    return Base.handle(self, event, context)
+
+
+def keep_files(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
+    KEPT.append(os.open(os.devnull, os.O_RDONLY))
+    return Base.handle(self, event, context)
+
+
+def keep_threads(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return Base.handle(self, event, context)
+
+
+def keep_processes(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
+    if not os.fork():
+        os._exit(0)
+    return Base.handle(self, event, context)
+
+
+def end_late(self: Any) -> None:
+    if self.stopping:
+        time.sleep(4)
+    Base.end_if_done(self)
+
+
+def first_context(self: Any, answer: wire.Message) -> Dict[str, Any]:
+    if not KEPT:
+        KEPT.append((Fc if isinstance(self, Fc) else Scf).context(self, answer))
+    found: Dict[str, Any] = KEPT[0]
+    return found
+
+
+def previous_context(self: Any, answer: wire.Message) -> Dict[str, Any]:
+    KEPT.append(Fg.context(self, answer))
+    found: Dict[str, Any] = KEPT[-2:][0]
+    return found
+
+
+def post_the_previous_id(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    KEPT.append(request_id)
+    Pull.post(self, kind, KEPT[-2:][0], body)
+
+
+def poll_for_ever(self: Any) -> None:
+    self.start()
+    while True:
+        answer = self.poll()
+        self.pause() if answer is None else self.serve(answer)
+
+
+def try_ready(times: int) -> Callable[..., None]:
+    """Return a step that ends after so many refusals."""
+    def start(self: Any) -> None:
+        for _ in range(times):
+            with contextlib.suppress(OSError, wire.WireError):
+                if self.exchange("POST", "/runtime/init/ready", b" ").status == 200:
+                    return
+            time.sleep(0.05)
+        os._exit(1)
+
+    return start
+
+
+def ready_aside(self: Any) -> None:
+    made = wire.connect(self.host, self.port, self.note, "platform")
+    made.send(self.request("POST", "/runtime/init/ready", b" "))
+    KEPT.append(made)
+
+
+def join_fields(fields: Any) -> Any:
+    found: Dict[str, str] = {}
+    for name, value in fields:
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return list(found.items())
+
+
+def count_from_the_first_byte(self: Any, channel: wire.Channel, peer: socket.socket,
+                              ) -> wire.Message:
+    if not channel.buffer:
+        channel.more(time.monotonic() + 1e6)
+    with self.counting:
+        self.running += 1
+    try:
+        return Fc.read(self, channel, peer)
+    finally:
+        self.running -= 1
+
+
+def only(base: Any, is_meant: Callable[[bytes], Any], change: Callable[[bytes], bytes],
+         ) -> Dict[str, Any]:
+    """Return the step that gives another result for such ones."""
+    def post(self: Any, kind: str, request_id: str, body: bytes) -> None:
+        Pull.post(self, kind, request_id, change(body) if is_meant(body) else body)
+
+    def result(self: Any, kind: str, body: bytes) -> bytes:
+        return Fc.result(self, kind, change(body) if is_meant(body) else body)
+
+    return {"result": result} if base is Fc else {"post": post}
+
+
+def as_json(event: bytes) -> bytes:
+    try:
+        return json.dumps(json.loads(event)).encode()
+    except ValueError:
+        return event
+
+
+for each in (Scf, Fc):
+    for name, change in {
+            "Strips": bytes.strip, "DropsTheMark": lambda text: text.removeprefix(BOM),
+            "TakesABlankForNothing": lambda text: b"" if text == b" " else text,
+            "UnixLines": lambda text: text.replace(b"\r\n", b"\n"),
+            "FormatsJson": lambda text: text if text[:7] == b'{"do":"' else as_json(text),
+            "Unescapes": lambda text: urllib.parse.unquote_to_bytes(text),
+            "Plus": lambda text: text.replace(b"+", b" "),
+            "Normalizes": lambda text: unicodedata.normalize("NFC", text.decode(
+                "utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"),
+            "Latin1": lambda text: text.decode("latin-1").encode("ascii", "replace"),
+            "NothingIsNull": lambda text: text or b"null",
+            "OneLine": lambda text: text.split(b"\n")[0],
+            "At65536": lambda text: text[:65536]}.items():
+        breaks(f"{name}{each.__name__}", each, "any.event.opaque", handle=changed(change))
+    breaks(f"AddsALineEnd{each.__name__}", each, "any.result.opaque", **only(
+        each, lambda body: True, lambda body: body + b"\n"))
+    breaks(f"StripsResults{each.__name__}", each, "any.result.opaque", **only(
+        each, lambda body: True, bytes.strip))
+    breaks(f"GivesNullForNothing{each.__name__}", each, "any.result.opaque", **only(
+        each, lambda body: not body, lambda body: b"null"))
+    breaks(f"QuotesText{each.__name__}", each, "any.result.opaque", **only(
+        each, lambda body: body == b"x ", lambda body: b'"x "'))
+    breaks(f"PrintsAtTheEnd{each.__name__}", each, "any.log.handler",
+           write_log=lambda self, text: atexit.register(print, text))
+    breaks(f"PrintsInvain{each.__name__}", each, "any.log.handler",
+           write_log=lambda self, text: None)
+    breaks(f"PrintsTwice{each.__name__}", each, "any.log.handler",
+           write_log=lambda self, text: print(text, text, sep="\n", flush=True))
+    breaks(f"PrintsLate{each.__name__}", each, "any.log.handler",
+           write_log=lambda self, text: threading.Timer(
+               0.2, print, (text,), {"flush": True}).start())
+    breaks(f"HidesVariables{each.__name__}", each, "any.env.handler",
+           env=lambda self, name: os.environ.get(name, "") if "_" in name else "")
+    breaks(f"UpperCaseVariables{each.__name__}", each, "any.env.handler",
+           env=lambda self, name: os.environ.get(name.upper(), ""))
+    breaks(f"EndsAHandler{each.__name__}", each, "any.time.handler", sleep=give_up_sleep)
+    breaks(f"ShortErrors{each.__name__}", each, "any.error.document",
+           report=lambda self, type_, message: Base.report(self, type_, message[:1024]))
+    breaks(f"NamesNoType{each.__name__}", each, "any.error.document",
+           report=lambda self, type_, message: json.dumps(
+               {"errorMessage": message}).encode())
+    breaks(f"EndsAfterAHundred{each.__name__}", each, "any.instance.init-once",
+           handle=end_after(100))
+    breaks(f"EndsAfterFiveErrors{each.__name__}", each, "any.error.survive",
+           report=end_after_errors)
+    breaks(f"BeginsAnew{each.__name__}", each, "any.instance.init-once",
+           handle=begin_anew)
+    breaks(f"EndsWithZero{each.__name__}", each, "any.instance.init-failed",
+           prepare=end_with_zero)
+    breaks(f"KeepsEvents{each.__name__}", each, "any.instance.resources",
+           handle=keep_events)
+    breaks(f"KeepsFiles{each.__name__}", each, "any.instance.resources",
+           handle=keep_files)
+    breaks(f"KeepsThreads{each.__name__}", each, "any.instance.resources",
+           handle=keep_threads)
+    breaks(f"KeepsProcesses{each.__name__}", each, "any.instance.resources",
+           handle=keep_processes)
+    breaks(f"EndsLate{each.__name__}", each, "any.stop.bootstrap",
+           end_if_done=end_late)
+    breaks(f"OneLessThanTheLimit{each.__name__}", each, "any.event.large",
+           handle=changed(lambda event: event[:(6 << 20) - 1]))
+
+breaks("FirstContext", Scf, "any.context.handler", context=first_context)
+breaks("PreviousContext", Fg, "any.context.handler", context=previous_context)
+breaks("FirstContextFc", Fc, "any.context.handler", context=first_context)
+breaks("KnowsOneFunction", Fg, "any.context.handler", context=lambda self, answer: {
+       **Fg.context(self, answer), "function_name": "kit"})
+breaks("KnowsOneMemory", Fg, "any.context.handler", context=lambda self, answer: {
+       **Fg.context(self, answer), "memory_mb": 128})
+breaks("LimitInOneCase", Scf, "any.http.header-case", context=lambda self, answer: {
+       **Scf.context(self, answer),
+       "time_limit_ms": int(dict(answer.headers).get("Time_Limit_In_Ms", "0"))})
+breaks("IdInLowerCaseFc", Fc, "any.http.header-case", context=lambda self, request: {
+       **Fc.context(self, request),
+       "request_id": dict(request.headers).get("X-Fc-Request-Id")})
+breaks("KeepsBlanks", Scf, "any.http.header-case", context=lambda self, answer: {
+       **Scf.context(self, answer), "request_id": re.findall(
+           r"(?i)request_id: ?(.*?)\r", answer.raw_head.decode("latin-1") + "\r")[0]})
+
+# ---- connections of a poll ----
+
+
+def limited(is_meant: Callable[[Any], bool]) -> Callable[..., wire.Message]:
+    """Return a step that refuses such answers."""
+    def read(self: Any, method: str) -> wire.Message:
+        answer = Pull.read(self, method)
+        if is_meant(answer):
+            raise wire.Garbage("more than I can take")
+        return answer
+
+    return read
+
+
+def with_channel(kind: Type[wire.Channel]) -> Callable[..., wire.Channel]:
+    """Return the step that makes connections of this kind."""
+    def connect(self: Any) -> wire.Channel:
+        made = Pull.connect(self)
+        made.__class__ = kind
+        return made
+
+    return connect
+
+
+class SmallChunks(wire.Channel):
+    """It reads no chunk of more than 64 KiB."""
+
+    def chunks(self, deadline: float) -> bytes:
+        while b"\r\n" not in self.buffer:
+            self.more(deadline)
+        if int(self.buffer.split(b"\r\n")[0].split(b";")[0], 16) > 65536:
+            raise wire.Garbage("a large chunk")
+        return super().chunks(deadline)
+
+
+class PlainChunks(wire.Channel):
+    """It knows no extensions."""
+
+    def line(self, end: bytes, deadline: float) -> bytes:
+        line = super().line(end, deadline)
+        if b";" in line and b":" not in line:
+            raise wire.Garbage("what is this")
+        return line
+
+
+class NoTrailers(wire.Channel):
+    """It expects nothing behind the last chunk."""
+
+    def line(self, end: bytes, deadline: float) -> bytes:
+        line = super().line(end, deadline)
+        if line.startswith(b"X-Trailer"):
+            raise wire.Garbage("what is this")
+        return line
+
+
+class OneInterim(wire.Channel):
+    """It skips one interim answer."""
+
+    def read(self, limit_s: float, to: str = "") -> wire.Message:
+        while b"\r\n\r\n" not in self.buffer:
+            self.more(time.monotonic() + limit_s)
+        if bytes(self.buffer).startswith(b"HTTP/1.1 103"):
+            raise wire.Garbage("what is this")
+        return super().read(limit_s, to)
+
+
+def from_proxy(self: Any) -> wire.Channel:
+    place = os.environ.get("http_proxy", f"http://{self.host}:{self.port}").split("/")[2]
+    return wire.connect(place.split(":")[0], int(place.split(":")[1]), self.note, "platform")
+
+
+def read_in_time(self: Any, method: str) -> wire.Message:
+    answer: wire.Message = self.channel.read(self.limit_s, to=method)
+    while answer.status < 200:
+        answer = self.channel.read(0.05, to=method)
+    return answer
+
+
+def lose_the_closed(self: Any) -> Optional[wire.Message]:
+    answer = Pull.poll(self)
+    return None if answer and self.is_last(answer) else answer
+
+
+def end_when_closed(self: Any, answer: wire.Message) -> bool:
+    return Pull.is_last(self, answer) and os._exit(1)
+
+
+def redirected(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    try:
+        answer = self.exchange("POST", self.path_of(kind, request_id), body)
+        if answer.status in (301, 302, 303):
+            self.exchange("GET", "/" + answer.header("location").split("/", 3)[3], None)
+    except (OSError, wire.WireError):
+        pass
+
+
+def redirected_307(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    try:
+        answer = self.exchange("POST", self.path_of(kind, request_id), body)
+        if answer.status in (307, 308):
+            self.exchange("POST", "/" + answer.header("location").split("/", 3)[3], body)
+    except (OSError, wire.WireError):
+        pass
+
+
+def redirected_308(self: Any) -> Optional[wire.Message]:
+    answer: wire.Message = self.exchange("GET", self.poll_path, None)
+    if answer.status == 308:
+        path = "/" + (answer.header("location") or "///").split("/", 3)[3]
+        answer = self.exchange("GET", path, None)
+    return answer if self.is_event(answer) else None
+
+
+def redirected_ready(self: Any) -> None:
+    answer = self.exchange("POST", "/runtime/init/ready", b" ")
+    if answer.status in (301, 302, 303, 307, 308):
+        self.exchange("GET", "/" + (answer.header("location") or "///").split("/", 3)[3],
+                      None)
+
+
+def call_at_the_end(self: Any) -> None:
+    self.drop()
+    self.exchange("POST", "/v1/runtime/exit", b"")
+    os._exit(0)
+
+
+def call_between(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    Pull.post(self, kind, request_id, body)
+    if kind == "error":
+        self.exchange("POST", "/runtime/log", body)
+
+
+breaks("KnowsOneAddress", Scf, "any.api.address", connect=lambda self: wire.connect(
+    "127.0.0.1", self.port, self.note, "platform"))
+breaks("KnowsOnePort", Fg, "any.api.address", connect=lambda self: wire.connect(
+    self.host, 9001, self.note, "platform"))
+breaks("UsesProxies", Scf, "any.api.address", connect=from_proxy)
+breaks("SaysGoodbye", Fg, "any.api.calls", on_sigterm=call_at_the_end)
+breaks("LogsByHttp", Scf, "any.api.calls", post=call_between)
+breaks("PollsElsewhere", Scf, "any.api.calls", poll_path="/runtime/next")
+breaks("SmallHeads", Scf, "any.http.head", read=limited(
+    lambda answer: len(answer.raw_head) > 8192))
+breaks("SmallFields", Fg, "any.http.head", read=limited(
+    lambda answer: any(len(value) > 4096 for _, value in answer.headers)))
+breaks("FewFields", Fg, "any.http.head", read=limited(
+    lambda answer: len(answer.headers) > 32))
+breaks("SmallChunks", Scf, "any.http.chunked-event", connect=with_channel(SmallChunks))
+breaks("PlainChunks", Fg, "any.http.chunked-event", connect=with_channel(PlainChunks))
+breaks("NoTrailers", Scf, "any.http.chunked-event", connect=with_channel(NoTrailers))
+breaks("OneInterim", Scf, "any.http.interim", connect=with_channel(OneInterim))
+breaks("NoTimeAfterInterim", Fg, "any.http.interim", read=read_in_time)
+breaks("LosesTheClosed", Scf, "any.http.close", poll=lose_the_closed)
+breaks("EndsWhenClosed", Fg, "any.http.close", is_last=end_when_closed)
+breaks("NoticesNoClose", Scf, "any.http.close", notice=lambda self: None)
+breaks("FollowsAfterResults", Scf, "any.http.redirect", post=redirected)
+breaks("FollowsWithResults", Fg, "any.http.redirect", post=redirected_307)
+breaks("Follows308", Fg, "any.http.redirect", poll=redirected_308)
+breaks("FollowsAfterReady", Scf, "any.http.redirect", start=redirected_ready)
+
+# ---- polls and results that go wrong ----
+
+
+def end_at(*statuses: int) -> Callable[..., bool]:
+    """Return a step that ends the process at these statuses."""
+    return lambda self, answer: os._exit(1) if answer.status in statuses else Pull.is_event(
+        self, answer)
+
+
+def count_failures(most: int, which: Any) -> Callable[..., Optional[wire.Message]]:
+    """Return a step that gives up after so many failures in a row."""
+    def poll(self: Any) -> Optional[wire.Message]:
+        try:
+            answer: wire.Message = self.exchange("GET", self.poll_path, None)
+        except which:
+            self.failures += 1
+            return os._exit(1) if self.failures == most else None
+        except (OSError, wire.WireError):
+            return None
+        self.failures = 0
+        return answer if self.is_event(answer) else None
+
+    return poll
+
+
+def count_refusals(self: Any, answer: wire.Message) -> bool:
+    self.failures = 0 if answer.status == 200 else self.failures + 1
+    return Pull.is_event(self, answer) if self.failures < 5 else os._exit(1)
+
+
+def busy_while_away(self: Any) -> Optional[wire.Message]:
+    while True:
+        try:
+            answer: wire.Message = self.exchange("GET", self.poll_path, None)
+            return answer if self.is_event(answer) else None
+        except ConnectionRefusedError:
+            time.sleep(1e-4)
+        except (OSError, wire.WireError):
+            return None
+
+
+def post_again(status: int) -> Callable[..., None]:
+    """Return a step that posts once more after such an answer."""
+    def post(self: Any, kind: str, request_id: str, body: bytes) -> None:
+        path = self.path_of(kind, request_id)
+        try:
+            if self.exchange("POST", path, body).status == status:
+                Pull.post(self, kind, request_id, body)
+        except (OSError, wire.WireError):
+            pass
+
+    return post
+
+
+def read_for(limit_s: float, meant: str) -> Callable[..., wire.Message]:
+    """Return a step that gives up after that time."""
+    def read(self: Any, method: str) -> wire.Message:
+        assert self.channel is not None
+        if method != meant:
+            return Pull.read(self, method)
+        return self.channel.read(limit_s, to=method)  # type: ignore[no-any-return]
+
+    return read
+
+
+def post_when_slow(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    self.limit_s = 0.2
+    try:
+        self.exchange("POST", self.path_of(kind, request_id), body)
+    except wire.Silence:
+        self.limit_s = 1e6
+        Pull.post(self, kind, request_id, body)
+    except (OSError, wire.WireError):
+        pass
+    self.limit_s = 1e6
+
+
+def post_three_times(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    for _ in range(3):
+        try:
+            self.exchange("POST", self.path_of(kind, request_id), body)
+            return
+        except wire.WireError as error:
+            if error.seen:
+                return
+
+
+def serve_others(self: Any, answer: wire.Message) -> None:
+    if answer.body not in self.seen:
+        Pull.serve(self, answer)
+    if answer.body == b"again":
+        self.seen.append(answer.body)
+
+
+def post_both(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    Pull.post(self, kind, request_id, body)
+    if kind == "error":
+        Pull.post(self, "response", request_id, body)
+
+
+def hold_first(self: Any) -> Optional[wire.Message]:
+    self.limit_s = 1e6 if not self.count else 0.2
+    return Pull.poll(self)
+
+
+for status in (206, 299, 304, 400, 401, 403, 410, 429, 502):
+    breaks(f"EndsAt{status}", Scf, "any.poll.retry", is_event=end_at(status))
+breaks("EndsAfterThreeFailures", Scf, "any.poll.retry",
+       poll=count_failures(3, (OSError, wire.WireError)), failures=0)
+breaks("EndsAfterFiveFailures", Fg, "any.poll.retry",
+       poll=count_failures(5, (OSError, wire.WireError)), failures=0)
+breaks("EndsAfterThreeRefusals", Scf, "any.poll.retry",
+       poll=count_failures(3, ConnectionRefusedError), failures=0)
+breaks("EndsAfterFiveAnswers", Fg, "any.poll.retry", is_event=count_refusals, failures=0)
+breaks("TakesPartial", Fg, "any.poll.retry", is_event=lambda self, answer:
+       answer.status in (200, 206) and bool(answer.header(self.id_header)))
+breaks("BusyWhileAway", Scf, "any.poll.pause", poll=busy_while_away)
+breaks("PausesTooLong", Scf, "any.poll.pause", pause=lambda self: time.sleep(4))
+breaks("PausesTheSame", Fg, "any.poll.pause", pause=lambda self: time.sleep(0.05))
+breaks("PausesMoreAndMore", Scf, "any.poll.pause", last_pause_s=60.0)
+breaks("NeverRecovers", Fg, "any.poll.pause", recover=lambda self: None)
+breaks("PausesTooShort", Fg, "any.poll.pause", first_pause_s=0.01)
+for status in (204, 302, 408, 429, 502, 503):
+    breaks(f"RepeatsAt{status}", Scf, "any.result.once",
+           post=post_again(status))
+breaks("PostsAgainWhenSlow", Scf, "any.result.once", post=post_when_slow)
+breaks("PostsThreeTimes", Fg, "any.result.once", post=post_three_times)
+breaks("ServesNoEventTwice", Fg, "any.result.once", serve=serve_others)
+breaks("PostsErrorsAsResults", Scf, "any.result.once", post=post_both)
+breaks("PostsNoEmptyResult", Fg, "any.result.once", post=lambda self, kind, id_, body:
+       Pull.post(self, kind, id_, body) if body else None)
+breaks("GivesUpOnAnswers", Scf, "any.result.patience", read=read_for(0.2, "POST"))
+breaks("GivesUpOnAnswersFg", Fg, "any.result.patience", read=read_for(0.2, "POST"))
+breaks("HangsUpLater", Scf, "scf.next.no-timeout", poll=hold_first)
+breaks("HangsUpLaterFg", Fg, "fg.request.no-timeout", poll=hold_first)
+breaks("PostsThePreviousId", Fg, "fg.response.id", post=post_the_previous_id)
+breaks("LowerCaseIds", Fg, "fg.response.id", post=lambda self, kind, id_, body:
+       Pull.post(self, kind, id_.lower(), body))
+breaks("ShortIds", Fg, "fg.response.id", post=lambda self, kind, id_, body:
+       Pull.post(self, kind, id_[:36], body))
+breaks("PollsOnAfterSigterm", Scf, "any.stop.bootstrap", run=poll_for_ever)
+breaks("GivesUpReady", Scf, "scf.ready.refused", start=try_ready(3))
+breaks("PollsBesideReady", Scf, "scf.ready.before-next", start=ready_aside)
+
+# ---- servers ----
+
+
+def hang_up_on_long_heads(self: Any, channel: wire.Channel, peer: socket.socket,
+                          ) -> wire.Message:
+    request = Fc.read(self, channel, peer)
+    if len(request.raw_head) > 6000:
+        raise wire.Garbage("too long")
+    return request
+
+
+def hundred_requests(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    Fc.answer(self, channel, request)
+    self.served[channel] = self.served.get(channel, 0) + 1
+    if self.served[channel] == 100:
+        channel.close()
+
+
+def close_after_errors(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    Fc.answer(self, channel, request)
+    if b'"raise"' in request.body:
+        channel.close()
+
+
+def read_heads_in_time(self: Any, channel: wire.Channel, peer: socket.socket,
+                       ) -> wire.Message:
+    while b"\r\n\r\n" not in channel.buffer:
+        is_begun = bool(channel.buffer)
+        channel.more(time.monotonic() + (0.2 if is_begun else 1e6))
+    return Fc.read(self, channel, peer)
+
+
+def first_request_in_time(self: Any, channel: wire.Channel, peer: socket.socket,
+                          ) -> wire.Message:
+    is_new = channel not in self.served
+    self.served[channel] = 1
+    if is_new and not channel.buffer:
+        channel.more(time.monotonic() + 0.2)
+    return Fc.read(self, channel, peer)
+
+
+def take_half_requests(self: Any, channel: wire.Channel, peer: socket.socket,
+                       ) -> wire.Message:
+    try:
+        return Fc.read(self, channel, peer)
+    except wire.Closed as cut:
+        head, blank, body = cut.seen.partition(b"\r\n\r\n")
+        if not blank:
+            raise
+        start, headers = wire.parse_head(head)
+        return wire.Message(start, headers, body, head)
+
+
+def die_of_lost_peers(self: Any, peer: socket.socket) -> None:
+    channel = wire.Channel(peer, lambda who, data: None, "platform")
+    try:
+        while True:
+            request = self.read(channel, peer)
+            self.answer(channel, request)
+            time.sleep(0.02)
+            peer.send(b"")
+    except wire.Closed as error:
+        if error.seen or "lost" in error.what or "written" in error.what:
+            os._exit(1)
+        self.end_if_done()
+    except (OSError, wire.WireError):
+        channel.close()
+
+
+def count_lost_peers(self: Any, peer: socket.socket) -> None:
+    channel = wire.Channel(peer, lambda who, data: None, "platform")
+    with contextlib.suppress(OSError, wire.WireError):
+        while True:
+            request = self.read(channel, peer)
+            self.running += 1
+            self.answer(channel, request)
+            if select.select([peer], [], [], 0)[0] and not peer.recv(1, socket.MSG_PEEK):
+                return
+            self.running -= 1
+            self.end_if_done()
+    channel.close()
+
+
+def twice_the_length(self: Any, kind: str, body: bytes) -> bytes:
+    return Fc.result(self, kind, body).replace(
+        b"\r\n\r\n", b"\r\nContent-Length: %d\r\n\r\n" % len(body), 1)
+
+
+def by_characters(self: Any, kind: str, body: bytes) -> bytes:
+    answer = Fc.result(self, kind, body)
+    size = len(body.decode("utf-8", "replace"))
+    return answer.replace(b"Content-Length: %d" % len(body), b"Content-Length: %d" % size, 1)
+
+
+def parts_with(**parts: Any) -> Callable[..., Tuple[int, wire.Headers, bytes]]:
+    """Return a step that changes a part of the answers to HTTP invocations."""
+    def http_parts(self: Any, request: wire.Message) -> Tuple[int, wire.Headers, bytes]:
+        status, fields, body = Fc.http_parts(self, request)
+        return (parts.get("status", lambda one: one)(status),
+                parts.get("fields", list)(fields), parts.get("body", bytes)(body))
+
+    return http_parts
+
+
+def seen_with(**parts: Any) -> Callable[..., Dict[str, Any]]:
+    """Return a step that changes a part of what the handler has of them."""
+    def seen(self: Any, request: wire.Message) -> Dict[str, Any]:
+        found = Fc.seen(self, request)
+        return {name: parts.get(name, lambda one: one)(value)
+                for name, value in found.items()}
+
+    return seen
+
+
+def without_empty(self: Any, kind: str, body: bytes) -> bytes:
+    return Fc.result(self, kind, body) if body else wire.head_bytes(
+        "HTTP/1.1 204 X", [("x-fc-status", "200")])
+
+
+def hook_of(paths: Tuple[str, ...], answer: bytes) -> Callable[..., None]:
+    """Return a step that answers these hooks so."""
+    return instead(lambda request: (request.header("x-fc-control-path") or request.path)
+                   in paths, lambda channel: channel.send(answer))
+
+
+def count_hooks(self: Any) -> bytes:
+    self.count += 1
+    return Fc.hook(self)
+
+
+def hook_once(self: Any) -> bytes:
+    self.hooks += 1
+    return wire.response(200 if self.hooks == 1 else 409)
+
+
+def number(text: Optional[str]) -> int:
+    return int(text or "") if text is not None else 0
+
+
+NO_FIELD = "x-fc-control-path"
+breaks("KnowsNoDefaultPort", Fc, "fc.start.port", port=lambda self: int(
+    os.environ.get("FC_SERVER_PORT") or os.environ["FC_CUSTOM_LISTEN_PORT"]))
+breaks("OtherDefaultPort", Fc, "fc.start.port", port=lambda self: int(
+    os.environ.get("FC_SERVER_PORT") or os.environ.get("FC_CUSTOM_LISTEN_PORT", "8080")))
+breaks("TenConnections", Fc, "fc.start.silent-connection",
+       serve=within(threading.Semaphore(10), Fc.serve))
+breaks("HundredAtATime", Fc, "fc.concurrency.bootstrap",
+       answer=within(threading.Semaphore(100), Fc.answer))
+breaks("ClosesAfterAHundred", Fc, "fc.connection.keep-alive", answer=hundred_requests,
+       served={})
+breaks("ClosesAfterErrors", Fc, "fc.connection.keep-alive", answer=close_after_errors)
+breaks("GivesUpSlowHeads", Fc, "fc.connection.keep-alive", read=read_heads_in_time)
+breaks("GivesUpNewConnections", Fc, "fc.connection.keep-alive",
+       read=first_request_in_time, served={})
+breaks("GivesUpHandlers", Fc, "fc.connection.keep-alive", sleep=give_up_sleep)
+breaks("TakesHalfRequests", Fc, "fc.connection.lost", read=take_half_requests)
+breaks("DiesOfLostPeers", Fc, "fc.connection.lost", serve=die_of_lost_peers)
+breaks("CountsLostPeers", Fc, "fc.connection.lost", serve=count_lost_peers)
+breaks("TwoLengths", Fc, "fc.answer.framing", result=twice_the_length)
+breaks("LengthInCharacters", Fc, "fc.answer.framing", result=by_characters)
+breaks("BodyAfterHead", Fc, "fc.answer.framing",
+       headed=lambda self, whole, size: whole)
+breaks("LineBehindAnswers", Fc, "fc.answer.framing", result=lambda self, kind, body:
+       Fc.result(self, kind, body) + b"\r\n")
+breaks("NoContentForNothing", Fc, "fc.invoke.status", result=without_empty)
+breaks("FailsWith500", Fc, "fc.invoke.status", result=lambda self, kind, body:
+       Fc.result(self, kind, body).replace(b" 404 ", b" 500 ", 1))
+breaks("EmptyErrors", Fc, "fc.invoke.status", result=lambda self, kind, body:
+       Fc.result(self, kind, body if kind == "response" else b""))
+breaks("FieldOnlyWithText", Fc, "fc.invoke.success-field", result=lambda self, kind, body:
+       Fc.result(self, kind, body) if body else wire.response(200))
+breaks("HooksAreEvents", Fc, "fc.hook.answer", hook=count_hooks)
+breaks("HooksOnlyOnce", Fc, "fc.hook.answer", hook=hook_once, hooks=0)
+breaks("HooksAre204", Fc, "fc.hook.answer", hook=lambda self: b"HTTP/1.1 204 X\r\n\r\n")
+breaks("NoPreFreeze", Fc, "fc.hook.answer", answer=hook_of(
+    ("/pre-freeze",), wire.response(404)))
+breaks("HooksNeedTheField", Fc, "fc.hook.answer", answer=instead(
+    lambda request: not request.header(NO_FIELD) and request.path != "/invoke",
+    lambda channel: channel.send(wire.response(404, [("x-fc-status", "404")]))))
+breaks("UnknownIsAnEvent", Fc, "fc.invoke.unknown", answer=misread(
+    lambda request: request.header(NO_FIELD) not in (
+        "/invoke", "/http-invoke", "/initialize", "/pre-freeze", "/pre-stop", "", None),
+    headers=(("X-Fc-Control-Path", "/invoke"),)))
+breaks("PrefixesOfKinds", Fc, "fc.invoke.unknown", answer=misread(
+    lambda request: (request.header(NO_FIELD) or "").startswith("/pre-"),
+    headers=(("X-Fc-Control-Path", "/pre-stop"),)))
+breaks("HttpErrorsAre500", Fc, "fc.http.failure", http_parts=parts_with(
+    fields=lambda fields: [one for one in fields if one[0] != "x-fc-status"]))
+breaks("HttpFailsAlways", Fc, "fc.http.failure", http_parts=parts_with(
+    fields=lambda fields: [*fields, ("x-fc-status", "404")]))
+breaks("DropsTheQuery", Fc, "fc.http.fidelity", seen=seen_with(
+    target=lambda text: text.partition("?")[0]))
+breaks("DecodesTargets", Fc, "fc.http.fidelity", seen=seen_with(
+    target=urllib.parse.unquote))
+breaks("CleansPaths", Fc, "fc.http.fidelity", seen=seen_with(
+    target=lambda text: text.replace("//", "/")))
+breaks("DropsAnEmptyQuery", Fc, "fc.http.fidelity", seen=seen_with(
+    target=lambda text: text.rstrip("?")))
+breaks("LastFieldWins", Fc, "fc.http.fidelity", seen=seen_with(
+    fields=lambda fields: list({name.lower(): value for name, value in fields}.items())))
+breaks("DropsAuthorization", Fc, "fc.http.fidelity", seen=seen_with(
+    fields=lambda fields: [one for one in fields if one[0] != "Authorization"]))
+breaks("MethodIsPost", Fc, "fc.http.fidelity", seen=seen_with(method=lambda text: "POST"))
+breaks("IgnoresBodiesOfDelete", Fc, "fc.http.bootstrap", answer=misread(
+    lambda request: request.method == "DELETE", body=b""))
+breaks("IgnoresBodiesOfGet", Fc, "fc.http.bootstrap", answer=misread(
+    lambda request: request.method == "GET", body=b""))
+breaks("OneCookie", Fc, "fc.http.fidelity", http_parts=parts_with(
+    fields=lambda fields: list(dict(fields).items())))
+breaks("JoinsCookies", Fc, "fc.http.fidelity", http_parts=parts_with(fields=join_fields))
+breaks("AlwaysStatus200", Fc, "fc.http.fidelity", http_parts=parts_with(
+    status=lambda status: 200))
+breaks("StatusesOfErrors", Fc, "fc.http.fidelity", http_parts=parts_with(
+    status=lambda status: 502 if status == 503 else status))
+breaks("LongHeadsHangUp", Fc, "any.http.head", read=hang_up_on_long_heads)
+breaks("NeedsMemory", Fc, "fc.headers.tolerant", context=lambda self, request: {
+       **Fc.context(self, request), "memory_mb": number(
+           request.header("x-fc-function-memory"))})
+breaks("NeedsTheName", Fc, "fc.headers.tolerant", context=lambda self, request: {
+       **Fc.context(self, request), "function_name": dict(
+           (name.lower(), value) for name, value in request.headers)[
+               "x-fc-function-name"]})
+breaks("WaitsForHalfRequests", Fc, "any.stop.bootstrap", read=count_from_the_first_byte)
 
 
 def main() -> None:

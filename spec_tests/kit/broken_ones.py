@@ -3,7 +3,7 @@
 
 import pathlib
 import sys
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import checks
 import kit
@@ -34,6 +34,13 @@ def start(name: str, role: str, protocol: str, rule: str = "") -> kit.Implementa
     without = tuple(one for one in lacks if one != "hostile" or rule not in HOSTILE)
     return kit.Implementation(name, protocol, command, str(program.parent), without, (),
                               PATIENCE_S)
+
+
+def variant(name: str, protocol: str, without: Tuple[str, ...]) -> kit.Implementation:
+    """Return the unusual bootstrap of that name."""
+    program = TESTS / "broken" / "variants.py"
+    return kit.Implementation(name, protocol, (*start_words(program), name),
+                              str(program.parent), without)
 
 
 def correct(protocol: str) -> kit.Implementation:

@@ -84,7 +84,10 @@ class Copy(subprocess.Popen[bytes]):
 
     def look(self, limit_s: Optional[float]) -> Optional[int]:
         """Return the exit status as soon as there is one, or None after that time."""
-        if self.returncode is None and select.select([self.line], [], [], limit_s)[0]:
+        looking = select.poll()  # select() knows no descriptor above 1023
+        looking.register(self.line, select.POLLIN)
+        limit_ms = None if limit_s is None else 1000 * limit_s
+        if self.returncode is None and looking.poll(limit_ms):
             with LOCK:  # several threads may ask
                 if self.returncode is None:
                     self.returncode = self.number()

@@ -568,11 +568,13 @@ class PushRun(Run):
             if channel is None:
                 own.close()
 
-    def final(self, channel: wire.Channel, method: str) -> wire.Message:
+    def final(self, channel: wire.Channel, method: str = "POST",
+              limit_s: Optional[float] = None) -> wire.Message:
         """Return the next answer that is not interim. Raises WireError."""
-        answer = channel.read(self.patience_s, to=method)
+        deadline = time.monotonic() + (self.patience_s if limit_s is None else limit_s)
+        answer = channel.read(deadline - time.monotonic(), to=method)
         while answer.status == 100:
-            answer = channel.read(self.patience_s, to=method)
+            answer = channel.read(deadline - time.monotonic(), to=method)
         return answer
 
     def changed(self, *but: str, control_path: str = "/invoke",

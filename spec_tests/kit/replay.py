@@ -206,7 +206,7 @@ def push(run: kit.PushRun, transcript: spec.Transcript) -> None:
             channel.send(wire.request_bytes(
                 method, path, merged(run.headers(path), step, names), body))
         elif step.who == "B<":
-            compare(step, channel.read(run.patience_s, to="POST"), names)
+            compare(step, run.final(channel), names)
         else:
             watch(run.process, step.line, run.patience_s)
 

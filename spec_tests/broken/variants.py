@@ -1,0 +1,267 @@
+#!/usr/bin/env python3
+# variants.py: bootstraps that are unusual and break no rule (MIT).
+"""Run one of them: `python3 spec_tests/broken/variants.py NAME`.
+
+Each row of the table is a correct bootstrap that does some steps in another way that the
+rules allow. No check may fail on them; what fails is a fault of the kit.
+"""
+
+import os
+import pathlib
+import socket
+import sys
+import time
+from typing import Any, Dict, Optional, Tuple, Type
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "kit")]
+
+import wire  # noqa: E402
+from broken.base_bootstrap import Base, Fc, Fg, Pull, Scf  # noqa: E402
+
+# name -> protocol, features it lacks, class
+VARIANTS: Dict[str, Tuple[str, Tuple[str, ...], Any]] = {}
+
+
+def may(name: str, base: Type[Base], *without: str, **steps: Any) -> None:
+    """Enter a bootstrap into the table that does these steps its own way."""
+    VARIANTS[name] = base.__name__.lower(), without, type(name, (base,), steps)
+
+
+# ---- who polls ----
+
+
+def old_request(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
+    self.drop()  # a connection for each request
+    return Pull.request(self, method, path, body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+
+
+def closing_request(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
+    self.drop()
+    return wire.request_bytes(method, path, [("Connection", "close")], body)
+
+
+def chunked_request(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
+    if body is None:
+        return Pull.request(self, method, path, body)
+    head = wire.request_bytes(method, path, [("transfer-encoding", "Chunked")])
+    return head + wire.odd_chunks(body) if body else head + b"0\r\n\r\n"
+
+
+def rich_request(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
+    fields = [("host", f"{self.host}:{self.port}"), ("user-agent", "unusual/1"),
+              ("accept", "*/*"), ("accept-encoding", "gzip, br"), ("x-empty", ""),
+              ("connection", "keep-alive"), ("content-type", "text/plain")]
+    if method == "GET":  # some clients say so
+        fields.append(("content-length", "0"))
+    return wire.request_bytes(method, path, fields, body)
+
+
+def expect_continue(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
+    return wire.request_bytes(method, path, [("Expect", "100-continue")] if body else [],
+                              body)
+
+
+class Dripping(wire.Channel):
+    """It sends what is short byte by byte."""
+
+    def send(self, data: bytes, limit_s: float = 20.0) -> None:
+        for place in range(len(data) if len(data) < 1000 else 0):
+            super().send(data[place:place + 1])
+        if len(data) >= 1000:
+            super().send(data)
+
+
+def drip(self: Any) -> wire.Channel:
+    made = Pull.connect(self)
+    made.__class__ = Dripping
+    return made
+
+
+class Counting(wire.Channel):
+    """It knows whether anything has come."""
+
+    has_begun = False
+
+    def more(self, deadline: float) -> None:
+        super().more(deadline)
+        self.has_begun = True
+
+
+def count(self: Any) -> wire.Channel:
+    made = Pull.connect(self)
+    made.__class__ = Counting
+    return made
+
+
+def post_lost_ones_again(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    self.drop()
+    self.channel = channel = self.connect()
+    try:
+        self.exchange("POST", self.path_of(kind, request_id), body)
+    except (OSError, wire.WireError):
+        if not channel.has_begun:
+            Pull.post(self, kind, request_id, body)
+
+
+def poll_again_at_once(self: Any) -> Optional[wire.Message]:
+    was_kept = self.channel is not None
+    try:
+        answer: wire.Message = self.exchange("GET", self.poll_path, None)
+    except wire.WireError as error:
+        return None if error.seen or not was_kept else Pull.poll(self)
+    except OSError:
+        return None
+    return answer if self.is_event(answer) else None
+
+
+def insist_on_ready(self: Any) -> None:
+    while True:
+        try:
+            if self.exchange("POST", "/runtime/init/ready", b" ").status == 200:
+                return
+        except (OSError, wire.WireError):
+            pass
+        self.pause()
+
+
+def try_ready_once(self: Any) -> None:
+    try:
+        self.exchange("POST", "/runtime/init/ready", b" ")
+    except (OSError, wire.WireError):
+        pass
+
+
+def with_trace(self: Any, type_: str, message: str) -> bytes:
+    report = Base.report(self, type_, message)
+    return b' {"stackTrace": ["a", "b"], "cause": null, ' + report[1:] + b"\n"
+
+
+
+def pause_a_little_longer(self: Any) -> None:
+    time.sleep(self.pause_s)
+    self.pause_s = min(self.pause_s + 0.05, 2.0)
+
+
+def post_late(self: Any, *rest: Any) -> None:
+    time.sleep(0.15)
+    Pull.post(self, *rest)
+
+
+may("OldHttp", Scf, request=old_request)
+may("NewConnections", Fg, request=closing_request)
+may("ChunkedResults", Scf, request=chunked_request)
+may("ManyFields", Fg, request=rich_request)
+may("Expects", Scf, request=expect_continue)
+may("Drips", Fg, connect=drip)
+may("PostsLostOnesAgain", Scf, connect=count, post=post_lost_ones_again)
+may("PollsAgainAtOnce", Fg, poll=poll_again_at_once)
+may("LongPauses", Scf, first_pause_s=0.6)
+may("SlowPauses", Fg, pause=pause_a_little_longer)
+may("LateStart", Scf, prepare=lambda self: time.sleep(1.0), exit_status=1)
+may("LateResults", Fg, post=post_late)
+may("InsistsOnReady", Scf, start=insist_on_ready)
+may("TriesReadyOnce", Scf, start=try_ready_once)
+may("MoreInErrors", Fg, report=with_trace)
+
+# ---- who serves ----
+
+
+def split(data: bytes) -> Tuple[str, wire.Headers, bytes]:
+    """Return start line, fields and body of an answer."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    return (*wire.parse_head(head), body)
+
+
+def send_chunked(self: Any, channel: wire.Channel, data: bytes) -> None:
+    start, fields, body = split(data)
+    own = [one for one in fields if one[0].lower() != "content-length"]
+    channel.send(data if not body else wire.head_bytes(
+        start, [*own, ("transfer-encoding", "chunked")]) + wire.odd_chunks(body))
+
+
+def send_hints(self: Any, channel: wire.Channel, data: bytes) -> None:
+    for interim in (b"100 Continue\r\n", b"103 Early Hints\r\nLink: </x>\r\n", b"102 X\r\n"):
+        channel.send(b"HTTP/1.1 " + interim + b"\r\n")
+    channel.send(data)
+
+
+def send_fields(self: Any, channel: wire.Channel, data: bytes) -> None:
+    start, fields, body = split(data)
+    channel.send(wire.head_bytes(start.replace(" X", ""), [
+        ("server", "unusual"), ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
+        *((name.lower(), value) for name, value in fields), ("connection", "keep-alive"),
+        ("keep-alive", "timeout=86400"), ("x-empty", "")]) + body)
+
+
+def send_pieces(self: Any, channel: wire.Channel, data: bytes) -> None:
+    for place in range(0, min(len(data), 600)):
+        channel.send(data[place:place + 1])
+    channel.send(data[600:])
+
+
+def send_and_close(self: Any, channel: wire.Channel, data: bytes) -> None:
+    start, fields, body = split(data)
+    own = [one for one in fields if one[0].lower() != "content-length"]
+    channel.send(wire.head_bytes(start.replace("HTTP/1.1", "HTTP/1.0"), own) + body)
+    channel.close()
+
+
+def fail_with_200(self: Any, request: wire.Message) -> Tuple[int, wire.Headers, bytes]:
+    status, fields, body = Fc.http_parts(self, request)
+    is_failure = dict(fields).get("x-fc-status") == "404"
+    return 200 if is_failure else status, fields, body
+
+
+def join_fields(self: Any, request: wire.Message) -> Dict[str, Any]:
+    found = Fc.seen(self, request)
+    joined: Dict[str, str] = {}
+    for name, value in found["fields"]:
+        key = name.lower()
+        joined[key] = f"{joined[key]}, {value}" if key in joined else value
+    return {**found, "fields": sorted(joined.items())}
+
+
+def end_after_pre_stop(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    Fc.answer(self, channel, request)
+    if (request.header("x-fc-control-path") or request.path) == "/pre-stop":
+        os._exit(0)
+
+
+def answer_late(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    time.sleep(0.1)
+    Fc.answer(self, channel, request)
+
+
+def dual_stack(self: Any) -> None:
+    made = socket.create_server(("::", self.port()), family=socket.AF_INET6,
+                                dualstack_ipv6=True, backlog=1024)
+    while True:
+        peer, _ = made.accept()
+        self.begin(peer)
+
+
+may("ChunkedAnswers", Fc, send=send_chunked)
+may("EarlyHints", Fc, send=send_hints)
+may("LowerCaseAnswers", Fc, send=send_fields)
+may("AnswersInPieces", Fc, send=send_pieces)
+may("ClosesEachTime", Fc, "keep-alive", send=send_and_close)
+may("FailsWith200", Fc, http_parts=fail_with_200)
+may("JoinsFields", Fc, seen=join_fields)
+may("EndsAfterPreStop", Fc, answer=end_after_pre_stop)
+may("AnswersLate", Fc, answer=answer_late)
+may("StartsLate", Fc, prepare=lambda self: time.sleep(1.0), exit_status=1)
+may("DualStack", Fc, run=dual_stack)
+may("SaysMoreToHooks", Fc, hook=lambda self: wire.response(
+    200, [("x-fc-status", "200"), ("Content-Type", "text/plain")], b"done\n"))
+may("NoHttp", Fc, "http", "fidelity", http=lambda self, request: wire.response(
+    404, [("x-fc-status", "404")], b"" if request.method == "HEAD" else b"{}"))
+
+
+def main() -> None:
+    """Be the one that the command line names."""
+    VARIANTS[sys.argv[1]][2]().run()
+
+
+if __name__ == "__main__":
+    main()
