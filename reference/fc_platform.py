@@ -154,9 +154,8 @@ DROPPED_REQUEST = frozenset(("connection", "keep-alive", "content-length",
 DROPPED_RESPONSE = frozenset(("connection", "keep-alive", "content-length",
                               "transfer-encoding", "date", "server"))
 
-# The only variables that a bootstrap inherits [any.env.inherited], and their values
-# where the platform's own environment has none.
-INHERITED = {"PATH": os.defpath, "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+# All that is inherited, and what it is where the platform has none [any.env.inherited]
+INHERITED = {"PATH": "/bin:/usr/bin", "HOME": "/", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 RESERVED_ENV = ("FC_",)  # [any.env.names]
 MAX_ENV_BYTES = 4096  # [any.env.size]
 DEFAULT_HANDLER, DEFAULT_VERSION, DEFAULT_PORT = "index.handler", "LATEST", 9000

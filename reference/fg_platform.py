@@ -378,7 +378,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
         call, request_id, status = find_call(self.command, self.path)
         if not call:
             seen = "%s %s" % (self.command, self.path[:80])
-            self.server.violations.append(Violation("any.api.unknown", seen))
+            self.server.violate("any.api.unknown", seen)
             self.refuse(status, "no such call: " + seen)
             return
         action, request_id, event = self.server.receive(call, request_id, body)
@@ -421,7 +421,7 @@ class RuntimeApi(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: Any = None, explain: Any = None) -> None:
         """Refuse what http.server cannot parse, and hang up [any.http.no-effect]."""
         self.close_connection = True
-        self.server.violations.append(Violation("any.http.no-effect", str(message)))
+        self.server.violate("any.http.no-effect", str(message))
         self.refuse(code, str(message))
 
 
@@ -449,7 +449,7 @@ class Instance(ThreadingHTTPServer):
         self.session = Session()              # `stopping`: it gets no more events
         self.request_id, self.event = "", b""  # no id: no event, or it has its outcome
         self.outcome: Optional[Outcome] = None
-        self.violations: List[Violation] = []
+        self.violations: Dict[Violation, None] = {}  # each once, in this order
         self.has_served = False               # a new one that ends gets the blame
         self.has_ended = False                # the process, so that no poll is held
 
@@ -508,9 +508,9 @@ class Instance(ThreadingHTTPServer):
         """Give the event its one outcome [any.outcome.one]."""
         facts = dict(self.facts, request_id=self.request_id, size=str(len(body)))
         status, headers, shown = caller_answer(kind, body, facts)
-        self.outcome = Outcome(kind, shown, self.request_id, message, self.violations,
-                               status, headers)
-        self.request_id, self.violations, self.has_served = "", [], True
+        self.outcome = Outcome(kind, shown, self.request_id, message,
+                               list(self.violations), status, headers)
+        self.request_id, self.violations, self.has_served = "", {}, True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection a thread, one that can be waited for."""
@@ -536,9 +536,12 @@ class Instance(ThreadingHTTPServer):
                 self.settle(RESULTS[row.action], "its %s has %d bytes"
                             % (call, len(body)), body)
             elif row.action in ("ignore", "refuse") and before != "stopping":
-                self.violations.append(
-                    Violation(row.rule, "%s in state %s" % (call, before)))
+                self.violate(row.rule, "%s in state %s" % (call, before))
             return row.action, self.request_id, self.event
+
+    def violate(self, rule: str, seen: str) -> None:
+        """Note that the bootstrap broke a rule."""
+        self.violations[Violation(rule, seen)] = None
 
     def watch(self) -> None:
         """Wait for the end of the process, and leave nothing of it."""
