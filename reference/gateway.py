@@ -147,7 +147,6 @@ KILL_ROUNDS = 10             # looks for what a worker has forked
 FREEZE_S = 0.2               # sleeping that much too long means: we were frozen
 TAIL_BYTES = 500             # of what a worker said that could not start
 LOGS_KEPT = 100              # log folders of workers that have stopped
-DEMANDED, RESERVED = 1, 2    # rank of workers that start; disposable ones have 0
 
 
 # [fcc.log.access]; json.dumps() would cost a twentieth of a call
@@ -162,7 +161,7 @@ quote = json.encoder.encode_basestring_ascii    # a text in JSON, at the speed o
 
 def number(text: str, least: float, most: float = sys.float_info.max,
            types: Sequence[type] = (int, float)) -> Kind:
-    """Describe numbers in a range; neither infinite ones nor truth values are."""
+    """Describe numbers in a range; infinite ones and truth values are none."""
     return Kind(text, lambda value: type(value) in types and least <= value <= most)
 
 
@@ -184,12 +183,11 @@ def is_variable(item: Any) -> bool:
             and not item["key"].startswith(("NOSLATE_", "NOSLATED_", "FC_")))
 
 
-LEAST, WHOLE = sys.float_info.min, (int,)
-COUNT = number("a whole number from 1", 1, types=WHOLE)
-COUNT_0 = number("a whole number from 0", 0, types=WHOLE)
+COUNT = number("a whole number from 1", 1, types=(int,))
+COUNT_0 = number("a whole number from 0", 0, types=(int,))
 SHARE = number("a number from 0 to 1", 0, 1)
 AMOUNT = number("a number from 0", 0)
-MILLISECONDS = number("a number above 0", LEAST)
+MILLISECONDS = number("a number above 0", sys.float_info.min)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
@@ -450,7 +448,6 @@ class Worker:
         self.active = 0              # calls that hold a slot
         self.served = 0
         self.strikes = 0             # looks at memory above the limit, in a row
-        self.rank = DEMANDED         # among those that wait, the lowest starts first
         self.has_thread = False      # else it waits for its turn to start
         self.secret = os.urandom(16).hex()  # [fcc.worker.secret]
         self.port, self.memory_mb = 0, str(self.profile.memory_bytes >> 20)
@@ -656,7 +653,6 @@ class Call:
     size = 0                     # of the answer's body so far
     error = ""
     is_new = False               # the worker had no call before
-    is_late = False              # a deadline has passed
     is_ended = False             # it holds nothing of the worker any more
     queued_s = first_byte_s = 0.0
 
@@ -679,7 +675,6 @@ class Call:
         with self.agent.lock:
             if self.is_ended or self.agent.clock.is_set(self.on_time):
                 return  # it was moved meanwhile
-            self.is_late = True
             self.refuse(Failure("QueueTimeout", "no worker of %s was free within %g s",
                                 self.name, self.timeout_s))
             if self.upstream is not None:
@@ -754,7 +749,7 @@ class Call:
         begun = self.status > 0
         if isinstance(error, emulator.CallerGone):
             return Failure("CallerGone", "the caller has gone")
-        if self.is_late:
+        if self.refusal is not None:  # it was late
             return Failure("BodyTimeout" if begun else "HeadTimeout", "%s has not "
                            "answered within %g s", self.name, self.timeout_s)
         if begun:
@@ -1037,8 +1032,7 @@ class Agent:
 
     # -- workers come and go (lock held) --
 
-    def _order(self, broker: Broker, number: int, rank: int = DEMANDED
-               ) -> Optional[Failure]:
+    def _order(self, broker: Broker, number: int) -> Optional[Failure]:
         """Order so many workers, but not more than the function may have
         [fcc.limit.replicas]. Return why one is impossible, None if each is possible."""
         profile, failure = broker.profile, None
@@ -1055,7 +1049,6 @@ class Agent:
                 continue
             self.counts["workers"] += 1
             worker = Worker(self, broker, self.counts["workers"])
-            worker.rank = 0 if profile.disposable else rank
             broker.workers.append(worker)
             self.workers.append(worker)
         self._launch_next()
@@ -1064,13 +1057,12 @@ class Agent:
     def _reserve(self, broker: Broker) -> None:
         if self.state in ("created", "running"):  # else only calls that were let in may
             missing = broker.profile.reserved - len(broker.those("created", "ready"))
-            broker.failure = self._order(  # [fcc.scale.reserve] [fcc.stop.hook]
-                broker, missing, RESERVED) or broker.failure
+            # [fcc.scale.reserve] [fcc.stop.hook]
+            broker.failure = self._order(broker, missing) or broker.failure
 
     def _launch_next(self) -> None:
         """Start the workers whose turn it is [fcc.launch.parallel]."""
         created = [one for one in self.workers if one.state == "created"]
-        created.sort(key=lambda one: (not one.has_thread, one.rank))
         for worker in created[:self.settings.launches]:
             if not worker.has_thread:
                 worker.has_thread = True
@@ -1121,7 +1113,7 @@ class Agent:
                     len(broker.those("created")), broker.low_ticks,
                     self.settings.idle_ticks)
                 self._retire(broker.victims(-change))
-                self._order(broker, change, RESERVED)  # nobody waits, nobody is told
+                self._order(broker, change)  # nobody waits, so nobody is told
             self.limit(self._on_tick, self.settings.tick_s)
 
     def _check_memory(self) -> None:
@@ -1284,10 +1276,6 @@ class Container:
         self._news, self._done = emulator.catch_signals()
         self.agent = Agent(options)
 
-    def say(self, text: str) -> None:
-        """Say something of our own."""
-        self.talk.line("gateway: " + text)
-
     def _lose(self, arguments: Any) -> None:
         """A thread of ours has ended by a mistake, so a part of us is missing."""
         sys.excepthook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
@@ -1307,15 +1295,15 @@ class Container:
             self.agent.end()  # [fcc.end.nothing]
 
     def _serve(self) -> int:
-        options = self.options
+        host, port = self.options.host, self.options.port
         self.agent.state = "running"
         try:
-            server = emulator.Server(options.host, options.port, Caller, self)
+            server = emulator.Server(host, port, Caller, self)
         except (OSError, OverflowError, UnicodeError) as error:  # no such host or port
-            self.say("cannot listen on %s port %d: %s" % (options.host, options.port,
-                                                          error))
+            self.talk.line("gateway: cannot listen on %s port %d: %s"
+                           % (host, port, error))
             return 1
-        self.say("listens on %s:%d" % (options.host, server.port))
+        self.talk.line("gateway: listens on %s:%d" % (host, server.port))
         try:
             return self._watch()
         finally:
@@ -1331,11 +1319,11 @@ class Container:
         while True:
             news = os.read(self._news, 1)[0]
             if news == LOST:
-                self.say("a part of the gateway is lost")  # [fcc.end.part]
-                return 1
+                self.talk.line("gateway: a part of the gateway is lost")
+                return 1  # [fcc.end.part]
             if news == signal.SIGHUP:
                 if not self._load():
-                    self.say("the list of functions stays as it was")
+                    self.talk.line("gateway: the list of functions stays as it was")
             elif news == STOPPED or is_stopping:  # the second signal: at once
                 return 0
             else:  # [fcc.stop.sigterm]
@@ -1349,16 +1337,15 @@ class Container:
                 with open(self.options.profiles, "rb") as file:
                     self.agent.set_profiles(file.read())
         except (OSError, ValueError, RecursionError) as error:
-            self.say("%s: %s" % (self.options.profiles, error))
+            self.talk.line("gateway: %s: %s" % (self.options.profiles, error))
             return False
-        self.say("%d functions" % len(self.agent.brokers))
+        self.talk.line("gateway: %d functions" % len(self.agent.brokers))
         return True
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
-        prog=os.path.basename(sys.argv[0]),
         description="Run many small functions in one FC container.",
         epilog="Exit status: 0 after a signal, 1 it cannot "
                "listen or a part of it is lost, 2 an option, a file or a folder cannot "
