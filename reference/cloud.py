@@ -178,6 +178,7 @@ ERRORS = {row[0]: Error(row[1], row[2].replace("*", "400:InvalidArgument").repla
     for row in map(str.split, """
 no-function     ResourceNotFound.Function     404:FunctionNotFound       404:FSS.1051
 function-exists ResourceInUse.Function        409:FunctionAlreadyExists  409:FSS.1061
+conflict     FailedOperation.UpdateFunctionCode  409:ConcurrentUpdateError  409:FSS.0409
 no-space        ResourceNotFound.Namespace    404:ServiceNotFound        -
 space-exists    -                             409:ServiceAlreadyExists   -
 not-empty       -                             409:FunctionNotEmpty       -
@@ -350,7 +351,6 @@ def to_json(document: object, status: int = 200, *headers: Tuple[str, str]) -> A
                   json.dumps(document).encode())
 
 
-
 # ---- what a request means ----
 
 URN = re.compile("urn:fss:[^:]*:[^:]*:function:([^:]*):([^:]*)(?::(.*))?")
@@ -409,16 +409,18 @@ def read_document(ask: Ask) -> Ask:
 # ---- functions ----
 
 class Runner:
-    """What runs one version of a function: a platform, from its first call on. fc:
-    `before` is the runner of the version before, which may hold the port."""
+    """What runs one version of a function: a platform, from its first call on."""
 
-    def __init__(self, before: Optional["Runner"] = None) -> None:
+    def __init__(self) -> None:
         self.lock = threading.Lock()    # of what follows
         self.platform: Optional[emulator.Platform] = None
         self.later = 0      # asynchronous events without an outcome
         self.is_retired = False
-        self.before = before
         self.has_ended = threading.Event()
+
+    def has_port(self, port: int) -> bool:
+        """Tell whether its instance has that port, or may have it again."""
+        return self.platform is not None and self.platform.function.port == port
 
     def retire(self, drain: bool = True) -> None:
         """Take no more; with `drain` what was accepted comes to its outcome. Blocks
@@ -499,6 +501,7 @@ class Cloud:
         self.origin = ""    # of our own URLs
         self.lock = threading.Lock()    # of every change
         self.functions: Dict[Key, Function] = {}
+        self.leaving: List[Runner] = []     # of older versions, until they have ended
         os.makedirs(root, mode=0o700, exist_ok=True)
         self._lock_file = lock_folder(root)
         shutil.rmtree(self.aside, ignore_errors=True)
@@ -567,7 +570,9 @@ class Cloud:
         key = (old or new or new_function(("", "", ""), {})).key
         with self.lock:
             if self.functions.get(key) is not old:
-                raise Fault("function-exists" if old is None else "no-function",
+                if staged:
+                    os.unlink(staged)
+                raise Fault("function-exists" if old is None else "conflict",
                             "somebody else has just changed '%s'" % (key[2] or key[1]))
             folder = os.path.join(self.root, ",".join(key))
             if new is not None:
@@ -577,10 +582,12 @@ class Cloud:
                     os.unlink(os.path.join(folder, "function.json"))
                 shutil.rmtree(folder, ignore_errors=True)
                 del self.functions[key]
+            if old is not None and (new is None or new.runner is not old.runner):
+                self.leaving = [old.runner, *(
+                    one for one in self.leaving if not one.has_ended.is_set())]
+                emulator.start_thread(old.runner.retire)
         if old is None and key[2]:
             self.note("%s %s is at %s" % (key[0], key[2], self.url(key)))
-        elif old is not None and (new is None or new.runner is not old.runner):
-            emulator.start_thread(old.runner.retire)
 
     def _save(self, folder: str, function: Function, staged: str) -> Function:
         """Write a version; return it with the final path of its package."""
@@ -603,8 +610,8 @@ class Cloud:
 
     def close(self, drain: bool = False) -> None:
         """Stop everything; with `drain` what was accepted comes to its outcome."""
-        threads = [emulator.start_thread(one.runner.retire, drain)
-                   for one in self.functions.values()]
+        runners = [one.runner for one in self.functions.values()] + self.leaving
+        threads = [emulator.start_thread(one.retire, drain) for one in runners]
         for thread in threads:
             thread.join()
         shutil.rmtree(self.aside, ignore_errors=True)
@@ -634,13 +641,12 @@ class Cloud:
         """Return a new platform; its runner's lock is held. Raises Fault."""
         vendor, _, name = function.key
         settings = read_settings(vendor, name, function.document)
-        if function.runner.before is not None:
-            function.runner.before.has_ended.wait()
-            function.runner.before = None
-        if vendor == "fc" and any(
-                one.runner.platform is not None and one.runner.platform.function.port
-                == settings["port"] for one in self.list("fc")):
-            settings["port"] = 0  # [fc.cloud.port]
+        if vendor == "fc":  # [fc.cloud.port]
+            for runner in self.leaving:
+                if runner.has_port(settings["port"]):
+                    runner.has_ended.wait()
+            if any(one.runner.has_port(settings["port"]) for one in self.list("fc")):
+                settings["port"] = 0
         try:
             return emulator.Platform(
                 vendor, function.code, on_log=self.on_log, on_note=lambda text:
@@ -716,10 +722,8 @@ def find(cloud: Cloud, ask: Ask) -> Function:
     vendor, key = VENDORS[ask.vendor], (ask.vendor, ask.space, ask.name)
     if not ask.name:
         raise Fault("missing", vendor.name + " is missing")
-    if key not in cloud.functions and ask.vendor != "fg" and (
-            ask.space != vendor.default_space) and not cloud.list(
-                ask.vendor, ask.space) and (ask.vendor, ask.space, "") not in (
-                    cloud.functions):
+    if ask.vendor != "fg" and ask.space != vendor.default_space and not any(
+            one[:2] == key[:2] for one in list(cloud.functions)):
         raise Fault("no-space", "'%s' does not exist" % ask.space)
     function = cloud.find(key)
     if ask.qualifier not in ("", *vendor.newest):
@@ -776,8 +780,7 @@ def update(cloud: Cloud, ask: Ask) -> Reply:
     if ask.call.lower().endswith("code") or ask.document.get("code"):
         staged = take_code(cloud, ask)
     cloud.put(function, function._replace(
-        document=document, modified=time.time(), runner=Runner(
-            function.runner if ask.vendor == "fc" else None)), staged)
+        document=document, modified=time.time(), runner=Runner()), staged)
     return get(cloud, ask) if ask.vendor != "scf" else {}
 
 
@@ -1418,7 +1421,8 @@ class Caller(emulator.Handler):
             reply = answer(self.server.app, self, path, query,
                            self.read_body(BODY_BYTES))
         except emulator.BodyTooLarge as error:
-            reply = refuse("fc", Fault("event-size", error), "")
+            route = find_route(self.command, path)
+            reply = refuse(route.vendor, Fault("event-size", error), uuid.uuid4().hex)
         if reply.status < 0:  # half an answer must look like half an answer
             self.closing = True
             emulator.shut(self.connection)
@@ -1452,6 +1456,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--state", metavar="FOLDER", help="keeps the functions; one process at a time")
     add("--credentials", metavar="FILE.json",
         help="an object of secrets by key id: then signatures are checked")
+    add("--watch", action="store_true", help="start anew when a file of FOLDER changes")
     add("--quiet", action="store_true", help="no function output")
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
@@ -1516,7 +1521,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         news, _ = emulator.catch_signals()
         cloud = Cloud(root, keys, lambda text: talk.line("cloud: " + text),
                       None if options.quiet else talk.write,
-                      cores=emulator.choose_core())
+                      cores=emulator.choose_core(), watch=options.watch)
         number = serve(cloud, options, talk, news)
     except (ValueError, OSError) as error:
         talk.line("cloud: %s" % error)

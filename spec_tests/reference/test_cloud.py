@@ -166,6 +166,33 @@ def test_any_cloud_update(local: Local, vendor: str, change: str,
         else local.invoke(vendor, "hello").code() == in_words("no-function", vendor)
 
 
+def test_any_cloud_error__conflict(local: Local) -> None:
+    """Who changes a version that is not the last one any more is told so."""
+    local.create("fc", "hello")
+    old = local.cloud.find(("fc", "", "hello"))
+    local.update("fc", "hello", b"", timeout=7)
+    with pytest.raises(cloud.Fault) as caught:
+        local.cloud.put(old, None)
+    assert caught.value.condition == "conflict"
+    assert local.get("fc", "hello").json()["timeout"] == 7
+
+
+@VENDORS
+def test_any_caller_gone__cloud(local: Local, vendor: str, fifo: Any) -> None:
+    """A caller who hangs up costs nobody anything; his event runs on, or is ended."""
+    here, go = fifo("here"), fifo("go")
+    local.create(vendor, "hello")
+    caller = Client(local.port)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(caller.result, vendor, "hello", ["tell", here],
+                            ["wait", go])
+        scripted_bootstrap.wait(here)
+        caller.peer.sock.shutdown(2)
+        assert asked.exception() is not None
+    caller.close()
+    assert local.result(vendor, "hello", ["say", "hi"]) == "hi"
+
+
 def test_any_cloud_on_demand(local: Local) -> None:
     """A hundred functions cost no process and no thread; the one that is called has
     one, and loses it when it is deleted."""

@@ -411,6 +411,35 @@ def test_fc_cloud_upload(local: Local) -> None:
                     ).code() == "400 InvalidArgument"
 
 
+def test_fc_cloud_upload__deploy(local: Local) -> None:
+    """The requests of `s deploy`, `s invoke` and `s remove`, in their order."""
+    function = "/2023-03-30/functions/hello"
+    new = {"functionName": "hello", "runtime": "custom.debian10", "cpu": 0.1,
+           "handler": "index.handler", "memorySize": 128, "diskSize": 512}
+    trigger = dict(TRIGGER, qualifier="LATEST")
+    place = local.ask("GET", "/2016-08-15/tempBucketToken").json()["objectName"]
+    code = {"ossBucketName": "local", "ossObjectName": "123/" + place}
+    for method, path, body, status in (
+            ("GET", function, b"", 404), ("GET", function + "/triggers/web", b"", 404),
+            ("GET", function + "/async-invoke-config?qualifier=LATEST", b"", 404),
+            ("GET", function + "/vpc-bindings", b"", 404),
+            ("GET", function + "/scaling-config?qualifier=LATEST", b"", 404),
+            ("GET", function + "/concurrency", b"", 404),
+            ("PUT", "/123/" + place, local.package, 200), ("GET", function, b"", 404),
+            ("POST", "/2023-03-30/functions", dict(new, code=code), 200),
+            ("GET", function + "/triggers/web", b"", 404),
+            ("POST", function + "/triggers", trigger, 200),
+            ("GET", function, b"", 200), ("GET", function + "/triggers/web", b"", 200),
+            ("POST", function + "/invocations?qualifier=LATEST", b"hi", 200),
+            ("GET", "/2023-03-30/scaling-configs?functionName=hello", b"", 404),
+            ("GET", function + "/aliases", b"", 200),
+            ("GET", function + "/versions", b"", 200),
+            ("GET", function + "/triggers", b"", 200),
+            ("DELETE", function + "/triggers/web", b"", 204),
+            ("DELETE", function, b"", 204), ("GET", function, b"", 404)):
+        assert (path, local.ask(method, path, body).status) == (path, status)
+
+
 def test_fc_cloud_proxy(local: Local) -> None:
     """The account's path comes whole; a function's URL is cut off."""
     for name, plan in (("whole", "/2016-08-15/proxy/s.LATEST/whole/a%20b?q=1"),
