@@ -260,8 +260,9 @@ def check_limit(name: str, limit: Limit, settings: Dict[str, Any]) -> float:
         raise ValueError("%s must be a number, not %r" % (known, value))
     most = MAX_LIMIT_S if is_time else sys.maxsize
     if not 0 <= value <= most or value == 0 and not limit.zero:
-        raise ValueError("%s must be %s and at most %d, not %s" % (
-            known, "0 or more" if limit.zero else "more than 0", most, value))
+        raise ValueError("%s must be %s%s, not %s" % (
+            known, "0 or more" if limit.zero else "more than 0",
+            " and at most %d" % most if is_time else "", value))
     if not is_time and int(value) != value:
         raise ValueError("%s must be a whole number, not %g" % (known, value))
     return value if is_time else int(value)
@@ -1688,6 +1689,7 @@ class PullInstance(Instance):
         self.session = self.rules.Session()
         self.api: Optional[Server] = None
         self.parked: List[RuntimeApi] = []  # polls that wait
+        self.bringer: Optional[RuntimeApi] = None   # the last that got an event
         self._head = "%s\r\n%sContent-Length: %%d\r\n\r\n" % (
             status_line(200), platform.fields)
 
@@ -1737,19 +1739,30 @@ class PullInstance(Instance):
             with self.platform.lock:
                 self.session.delivered(invocation.request_id, reached)
                 poll.brought = invocation if reached else None
+                self.bringer = poll if reached else self.bringer
                 if reached and poll.broken:
                     self.session.reset(invocation.request_id)
                 polls += self.take_polls()
 
     # -- results --
 
+    def _welcome(self, call: str) -> str:
+        """Return the state. What was started by hand and polls again, after a limit, or
+        after its own end and start, is the instance again."""
+        session, before = self.session, str(self.session.state)
+        if self.platform.attach and call in ("next", "request") and not self.ending:
+            if before == "stopping":
+                session.state = "idle"
+            elif before == "running" and self.bringer is not None and hung_up(
+                    self.bringer.connection):
+                before = session.state = "issued"
+        return before
+
     def receive(self, api: "RuntimeApi", request_id: str, body: bytes, size: int
                 ) -> None:
         """Take a call; `size` of a result over the limit, else -1 (lock held)."""
         platform, session, call = self.platform, self.session, api.call
-        before = session.state
-        if before == "stopping" and not self.ending and call in ("next", "request"):
-            session.state = "idle"  # of --attach, after a limit
+        before = self._welcome(call)
         row = session.receive(call, request_id, size >= 0)
         invocation = next(iter(self.work), None)
         if platform.on_trace:
@@ -2348,7 +2361,7 @@ class PushInstance(Instance):
         if not is_http and not fc_status and status != 200:
             seen = "POST /invoke was answered with status %d and no X-Fc-Status%s%s" % (
                 status, "; the cloud takes that as success" if kind == "ok" else "",
-                "; has the server this route? For HTTP functions use --serve"
+                "; has the server this route? For HTTP functions use --request"
                 if status in (404, 405) else "")
             self._blame(invocation, Violation("fc.invoke.status", seen))
         return kind, "" if kind == "ok" else seen + error_text(
@@ -2426,9 +2439,10 @@ class PushInstance(Instance):
 
     def _conclude(self, invocation: Invocation, kind: str, message: str) -> None:
         platform = self.platform
-        if platform.attach:
-            pass    # whoever started the server ends it, and may be at a breakpoint
-        elif kind in ("timeout", "exit", "out-of-memory"):  # [fc.time.others]
+        if platform.attach and kind in ("timeout", "cancelled"):
+            pass    # whoever started the server may be at a breakpoint
+        elif kind in ("timeout", "exit", "out-of-memory") or platform.attach and (
+                kind == "bad-response"):  # [fc.time.others]
             self.end([invocation], kind, message)
         elif kind == "cancelled" and self.function.concurrency == 1:
             platform.discard(self, "stop")  # [fc.caller.replace]
@@ -3400,6 +3414,8 @@ class Command:
             elif option.setting:
                 settings[option.setting] = self.last(name) if option.takes else (
                     not name.startswith("--no-"))
+        if self.protocol == "fc" and "--attach" in self.given:
+            settings["port"] = settings.get("port", WORDS["port"]) or free_port()
         if "--credentials" in self.given:
             settings["credentials"] = read_credentials(self.last("--credentials"))
         for path in self.given.get("--env-file", []):

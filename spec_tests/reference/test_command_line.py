@@ -30,6 +30,7 @@ __all__ = ["code", "fifo"]
 HALF = event(["half", "POST {response} HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf"],
              ["say", "whole"]).decode()
 FAIL = event(["fail", "why"]).decode()
+ATTACH = ("--attach", "--port", "0")
 PID, HANG = event(["pid"]).decode(), event(["note", "hangs"], ["hang"]).decode()
 EXIT = event(["exit", 3]).decode()
 
@@ -572,6 +573,13 @@ class Live:
         assert select.select([self.process.stdout], [], [], 10)[0], self.lines
         return self.process.stdout.readline()
 
+    def exports(self) -> str:
+        """Return the variables for a bootstrap; nothing else is printed to stdout."""
+        assert self.process.stdout is not None
+        exports = self.process.stdout.read().decode()
+        assert all(line.startswith("export ") for line in exports.splitlines())
+        return exports
+
     def end(self, number: int) -> int:
         """Send a signal; return the exit status."""
         self.process.send_signal(number)
@@ -692,12 +700,8 @@ def test_any_process_group__leftovers_signal(protocol: str, number: int, code: s
 
 
 @contextlib.contextmanager
-def by_hand(one: Live, code: str) -> Iterator[None]:
-    """Start the bootstrap with the variables that an emulator printed, meanwhile; they
-    are all that it prints to stdout."""
-    assert one.process.stdout is not None
-    exports = one.process.stdout.read().decode()
-    assert all(line.startswith("export ") for line in exports.splitlines())
+def by_hand(exports: str, code: str) -> Iterator[None]:
+    """Start the bootstrap with the variables that an emulator printed, meanwhile."""
     with subprocess.Popen(["sh", "-c", exports + "exec " + code + "/bootstrap"],
                           env={"PATH": os.defpath}, stderr=subprocess.DEVNULL) as child:
         try:
@@ -709,8 +713,8 @@ def by_hand(one: Live, code: str) -> Iterator[None]:
 @PROTOCOLS
 def test_attach(protocol: str, code: str) -> None:
     """--attach prints the environment; a bootstrap started by hand with it serves."""
-    with live(words(protocol, code, "--attach", "--serve", "0")) as one:
-        with by_hand(one, code):
+    with live(words(protocol, code, *ATTACH, "--serve", "0")) as one:
+        with by_hand(one.exports(), code):
             assert [one.ask(text)[1] for text in ("a", "b")] == [b"a", b"b"]
 
 
@@ -720,8 +724,8 @@ def test_attach__breakpoint(protocol: str, code: str, fifo: Callable[[str], str]
     """One that stood still beyond the limit gets the next event when it goes on; it is
     not blamed for what it says late, nor asked to start again."""
     go = fifo("go")
-    with live(words(protocol, code, "--attach", "--serve", "0", "--timeout", "0.4",
-                    "--strict")) as one, by_hand(one, code):
+    with live(words(protocol, code, *ATTACH, "--serve", "0", "--timeout", "0.4",
+                    "--strict")) as one, by_hand(one.exports(), code):
         assert one.ask("a")[1] == b"a"
         assert one.ask(event(["wait", go]).decode())[0] == "timeout"
         scripted_bootstrap.tell(go)
@@ -731,10 +735,34 @@ def test_attach__breakpoint(protocol: str, code: str, fifo: Callable[[str], str]
 
 
 @PROTOCOLS
+def test_attach__started_again(protocol: str, code: str, fifo: Callable[[str], str]
+                               ) -> None:
+    """One that was ended while it had an event, and started once more with the same
+    variables, is the instance again, with the event that it had (fc: with the next)."""
+    here, go, answers = fifo("here"), fifo("go"), []
+    with live(words(protocol, code, *ATTACH, "--debug", "--serve", "0")) as one:
+        exports = one.exports()
+        script = event(["tell", here], ["wait", go], ["count"]).decode()
+        with by_hand(exports, code):
+            assert one.ask("a") == ("ok", b"a")
+            hang = background(lambda: answers.append(one.ask(script)))
+            scripted_bootstrap.wait(here)
+        with by_hand(exports, code):
+            if protocol != "fc":
+                scripted_bootstrap.wait(here)
+                scripted_bootstrap.tell(go)
+            hang.join(20)
+            assert one.ask("b") == ("ok", b"b")
+        assert answers == [("bad-response", answers[0][1]) if protocol == "fc" else
+                           ("ok", b"1")]
+        assert protocol == "fc" or not any("broke" in line for line in one.lines)
+
+
+@PROTOCOLS
 def test_attach__eval(protocol: str, code: str) -> None:
     """A shell can take the variables over while the emulator goes on beside it."""
     script = 'eval "$("$@" &)"; exec "$0/bootstrap"'
-    command = ["sh", "-c", script, code, *words(protocol, code, "--attach", "--serve",
+    command = ["sh", "-c", script, code, *words(protocol, code, *ATTACH, "--serve",
                                                 "0")]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, start_new_session=True) as process:
@@ -749,7 +777,7 @@ def test_attach__terminal(protocol: str, code: str) -> None:
     """A person is told on stderr what to start with which variables, and that it
     waits; so it is where results go to stdout."""
     with terminal() as (screen, end):
-        command = words(protocol, code, "--attach", "--debug", "--serve", "0")
+        command = words(protocol, code, *ATTACH, "--debug", "--serve", "0")
         with subprocess.Popen(command, stdout=end, stderr=subprocess.PIPE) as process:
             one = Live(process)
             one.await_line("waiting for a bootstrap that you start in another terminal")
@@ -758,7 +786,7 @@ def test_attach__terminal(protocol: str, code: str) -> None:
             one.await_line("^# and a server on port" if protocol == "fc" else
                            "^'./bootstrap'$")
             assert one.end(signal.SIGINT) == 0
-    with live(words(protocol, code, "--attach", "--event", "x")) as one:
+    with live(words(protocol, code, *ATTACH, "--event", "x")) as one:
         one.await_line("^export ")
         assert one.end(signal.SIGINT) == 130 and one.process.stdout
         assert b"export " not in one.process.stdout.read()
