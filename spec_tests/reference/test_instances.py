@@ -22,43 +22,10 @@ REFERENCE = str(pathlib.Path(emulator.__file__ or "").parent)
 SOAK = pathlib.Path(__file__).resolve().parents[1] / "tools" / "soak.py"
 
 
-def test_fc_freeze_thaw__group(code: str, fifo: Make) -> None:
-    """Between requests every process of the instance is stopped; within, it runs."""
-    here, go = fifo("here"), fifo("go")
-    with Harness("fc", code) as harness:
-        ids = [int(harness.outcome(event([word]))[1]) for word in ("pid", "fork")]
-        assert until(lambda: [process_state(one) for one in ids] == ["T", "T"])
-        caller = harness.event(event(["tell", here], ["wait", go], ["pid"]))
-        scripted_bootstrap.wait(here)
-        assert not {process_state(one) for one in ids} & {"T", "Z", "X"}
-        scripted_bootstrap.tell(go)
-        assert outcome_of(caller) == ("ok", b"%d" % ids[0])
-        assert until(lambda: [process_state(one) for one in ids] == ["T", "T"])
-
-
 def notes(code: str) -> List[str]:
     """Return what the process has noted."""
     path = pathlib.Path(code) / "notes"
     return path.read_text().split() if path.exists() else []
-
-
-@pytest.mark.parametrize("word,grace_s", (("end", 20), ("ignore", 0.3), ("ignore", 0)))
-@pytest.mark.parametrize("protocol,settings", (
-    ("scf", {}), ("fg", {}), ("fc", {"pre_stop": True})), ids=("scf", "fg", "fc"))
-def test_any_stop_order__group(protocol: str, settings: Dict[str, Any], word: str,
-                               grace_s: float, code: str) -> None:
-    """Pre-stop (fc), SIGTERM, and after the grace SIGKILL for the whole group."""
-    scripted_bootstrap.place(pathlib.Path(code), {"start": [["on-term", word]],
-                                                  "/pre-stop": [["note", "pre-stop"]]})
-    with Harness(protocol, code, grace_s=grace_s, **settings) as harness:
-        if word == "ignore":
-            child = int(harness.outcome(event(["fork"]))[1])
-            assert process_state(child) != "X"
-        assert harness.outcome(b"hello") == ("ok", b"hello")
-    wanted = ["pre-stop", "SIGTERM"][protocol != "fc":2 if grace_s else 1]
-    seen = list(dict.fromkeys(notes(code)))  # with no grace SIGKILL may be faster
-    assert seen[:len(wanted)] == wanted and len(seen) <= len(wanted) + (not grace_s)
-    assert until(lambda: processes(code) == [])  # the last SIGKILL may take a moment
 
 
 @PROTOCOLS

@@ -211,7 +211,7 @@ def test_any_security_secrets__process(protocol: str, code: str) -> None:
                if int(name) > 2)
 
 
-FUZZED, COUNT = ("scf", "fg", "door", "answers"), 1500
+FUZZED, COUNT = ("scf", "fg", "door", "answers"), 1000
 
 
 @pytest.fixture(scope="module", autouse=True)
