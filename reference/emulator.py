@@ -121,6 +121,10 @@ class BodyTooLarge(Exception):
         self.size = size
 
 
+class LimitReached(Exception):
+    """The time of an exchange with a function's server is up."""
+
+
 class CallerGone(Exception):
     """Nobody waits for the answer: the caller has hung up, or has his outcome."""
 
@@ -1932,7 +1936,7 @@ def nearest_call(rules: Any, seen: str) -> str:
 
 class Upstream(io.RawIOBase):
     """A connection to a function's server. Whoever reads or writes it waits until
-    `deadline` at most (socket.timeout), and is told when the caller leaves."""
+    `deadline` at most (LimitReached), and is told when the caller leaves."""
 
     def __init__(self, connected: socket.socket) -> None:
         super().__init__()
@@ -1969,7 +1973,7 @@ class Upstream(io.RawIOBase):
         while True:
             left = self.deadline - time.monotonic()
             if left <= 0:
-                raise socket.timeout
+                raise LimitReached
             ready = dict(self._poll.poll(math.ceil(min(left, MAX_LIMIT_S) * 1000)))
             if self._caller in ready:
                 on_gone = self._on_gone
@@ -2032,7 +2036,7 @@ class Upstream(io.RawIOBase):
         self.deadline = 0.0  # so only what was read already can be looked at
         try:
             self.reader.peek(1)
-        except socket.timeout:
+        except LimitReached:
             self._poll.register(self.socket, select.POLLIN)
             self._events = select.POLLIN
             return not self._poll.poll(0)
@@ -2213,7 +2217,7 @@ class PushInstance(Instance):
                                    else None)
         try:
             return self._ask(invocation)
-        except socket.timeout:
+        except (LimitReached, socket.timeout):
             return "timeout", "the function did not answer within %g s" % (
                 self.function.timeout_s)
         except CallerGone:
