@@ -3204,7 +3204,7 @@ SAMPLE_EVENTS = """
 MAX_PARALLEL = 10000     # each line in flight may have a thread
 FAILED, USAGE_ERROR, BROKEN_RULE, INTERRUPTED = 1, 2, 3, 130
 
-Given = Dict[str, List[str]]    # what each option was given, in order; last used, last
+Given = Dict[str, List[Any]]    # what each option was given, in order; last used, last
 
 
 class Option(NamedTuple):
@@ -3251,8 +3251,9 @@ OPTIONS = (
     Option("--name", "NAME", "the function's name", setting="name", default="function"),
     Option("--credentials", "FILE", "a JSON object with the keys of its role"),
     Option("--port", "PORT", "the server's; 0 = any, many instances", "", FC, "port",
-           str(fc_platform.DEFAULT_PORT)),
-    Option("--port", "PORT", "that of the runtime API", "--attach", PULLING, "port"),
+           str(WORDS["port"])),
+    Option("--port", "PORT", "that of the runtime API", "--attach", PULLING, "port",
+           str(WORDS["port"])),
     Option("--initializer", "", "it has the Initializer hook", "", FC, "initializer"),
     Option("--pre-freeze", "", "it has the PreFreeze hook", "", FC, "pre_freeze"),
     Option("--pre-stop", "", "it has the PreStop hook", "", FC, "pre_stop"),
@@ -3274,6 +3275,7 @@ LIMIT_TEXTS = {
     "request_header_bytes": "of a request's header fields",
     "response_header_bytes": "of an answer's header fields"}
 UNITS = {"s": "SECONDS", "mb": "MB", "bytes": "BYTES"}
+NUMBERS = ("N", "PORT", *UNITS.values())
 
 
 def options_of(*protocols: str) -> Dict[str, Option]:
@@ -3342,8 +3344,19 @@ def parse(words: Sequence[str]) -> Tuple[List[str], Given]:
         elif bool(equals) != bool(takes) and takes[:1] != "[":
             raise ValueError("%s takes %s" % (name, takes or "nothing, not %r" % value))
         name = known[name].name
-        given[name] = given.pop(name, []) + [value]
+        given[name] = given.pop(name, []) + [
+            not name.startswith("--no-") if not takes else
+            number(name, value) if takes in NUMBERS else value]
     return arguments, given
+
+
+def number(name: str, text: str) -> float:
+    """Return a number. Raises ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("%s takes a number, not %r" % (name, text))
+    return int(value) if value.is_integer() else value
 
 
 # ---- command line: what it takes ----
@@ -3361,14 +3374,14 @@ class Command:
         self.settings = self._read_settings(options_of(self.protocol))
         self.parallel = min(MAX_PARALLEL, int(check_limit(
             "parallel", Limit(1, "--parallel"), {
-                "parallel": self.number("--parallel", "1")})))
+                "parallel": self.last("--parallel", 1)})))
         self.request = self._read_request() if "--request" in given else None
         self.events = self._read_events() or ([b""] if self.request else [])
-        self.address = serve_address(self.last("--serve"), self.settings.get(
-            "port", fc_platform.DEFAULT_PORT if self.protocol == "fc" else 0)
-            ) if "--serve" in given else None
+        port = self.settings.get("port", 0)
+        self.address = serve_address(self.last("--serve"), port) if (
+            "--serve" in given) else None
 
-    def last(self, name: str, default: str = "") -> str:
+    def last(self, name: str, default: Any = "") -> Any:
         """Return what an option was given last."""
         return self.given.get(name, [default])[-1]
 
@@ -3392,34 +3405,19 @@ class Command:
             raise ValueError("a start command after -- is for fc, and for --debug; %s "
                              "starts the file bootstrap" % self.protocol)
 
-    def number(self, name: str, default: str = "") -> float:
-        """Return what an option was given, as a number."""
-        text = self.last(name, default)
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError("%s takes a number, not %r" % (name, text))
-        return int(value) if value.is_integer() else value
-
     def _read_settings(self, options: Dict[str, Option]) -> Dict[str, Any]:
-        limits = LIMITS[self.protocol]
         settings: Dict[str, Any] = {"env": {}, "command": self.command}
         if "--attach" in self.given:  # nobody would start it again, or a second one
             settings.update(idle_s=MAX_LIMIT_S, max_instances=1)
         if "--debug" in self.given:
-            settings.update({name: MAX_LIMIT_S for name in limits
-                             if name.endswith("_s") and name != "grace_s"})
-            settings.update({"max_instances": 1}, **(
-                {"freeze": False} if self.protocol == "fc" else {}))
-        for name in self.given:
-            option = options[name]
-            if option.setting in limits or option.setting == "port":
-                settings[option.setting] = self.number(name)
-            elif option.setting:
-                settings[option.setting] = self.last(name) if option.takes else (
-                    not name.startswith("--no-"))
-        if self.protocol == "fc" and "--attach" in self.given:
-            settings["port"] = settings.get("port", WORDS["port"]) or free_port()
+            settings.update(
+                ((name, MAX_LIMIT_S) for name in LIMITS[self.protocol]
+                 if name.endswith("_s") and name != "grace_s"), max_instances=1,
+                **({"freeze": False} if self.protocol == "fc" else {}))
+        settings.update((options[name].setting, values[-1]) for name, values
+                        in self.given.items() if options[name].setting)
+        if self.protocol == "fc" or "--attach" in self.given:
+            settings["port"] = self._choose_port(self.last("--port", WORDS["port"]))
         if "--credentials" in self.given:
             settings["credentials"] = read_credentials(self.last("--credentials"))
         for path in self.given.get("--env-file", []):
@@ -3430,6 +3428,16 @@ class Command:
                 raise ValueError("--env takes NAME=VALUE, not %r" % pair)
             settings["env"][name] = value
         return settings
+
+    def _choose_port(self, port: int) -> int:
+        """Return a port that stays the same when --attach starts another instance."""
+        if self.protocol == "fc":
+            return port or (free_port() if "--attach" in self.given else 0)
+        try:
+            try_port(port)
+        except (OSError, OverflowError) as error:
+            raise ValueError("--port %s: %s" % (port, error))
+        return port
 
     def _read_request(self) -> HttpRequest:
         text = self.last("--request")
@@ -3465,7 +3473,7 @@ def protocol_of(arguments: Sequence[str]) -> str:
     name = arguments[0] if arguments else ""
     if LONG_NAMES.get(name, name) not in PROTOCOLS:
         raise ValueError("PROTOCOL is fc, scf or fg, not %r" % name if name else
-                         "PROTOCOL and CODE are missing, such as: scf ./my-function")
+                         "PROTOCOL and CODE are missing: scf ./my-function; see --help")
     return LONG_NAMES.get(name, name)
 
 
@@ -3621,16 +3629,12 @@ def summary(platform: Platform) -> str:
                              "; " + rules if broken else "")
 
 
-def quoted(text: str) -> str:
-    """Quote a text for a shell."""
-    return "'%s'" % text.replace("'", "'\\''")
-
-
 def show_exports(platform: Platform, env: Dict[str, str], talk: Talk, to_stdout: bool
                  ) -> None:
     """Say what a bootstrap started by hand needs (--attach). To stdout once, and then
     close that: eval "$(... &)" waits for its end."""
-    exports = "\n".join("export %s=%s" % (name, quoted(value)) for name, value
+    import shlex  # nobody else needs it
+    exports = "\n".join("export %s=%s" % (name, shlex.quote(value)) for name, value
                         in env.items() if name not in scf_platform.INHERITED)
     if to_stdout:
         Talk(1).line(exports)
@@ -3638,10 +3642,11 @@ def show_exports(platform: Platform, env: Dict[str, str], talk: Talk, to_stdout:
             os.dup2(nowhere.fileno(), 1)
         talk.note("waiting for the bootstrap that is started with these variables")
         return
-    words = platform.words or ["./bootstrap"] * (platform.protocol != "fc")
+    words = " ".join(map(shlex.quote, platform.words)) or (
+        "# and a server on port " + env["FC_SERVER_PORT"] if platform.protocol == "fc"
+        else "./bootstrap")
     talk.note("waiting for a bootstrap that you start in another terminal, with this:")
-    talk.line("\n".join(["cd " + quoted(platform.folder), exports, " ".join(
-        map(quoted, words)) or "# and a server on port %s" % env["FC_SERVER_PORT"]]))
+    talk.line("cd %s\n%s\n%s" % (shlex.quote(platform.folder), exports, words))
 
 
 # ---- command line: JSON lines ----
@@ -3697,12 +3702,11 @@ def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:
     """Return what the adapter prints of an outcome."""
     document = dict(outcome._asdict(), id=identity, violations=[
         one._asdict() for one in outcome.violations])
-    body = document.pop("body")
     del document["log"]
     try:
-        document["body"] = body.decode("utf-8")
+        document["body"] = outcome.body.decode("utf-8")
     except UnicodeDecodeError:
-        document["body_base64"] = base64.b64encode(body).decode()
+        document["body_base64"] = base64.b64encode(document.pop("body")).decode()
     return document
 
 

@@ -640,11 +640,13 @@ def gone(process_id: int) -> bool:
     return until(lambda: process_state(process_id) in ("X", "Z"))
 
 
-def test_serve__port(code: str) -> None:
+@pytest.mark.parametrize("options", (("--serve",), ("--serve", "0", "--attach",
+                                                     "--port")), ids=" ".join)
+def test_serve__port(options: Tuple[str, ...], code: str) -> None:
     """A port that is taken: status 2, and one line names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = run(words("scf", code, "--serve", port))
+        done = run(words("scf", code, *options, port))
     assert done.status == 2 and port in done.err and len(done.err.splitlines()) == 1
 
 
@@ -781,10 +783,10 @@ def test_attach__terminal(protocol: str, code: str) -> None:
         with subprocess.Popen(command, stdout=end, stderr=subprocess.PIPE) as process:
             one = Live(process)
             one.await_line("waiting for a bootstrap that you start in another terminal")
-            one.await_line("^cd '%s'" % code)
+            one.await_line("^cd %s$" % code)
             one.await_line("^export ")
             one.await_line("^# and a server on port" if protocol == "fc" else
-                           "^'./bootstrap'$")
+                           "^./bootstrap$")
             assert one.end(signal.SIGINT) == 0
     with live(words(protocol, code, *ATTACH, "--event", "x")) as one:
         one.await_line("^export ")
