@@ -481,7 +481,8 @@ class Instance(ThreadingHTTPServer):
         status, headers, shown = caller_answer(kind, body, facts)
         self.outcome = Outcome(kind, shown, self.request_id, message,
                                list(self.violations), status, headers)
-        self.request_id, self.violations, self.has_served = "", {}, True
+        self.request_id, self.violations = "", {}
+        self.has_served = self.has_served or kind in RESULTS.values()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection a thread, one that can be waited for."""

@@ -324,6 +324,17 @@ def test_any_http_no_effect__complete(pull_platform: PlatformUnderTest,
 
 ZIPPED = gzip.compress(b"a=b&c", mtime=0)
 CHUNKED = "Transfer-Encoding: chunked"
+def test_any_http_length(pull_platform: PlatformUnderTest) -> None:
+    """Events, empty ones too, and refusals come with their length."""
+    with pull_platform.running(event=b"") as (run, instance):
+        poll = kit.DIALECTS[run.protocol].poll
+        replies = {"event": instance.got, **{path: instance.ask(wire.request_bytes(
+            "POST", path, (), b"")) for path in ("/no/such/call", poll)}}
+        for name, reply in replies.items():
+            same([str(len(reply.body))], reply.values("content-length"), f"length of {name}")
+        run.finish(instance)
+
+
 FORMS: List[Tuple[str, str, bytes]] = [  # rule, field, and the bytes that are sent
     ("any.http.length", "", b""), ("any.http.empty", "", b""),
     ("any.result.at-once", "", b""),
@@ -413,7 +424,6 @@ def test_any_api_unknown(pull_platform: PlatformUnderTest, method: str, path: st
         reply = instance.read(number, bodiless=method == "HEAD")
         instance.close(number)
         same(status, reply.status, f"status of {method} {path}")
-        same(True, reply.header("content-length") is not None, "a Content-Length")
 
 
 # ---- events and results ----
@@ -477,6 +487,25 @@ def test_any_event_size__default(platform: PlatformUnderTest) -> None:
     with platform.bare_run() as run:
         run.issue(b"x" * ((32 if run.protocol == "fc" else 6) * 1024 * 1024 + 1))
         run.outcome("request-too-large")
+
+
+@pytest.mark.parametrize("more,status", [(0, 200), (1, 413)])
+@pytest.mark.parametrize("kind", ["response", "error"])
+def test_any_result_size(pull_platform: PlatformUnderTest, more: int, status: int,
+                         kind: str) -> None:
+    """A result at the limit is taken, one with a byte more is not; unless set, the limit
+    is 6 MB."""
+    with pull_platform.used_run() as used, pull_platform.bare_run() as bare:
+        for run, size in ((used, used.result_bytes), (bare, 6 << 20)):
+            instance = run.fetched()
+            length = [("Content-Length", str(size + more))]
+            head = wire.request_bytes("POST", instance.result_path(kind), length)
+            same(status, instance.ask(head, size + more).status, "status")
+            outcome = run.outcome("response-too-large" if more else
+                                  "ok" if kind == "response" else "function-error")
+            if (more, kind) == (0, "response"):
+                same(size, len(outcome.body))
+            run.discard(instance)
 
 
 def test_any_id_form(platform: PlatformUnderTest) -> None:
@@ -631,6 +660,21 @@ def test_any_limits_clock__init(pull_platform: PlatformUnderTest) -> None:
             instance.ready()
         instance.fetch()
         run.finish(instance)
+
+
+def test_any_init_exit(platform: PlatformUnderTest) -> None:
+    """A process that ends while it starts has its event as the first one, whatever
+    events there were that no process saw."""
+    platform.needs("limits")
+    with platform.used_run("--max-event", "100") as run:
+        run.discard_idle()
+        for event in (b"x" * 101, b"x" * 101):
+            run.issue(event)
+            run.outcome("request-too-large")
+        run.starting().end("exit", status=1)
+        run.outcome("start-error" if run.protocol == "fc" else "init-error")
+        run.settle()
+        run.no_instance()
 
 
 def test_any_init_timeout__early(platform: PlatformUnderTest) -> None:

@@ -254,7 +254,9 @@ def test_fc_headers_caller_id(platform: PlatformUnderTest) -> None:
     """The caller is told the id that the bootstrap saw."""
     with platform.running() as (run, instance):
         request_id = instance.got.header("x-fc-request-id")
-        same(request_id, run.finish(instance).request_id)
+        outcome = run.finish(instance)
+        same((request_id, [request_id]), (outcome.request_id, [
+            value for name, value in outcome.headers if name == "x-fc-request-id"]))
 
 
 def test_fc_id_form(platform: PlatformUnderTest) -> None:

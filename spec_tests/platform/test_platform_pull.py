@@ -216,16 +216,14 @@ def test_fg_outcome_document__error(platform: PlatformUnderTest) -> None:
 
 
 @pytest.mark.parametrize("kind,body", [("error", b""), ("response", b"x")])
-def test_fg_api_error_document__form(platform: PlatformUnderTest, kind: str,
+def test_fg_result_unknown_id__form(platform: PlatformUnderTest, kind: str,
                                      body: bytes) -> None:
-    """So it is for both kinds, and with any wrong id, one that begins or ends like the
-    right one, or differs in letter case."""
+    """A wrong id is one, too, that begins or ends like the right one, or contains it."""
     with platform.running() as (run, instance):
         for wrong in ("x" + instance.request_id, instance.request_id + "x",
-                      instance.request_id[:-1], instance.request_id.upper() + "-",
+                      instance.request_id[:-1], instance.request_id.upper() + "X",
                       instance.request_id + "/"):
             path = instance.result_path(kind, wrong)
             reply = instance.ask(wire.request_bytes("POST", path, (), body))
-            same((404, ["error_code", "error_msg"]),
-                 (reply.status, sorted(document(reply.body))), f"answer for {wrong}")
+            same(404, reply.status, f"status for {wrong}")
         run.finish(instance)
