@@ -41,7 +41,7 @@ import time
 import urllib.parse
 import uuid
 import zipfile
-from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
+from typing import (TYPE_CHECKING, Any, Callable, Dict, List,
                     NamedTuple, Optional, Sequence, Tuple, Union)
 
 if TYPE_CHECKING or not __package__:
@@ -525,8 +525,10 @@ class Cloud:
         if name and not zipfile.is_zipfile(code):
             raise ValueError("%s is no ZIP" % code)
         read_settings(vendor, name, kept["document"])
+        for trigger in kept["triggers"].values():
+            parse_object(trigger["config"], "the trigger")
         return Function((vendor, space, name), kept["document"], code,
-                        dict(kept["triggers"]), +kept["created"], +kept["modified"],
+                        kept["triggers"], +kept["created"], +kept["modified"],
                         kept["id"] + "", Runner())
 
     def find(self, key: Key) -> Function:
@@ -551,10 +553,9 @@ class Cloud:
 
     def stage(self, package: bytes) -> str:
         """Write a package to the side, and unpack it once to see that it can be; return
-        its path. Raises Fault."""
+        its path. Raises Fault, OSError."""
         path = os.path.join(self.aside, uuid.uuid4().hex)
-        with writing():
-            write_through(path, package)
+        write_through(path, package)
         try:
             emulator.open_package(path)[1]()
         except ValueError as error:
@@ -565,8 +566,8 @@ class Cloud:
     def put(self, old: Optional[Function], new: Optional[Function],
             staged: str = "") -> None:
         """Let a new version take an old one's place; None: there is none. `staged` is
-        a new package. Raises Fault when somebody was faster, or the disk is full; then
-        nothing has changed."""
+        a new package. Raises Fault when somebody was faster, OSError when the disk is
+        full; then nothing has changed."""
         key = (old or new or new_function(("", "", ""), {})).key
         with self.lock:
             if self.functions.get(key) is not old:
@@ -578,7 +579,7 @@ class Cloud:
             if new is not None:
                 new = self.functions[key] = self._save(folder, new, staged)
             else:
-                with writing(), contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(folder, "function.json"))
                 shutil.rmtree(folder, ignore_errors=True)
                 del self.functions[key]
@@ -593,17 +594,15 @@ class Cloud:
         """Write a version; return it with the final path of its package."""
         if os.path.isdir(function.code) and not staged:
             return function  # from the command line
-        with writing():
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            if staged:
-                function = function._replace(code=os.path.join(
-                    folder, "code-%s.zip" % uuid.uuid4().hex[:12]))
-                os.replace(staged, function.code)
-            aside, code = os.path.join(self.aside, "json"), os.path.basename(
-                function.code)
-            write_through(aside, json.dumps(dict(
-                function._asdict(), runner=None, code=code), indent=1).encode())
-            os.replace(aside, os.path.join(folder, "function.json"))
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if staged:
+            function = function._replace(code=os.path.join(
+                folder, "code-%s.zip" % uuid.uuid4().hex[:12]))
+            os.replace(staged, function.code)
+        aside, code = os.path.join(self.aside, "json"), os.path.basename(function.code)
+        write_through(aside, json.dumps(dict(
+            function._asdict(), runner=None, code=code), indent=1).encode())
+        os.replace(aside, os.path.join(folder, "function.json"))
         for name in set(os.listdir(folder)) - {"function.json", code}:
             os.unlink(os.path.join(folder, name))
         return function
@@ -684,15 +683,6 @@ def write_through(path: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """Turn an error of the disk into a Fault."""
-    try:
-        yield
-    except OSError as error:
-        raise Fault("internal", "the state cannot be written: %s" % error.strerror)
 
 
 def lock_folder(root: str) -> Any:
@@ -1030,9 +1020,7 @@ def offer_upload(cloud: Cloud, ask: Ask) -> Reply:
 def take_upload(cloud: Cloud, name: str, body: bytes) -> Answer:
     """Keep a package that is put there until it is used; errors must be XML."""
     try:
-        staged = cloud.stage(body)
-        with writing():
-            os.replace(staged, os.path.join(cloud.aside, name))
+        os.replace(cloud.stage(body), os.path.join(cloud.aside, name))
     except Fault as fault:
         return Answer(400, (("Content-Type", "application/xml"),), (
             "<Error><Code>InvalidArgument</Code><Message>%s</Message></Error>"
@@ -1357,13 +1345,13 @@ def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
     method, head, upload = caller.command, caller.head, UPLOAD.fullmatch(path)
     if path in OWN_CALLS:
         return to_json(OWN_CALLS[path](cloud))
-    if upload and method == "PUT":
-        return take_upload(cloud, upload.group(1), body)
     route = find_route(method, path)
     vendor = route.vendor
     ask = Ask(*route, emulator.RULES[vendor].new_id(), method, path, query, head, body,
               caller, {})
     try:
+        if upload and method == "PUT":
+            return take_upload(cloud, upload.group(1), body)
         if cloud.keys and not ask.target:
             verify(ask, cloud.keys)
         if ask.target:
@@ -1376,6 +1364,9 @@ def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
             reply = call(cloud, ask) if callable(call) else call
     except Fault as fault:
         reply = refuse(vendor, fault, ask.id)
+    except OSError as error:
+        reply = refuse(vendor, Fault("internal", "the state cannot be kept: %s"
+                                     % error.strerror), ask.id)
     if not isinstance(reply, Answer):
         reply = to_json({"Response": dict(reply, RequestId=ask.id)}
                         if vendor == "scf" else reply)

@@ -19,7 +19,7 @@ from cloud_harness import CODE, NAMES, NEW, Local, local, package
 
 __all__ = ["local", "package"]
 
-COUNT = int(os.environ.get("CLOUD_FUZZ", "400"))
+COUNT = int(os.environ.get("CLOUD_FUZZ", "250"))
 WORDS = ["", "hello", "x" * 70, "é", "\ud800", "../..", "{", "null", "0", "-1", "%00",
          "LATEST", "urn:fss:a:b:function:default:hello", "http", "apigw", "2016-08-15"]
 VALUES: List[Any] = [None, True, 0, -1, 3, 1e99, 10 ** 30, [], {}, [[]], {"a": None},
@@ -104,7 +104,7 @@ def test_any_cloud_error__fuzz(local: Local, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(threading, "excepthook", lambda args: faults.append(str(args)))
     monkeypatch.setattr(socketserver.BaseServer, "handle_error",
                         lambda *_: faults.append(repr(sys.exc_info()[1])))
-    chooser = random.Random(COUNT)
+    chooser, codes = random.Random(COUNT), set()
     for number in range(COUNT):
         method, path, fields, body = case(chooser, local.package)
         reply = local.ask(method, path, body, **fields)
@@ -112,8 +112,9 @@ def test_any_cloud_error__fuzz(local: Local, monkeypatch: pytest.MonkeyPatch) ->
         is_json = reply.fields.get("content-type") == "application/json"
         assert is_json or reply.status in (200, 202, 204)
         if method != "HEAD" and is_json:
+            codes.add(reply.code())
             check(reply.status, reply.json(), path)
-    assert local.listed()
+    assert "200 -" in codes and len(codes) > 10  # it comes far enough
     assert local.create("scf", "hello-again").status == 200
     assert local.result("scf", "hello-again", ["say", "hi"]) == "hi"
 

@@ -91,7 +91,7 @@ def test_any_cloud_state__damaged(local: Local, vendor: str, name: str) -> None:
 def test_any_cloud_state__killed(tmp_path: pathlib.Path) -> None:
     """Killed amid updates, it comes back with one of the versions, code and settings
     of the same one."""
-    for round_s in (0.02, 0.05, 0.11):
+    for round_s in (0.03, 0.08):
         with program("--state", str(tmp_path)) as (process, client):
             client.package = numbered(1)
             client.create("fc", "hello", timeout=1)
