@@ -313,6 +313,12 @@ def read_settings(vendor: str, name: str, document: Document) -> Document:
     return settings
 
 
+def check_name(vendor: str, name: str) -> None:
+    """Raise Fault when the cloud would refuse a name [any.cloud.name]."""
+    if not re.fullmatch(VENDORS[vendor].names, name):
+        raise Fault("name", "'%s' is no name" % name)
+
+
 def check_size(event: bytes, limit: int) -> None:
     """Raise Fault when an event is too large."""
     if len(event) > limit:
@@ -746,8 +752,7 @@ def create(cloud: Cloud, ask: Ask) -> Reply:
     vendor, document = VENDORS[ask.vendor], ask.document
     required(document, vendor.name)
     for name in {ask.space, ask.name} - {""}:
-        if not re.fullmatch(vendor.names, name):
-            raise Fault("name", "'%s' is no name" % name)
+        check_name(ask.vendor, name)
     runtime = member(document, vendor.runtime, "Python2.7")
     if not re.fullmatch(vendor.runtimes, runtime):
         raise Fault("runtime", "'%s' is no custom runtime" % runtime)
@@ -985,8 +990,7 @@ def change_service(cloud: Cloud, ask: Ask) -> Reply:
     """Create, show, update or delete a service."""
     key = ("fc", ask.space, "")
     if ask.call == "POST services":
-        if not re.fullmatch(VENDORS["fc"].names, ask.space):
-            raise Fault("name", "'%s' is no name" % ask.space)
+        check_name("fc", ask.space)
         if key in cloud.functions:
             raise Fault("space-exists", "service '%s' already exists" % ask.space)
         cloud.put(None, new_function(key, ask.document))
@@ -1437,7 +1441,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="cloud.py", usage="%(prog)s [{fc|scf|fg} FOLDER --name NAME] [options] "
         "[-- COMMAND ARG ...]", description="Serve the APIs of three clouds.")
     add = parser.add_argument
-    add("protocol", nargs="?", choices=list(VENDORS), metavar="PROTOCOL")
+    add("protocol", nargs="?", choices=list(VENDORS), metavar="PROTOCOL",
+        help="fc, scf or fg")
     add("folder", nargs="?", metavar="FOLDER", help="a function as it lies there")
     add("--name", default="function", help="its name")
     add("--document", metavar="FILE.json",
@@ -1476,6 +1481,7 @@ def add_folder(cloud: Cloud, options: argparse.Namespace) -> None:
     if not os.path.isdir(code):
         raise ValueError("%s is no folder" % code)
     try:
+        check_name(vendor, options.name)
         read_settings(vendor, options.name, document)
         cloud.put(None, new_function((vendor, VENDORS[vendor].default_space,
                                       options.name), document, code))
@@ -1509,6 +1515,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     root = options.state or tempfile.mkdtemp(prefix="custom-runtime-cloud-")
     try:
         keys = read_object("--credentials", options.credentials)
+        if not all(isinstance(secret, str) for secret in keys.values()):
+            raise ValueError("--credentials: each secret must be a text")
         news, _ = emulator.catch_signals()
         cloud = Cloud(root, keys, lambda text: talk.line("cloud: " + text),
                       None if options.quiet else talk.write,

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import io
 import json
 import os
 import pathlib
@@ -13,7 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Dict, Iterator, Tuple
+import zipfile
+from typing import Dict, Iterator, List, Tuple
 
 import cloud
 import pytest
@@ -269,6 +271,35 @@ def test_any_cloud_calls__folder(tmp_path: pathlib.Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     assert (tmp_path / "bootstrap").read_bytes() == script
+
+
+@pytest.mark.parametrize("words,said", (
+    (["scf"], "give both"), (["scf", "/no/folder"], "no folder"),
+    (["fc", "."], "'1' is no name"), (["--serve", "x:y"], "takes [HOST:]PORT"),
+    (["--credentials", "/no/file"], "/no/file"), (["--document", "/no/file", "fg", "."],
+                                                  "/no/file")))
+def test_any_cloud_calls__usage(words: List[str], said: str) -> None:
+    """What cannot be done is said in a line, with status 2."""
+    name = ["--name", "1"] if words[0] == "fc" else []
+    done = subprocess.run([sys.executable, PROGRAM, "--serve", "0", *words, *name],
+                          stderr=subprocess.PIPE, text=True, timeout=20)
+    assert done.returncode == 2 and said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_any_cloud_calls__watch(tmp_path: pathlib.Path, package: bytes) -> None:
+    """With --watch an edited folder is started anew; --document holds its settings."""
+    with zipfile.ZipFile(io.BytesIO(package)) as archive:
+        (tmp_path / "bootstrap").write_bytes(archive.read("bootstrap"))
+    (tmp_path / "bootstrap").chmod(0o755)
+    (tmp_path / "new.json").write_text('{"memory_size": 256}')
+    with program("fg", str(tmp_path), "--watch", "--document",
+                 str(tmp_path / "new.json")) as (_, client):
+        assert client.get("fg", "function").json()["memory_size"] == 256
+        before = client.result("fg", "function", ["pid"])
+        assert client.result("fg", "function", ["pid"]) == before
+        (tmp_path / "more").write_text("edited")
+        assert client.result("fg", "function", ["pid"]) != before
 
 
 def test_any_stop_drain__cloud(tmp_path: pathlib.Path, package: bytes) -> None:
