@@ -61,7 +61,7 @@ def pattern(size: int) -> bytes:
 
 def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
     """A large event reaches a bootstrap in full that does not read it at once."""
-    with pull_platform.bare_run() as run:
+    with pull_platform.bare_run("--timeout", "60") as run:
         instance = run.idle_one()
         number = instance.park()
         run.settle()
@@ -81,7 +81,7 @@ def fetched_whole(got: wire.Message, size: int) -> None:
 @pytest.mark.parametrize("size", [65_537, 1 << 20, LARGE_BYTES])
 def test_any_event_bytes__large(platform: PlatformUnderTest, size: int) -> None:
     """A large event arrives byte for byte."""
-    with platform.bare_run() as run:
+    with platform.bare_run("--timeout", "60") as run:
         instance = run.fetched(pattern(size))
         fetched_whole(instance.got, size)
         run.finish(instance)
@@ -96,7 +96,7 @@ def test_any_result_large(platform: PlatformUnderTest, rule: str, size: int,
     """A large result reaches the caller byte for byte, also in few or many chunks."""
     body = pattern(size)
     field = ("Transfer-Encoding", "chunked") if chunk else ("Content-Length", str(size))
-    with platform.bare_run() as run:
+    with platform.bare_run("--timeout", "60") as run:
         instance = run.fetched()
         head = (wire.head_bytes("HTTP/1.1 200 OK", [field]) if run.protocol == "fc" else
                 instance.post_bytes(None, [field]))
@@ -280,7 +280,7 @@ def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> Non
 @pytest.mark.parametrize("size", [4, 100_000])
 def test_any_result_first__busy(platform: PlatformUnderTest, size: int) -> None:
     """A result counts whose sender has ended by the time that the platform looks."""
-    with platform.bare_run() as run:
+    with platform.bare_run("--timeout", "60") as run:
         instance = run.fetched()
         number, head = instance.asked, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
         if run.protocol != "fc":
@@ -298,7 +298,7 @@ def test_any_result_first__busy(platform: PlatformUnderTest, size: int) -> None:
 
 def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
     """A large result counts whose sender ends right behind its last byte."""
-    with pull_platform.bare_run() as run:
+    with pull_platform.bare_run("--timeout", "60") as run:
         instance = run.fetched()
         head = instance.post_bytes(None, [("Content-Length", str(LARGE_BYTES))])
         ends_behind(instance, instance.open(), head)
