@@ -221,6 +221,19 @@ def test_fc_connection_keep_alive__handler(bootstrap: Bootstrap) -> None:
     same(("response", b"slept"), (result.kind, result.body), "kind and body")
 
 
+@waits
+def test_fc_connection_keep_alive__reader(bootstrap: Bootstrap) -> None:
+    """A large answer may be read slowly."""
+    bootstrap.needs("large")
+    run = bootstrap.push()
+    channel = run.connect()
+    channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    channel.send(run.invocation(instruction("size", bytes=32 << 20)))
+    time.sleep(run.kind.hold_s)
+    answer = run.final(channel)
+    same((b"x" * (32 << 20),), (answer.body,), "the answer's body")
+
+
 def test_fc_connection_keep_alive__hooks(bootstrap: Bootstrap) -> None:
     """Hooks and events share a connection."""
     bootstrap.needs("keep-alive", "hooks")
@@ -253,6 +266,27 @@ def test_fc_concurrency_bootstrap(bootstrap: Bootstrap) -> None:
             return
     raise Mismatch(f"{SLOTS} requests of {seconds} s, all side by side",
                    f"only {done} answers within {2 * seconds} s")
+
+
+def test_fc_concurrency_bootstrap__apart(bootstrap: Bootstrap) -> None:
+    """Requests that run at the same time keep to themselves."""
+    bootstrap.needs("concurrency", "sleep")
+    with bootstrap.used_push() as run:
+        half, slow = run.connect(), run.connect()
+        has_context = "context" not in run.kind.without
+        event = instruction("context") if has_context else b"of this request"
+        data = run.invocation(event)
+        half.send(data[:-5])
+        slow.send(run.invocation(instruction("sleep", seconds=0.2)))
+        for between in (b"another", b"", FAILING):
+            kind = run.invoke(between).kind
+            same("error" if between == FAILING else "response", kind, "kind of another")
+        half.send(data[-5:])
+        body = run.read_result(run.final(half)).body
+        told = document(body).get("request_id") if has_context else body.decode()
+        if told.encode() not in data:
+            raise Mismatch("what this request has sent", describe(body))
+        same(("response", b"slept"), run.read_result(run.final(slow))[:2])
 
 
 # ---- answers ----
@@ -309,7 +343,7 @@ def test_fc_hook_answer(bootstrap: Bootstrap, method: str, path: str, named: boo
         for _ in range(1 if is_last else 2):
             fields = run.changed(*[] if named else ["X-Fc-Control-Path"],
                                  control_path=path)
-            body = b"" if method == "POST" else None
+            body = b"" if method == "POST" and named else None  # no length, no body
             answer = run.ask(wire.request_bytes(method, path, fields, body), method)
             same(200, answer.status, "status")
 

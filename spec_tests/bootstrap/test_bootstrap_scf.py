@@ -74,6 +74,15 @@ def test_any_result_patience__scf_ready(puller: Bootstrap) -> None:
     run.alive()
 
 
+def test_any_stop_bootstrap__scf_ready(puller: Bootstrap) -> None:
+    """A bootstrap ends at SIGTERM also while its ready is refused."""
+    run = puller.pull()
+    for _ in range(3):
+        run.request("ready again, or a poll").drop()
+    run.process.terminate()
+    run.process.ends_in_grace(run.patience_s)
+
+
 def test_scf_ready_body(bootstrap: Bootstrap) -> None:
     """The body of ready is one space."""
     run = bootstrap.pull()

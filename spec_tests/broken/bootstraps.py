@@ -1177,6 +1177,131 @@ breaks("NeedsTheName", Fc, "fc.headers.tolerant", context=lambda self, request: 
                "x-fc-function-name"]})
 breaks("WaitsForHalfRequests", Fc, "any.stop.bootstrap", read=count_from_the_first_byte)
 
+# ---- now and then ----
+
+
+def at_times(every: int, otherwise: Callable[..., Any]) -> Callable[..., None]:
+    """Return the step of posting that is done otherwise each so many times."""
+    def post(self: Any, *rest: Any) -> None:
+        (otherwise if self.count % every == 0 else Pull.post)(self, *rest)
+
+    return post
+
+
+def end_if_away(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    try:
+        self.exchange("POST", self.path_of(kind, request_id), body)
+    except ConnectionRefusedError:
+        os._exit(1)
+    except (OSError, wire.WireError):
+        pass
+
+
+def read_small_answers(self: Any, method: str) -> wire.Message:
+    answer = Pull.read(self, method)
+    return answer if method == "GET" or len(answer.body) < 65536 else os._exit(1)
+
+
+def post_in_time(self: Any, kind: str, request_id: str, body: bytes) -> None:
+    if self.channel is None:
+        self.channel = self.connect()
+    self.channel.sock.settimeout(0.2)
+    try:
+        self.channel.sock.sendall(self.request("POST", self.path_of(kind, request_id), body))
+        self.read("POST")
+    except (OSError, wire.WireError):
+        self.drop()
+
+
+def take_until_reset(self: Any, method: str) -> wire.Message:
+    try:
+        return Pull.read(self, method)
+    except wire.Closed as cut:
+        head, blank, body = cut.seen.partition(b"\r\n\r\n")
+        if not blank or "lost" not in cut.what:
+            raise
+        start, headers = wire.parse_head(head)
+        self.drop()
+        return wire.Message(start, headers, body, head)
+
+
+def ready_for_ever(self: Any) -> None:
+    while True:
+        try:
+            self.running = 1
+            self.exchange("POST", "/runtime/init/ready", b" ")
+            self.running = 0
+            return
+        except (OSError, wire.WireError):
+            self.pause()
+
+
+def pause_after_answers(self: Any, answer: wire.Message) -> bool:
+    self.pause_s = 0.0 if answer.status in (200, 404) else self.first_pause_s
+    return Pull.is_event(self, answer)
+
+
+def without_pause(self: Any) -> None:
+    time.sleep(self.pause_s)
+    self.pause_s = min(2 * self.pause_s, self.last_pause_s) or self.first_pause_s
+
+
+def send_in_time(self: Any, channel: wire.Channel, data: bytes) -> None:
+    channel.send(data, 0.2)
+
+
+def last_context(self: Any, request: wire.Message) -> Dict[str, Any]:
+    return {**Fc.context(self, request), "request_id": self.last_id}
+
+
+def note_early(self: Any, channel: wire.Channel, peer: socket.socket) -> wire.Message:
+    while b"\r\n\r\n" not in channel.buffer:
+        channel.more(time.monotonic() + 1e6)
+    found = re.search(rb"(?i)x-fc-request-id: *([\w-]+)", bytes(channel.buffer))
+    self.last_id = found[1].decode() if found else ""
+    return Fc.read(self, channel, peer)
+
+
+def outcome_of_the_last(self: Any, event: bytes, context: Dict[str, Any],
+                        ) -> Tuple[str, bytes]:
+    kind, body = Base.outcome(self, event, context)
+    if kind == "error":
+        self.failed_s = time.monotonic()
+    is_late = time.monotonic() - self.failed_s < 0.3 and body == b"slept"
+    return ("error" if is_late else kind), body
+
+
+def needs_a_length(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    if request.method == "POST" and request.header("content-length") is None \
+            and request.header("transfer-encoding") is None:
+        channel.send(wire.response(411))
+    else:
+        Fc.answer(self, channel, request)
+
+
+breaks("LosesEachSeventh", Scf, "any.result.once", post=at_times(
+    7, lambda self, *rest: None))
+breaks("DoublesEachTenth", Fg, "any.result.once", post=at_times(10, post_twice))
+breaks("FailsEachFifth", Scf, "any.result.once", post=at_times(
+    5, lambda self, kind, *rest: Pull.post(self, "error", *rest)))
+breaks("EndsWhenAResultFindsNobody", Fg, "any.result.once", post=end_if_away)
+breaks("ReadsSmallAnswers", Scf, "any.result.once", read=read_small_answers)
+breaks("EndsAfterTenFailures", Scf, "any.poll.retry",
+       poll=count_failures(10, (OSError, wire.WireError)), failures=0)
+breaks("TakesUntilReset", Scf, "any.poll.retry", read=take_until_reset)
+breaks("PostsInTime", Fg, "any.result.patience", post=post_in_time)
+breaks("ReadyForEver", Scf, "any.stop.bootstrap", start=ready_for_ever)
+breaks("NoPauseAfter404", Scf, "any.poll.pause", is_event=pause_after_answers,
+       pause=without_pause)
+breaks("NoPauseWithoutId", Fg, "any.poll.pause", is_event=pause_after_answers,
+       pause=without_pause)
+breaks("SendsInTime", Fc, "fc.connection.keep-alive", send=send_in_time)
+breaks("NotesEarly", Fc, "fc.concurrency.bootstrap", read=note_early,
+       context=last_context)
+breaks("FailsWithAnother", Fc, "fc.concurrency.bootstrap", outcome=outcome_of_the_last,
+       failed_s=0.0)
+breaks("NeedsALength", Fc, "fc.hook.answer", answer=needs_a_length)
+
 
 def main() -> None:
     """Be the one that the command line names."""

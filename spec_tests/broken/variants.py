@@ -96,11 +96,12 @@ def count(self: Any) -> wire.Channel:
 
 def post_lost_ones_again(self: Any, kind: str, request_id: str, body: bytes) -> None:
     self.drop()
-    self.channel = channel = self.connect()
+    channel = None
     try:
+        self.channel = channel = self.connect()
         self.exchange("POST", self.path_of(kind, request_id), body)
     except (OSError, wire.WireError):
-        if not channel.has_begun:
+        if channel is None or not channel.has_begun:
             Pull.post(self, kind, request_id, body)
 
 

@@ -239,6 +239,7 @@ def environment(protocol: str, folder: str, host: str, port: int) -> Dict[str, s
 RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # each has kill()
 FILE_LIMIT_BYTES = 256 * 1024 * 1024
 GRACE_S = 2.0  # the default of grace_s in SPEC.md
+PAUSE_S = 2.0  # the longest between two polls, any.poll.pause
 
 
 class Process:
@@ -381,6 +382,7 @@ class PullRun(Run):
     def __init__(self, bootstrap: "Bootstrap", **setting: Any) -> None:
         super().__init__(bootstrap)
         self.dialect = DIALECTS[self.kind.protocol]
+        self.patience_s = max(self.patience_s, 2 * PAUSE_S)
         self.api = wire.Listener(lambda who, data: self.note(who, data), "bootstrap")
         self.last_id = ""
         try:

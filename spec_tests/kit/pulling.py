@@ -65,8 +65,8 @@ def cased(headers: Fields, body: bytes, change: Callable[[str], str]) -> List[by
 def blanks(headers: Fields, body: bytes, before: bytes, after: bytes) -> List[bytes]:
     """Send other blanks around the values of the fields."""
     head, _, rest = wire.response(200, headers, body).partition(b"\r\n\r\n")
-    return [head.replace(b": ", b":" + before).replace(b"\r\n", after + b"\r\n").replace(
-        b"X" + after, b"X", 1) + after + b"\r\n\r\n" + rest]
+    start, *lines = head.replace(b": ", b":" + before).split(b"\r\n")
+    return [b"\r\n".join([start, *(line + after for line in lines), b"", rest])]
 
 
 def decoys(headers: Fields, body: bytes) -> List[bytes]:
@@ -105,7 +105,7 @@ NAMED: Dict[str, Framing] = {
     "lower-case": lambda headers, body: cased(headers, body, str.lower),
     "upper-case": lambda headers, body: cased(headers, body, str.upper),
     "swapped-case": lambda headers, body: cased(headers, body, str.swapcase),
-    "no-blank": lambda headers, body: blanks(headers, body, b"", b"\t"),
+    "no-blank": lambda headers, body: blanks(headers, body, b"", b""),
     "many-blanks": lambda headers, body: blanks(headers, body, b"  \t ", b"  "),
     "decoys": decoys,
 }
@@ -218,6 +218,7 @@ ACKNOWLEDGEMENTS: Dict[str, Sequence[bytes]] = {
     "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
     **{str(status): [wire.response(status, [("Location", "/elsewhere")])]
        for status in (302, 307)},
+    "large": [wire.response(200, (), b"t" * 300_000)],
     "empty-503": [wire.response(503)],
     "chunked": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
                 wire.chunked(b"thank you")],
