@@ -628,7 +628,8 @@ class Handler(BaseHTTPRequestHandler):
             raise BadMessage("any.limits.head", "%d header fields" % len(head.fields),
                              431)
         self.respond()
-        self._await_answer()
+        if self._answered.locked():
+            self._await_answer()
         return not (self.closing or self.unread)
 
     def read_body(self, limit: int) -> bytes:
@@ -1243,9 +1244,12 @@ class Log:
     def take(self) -> None:
         """Take what is waiting, 1 MiB at most; so that a log holds what was printed
         before a result. Never blocks."""
-        with self._lock, contextlib.suppress(BlockingIOError):
+        with self._lock:
             for _ in range(16 if self._read_end >= 0 else 0):
-                data = os.read(self._read_end, 65536)
+                try:
+                    data = os.read(self._read_end, 65536)
+                except BlockingIOError:
+                    return
                 if not data:
                     self._read_end = -1
                     return
@@ -1567,7 +1571,8 @@ class Instance:
         """Let the log hold what is printed by now; it is passed on after the lock's
         release, since whoever reads it may pause (lock held)."""
         self.log.take()
-        self.platform.lock.later(self.platform.flush_log)
+        if self.platform.printed:
+            self.platform.lock.later(self.platform.flush_log)
 
     def has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
@@ -2547,7 +2552,7 @@ class Platform:
         self.rules: Any = RULES[self.protocol]
         self._on_log, self._on_note, self.on_trace = on_log, on_note, on_trace
         self._log_lock = threading.Lock()
-        self._printed: "collections.deque[Union[bytes, str]]" = collections.deque()
+        self.printed: "collections.deque[Union[bytes, str]]" = collections.deque()
         self._mid_line = False
         self.attach = attach
         self.cores = cores
@@ -2818,13 +2823,12 @@ class Platform:
         if invocation.outcome is not None:
             return False
         instance, started = invocation.instance, invocation.started
-        over = instance.over_memory() if instance is not None and kind in (
-            "ok", "function-error") else ""
-        if instance is not None and over:  # then all else that runs here ends, too
-            instance.end([one for one in instance.work if one is not invocation],
-                         "out-of-memory", over)
-            kind, message, body = "out-of-memory", over, b""
         peak_mb = instance.peak_mb() if instance is not None else 0.0
+        if instance is not None and peak_mb > self.function.memory_mb and kind in (
+                "ok", "function-error"):  # all else that runs here ends, too
+            kind, message, body = "out-of-memory", instance.over_memory(), b""
+            instance.end([one for one in instance.work if one is not invocation],
+                         kind, message)
         duration_ms = (time.monotonic() - started) * 1000 if started else 0.0
         try:
             status, headers, shown = self._show(
@@ -2980,14 +2984,14 @@ class Platform:
         """Take what the function prints, or a line of ours; flush_log() passes it on.
         """
         if self._on_log is not None:
-            self._printed.append(data)
+            self.printed.append(data)
 
     def flush_log(self) -> None:
         """Pass on what was printed, each line of ours on a line of its own. Blocks
         while nobody reads it."""
         with self._log_lock:
-            while self._on_log is not None and self._printed:
-                data = self._printed.popleft()
+            while self._on_log is not None and self.printed:
+                data = self.printed.popleft()
                 if isinstance(data, str):
                     data = (b"\n" if self._mid_line else b"") + data.encode(
                         "utf-8", "backslashreplace")
