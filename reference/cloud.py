@@ -1274,12 +1274,15 @@ def verify(ask: Ask, keys: Dict[str, str]) -> None:
     given, host = parts.get("Signature", ""), str(ask.head.get("host"))
     if scheme == "FC":
         identity, _, given = rest.strip().rpartition(":")
+    elif scheme[0] == "A" and "x-acs-date" not in parts.get("SignedHeaders", ""):
+        raise Fault("no-signature", "x-acs-date must be signed")
     if identity not in keys:
         raise Fault("no-key", "invalid access key ID '%s'" % identity)
     name, form, skew_s = SCHEMES[scheme]
     date, secret = ask.head.get(name), keys[identity].encode()
     try:
-        moment = calendar.timegm(time.strptime(date, form)) if form else int(date)
+        moment = calendar.timegm(time.strptime(date, form)) if form else int(
+            date[:15])
     except ValueError:
         moment = 0
     if abs(time.time() - moment) > skew_s:
@@ -1356,7 +1359,7 @@ def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
     try:
         if upload and method == "PUT":
             return take_upload(cloud, upload.group(1), body)
-        if cloud.keys and not ask.target:
+        if cloud.keys and not path.startswith(PREFIX):
             verify(ask, cloud.keys)
         if ask.target:
             reply = call_http(cloud, ask)

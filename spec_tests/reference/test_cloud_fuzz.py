@@ -7,10 +7,12 @@ CLOUD_FUZZ=20000 sends that many requests instead of some hundred.
 import base64
 import json
 import os
+import pathlib
 import random
 import socketserver
 import sys
 import threading
+import time
 from typing import Any, Dict, List, Tuple
 
 import cloud
@@ -96,6 +98,38 @@ def quoted(text: str) -> str:
     return "".join(one if one.isascii() and one.isalnum() else "".join(
         "%%%02X" % byte for byte in one.encode("utf-8", "surrogatepass"))
         for one in text)
+
+
+SIGNED = ["", "SKIP", "FC", "FC key:", "FC key:\xff", "TC3-HMAC-SHA256",
+          "TC3-HMAC-SHA256 Credential=key", "ACS3-HMAC-SHA256 Credential=key",
+          "ACS3-HMAC-SHA256 Credential=key,SignedHeaders=x-acs-date;;,Signature=\xe9",
+          "SDK-HMAC-SHA256 Access=key, SignedHeaders=host;x, Signature=1",
+          "TC3-HMAC-SHA256 Credential=key/a/b/c, SignedHeaders=host, Signature=1"]
+DATES = ["", "0", "9" * 400, "nan", "-1", "20260101T000000Z", "now"]
+
+
+def test_any_cloud_signature__fuzz(tmp_path: pathlib.Path, package: bytes,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a signature looks like, it is refused in the interface's form."""
+    one, faults = Local(tmp_path / "state", package, keys={"key": "secret"}), []
+    monkeypatch.setattr(socketserver.BaseServer, "handle_error",
+                        lambda *_: faults.append(repr(sys.exc_info()[1])))
+    chooser, now = random.Random(COUNT), time.gmtime()
+    forms = {"x-tc-timestamp": str(int(time.time())),
+             "date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", now),
+             "x-acs-date": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+             "x-sdk-date": time.strftime("%Y%m%dT%H%M%SZ", now)}
+    try:
+        for path in ("/", "/2023-03-30/functions?a", "/v2/p/fgs/functions",
+                     "/2016-08-15/proxy/a/b?c"):
+            for text in SIGNED:
+                fields = {name: chooser.choice((good, good, *DATES))
+                          for name, good in forms.items()}
+                reply = one.ask("POST", path, b"{}", Authorization=text, **fields)
+                assert not faults and reply.code().startswith(
+                    ("200 Auth", "403 ", "401 APIGW")), (path, text, reply)
+    finally:
+        one.stop()
 
 
 def test_any_cloud_error__fuzz(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
