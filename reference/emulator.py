@@ -3236,7 +3236,7 @@ OPTIONS = (
     Option("--events", "FILE", "invoke with each line of a file"),
     Option("--serve", "[[HOST:]PORT]", "serve callers until a signal",
            default="$PORT or 8080"),
-    Option("--cors", "ORIGIN", "its pages may call; * = all", "--serve"),
+    Option("--cors", "http://HOST[:PORT]|*", "its pages may call", "--serve"),
     Option("--jsonl", "", "a line of stdin is a call, of stdout an outcome"),
     Option("--parallel", "N", "so many lines at a time", "--jsonl", default="1"),
     Option("--sample-event", "NAME", "print such an event, for --event -"),
@@ -3324,11 +3324,19 @@ def help_text(program: str, *protocols: str) -> str:
         "Defaults: %s %s --help" % (program, protocols[-1])])
 
 
+KNOWN = options_of(*PROTOCOLS)
+KNOWN.update({"-h": Option("--help"), "--help": Option("--help"),
+              "--version": Option("--version"),
+              "--initializer-timeout": KNOWN["--init-timeout"]})
+
+
+def wrong(name: str, value: str) -> ValueError:
+    """Return the error of an option that was given something else than it takes."""
+    return ValueError("%s takes %s, not %r" % (name, KNOWN[name].takes, value))
+
+
 def parse(words: Sequence[str]) -> Tuple[List[str], Given]:
     """Return the arguments and options of a command line. Raises ValueError."""
-    known = options_of(*PROTOCOLS)
-    known.update({name: Option(name) for name in ("--help", "--version")}, **{
-        "-h": Option("--help"), "--initializer-timeout": known["--init-timeout"]})
     arguments: List[str] = []
     given: Given = {}
     rest = collections.deque(words)
@@ -3338,16 +3346,16 @@ def parse(words: Sequence[str]) -> Tuple[List[str], Given]:
         if not name.startswith("-"):
             arguments.append(word)
             continue
-        if name not in known:
+        if name not in KNOWN:
             import difflib  # nobody needs it who makes no mistakes
             raise ValueError("there is no option " + "; the nearest is ".join(
-                [name, *difflib.get_close_matches(name, known, 1)]))
-        takes = known[name].takes
-        if takes and not equals and rest and rest[0].partition("=")[0] not in known:
+                [name, *difflib.get_close_matches(name, KNOWN, 1)]))
+        takes = KNOWN[name].takes
+        if takes and not equals and rest and rest[0].partition("=")[0] not in KNOWN:
             value = rest.popleft()
         elif bool(equals) != bool(takes) and takes[:1] != "[":
             raise ValueError("%s takes %s" % (name, takes or "nothing, not %r" % value))
-        name = known[name].name
+        name = KNOWN[name].name
         given[name] = given.pop(name, []) + [
             not name.startswith("--no-") if not takes else
             number(name, value) if takes in NUMBERS else value]
@@ -3359,7 +3367,7 @@ def number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError("%s takes a number, not %r" % (name, text))
+        raise wrong(name, text)
     return int(value) if value.is_integer() else value
 
 
@@ -3403,8 +3411,7 @@ class Command:
         if "--watch" in self.given and "--attach" in self.given:
             raise ValueError("--watch cannot restart what --attach lets you start")
         if not re.fullmatch(r"\*|\w+://[\w.:\[\]-]+", self.last("--cors", "*")):
-            raise ValueError("--cors takes *, or an origin such as http://localhost:80,"
-                             " not %r" % self.last("--cors"))
+            raise wrong("--cors", self.last("--cors"))
         if self.command and self.protocol != "fc" and "--debug" not in self.given:
             raise ValueError("a start command after -- is for fc, and for --debug; %s "
                              "starts the file bootstrap" % self.protocol)
@@ -3429,7 +3436,7 @@ class Command:
         for pair in self.given.get("--env", []):
             name, equals, value = pair.partition("=")
             if not equals:
-                raise ValueError("--env takes NAME=VALUE, not %r" % pair)
+                raise wrong("--env", pair)
             settings["env"][name] = value
         return settings
 
@@ -3450,14 +3457,13 @@ class Command:
         for field in self.given.get("--header", []):
             name, colon, value = os.fsencode(field).decode("latin-1").partition(":")
             if not colon or not TOKEN.fullmatch(name) or CONTROL.search(value):
-                raise ValueError("--header takes 'NAME: VALUE', not %r" % field)
+                raise wrong("--header", field)
             fields.append((name, value.strip()))
         request = HttpRequest(method.upper(), target.strip(), tuple(fields))
         try:
             check_request(request)
-        except ValueError as error:
-            raise ValueError("--request takes 'METHOD /PATH', not %r: %s"
-                             % (text, error))
+        except ValueError:
+            raise wrong("--request", text)
         return request
 
     def _read_events(self) -> List[bytes]:
@@ -3531,8 +3537,8 @@ def serve_address(text: str, own_port: int) -> Tuple[str, int]:
     given, port = port, port or os.environ.get(
         "PORT", "8080" if own_port != 8080 else "8081")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError("--serve takes [HOST:]PORT, not %r" % text if given else
-                         "--serve: the variable PORT is %r, not a port" % port)
+        raise wrong("--serve", text) if given else ValueError(
+            "--serve: the variable PORT is %r, not a port" % port)
     if own_port and int(port) == own_port:
         raise ValueError("--serve: port %s is the function's own (--port)" % port)
     return host.strip("[]") if colon and host else "127.0.0.1", int(port)

@@ -237,9 +237,9 @@ USAGE: List[Tuple[Tuple[str, ...], str]] = [
     (("--event", "x", "--parallel", "2"), "--parallel applies to --jsonl alone"),
     (("--jsonl", "--parallel", "0"), "(--parallel) must be more than 0"),
     (("--jsonl", "--parallel", "1.5"), "(--parallel) must be a whole number"),
-    (("--jsonl", "--parallel", "x"), "--parallel takes a number, not 'x'"),
+    (("--jsonl", "--parallel", "x"), "--parallel takes N, not 'x'"),
     (("--event", "x", "--tiemout", "2"), "--tiemout; the nearest is --timeout"),
-    (("--event", "x", "--timeout", "2s"), "--timeout takes a number, not '2s'"),
+    (("--event", "x", "--timeout", "2s"), "--timeout takes SECONDS, not '2s'"),
     (("--event", "x", "--timeout", "nan"), "--timeout"),
     (("--event", "x", "--quiet=1"), "--quiet takes nothing, not '1'"),
     (("--event",), "--event takes TEXT|@FILE|-"),
@@ -248,8 +248,8 @@ USAGE: List[Tuple[Tuple[str, ...], str]] = [
     (("--event", "x", "--request", "GET /"), "--request does not apply to scf"),
     (("--event", "x", "--watch", "--attach"), "--watch cannot restart what --attach"),
     (("--event", "x", "--cors", "*"), "--cors applies to --serve alone"),
-    (("--serve", "0", "--cors", "localhost"), "--cors takes *, or an origin such as"),
-    (("--serve", "0", "--cors", "http://a/b"), "--cors takes *, or an origin such as"),
+    (("--serve", "0", "--cors", "localhost"), "--cors takes http://HOST[:PORT]"),
+    (("--serve", "0", "--cors", "http://a/b"), "--cors takes http://HOST[:PORT]"),
     (("--serve", "0", "--sample-event", "smn"), "--sample-event takes apigw or timer"),
     (("--event", "x", "--env-file", "/no/such"), "--env-file /no/such: No such file"),
     (("--serve", "localhost:http"), "--serve"), (("--serve", "192.0.2.1:0"), "--serve"),
@@ -275,7 +275,7 @@ REQUESTS: List[Tuple[Tuple[str, ...], str]] = [
     (("--request", "GET /", "--header", "a b: c"), "--header takes 'NAME: VALUE'"),
     (("--request", "GET /", "--header", "a: b\r\nc: d"), "--header takes 'NAME: VALU"),
     (("--event", "x", "--header", "a: b"), "--header applies to --request alone"),
-    (("--event", "x", "--port", "x"), "--port takes a number, not 'x'"),
+    (("--event", "x", "--port", "x"), "--port takes PORT, not 'x'"),
     (("--event", "x", "--port", "1.5"), "--port")]
 
 
