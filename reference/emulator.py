@@ -756,23 +756,20 @@ class Server(ThreadingHTTPServer):
     """
 
     request_queue_size = 1024
+    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's asks for a name
 
     def __init__(self, host: str, port: int, handler: Type[Handler],
                  app: Any) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.app = app
         self.open: Dict[socket.socket, threading.Thread] = {}
-        self._has_all = False   # who connected before close()
+        self._ends = math.inf   # on the monotonic clock
         super().__init__((host, port), handler)
         self.host, self.port = str(self.server_address[0]), self.server_address[1]
         self._thread = start_thread(self._run)
 
-    def server_bind(self) -> None:
-        """Bind without asking the name service for our own name."""
-        socketserver.TCPServer.server_bind(self)
-
     def _run(self) -> None:
-        while not self._has_all:
+        while time.monotonic() < self._ends:
             self.handle_request()
         self.server_close()
 
@@ -800,11 +797,12 @@ class Server(ThreadingHTTPServer):
 
     def handle_timeout(self) -> None:
         """After close(): nobody waits to be accepted any more."""
-        self._has_all = True
+        self._ends = 0.0
 
     def close(self) -> None:
         """Stop listening when all that connected earlier has its thread; connections
         go on. May be called twice."""
+        self._ends = time.monotonic() + LAST_WORDS_S  # others may come all the time
         self.timeout = 0    # of handle_request(), which a last connection wakes
         with contextlib.suppress(OSError):  # it is closed already
             socket.create_connection((self.host, self.port), LINGER_S).close()
