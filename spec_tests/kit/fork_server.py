@@ -116,7 +116,7 @@ def offer(words: Words, folder: str, module: str) -> Words:
 
 def start(command: Sequence[str], **settings: Any) -> "subprocess.Popen[bytes]":
     """Start a command in a session of its own. Raises OSError."""
-    for words, server in OFFERED.items():
+    for words, server in list(OFFERED.items()):
         if tuple(command[:len(words)]) == words:
             return Copy(server, command[len(words):], **settings)
     return subprocess.Popen(command, start_new_session=True, **settings)
