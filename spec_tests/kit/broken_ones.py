@@ -1,12 +1,14 @@
 # broken_ones.py: the table of what breaks which rule (MIT).
 """Name every broken bootstrap and platform, its rule, and the checks for it."""
 
+import functools
 import pathlib
 import sys
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import checks
 import kit
+import spec
 from broken import bootstraps, platforms
 from implementations import GAPS, start_words
 
@@ -58,14 +60,22 @@ def every() -> List[Broken]:
             for role, table in roles for name, (protocol, rule) in table.items()]
 
 
-def concerned(case: Broken, by_rule: Dict[str, List[checks.Check]],
-              ) -> Sequence[checks.Check]:
+@functools.lru_cache(maxsize=None)
+def by_rule() -> Dict[str, List[checks.Check]]:
+    """Return every check by its rule."""
+    found: Dict[str, List[checks.Check]] = {}
+    for check in checks.all_checks(spec.load()):
+        found.setdefault(check.rule, []).append(check)
+    return found
+
+
+def concerned(case: Broken) -> Sequence[checks.Check]:
     """Return the checks of its rule that are for its role and protocol.
 
     Generated checks stand next to those that are most like them; every thirteenth comes
     first, so that what catches it is found soon.
     """
-    found = [check for check in by_rule.get(case.rule, ())
+    found = [check for check in by_rule().get(case.rule, ())
              if checks.FIXTURES[check.fixture][0] == case.role
              and case.implementation.protocol in check.protocols]
     return [check for first in range(13) for check in found[first::13]]

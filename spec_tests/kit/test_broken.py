@@ -5,7 +5,6 @@ The correct base of it passes the same checks, so what fails is the break.
 """
 
 import concurrent.futures
-import functools
 from typing import Dict, List
 
 import pytest
@@ -13,20 +12,10 @@ import pytest
 import broken_ones
 import checks
 import report
-import spec
 
 CASES = broken_ones.every()
 WAITING = concurrent.futures.ThreadPoolExecutor(24)
 STARTED: Dict[str, "concurrent.futures.Future[List[report.Verdict]]"] = {}
-
-
-@functools.lru_cache(maxsize=None)
-def by_rule() -> Dict[str, List[checks.Check]]:
-    """Return every check by its rule."""
-    found: Dict[str, List[checks.Check]] = {}
-    for check in checks.all_checks(spec.load()):
-        found.setdefault(check.rule, []).append(check)
-    return found
 
 
 def verdicts(case: broken_ones.Broken) -> List[report.Verdict]:
@@ -34,7 +23,7 @@ def verdicts(case: broken_ones.Broken) -> List[report.Verdict]:
     mostly wait come last, side by side."""
     seen: List[report.Verdict] = []
     checks.trust(case.implementation)
-    concerned = broken_ones.concerned(case, by_rule())
+    concerned = broken_ones.concerned(case)
     waiting = [check for check in concerned if hasattr(check.function, "waits")]
     for check in concerned:
         if check not in waiting and "fail" not in {one.verdict for one in seen}:

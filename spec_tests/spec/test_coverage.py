@@ -24,8 +24,9 @@ def test_every_must(the_spec: spec.Spec, collected: List[str]) -> None:
 
 def test_kills() -> None:
     """kills.txt has each broken implementation, caught by a check of its rule."""
-    written = [line.split("|")[0].split() for line in
-               tables.KILLS.read_text(encoding="utf-8").splitlines()]
+    lines = tables.KILLS.read_text(encoding="utf-8").splitlines()
+    written = [line.split("|")[0].split() for line in lines]
     wanted = [[one.role, one.implementation.protocol, one.name, one.rule]
               for one in broken_ones.every()]
     assert written == wanted, STALE + " --kills"
+    assert [line for line in lines if line.endswith("|")] == []

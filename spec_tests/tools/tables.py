@@ -6,7 +6,8 @@
     python3 spec_tests/tools/tables.py --kills    # kills.txt, in some minutes
 
 coverage.txt names the rules that no check judges and says why: of those `not judged`
-only our own tests know. It is made from the names of all tests. kills.txt says of each broken implementation which rules' checks fail on it.
+only our own tests know. It is made from the names of all tests. kills.txt says of each
+broken implementation which checks of the rule that it breaks fail on it.
 """
 
 import concurrent.futures
@@ -14,7 +15,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from typing import Iterable, Iterator, List, Sequence, Set
+from typing import Iterable, List, Sequence, Set
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
@@ -76,51 +77,25 @@ def collect() -> List[str]:
 # ---- kills ----
 
 
-def kill_line(case: broken_ones.Broken, caught_by: Sequence[str]) -> str:
-    """Return a line of kills.txt: its own rule first, then what else fails."""
-    others = [rule for rule in caught_by if rule != case.rule]
-    more = " ".join(others) if len(others) <= 8 else "and many other rules"
-    own = case.rule if case.rule in caught_by else f"NOT CAUGHT by {case.rule}"
-    return f"{case.role:9} {case.implementation.protocol:3} {case.name:28} {own}" \
-        + (f" | {more}" if more else "")
-
-
-def tried_on(case: broken_ones.Broken, every: Sequence[checks.Check],
-             ) -> Iterator[checks.Check]:
-    """Yield all checks of its rule; of another one a case of each check that does not
-    wait for seconds. Both are for its role and protocol."""
-    seen = set()
-    for check in every:
-        is_other = check.rule != case.rule
-        if checks.FIXTURES[check.fixture][0] != case.role \
-                or case.implementation.protocol not in check.protocols \
-                or is_other and (check.function, check.rule) in seen \
-                or is_other and hasattr(check.function, "waits"):
-            continue
-        seen.add((check.function, check.rule))
-        yield check
-
-
-def caught(case: broken_ones.Broken, every: Sequence[checks.Check]) -> List[str]:
-    """Return the rules whose checks fail on it, in order. They fail twice: what a busy
-    machine may do to a check is not in the table."""
-    failed: Set[str] = set()
+def kill_line(case: broken_ones.Broken) -> str:
+    """Return a line of kills.txt: what is broken, its rule, and the checks of the rule
+    that fail. They fail twice: what a busy machine may do to a check does not count."""
+    failed: List[str] = []
     checks.trust(case.implementation)  # else the probe alone would catch many
-    for check in tried_on(case, every):
-        if check.rule not in failed and all(
+    for check in broken_ones.concerned(case):
+        if check.name not in failed and all(
                 checks.judge(check, case.implementation).verdict == "fail"
                 for _ in range(2)):
-            failed.add(check.rule)
+            failed.append(check.name)
     checks.release(case.implementation)
-    return sorted(failed)
+    return " ".join((f"{case.role:9} {case.implementation.protocol:3} {case.name:28}",
+                     case.rule, "|", *sorted(failed))) + "\n"
 
 
 def kills() -> str:
     """Return kills.txt."""
-    every, cases = checks.all_checks(spec.load()), broken_ones.every()
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        caught_by = pool.map(lambda case: caught(case, every), cases)
-        return "".join(kill_line(*pair) + "\n" for pair in zip(cases, caught_by))
+        return "".join(pool.map(kill_line, broken_ones.every()))
 
 
 # ---- command line ----
