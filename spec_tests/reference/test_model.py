@@ -53,6 +53,7 @@ class Model:
         self.rows = rows_of(protocol)
         self.state = "starting"
         self.parked: List[Peer] = []
+        self.bringers: List[Peer] = []
         self.current: Optional[Event] = None
         self.waiting: Deque[Event] = collections.deque()
         self.used: List[str] = []
@@ -85,7 +86,7 @@ class Model:
         """Read the event from a poll, which must be the one that runs."""
         assert self.current is not None
         message = poll.answer()
-        poll.close()
+        self.bringers.append(poll)  # hung up, this would be a bootstrap started again
         assert (message.status, message.body) == (200, self.current.body)
         self.current.request_id = (message.header("request_id")
                                    or message.header("x-cff-request-id") or "")
@@ -182,6 +183,8 @@ class Model:
     def finish(self, event: Event, kind: str, body: bytes) -> None:
         """The invocation that ran is over: its caller hears of it."""
         self.current = None
+        while self.bringers:
+            self.bringers.pop().close()
         self.used.append(event.request_id)
         if not event.gone:
             seen, shown = outcome_of(event.caller)
