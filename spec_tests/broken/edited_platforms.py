@@ -96,8 +96,8 @@ EDITED: Tuple[Edit, ...] = (
     ("outcomes_come_late_fc", "fc", "any.result.at-once",
      '        self.session.move("settled")', '        time.sleep(0.6)\n        '
      'self.session.move("settled")'),
-    ("closes_at_the_end", "scf", "any.result.first", "            self.has_ended = True\n",
-     "            self.has_ended = True\n            self.socket.close()\n"),
+    ("closes_at_the_end", "scf", "any.result.first", "        while not self.has_ended or "
+     "select.select([self], [], [], 0)[0]:", "        while not self.has_ended:"),
     ("closes_at_the_end_fg", "fg", "any.result.first", "        while not self.has_ended or "
      "select.select([self], [], [], 0)[0]:", "        while not self.has_ended:"),
     ("another_id_each_time", "scf", "scf.next.same-event",
