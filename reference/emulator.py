@@ -3642,19 +3642,16 @@ def show_exports(platform: Platform, env: Dict[str, str], talk: Talk, to_stdout:
     """Say what a bootstrap started by hand needs (--attach). To stdout once, and then
     close that: eval "$(... &)" waits for its end."""
     import shlex  # nobody else needs it
-    exports = "\n".join("export %s=%s" % (name, shlex.quote(value)) for name, value
-                        in env.items() if name not in scf_platform.INHERITED)
+    talk.note("waiting for %s, to be started in %s with these variables" % (
+        " ".join(map(shlex.quote, platform.words)) or (
+            "a server on port " + env["FC_SERVER_PORT"] if platform.protocol == "fc"
+            else "./bootstrap"), platform.folder))
+    (Talk(1) if to_stdout else talk).line("\n".join(
+        "export %s=%s" % (name, shlex.quote(value)) for name, value in env.items()
+        if name not in scf_platform.INHERITED))
     if to_stdout:
-        Talk(1).line(exports)
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
-        talk.note("waiting for the bootstrap that is started with these variables")
-        return
-    words = " ".join(map(shlex.quote, platform.words)) or (
-        "# and a server on port " + env["FC_SERVER_PORT"] if platform.protocol == "fc"
-        else "./bootstrap")
-    talk.note("waiting for a bootstrap that you start in another terminal, with this:")
-    talk.line("cd %s\n%s\n%s" % (shlex.quote(platform.folder), exports, words))
 
 
 # ---- command line: JSON lines ----
