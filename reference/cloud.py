@@ -579,8 +579,9 @@ class Cloud:
             if self.functions.get(key) is not old:
                 if staged:
                     os.unlink(staged)
-                raise Fault("function-exists" if old is None else "conflict",
-                            "somebody else has just changed '%s'" % (key[2] or key[1]))
+                raise Fault("conflict", "'%s' was just changed by another call" % (
+                    key[2] or key[1])) if old else Fault(
+                        "function-exists", "'%s' already exists" % (key[2] or key[1]))
             folder = os.path.join(self.root, ",".join(key))
             if new is not None:
                 new = self.functions[key] = self._save(folder, new, staged)
@@ -1333,6 +1334,8 @@ CALLS: Dict[str, Dict[str, Union[Call, Reply]]] = {  # [any.cloud.calls]
         "POST functions/*/invocations-async": invoke_fg_later,
         "GET triggers/*": to_json([])},
 }
+
+
 def refuse(vendor: str, fault: Fault, request_id: str) -> Answer:
     """Return the answer to a request that is refused [any.cloud.error]."""
     error, text = ERRORS[fault.condition], str(fault)
@@ -1477,13 +1480,14 @@ def read_object(option: str, path: Optional[str]) -> Document:
 def add_folder(cloud: Cloud, options: argparse.Namespace) -> None:
     """Register the folder of the command line. Raises ValueError."""
     vendor, document = options.protocol, read_object("--document", options.document)
-    if options.command:
-        document["customRuntimeConfig"] = {
-            **(document.get("customRuntimeConfig") or {}), "command": options.command}
     code = os.path.abspath(options.folder)
     if not os.path.isdir(code):
         raise ValueError("%s is no folder" % code)
     try:
+        if options.command:
+            document["customRuntimeConfig"] = {
+                **member(document, "customRuntimeConfig", {}),
+                "command": options.command}
         check_name(vendor, options.name)
         read_settings(vendor, options.name, document)
         cloud.put(None, new_function((vendor, VENDORS[vendor].default_space,

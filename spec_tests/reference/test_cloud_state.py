@@ -2,6 +2,7 @@
 """Restart cloud.py over a folder of its own, kill it, damage files, sign requests."""
 
 import base64
+import concurrent.futures
 import contextlib
 import hashlib
 import hmac
@@ -15,13 +16,15 @@ import subprocess
 import sys
 import time
 import zipfile
-from typing import Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import cloud
 import pytest
+import scripted_bootstrap
 from cloud_harness import VENDORS, Client, Local, local, package, zipped
+from harness import fifo
 
-__all__ = ["local", "package"]
+__all__ = ["fifo", "local", "package"]
 
 PROGRAM = str(pathlib.Path(cloud.__file__))
 
@@ -302,8 +305,27 @@ def test_any_cloud_calls__watch(tmp_path: pathlib.Path, package: bytes) -> None:
         assert client.result("fg", "function", ["pid"]) != before
 
 
-def test_any_stop_drain__cloud(tmp_path: pathlib.Path, package: bytes) -> None:
-    """SIGTERM lets what runs come to its end; SIGINT does not, and leaves nothing."""
+def test_any_stop_drain__cloud(tmp_path: pathlib.Path, package: bytes, fifo: Any
+                               ) -> None:
+    """SIGTERM lets what runs come to its end, asynchronous events too."""
+    here, go = fifo("here"), fifo("go")
+    with program("--quiet") as (process, client), \
+            concurrent.futures.ThreadPoolExecutor(1) as pool:
+        client.package = package
+        client.create("scf", "hello")
+        client.later("scf", "hello", json.dumps([["wait", fifo("later")]]).encode())
+        asked = pool.submit(client.result, "scf", "hello", ["tell", here], ["wait", go],
+                            ["say", "done"])
+        scripted_bootstrap.wait(here)
+        process.send_signal(signal.SIGTERM)
+        scripted_bootstrap.tell(go)
+        assert asked.result(20) == "done" and process.poll() is None
+        scripted_bootstrap.tell(str(tmp_path / "later"))
+        assert process.wait(10) == 0
+
+
+def test_any_process_group__cloud(package: bytes) -> None:
+    """SIGINT waits for nothing, and leaves no process."""
     with program("--quiet") as (process, client):
         client.package = package
         client.create("scf", "hello")

@@ -307,6 +307,27 @@ def test_fg_apig_answer(integrated: Local) -> None:
     assert reply.json()["error_msg"].endswith("statusCode can not be 0")
 
 
+@pytest.mark.parametrize("vendor,name,method", (("scf", "apigw", "GET"),
+                                                ("fg", "apig", "POST")))
+def test_scf_apigw_event__sample(local: Local, vendor: str, name: str, method: str
+                                 ) -> None:
+    """A gateway's event has the members of the one that --sample-event prints."""
+    sample = json.loads(emulator.SAMPLE_EVENTS)[vendor][name]
+    events: List[bytes] = []
+    local.cloud.on_log = events.append
+    package = zipped({"bootstrap": b"#!/bin/sh\n" + RELAY.replace(
+        b"    body = event", b"    print(json.dumps(event), flush=True)\n"
+        b"    body = event", 1)})
+    local.create(vendor, "relay", base64.b64encode(package).decode())
+    local.ask(method, "/-/http/%s/default/relay/hello?name=you" % vendor)
+    text = b"".join(events).decode()
+    event = json.loads(next(line for line in text.splitlines() if line[:1] == "{"))
+    assert sorted(event) == sorted(sample)
+    assert sorted(event["requestContext"]) == sorted(sample["requestContext"])
+    assert event["queryString" if vendor == "scf" else "queryStringParameters"] == {
+        "name": "you"}
+
+
 # ---- fc ----
 
 @pytest.mark.parametrize("fields,code", ((
