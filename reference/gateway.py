@@ -38,7 +38,7 @@ import threading
 import time
 import urllib.parse
 from typing import (TYPE_CHECKING, AbstractSet, Any, Callable, Deque, Dict, Iterable,
-                    Iterator, List, NamedTuple, Optional, Sequence, Tuple)
+                    List, NamedTuple, Optional, Sequence, Tuple)
 
 if TYPE_CHECKING or not __package__:
     import emulator
@@ -1134,18 +1134,20 @@ class Agent:
 
     # -- the end --
 
-    def close(self, drain_s: float, grace_s: float) -> bool:
-        """Take no more calls, let those that are here end, stop every worker. Return
-        whether all calls ended by themselves. Blocks for both times at most."""
+    def close(self, patience: int = 1) -> bool:
+        """Take no more calls, let those that are here end, stop every worker; without
+        patience (0) at once. Return whether all calls ended by themselves. Blocks for
+        drain_s and grace_s at most."""
         wait_for = self._changed.wait_for
         with self.lock:
             self.state = "closing"
-            wait_for(lambda: not self.calls, drain_s)
+            wait_for(lambda: not self.calls, self.settings.drain_s * patience)
             drained = not self.calls
             for broker in self.brokers.values():
                 broker.reject(Failure("AgentClosed", "the gateway is stopping"))
             self._retire(self.workers)
-            for state, limit_s in (("pending-stop", grace_s), ("stopping", END_S)):
+            for state, limit_s in (("pending-stop", self.settings.grace_s * patience),
+                                   ("stopping", END_S)):
                 for worker in [one for one in self.workers if one.state == state]:
                     self.step(worker, "late")  # [fcc.stop.signals]
                 wait_for(lambda: not self.workers, limit_s)
@@ -1154,7 +1156,7 @@ class Agent:
 
     def end(self) -> None:
         """Let go of everything at once; nothing of us is left afterwards."""
-        self.close(0, 0)
+        self.close(0)
         self.clock.close()
         shutil.rmtree(self.work_folder, ignore_errors=True)
 
@@ -1226,8 +1228,7 @@ class Caller(emulator.Handler):
         try:
             if self.kind == "/initialize":  # [fcc.initialize.ready]
                 agent.initialize()
-            if self.kind == "/pre-stop" and not agent.close(
-                    agent.settings.drain_s, agent.settings.grace_s):
+            if self.kind == "/pre-stop" and not agent.close():
                 raise Failure("AgentClosed", "calls were cut off")  # [fcc.stop.hook]
         except Failure as failure:
             self._fail(failure)
@@ -1282,7 +1283,7 @@ class Container:
         os.write(self._done, bytes([LOST]))
 
     def _stop(self) -> None:
-        self.agent.close(self.options.drain_s, self.options.grace_s)
+        self.agent.close()
         os.write(self._done, bytes([STOPPED]))
 
     def run(self) -> int:
