@@ -384,7 +384,7 @@ def test_any_poll_pause__away(puller: Bootstrap) -> None:
         run.api.leave()
         run.quiet(away_s, "while there is no platform")
         used_s = run.process.cpu_s() - began_s
-        if used_s > BUSY * away_s:
+        if away_s > 1 and used_s > BUSY * away_s:
             raise Mismatch("pauses between polls while the platform is away",
                            f"{used_s:.2f} s of processor time in {away_s} s")
         back = time.monotonic()
@@ -429,7 +429,7 @@ def test_any_poll_pause__grows(puller: Bootstrap) -> None:
     run = puller.pull()
     seen = pulling.pauses(run, 7)
     grown = [max(pair) for pair in zip(seen, seen[1:])]
-    anew = max(pulling.pauses(run, 2))
+    anew = min(max(pulling.pauses(run, 2)) for _ in range(3))  # a busy machine adds
     told = ", ".join(f"{one:.3f} s" for one in seen)
     if min(grown) < PAUSE_S or grown[-1] < 1.2 * grown[0] or max(grown) > LONGEST_S:
         raise Mismatch("pauses that grow from 50 ms on, up to 2 s", told)
@@ -455,10 +455,10 @@ def test_any_result_once__no_repeat_cut(puller: Bootstrap, name: str) -> None:
         pulling.polls_on(run, run.request("another poll"), "bytes of an answer had come")
 
 
-LOST = [(False, False), (True, False), (False, True), (True, True)]
+LOST_RESULTS = [(False, False), (True, False), (False, True), (True, True)]
 
 
-@pytest.mark.parametrize("lost_again,reset", LOST, ids=[
+@pytest.mark.parametrize("lost_again,reset", LOST_RESULTS, ids=[
     "once", "twice", "once-reset", "twice-reset"])
 def test_any_result_once__lost(puller: Bootstrap, lost_again: bool, reset: bool) -> None:
     """A result that finds no platform is sent again once or not; the bootstrap goes on."""
@@ -559,27 +559,39 @@ def test_any_time_handler(bootstrap: Bootstrap) -> None:
 
 # ---- instances ----
 
-PHASES, PHASE_EVENTS, EVENT_BYTES = 4, 30, 100_000
-MOST = {"bytes of memory": 1_500_000, "descriptors": 20, "threads": 20, "processes": 20}
+PHASES, MOST_PHASES, PHASE_EVENTS, EVENT_BYTES = 4, 24, 30, 125_000
+MEMORY = "bytes of memory"
+MOST = {MEMORY: 1_000_000, "descriptors": 12, "threads": 12, "processes": 12}
 
 
 def long_life(bootstrap: Bootstrap) -> List[Dict[str, int]]:
-    """Give one process 120 events, every tenth of which fails; return what it holds
-    after each 30."""
+    """Give one process 120 events, every other of which fails; return what it holds
+    after each 30. While its memory grows there are more: garbage is collected late."""
     run = bootstrap.start()
-    held = []
-    for number in range(1, PHASES * PHASE_EVENTS + 1):
-        event = b"%d" % number + b"y" * EVENT_BYTES
-        if number % 10 == 0:
-            same("error", run.invoke(FAILING).kind, f"event {number}: kind")
-        elif number % 10 == 9 and "count" not in run.kind.without:
-            result = run.invoke(instruction("count")).body
-            same(b"%d" % number, result, f"event {number}: the count")
-        else:
-            same(event, run.invoke(event).body, f"event {number}: the echo")
-        if number % PHASE_EVENTS == 0:
-            held.append(run.process.holdings())
+    held: List[Dict[str, int]] = []
+    while len(held) < PHASES or grows(held, MEMORY) and len(held) < MOST_PHASES:
+        for number in range(1, PHASE_EVENTS + 1):
+            one_of_many(run, len(held) * PHASE_EVENTS + number)
+        held.append(run.process.holdings())
     return held
+
+
+def one_of_many(run: Any, number: int) -> None:
+    """Raise Mismatch unless the event of that number is handled as usual."""
+    event = b"%d" % number + b"y" * EVENT_BYTES
+    if number % 2 == 0:
+        same("error", run.invoke(FAILING).kind, f"event {number}: kind")
+    elif number % 10 == 9 and "count" not in run.kind.without:
+        result = run.invoke(instruction("count")).body
+        same(b"%d" % number, result, f"event {number}: the count")
+    else:
+        same(event, run.invoke(event).body, f"event {number}: the echo")
+
+
+def grows(held: List[Dict[str, int]], what: str) -> bool:
+    """Tell whether there is more of it each time, the last three times."""
+    values = [one[what] for one in held[-4:]]
+    return all(after - before >= MOST[what] for before, after in zip(values, values[1:]))
 
 
 @waits
@@ -603,11 +615,46 @@ def test_any_instance_resources(bootstrap: Bootstrap) -> None:
         held = bootstrap.once(long_life)
     except Mismatch:
         return  # which is a matter of the check above
-    for what, most in MOST.items():
-        values = [one[what] for one in held]
-        if all(after - before >= most for before, after in zip(values, values[1:])):
+    for what in MOST:
+        if grows(held, what):
             raise Mismatch(f"no more {what} from {PHASE_EVENTS} events to the next",
-                           ", ".join(map(str, values)))
+                           ", ".join(str(one[what]) for one in held[-4:]))
+
+
+LOST = 40
+
+
+@waits
+def test_any_instance_resources__lost(bootstrap: Bootstrap) -> None:
+    """What belongs to connections that break is not kept either."""
+    run = bootstrap.start()
+    is_push = bootstrap.implementation.protocol == "fc"
+    lose = lose_requests if is_push else lose_polls
+    lose(run, 5)
+    before = run.process.holdings()
+    lose(run, LOST)
+    for what in ("descriptors", "threads", "processes"):
+        if not any(run.process.holdings()[what] - before[what] < LOST // 2
+                   for _ in wire.looks(2.0)):
+            raise Mismatch(f"no more {what} after {LOST} broken connections than before",
+                           f"{run.process.holdings()[what]}, not {before[what]}")
+
+
+def lose_polls(run: Any, times: int) -> None:
+    """Break connections within the answer to a poll and behind that to a result."""
+    for _ in range(times):
+        run.poll().drop(b"HTTP/1.1 20")
+        run.answered(b"an event").drop(wire.response(200))
+
+
+def lose_requests(run: Any, times: int) -> None:
+    """Break connections within a request, without one and behind an answer."""
+    for number in range(times):
+        channel = run.connect()
+        channel.send(run.invocation(b"an event")[:-3])
+        channel.close(reset=bool(number % 2))
+        run.connect().close(reset=bool(number % 2))
+        run.alive()
 
 
 HANDLERS = {"scf": "_HANDLER", "fg": "RUNTIME_HANDLER", "fc": "FC_FUNCTION_HANDLER"}

@@ -1156,9 +1156,9 @@ breaks("LastFieldWins", Fc, "fc.http.fidelity", seen=seen_with(
 breaks("DropsAuthorization", Fc, "fc.http.fidelity", seen=seen_with(
     fields=lambda fields: [one for one in fields if one[0] != "Authorization"]))
 breaks("MethodIsPost", Fc, "fc.http.fidelity", seen=seen_with(method=lambda text: "POST"))
-breaks("IgnoresBodiesOfDelete", Fc, "fc.http.bootstrap", answer=misread(
+breaks("IgnoresBodiesOfDelete", Fc, "fc.http.fidelity", answer=misread(
     lambda request: request.method == "DELETE", body=b""))
-breaks("IgnoresBodiesOfGet", Fc, "fc.http.bootstrap", answer=misread(
+breaks("IgnoresBodiesOfGet", Fc, "fc.http.fidelity", answer=misread(
     lambda request: request.method == "GET", body=b""))
 breaks("OneCookie", Fc, "fc.http.fidelity", http_parts=parts_with(
     fields=lambda fields: list(dict(fields).items())))
@@ -1175,6 +1175,9 @@ breaks("NeedsTheName", Fc, "fc.headers.tolerant", context=lambda self, request: 
        **Fc.context(self, request), "function_name": dict(
            (name.lower(), value) for name, value in request.headers)[
                "x-fc-function-name"]})
+breaks("Answers500WithoutMemory", Fc, "fc.headers.tolerant", answer=instead(
+    lambda request: not request.header("x-fc-function-memory"),
+    lambda channel: channel.send(wire.response(500))))
 breaks("WaitsForHalfRequests", Fc, "any.stop.bootstrap", read=count_from_the_first_byte)
 
 # ---- now and then ----
@@ -1271,6 +1274,25 @@ def outcome_of_the_last(self: Any, event: bytes, context: Dict[str, Any],
     return ("error" if is_late else kind), body
 
 
+def keep_error(self: Any, type_: str, message: str) -> bytes:
+    KEPT.append(os.open(os.devnull, os.O_RDONLY))
+    return Base.report(self, type_, message)
+
+
+def keep_connection(self: Any) -> None:
+    KEPT.append(self.channel)
+    self.channel = None
+
+
+def keep_lost_peers(self: Any, channel: wire.Channel, peer: socket.socket,
+                    ) -> wire.Message:
+    try:
+        return Fc.read(self, channel, peer)
+    except wire.WireError:
+        KEPT.append(peer.dup())
+        raise
+
+
 def needs_a_length(self: Any, channel: wire.Channel, request: wire.Message) -> None:
     if request.method == "POST" and request.header("content-length") is None \
             and request.header("transfer-encoding") is None:
@@ -1301,6 +1323,10 @@ breaks("NotesEarly", Fc, "fc.concurrency.bootstrap", read=note_early,
 breaks("FailsWithAnother", Fc, "fc.concurrency.bootstrap", outcome=outcome_of_the_last,
        failed_s=0.0)
 breaks("NeedsALength", Fc, "fc.hook.answer", answer=needs_a_length)
+
+breaks("KeepsLostConnections", Scf, "any.instance.resources", drop=keep_connection)
+breaks("KeepsErrors", Fg, "any.instance.resources", report=keep_error)
+breaks("KeepsLostPeers", Fc, "any.instance.resources", read=keep_lost_peers)
 
 
 def main() -> None:
