@@ -745,7 +745,8 @@ class Handler(BaseHTTPRequestHandler):
         if self._answered.locked():
             if self.closing and not self.unread:
                 shut(self.connection, socket.SHUT_RD)  # wakes it
-            self._answered.release()
+            with contextlib.suppress(RuntimeError):  # the other thread was faster
+                self._answered.release()
 
 
 class Server(ThreadingHTTPServer):
