@@ -20,7 +20,8 @@ for hostile input and for speed.
 
 It does not isolate the bootstrap, bill, or imitate consoles and accounts, nor does it
 outlive a machine that has no threads, files or memory left; while nobody reads its own
-output it may wait. Standard library only, CPython 3.8 or later, Linux.
+output callers may wait, limits strike all the same. Standard library only, CPython 3.8
+or later, Linux.
 """
 from __future__ import annotations
 
@@ -724,6 +725,7 @@ class Handler(BaseHTTPRequestHandler):
         """Send the rest of an answer. Blocks while the peer does not read, SILENCE_S
         at most for each write."""
         try:
+            self.limit_writes(SILENCE_S)    # an answer passed on may have had less
             self.connection.sendall(head)
             self.connection.sendall(body)
             self.release()
@@ -1855,6 +1857,7 @@ class PullInstance(Instance):
         for invocation in list(self.work):
             if state == "issued" and not over and self.served > 1 and (
                     invocation.issues < MAX_ISSUES):  # [any.event.requeue] unseen
+                # at the latest when this one is discarded, below, another takes it
                 self.platform.place(invocation, first=True)
                 del self.work[invocation]   # now, lest it is placed here again
         self.end(list(self.work), "out-of-memory" if over else self.rules.ON_EXIT.get(
@@ -1953,7 +1956,6 @@ class Upstream(io.RawIOBase):
         self.used = False           # it has carried a request before this one
         self.heard = False          # the server has said something since this one
         self._poll = select.poll()
-        self._events = 0            # of the server that it waits for
         self._caller = -1
         self._on_gone: Callable[[], None] = lambda: None
 
@@ -1971,9 +1973,7 @@ class Upstream(io.RawIOBase):
     def wait(self, events: int) -> int:
         """Block until the server has something, or takes something; return what."""
         number = self.socket.fileno()
-        if events != self._events:
-            self._poll.register(number, events)
-            self._events = events
+        self._poll.register(number, events)
         while True:
             left = self.deadline - time.monotonic()
             if left <= 0:
@@ -2042,7 +2042,6 @@ class Upstream(io.RawIOBase):
             self.reader.peek(1)
         except LimitReached:
             self._poll.register(self.socket, select.POLLIN)
-            self._events = select.POLLIN
             return not self._poll.poll(0)
         return False
 
