@@ -48,6 +48,16 @@ def test_fg_response_id__field(bootstrap: Bootstrap, framing: str) -> None:
         same(b"which id?", result.body)
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_any_result_once__fg_bare(puller: Bootstrap, kind: str) -> None:
+    """An event without credentials brings a result, one that nobody waits for, too."""
+    with puller.used_pull() as run:
+        run.last_id = f"bare-{kind}"
+        fields = [("X-Cff-Request-Id", run.last_id), ("X-CFF-Invoke-Type", kind)]
+        result = run.answer(wire.response(200, fields, b"an event"))
+        same(("response", b"an event"), (result.kind, result.body), "kind and body")
+
+
 def test_fg_start_cwd(bootstrap: Bootstrap) -> None:
     """The bootstrap works in another working directory as well."""
     run = bootstrap.pull(folder="/")

@@ -1,11 +1,13 @@
 # test_bootstrap_scf.py: what SPEC.md chapter 7 asks of a bootstrap (MIT).
 """One rule each, on each implementation for Tencent SCF."""
 
+import time
+
 import pytest
 
 import pulling
 import wire
-from kit import Bootstrap, instruction, same, waits
+from kit import Bootstrap, Mismatch, instruction, same, waits
 
 READY = "/runtime/init/ready"
 FAILING = instruction("raise", type="T", message="m")
@@ -53,6 +55,21 @@ def test_scf_ready_refused__long(bootstrap: Bootstrap, how: str) -> None:
     for _ in range(6):
         exchange = run.request("ready again, or a poll")
         exchange.reply(503) if how == "refused" else exchange.drop()
+    run.alive()
+
+
+def test_any_poll_pause__scf_ready(puller: Bootstrap) -> None:
+    """Who posts ready again waits before."""
+    run = puller.pull()
+    exchange = run.request("ready")
+    for _ in range(4):
+        exchange.reply(503)
+        replied = time.monotonic()
+        exchange = run.request("ready again, or a poll")
+        paused_s = time.monotonic() - replied
+        if exchange.request.path == READY and paused_s < 0.04:
+            raise Mismatch("a pause of 50 ms before ready again", f"{paused_s:.3f} s")
+    exchange.reply(503)
     run.alive()
 
 

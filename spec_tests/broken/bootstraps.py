@@ -1293,6 +1293,26 @@ def keep_lost_peers(self: Any, channel: wire.Channel, peer: socket.socket,
         raise
 
 
+def serve_sync(self: Any, answer: wire.Message) -> None:
+    if answer.header("x-cff-invoke-type") != "async":
+        Pull.serve(self, answer)
+
+
+def serve_with_key(self: Any, answer: wire.Message) -> None:
+    if not answer.header("x-cff-access-key"):
+        os._exit(1)
+    Pull.serve(self, answer)
+
+
+def busy_ready(self: Any) -> None:
+    while True:
+        try:
+            if self.exchange("POST", "/runtime/init/ready", b" ").status == 200:
+                return
+        except (OSError, wire.WireError):
+            self.pause()
+
+
 def needs_a_length(self: Any, channel: wire.Channel, request: wire.Message) -> None:
     if request.method == "POST" and request.header("content-length") is None \
             and request.header("transfer-encoding") is None:
@@ -1324,6 +1344,15 @@ breaks("FailsWithAnother", Fc, "fc.concurrency.bootstrap", outcome=outcome_of_th
        failed_s=0.0)
 breaks("NeedsALength", Fc, "fc.hook.answer", answer=needs_a_length)
 
+breaks("Pool150", Fc, "fc.concurrency.bootstrap",
+       answer=within(threading.Semaphore(150), Fc.answer))
+breaks("NoResultIfAsync", Fg, "any.result.once", serve=serve_sync)
+breaks("NeedsCredentials", Fg, "any.result.once", serve=serve_with_key)
+breaks("TakesVariablesAway", Scf, "any.env.handler", env=lambda self, name:
+       "" if name == "_HANDLER" else os.environ.get(name, ""))
+breaks("BusyReady", Scf, "any.poll.pause", start=busy_ready)
+breaks("HttpIsText", Fc, "fc.http.fidelity", http_parts=parts_with(
+    body=lambda body: body.decode("utf-8", "replace").encode()))
 breaks("KeepsLostConnections", Scf, "any.instance.resources", drop=keep_connection)
 breaks("KeepsErrors", Fg, "any.instance.resources", report=keep_error)
 breaks("KeepsLostPeers", Fc, "any.instance.resources", read=keep_lost_peers)
