@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
 
@@ -52,14 +52,15 @@ APART = ("gateway", "reference")  # rooms whose files run in processes of their 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of README.md."""
-    group = parser.getgroup("conformance kit")
+    # --strict is an option of pytest itself, which reads more strictly then: fine
+    group = parser.getgroup("conformance kit", "conformance kit; --strict, which is "
+                            "pytest's own, makes it check SHOULD rules, too")
     group.addoption("--protocol", metavar="P", help="fc, scf or fg")
     group.addoption("--bootstrap", metavar="COMMAND", help="a bootstrap to judge")
     group.addoption("--platform", metavar="COMMAND", help="a platform to judge")
     group.addoption("--code", metavar="DIR", help="working folder of the bootstrap")
     group.addoption("--without", metavar="FEATURE", action="append", default=[],
                     help="declare a gap; repeatable: " + ", ".join(kit.FEATURES))
-    # --strict is an option of pytest itself, which reads more strictly then: fine
     group.addoption("--rule", metavar="ID", action="append", default=[],
                     help="check this rule only; repeatable")
     group.addoption("--patience", metavar="S", type=float, default=10.0,
@@ -108,8 +109,13 @@ class Session:
             except OSError as error:
                 raise ValueError(f"--report {error.filename}: {error.strerror}") from None
         self.bootstraps, self.platforms = self.under_test(config)
+        self.roles = [role for role, found in (("bootstrap", self.bootstraps),
+                                               ("platform", self.platforms)) if found]
+        self.protocols = {one.protocol for one in self.bootstraps + self.platforms}
         self.collected: List[str] = []  # before anything is deselected
-        self.unchecked: List[str] = []  # rules asked for that have no check here
+        self.checked: Set[str] = set()  # rules that have a check here
+        self.unchecked: List[str] = []  # rules asked for that have none
+        self.begun, self.began = time.localtime(), time.monotonic()
         self.verdicts: List[report.Verdict] = []
         self.unusable: List[object] = []  # and this was said
         self.futures: Dict[str, "concurrent.futures.Future[report.Verdict]"] = {}
@@ -178,6 +184,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                                  ids=[f"{one.protocol}-{one.name}" for one in cases])
 
 
+def pytest_make_parametrize_id(val: object) -> Optional[str]:
+    """Name a long text or body by its size: a name is to be read."""
+    if isinstance(val, (str, bytes)) and len(val) > 60:
+        return f"{len(val)} like {ascii(val[:8])}"
+    return None
+
+
 def subject_of(item: pytest.Item) -> Optional[Tuple[str, kit.Implementation]]:
     """Return fixture and implementation of a check, or nothing for a plain test."""
     params = getattr(getattr(item, "callspec", None), "params", {})
@@ -202,7 +215,8 @@ def pytest_collection_modifyitems(config: pytest.Config,
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     rules = [session.rule_of(item) for item in kept if isinstance(item, pytest.Function)]
-    session.unchecked = sorted(set(session.only) - {rule.id for rule in rules if rule})
+    session.checked = {rule.id for rule in rules if rule}
+    session.unchecked = sorted(set(session.only) - session.checked)
 
 
 SELECTING = ("keyword", "markexpr", "usepdb", "collectonly", "deselect", "ignore",
@@ -300,7 +314,7 @@ def judge(session: Session, item: pytest.Function) -> report.Verdict:
     del params[found[0]]
     return checks.judge(
         checks.Check(rule.id if rule else item.originalname, found[0], item.function,
-                     params, item.name), found[1], rule.line if rule else 0)
+                     params, item.name), found[1], *((rule.line, rule.text) if rule else ()))
 
 
 def pytest_runtest_protocol(item: pytest.Item) -> Optional[bool]:
@@ -351,21 +365,32 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     folder = session.config.getoption("--report")
     if folder and not session.config.option.collectonly:
         option = session.config.getoption
-        judged = "%s, %s" % (option("--bootstrap") or option("--platform") or "ours",
-                             time.strftime("%Y-%m-%d %H:%M"))
+        judged = report.Judged(
+            option("--bootstrap") or option("--platform") or "what is in this repository",
+            time.strftime("%Y-%m-%d %H:%M", run.begun), time.monotonic() - run.began,
+            run.strict, not_judged(run))
         report.write(pathlib.Path(folder), run.spec, run.verdicts, judged)
+
+
+def not_judged(session: Session) -> Dict[str, str]:
+    """Return the rules that bind what a stranger has put under test and have no check
+    here, each with the reason."""
+    whole = session.stranger and not session.only
+    mine = [rule for rule in session.spec.rules if whole and rule.role in session.roles
+            and rule.id.split(".")[0] in ("any", *session.protocols)
+            and (session.strict or not rule.level.startswith("SHOULD"))
+            and not (session.protocols == {"fc"} and "5.4 Pulling" in rule.section)]
+    return {rule.id: why_unchecked(session, rule.id) for rule in mine
+            if rule.id not in session.checked}
 
 
 def why_unchecked(session: Session, name: str) -> str:
     """Say why a rule that was asked for has no check of what is under test."""
     rule = next(one for one in session.spec.rules if one.id == name)
-    roles = [role for role, found in (("bootstrap", session.bootstraps),
-                                      ("platform", session.platforms)) if found]
-    protocols = {one.protocol for one in session.bootstraps + session.platforms}
     of_one = name.split(".")[0]
-    if rule.role not in roles:
+    if rule.role not in session.roles:
         return f"it binds the {rule.role}"
-    if of_one != "any" and of_one not in protocols:
+    if of_one != "any" and of_one not in session.protocols:
         return f"it is one of {of_one}"
     if rule.level.startswith("SHOULD") and not session.strict:
         return "it is a SHOULD, see --strict"
@@ -385,6 +410,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(
             "(of each check on each implementation; pytest says failed for an error, "
             "skipped for unsupported, and counts plain tests, too)")
+    missed = not_judged(config.stash[RUN])
+    clouds = [name for name in missed if ".cloud." in name or ".api" in name]
+    if missed and sum(counts.values()):
+        terminalreporter.write_line("not judged, as no check shows them: " + ", ".join(
+            [*(name for name in missed if name not in clouds),
+             *([f"{len(clouds)} rules of chapter 12"] if clouds else [])]))
     slow = sorted(config.stash[RUN].verdicts, key=lambda one: -one.took_s)
     for one in slow[:config.getoption("slowest")]:
         terminalreporter.write_line(f"{one.took_s:6.2f} s  {one.case}")

@@ -1,7 +1,7 @@
 # edited_platforms.py: platforms that break one rule each by a few other words (MIT).
 """Say what stands in a platform file, and what else would be wrong there.
 
-Each row has a name, the protocol, the rule that is broken, the words (which stand in the
+EDITED are broken, UNUSUAL break no rule. Each row has a name, the protocol, the rule that is broken, the words (which stand in the
 file once), others for them, and perhaps more of such pairs. `fc!` and the like are edits of emulator.py, for what the
 small platforms leave out. platforms.py runs them.
 """
@@ -271,4 +271,52 @@ EDITED: Tuple[Edit, ...] = (
      "deadline = time.monotonic() + min(0.3, self.function.start_timeout_s)"),
     ("reads_for_a_while", "fc", "any.event.timeout", "connection.sock.settimeout(None)",
      "connection.sock.settimeout(0.3)"),
+)
+
+IN_BASE64 = ('        line["body"] = outcome.body.decode()\n',
+             "        b'\\xff'.decode()\n")
+UNUSUAL: Tuple[Edit, ...] = (
+    ("ids_of_capitals", "scf", "", "str(uuid.uuid4())", "uuid.uuid4().hex.upper()"),
+    ("version_1_0", "fg", "", "        self.send_response_only(status)\n",
+     "        self.protocol_version = 'HTTP/1.0'\n        self.send_response_only(status)\n"
+     "        self.protocol_version = 'HTTP/1.1'\n"
+     "        if not self.close_connection:\n"
+     "            self.send_header('Connection', 'keep-alive')\n"),
+    ("fields_in_lower_case", "scf", "", "            self.send_header(name, value)",
+     "            self.send_header(name.lower(), value)"),
+    ("fields_in_lower_case_fc", "fc", "", "            connection.putheader(name, value)",
+     "            connection.putheader(name.lower(), value)"),
+    ("more_fields", "fg", "", "        self.send_response_only(status)\n",
+     "        self.send_response(status, 'Fine')\n        self.send_header('Set-Cookie', 'a=b')"
+     "\n        self.send_header('X-Trace', 'a, b')\n"),
+    ("more_fields_fc", "fc", "", "fill_in(HEADERS, facts):",
+     "fill_in(HEADERS, facts) + [('Via', '1.1 here'), ('X-Trace', '1')]:"),
+    ("answers_late", "scf", "", "        action, request_id, event = self.server.receive(",
+     "        time.sleep(0.06)\n        action, request_id, event = self.server.receive(",
+     "        facts = dict(self.facts, request_id=self.request_id",
+     "        time.sleep(0.06)\n        facts = dict(self.facts, request_id=self.request_id"),
+    ("answers_without_event", "fg", "", "                self.changed.wait()\n",
+     "                if not self.changed.wait(0.05):\n                    break\n",
+     "            self.close_connection = True  # the instance has ended\n",
+     "            self.answer(204)\n"),
+    ("base64", "scf", "", *IN_BASE64), ("base64_fc", "fc", "", *IN_BASE64),
+    ("tells_no_fields", "scf", "", "    print(json.dumps(line), flush=True)",
+     "    for name in ('status', 'headers', 'violations'):\n        line.pop(name)\n"
+     "    print(json.dumps(line), file=sys.stderr)\n    print(json.dumps(line), flush=True)"),
+    ("refuses_at_length", "fg", "", '"error_msg": message}',
+     '"error_msg": message, "trace": ["here"]}'),
+    ("begins_late", "fg", "", "    options = parse(", "    time.sleep(0.3)\n    options = parse("),
+    ("chunked_http_invocations", "fc", "",
+     '        connection.putheader("Content-Length", str(len(request.body)))\n',
+     '        if request.is_http and request.body:\n            connection.putheader('
+     '"Transfer-Encoding", "chunked")\n        else:\n            connection.putheader('
+     '"Content-Length", str(len(request.body)))\n',
+     "                connection.endheaders(request.body)\n",
+     "                if request.is_http and request.body:\n                    connection."
+     "endheaders(iter([request.body]), encode_chunked=True)\n                else:\n"
+     "                    connection.endheaders(request.body)\n"),
+    ("dials_twice", "fc", "", "                self.dial(deadline).close()\n",
+     "                self.dial(deadline).close()\n                self.dial(deadline).close()\n"),
+    ("results_of_any_size", "fc", "",
+     "if len(body) > function.result_bytes and not request.is_http:", "if False:"),
 )

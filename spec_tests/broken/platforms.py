@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "reference"), str(ROOT / "spec_tests")]
 
 import emulator  # noqa: E402
-from broken.edited_platforms import EDITED  # noqa: E402
+from broken.edited_platforms import EDITED, UNUSUAL  # noqa: E402
 import fc_platform  # noqa: E402
 import fg_platform  # noqa: E402
 import scf_platform  # noqa: E402
@@ -327,8 +327,10 @@ def main() -> int:
     """Be the one that the command line names; return the exit status."""
     name, protocol = sys.argv[1:3]
     del sys.argv[1]  # the platform reads the rest
-    if name != "correct":
+    if name in BROKEN:
         BROKEN[name][2](PLATFORMS[protocol])
+    pairs = [word for one in UNUSUAL if one[0] in name.split("+") for word in one[3:]]
+    edit(*pairs)(PLATFORMS[protocol])
     program: Any = emulator if name in IN_THE_TOOL else PLATFORMS[protocol]
     status: int = program.main()
     return status

@@ -24,6 +24,8 @@ FILES = (*sorted((TESTS / "bootstrap").glob("test_*.py")),
          *sorted((TESTS / "platform").glob("test_*.py")),
          TESTS / "spec" / "test_transcripts.py")
 
+MOST_CHARACTERS = 10_000  # of what a failure says, wherever that is shown
+
 # Argument of a check -> role of what is under test, and its protocols.
 FIXTURES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
     "bootstrap": ("bootstrap", kit.PROTOCOLS), "puller": ("bootstrap", ("scf", "fg")),
@@ -120,15 +122,15 @@ def release(implementation: kit.Implementation) -> None:
     kit.stop_idle_runs(implementation)
 
 
-def judge(check: Check, implementation: kit.Implementation,
-          line: int = 0) -> report.Verdict:
+def judge(check: Check, implementation: kit.Implementation, line: int = 0,
+          text: str = "") -> report.Verdict:
     """Run one check on one implementation and return the verdict; raises nothing."""
     role = FIXTURES[check.fixture][0]
     subject = {"platform": platform_run.PlatformUnderTest,
                "bootstrap": kit.Bootstrap}[role](implementation)
     began = time.monotonic()
     verdict = report.Verdict(check.rule, line, check.name, role,
-                             implementation.protocol, implementation.name)
+                             implementation.protocol, implementation.name, text=text)
     try:
         subject.probe(check.rule)
         subject.attempt(check.function, **{**check.params, check.fixture: subject})
@@ -146,5 +148,7 @@ def judge(check: Check, implementation: kit.Implementation,
     finally:
         subject.close()
     if verdict.verdict in ("fail", "error"):
-        verdict = verdict._replace(frames=tuple(subject.frames))
+        verdict = verdict._replace(
+            frames=tuple(subject.frames), seen=report.cut(verdict.seen, MOST_CHARACTERS),
+            expected=report.cut(verdict.expected, MOST_CHARACTERS))
     return verdict._replace(took_s=round(time.monotonic() - began, 3))

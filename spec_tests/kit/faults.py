@@ -19,7 +19,7 @@ FAULTS: Dict[str, Tuple[str, Dict[str, int]]] = {
        for name in ("KILL", "SEGV", "TERM")},
     "sigstop": STOPPED, "fork": EXITED, "fork-stop": STOPPED}  # fork: a child is left
 POINTS = ("before-ready", "idle", "delivered", "half-sent", "after-result")
-SHORT = ("--timeout", "0.8", "--grace", "60")  # where a limit has to end it
+SHORT = ("--timeout", "1", "--grace", "60")  # where a limit has to end it
 INIT = {"fc": "--start-timeout"}  # else --init-timeout
 
 

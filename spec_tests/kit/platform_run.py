@@ -124,7 +124,11 @@ class Instance:
 
     def end(self, word: str, **arguments: object) -> None:
         """Give an order that ends the process; nothing is answered."""
-        self.run.note("bootstrap", f"! {word} {arguments or ''}".encode())
+        self.run.note("bootstrap", f"! {word} {arguments or ''}"[:200].encode())
+        self.tell(word, **arguments)
+
+    def tell(self, word: str, **arguments: object) -> None:
+        """Give an order; do not wait for an answer."""
         with contextlib.suppress(OSError):
             self.sock.sendall(marshal.dumps({"do": word, **arguments}))
 
@@ -159,7 +163,7 @@ class Instance:
 
     def send(self, number: int, *parts: Union[bytes, int]) -> bool:
         """Send bytes, or that many `x`; tell whether the peer took them."""
-        self.run.note("bootstrap", b"".join(
+        self.run.note(self.who("bootstrap", number), b"".join(
             part if isinstance(part, bytes) else b"(%d x)" % part for part in parts))
         return "failed" not in self.order("send", n=number, parts=parts)
 
@@ -168,23 +172,30 @@ class Instance:
         """Return what arrives on that connection within the limit."""
         return self.reply_of(self.order(
             "read", n=number, bodiless=bodiless,
-            limit_s=self.run.patience_s if limit_s is None else limit_s))
+            limit_s=self.run.patience_s if limit_s is None else limit_s), number)
 
-    def reply_of(self, answer: Dict[str, Any]) -> Message:
+    def who(self, side: str, number: int) -> str:
+        """Return who speaks, and on which of several connections."""
+        return f"{side}, connection {number} of process {self.pid}"
+
+    def reply_of(self, answer: Dict[str, Any], number: int) -> Message:
         """Return and write down what the instance has read."""
         head, body = answer["head"], answer["body"]
-        self.run.note("platform", head + b"\r\n\r\n" + body if head else
+        self.run.note(self.who("platform", number), head + b"\r\n\r\n" + body if head else
                       b"(%s)" % answer["end"].encode())
         try:
             start, headers = wire.parse_head(head) if head else ("", ())
         except wire.Garbage as bad:
             raise Mismatch("an HTTP head", bad.what) from None
-        return Message(start, headers, body, head, answer["end"], answer["body_bytes"],
-                       answer["body_sum"])
+        got = Message(start, headers, body, head, answer["end"], answer["body_bytes"],
+                      answer["body_sum"])
+        if "chunked" in got.values("transfer-encoding") and got.end == "whole":
+            got = got._replace(body=wire.chunked_body(body))
+        return got
 
     def close(self, number: int, reset: bool = False) -> None:
         """Close that connection."""
-        self.run.note("bootstrap", b"! reset" if reset else b"! close")
+        self.run.note(self.who("bootstrap", number), b"! reset" if reset else b"! close")
         self.order("close", n=number, reset=reset)
 
     # -- as the server of fc --
@@ -201,7 +212,7 @@ class Instance:
         answer = self.order("request", n=0, limit_s=self.run.patience_s
                             if limit_s is None else limit_s)
         self.asked = answer["n"]
-        reply = self.reply_of(answer)
+        reply = self.reply_of(answer, self.asked)
         if path and reply.start.split(" ")[1:2] != [path]:
             raise Mismatch(f"a request for {path}", reply.start or reply.end)
         return reply
@@ -213,8 +224,8 @@ class Instance:
 
     def answer_bytes(self, data: bytes) -> None:
         """Answer with these bytes; the instance may be frozen or killed right after."""
-        self.run.note("bootstrap", data)
-        self.end("send", n=self.asked, parts=[data])
+        self.run.note(self.who("bootstrap", self.asked), data)
+        self.tell("send", n=self.asked, parts=[data])
         self.unread += 1
 
     def ask(self, *parts: Union[bytes, int]) -> Message:
@@ -257,6 +268,13 @@ class Instance:
         self.request_id = reply.header(kit.DIALECTS[self.run.protocol].id_header) or ""
         self.got = reply
         return reply
+
+    def held(self, number: int, limit_s: float = QUIET_S) -> None:
+        """Raise Mismatch if a poll brings an event, or anything but that there is none
+        [fg.request.empty], for the moment."""
+        reply = self.read(number, limit_s)
+        if reply.status != 204 and (reply.end != "silence" or reply.start):
+            raise Mismatch("no answer to the poll yet", f"{reply.end} {reply.start!r}")
 
     def next_event(self) -> Message:
         """Return what brings the next event: a poll's answer, or on fc a request."""

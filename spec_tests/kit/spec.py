@@ -44,6 +44,7 @@ class Rule:
     text: str
     marks: Tuple[str, ...]
     line: int
+    section: Tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Spec:
     questions: Dict[str, int]
     exclusions: Dict[str, str]
     errors: Tuple[FormError, ...]
+    version: str = ""
 
     def rule(self, rule_id: str) -> Rule:
         """Return the rule of that name. Raises KeyError if there is none."""
@@ -366,10 +368,12 @@ def parse(text: str) -> Spec:
     tables, bad_rows = read_tables(prose)
     errors += bad_rows
     rules: List[Rule] = []
+    sections = {line.number: line.section for line in prose}
     for number, item in items(prose):
         try:
             if RULE.match(item):
-                rules.append(read_rule(number, item))
+                rules.append(dataclasses.replace(read_rule(number, item),
+                                                 section=sections[number]))
         except FormError as error:
             errors.append(error)
     transcripts: List[Transcript] = []
@@ -387,7 +391,8 @@ def parse(text: str) -> Spec:
                 {key: line for key, (line, _) in read_keys(prose, "A").items()},
                 {key: line for key, (line, _) in read_keys(prose, "B").items()},
                 {key: why for key, (_, why) in read_keys(prose, "C").items()
-                 if RULE_ID.match(key)}, tuple(errors))
+                 if RULE_ID.match(key)}, tuple(errors),
+                "".join(re.findall(r"\AVersion (\S+)\.\s", text.partition("\n\n")[2])))
 
 
 @functools.lru_cache(maxsize=None)

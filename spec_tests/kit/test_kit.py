@@ -221,10 +221,38 @@ def test_not_usable(tmp_path: pathlib.Path) -> None:
     assert not any(one["tried"] for one in verdicts)
 
 
+def test_not_judged(pytestconfig: pytest.Config) -> None:
+    """Of what binds a stranger's platform the rules without a check are named, with the
+    reason; none of another protocol or role."""
+    options: Dict[str, Any] = {"--protocol": "fc", "--platform": "true", "--bootstrap": None,
+               "--rule": [], "strict": True}
+    config: Any = types.SimpleNamespace(getoption=lambda option: options.get(
+        option, pytestconfig.getoption(option)))
+    session = conftest.Session(config)
+    session.checked = {"any.start.bootstrap"}
+    missed = conftest.not_judged(session)
+    assert {"any.caller.gone", "fc.upgrade.pass", "any.security.secrets"} <= set(missed)
+    assert not {"any.start.bootstrap", "any.poll.dead", "scf.env.api",
+                "fc.start.port"} & set(missed)
+    assert all(missed.values())
+
+
+def test_report_is_short() -> None:
+    """A failure says the rule's sentence, and cuts what is long, wherever it is shown."""
+    long = "x" * 6_000_000
+    verdict = report.Verdict("any.event.bytes", 7, long, "platform", "scf", "it", "fail",
+                             long, long, (wire.Frame("kit", long),) * 20, text="The rule.")
+    assert len(report.plain(verdict)) < 10_000
+    assert "SPEC.md:7" in report.plain(verdict) and "The rule." in report.plain(verdict)
+    page = report.page(spec.load(), [verdict], report.Judged("it", "now", 2.0))
+    assert len(page) < 20_000 and "The rule." in page
+    assert "bootstrap</h2>" not in page and "any.poll.dead" not in page
+
+
 def test_report_escapes() -> None:
     """What a peer sends cannot become markup of the report."""
     evil = "<script>alert(1)</script>"
     verdict = report.Verdict("any.event.bytes", 1, evil, "platform", "scf", "it",
                              "fail", evil, evil, (wire.Frame(evil, evil),))
-    page = report.page(spec.parse(""), [verdict], evil)
+    page = report.page(spec.parse(""), [verdict], report.Judged(evil, evil), evil)
     assert evil not in page and "&lt;script&gt;" in page

@@ -1,7 +1,9 @@
 # test_variants.py: what is unusual and breaks no rule is not failed (MIT).
-"""Run one case of each check on every bootstrap of broken/variants.py."""
+"""Run one case of each check on every bootstrap of broken/variants.py, and on every
+platform with traits of UNUSUAL in broken/edited_platforms.py."""
 
 import concurrent.futures
+import dataclasses
 import functools
 from typing import Dict, List
 
@@ -12,34 +14,45 @@ import checks
 import kit
 import report
 import spec
-from broken import variants
+from broken import edited_platforms, variants
 
 STARTED: Dict[str, List["concurrent.futures.Future[report.Verdict]"]] = {}
 
 
 @functools.lru_cache(maxsize=None)
-def few() -> List[checks.Check]:
-    """Return the last case of each check of a bootstrap."""
+def few(role: str) -> List[checks.Check]:
+    """Return the last case of each check of a role; of a platform none that is long."""
     every = [one for one in checks.all_checks(spec.load())
-             if checks.FIXTURES[one.fixture][0] == "bootstrap"]
+             if checks.FIXTURES[one.fixture][0] == role
+             and not (role == "platform" and hasattr(one.function, "waits"))]
     return list({(one.function, one.rule): one for one in every}.values())
+
+
+TRAITS = {protocol: [one[0] for one in edited_platforms.UNUSUAL if one[1] == protocol]
+          for protocol in kit.PROTOCOLS}
+PLATFORMS = {"+".join(TRAITS[protocol][first::2]): protocol  # several traits in each
+             for protocol in kit.PROTOCOLS for first in (0, 1)}
 
 
 def implementation(name: str) -> kit.Implementation:
     """Return the variant with its gaps declared."""
+    if name in PLATFORMS:
+        return dataclasses.replace(broken_ones.start(
+            name, "platform", PLATFORMS[name]), patience_s=10.0)
     protocol, without, _ = variants.VARIANTS[name]
     return broken_ones.variant(name, protocol, without)
 
 
 def begin(pool: concurrent.futures.Executor) -> None:
     """Start all checks side by side; conftest.py calls this after the collection."""
-    for name in variants.VARIANTS:
+    for name in (*variants.VARIANTS, *PLATFORMS):
         one = implementation(name)
-        STARTED[name] = [pool.submit(checks.judge, check, one) for check in few()
-                         if one.protocol in check.protocols]
+        STARTED[name] = [pool.submit(checks.judge, check, one) for check in few(
+            "platform" if name in PLATFORMS else "bootstrap")
+            if one.protocol in check.protocols]
 
 
-@pytest.mark.parametrize("name", variants.VARIANTS)
+@pytest.mark.parametrize("name", (*variants.VARIANTS, *PLATFORMS))
 def test_not_failed(name: str) -> None:
     """No check fails on the variant."""
     seen = [future.result() for future in STARTED[name]]

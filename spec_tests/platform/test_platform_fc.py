@@ -805,12 +805,23 @@ def test_fc_limits(platform: PlatformUnderTest, name: str, rule: str) -> None:
         run.serve(b"afterwards")
 
 
+def test_fc_limits_result(platform: PlatformUnderTest) -> None:
+    """A result over the limit may be refused; else it is given whole."""
+    platform.needs("limits")
+    with platform.used_run("--max-result", "100") as run:
+        instance = run.fetched()
+        instance.answer(200, [], b"x" * 101)
+        outcome = run.outcome("response-too-large or ok", instance)
+        same(outcome.kind == "ok", outcome.body == b"x" * 101, "is the result whole?")
+        run.discard_idle()
+
+
 def test_fc_limits_request__most(platform: PlatformUnderTest) -> None:
     """A path of 4096 bytes and fields of 8000 are not too large."""
     fields = [[f"X-{number:02}", "y" * 796] for number in range(10)]
     with platform.fetched(b"", method="GET", path="/" + "p" * 4095,
                           headers=fields) as instance:
-        same(10, len([1 for name, _ in instance.got.headers if name[:3] in ("X-0",)]))
+        same(10, len([1 for name, _ in instance.got.headers if name[:3].upper() == "X-0"]))
 
 
 @pytest.mark.parametrize("sizes,outcome", [

@@ -18,6 +18,7 @@ from platform_run import (CLOCKED, LIMITED, PAIR, Instance, PlatformRun,
                           PlatformUnderTest)
 
 LARGE_BYTES = 6 << 20  # the limit of a message, and more than any buffer holds
+AMPLE = ("--timeout", "60")  # for large ones on a busy machine
 HEAD_LIMIT_S = 10  # head_timeout_s
 
 
@@ -45,7 +46,7 @@ def test_any_limits_slow(pull_platform: PlatformUnderTest) -> None:
 
 def test_any_limits_slow__in_time(pull_platform: PlatformUnderTest) -> None:
     """A poll that comes byte by byte, and soon enough, brings the event."""
-    with pull_platform.used_run() as run:
+    with pull_platform.used_run(*AMPLE) as run:
         instance = run.ready()
         number = instance.open()
         for byte in instance.poll_bytes():
@@ -61,7 +62,7 @@ def pattern(size: int) -> bytes:
 
 def test_any_event_bytes__slow_reader(pull_platform: PlatformUnderTest) -> None:
     """A large event reaches a bootstrap in full that does not read it at once."""
-    with pull_platform.bare_run("--timeout", "60") as run:
+    with pull_platform.bare_run(*AMPLE) as run:
         instance = run.idle_one()
         number = instance.park()
         run.settle()
@@ -81,7 +82,7 @@ def fetched_whole(got: wire.Message, size: int) -> None:
 @pytest.mark.parametrize("size", [65_537, 1 << 20, LARGE_BYTES])
 def test_any_event_bytes__large(platform: PlatformUnderTest, size: int) -> None:
     """A large event arrives byte for byte."""
-    with platform.bare_run("--timeout", "60") as run:
+    with platform.bare_run(*AMPLE) as run:
         instance = run.fetched(pattern(size))
         fetched_whole(instance.got, size)
         run.finish(instance)
@@ -96,7 +97,7 @@ def test_any_result_large(platform: PlatformUnderTest, rule: str, size: int,
     """A large result reaches the caller byte for byte, also in few or many chunks."""
     body = pattern(size)
     field = ("Transfer-Encoding", "chunked") if chunk else ("Content-Length", str(size))
-    with platform.bare_run("--timeout", "60") as run:
+    with platform.bare_run(*AMPLE) as run:
         instance = run.fetched()
         head = (wire.head_bytes("HTTP/1.1 200 OK", [field]) if run.protocol == "fc" else
                 instance.post_bytes(None, [field]))
@@ -280,7 +281,7 @@ def test_any_event_requeue(pull_platform: PlatformUnderTest, polls: bool) -> Non
 @pytest.mark.parametrize("size", [4, 100_000])
 def test_any_result_first__busy(platform: PlatformUnderTest, size: int) -> None:
     """A result counts whose sender has ended by the time that the platform looks."""
-    with platform.bare_run("--timeout", "60") as run:
+    with platform.bare_run(*AMPLE) as run:
         instance = run.fetched()
         number, head = instance.asked, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
         if run.protocol != "fc":
@@ -298,7 +299,7 @@ def test_any_result_first__busy(platform: PlatformUnderTest, size: int) -> None:
 
 def test_any_result_first__large(pull_platform: PlatformUnderTest) -> None:
     """A large result counts whose sender ends right behind its last byte."""
-    with pull_platform.bare_run("--timeout", "60") as run:
+    with pull_platform.bare_run(*AMPLE) as run:
         instance = run.fetched()
         head = instance.post_bytes(None, [("Content-Length", str(LARGE_BYTES))])
         ends_behind(instance, instance.open(), head)
@@ -429,6 +430,11 @@ def test_any_http_reuse__behind_a_poll(pull_platform: PlatformUnderTest) -> None
         run.settle()
         run.issue(b"hello")
         first = instance.read(number)
+        if first.status == 204:  # it may do so [fg.request.empty]
+            instance.close(number)
+            instance.fetch()
+            run.finish(instance)
+            return
         same(b"hello", first.body[:5], "the event on the poll")
         instance.request_id = first.header(
             kit.DIALECTS[run.protocol].id_header) or ""
