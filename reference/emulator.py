@@ -25,6 +25,7 @@ or later, Linux.
 """
 from __future__ import annotations
 
+import argparse
 import atexit
 import base64
 import collections
@@ -50,7 +51,7 @@ import time
 import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List,
-                    NamedTuple, Optional, Sequence, Set, Tuple, Type, Union)
+                    NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Type, Union)
 
 if TYPE_CHECKING or not __package__:
     import fc_platform
@@ -3225,7 +3226,7 @@ class Option(NamedTuple):
 
 FC, PULLING = ("fc",), ("scf", "fg")
 OPTIONS = (
-    Option("What to do:"),
+    Option("What to do"),
     Option("--event", "TEXT|@FILE|-", "invoke with this event; may be repeated"),
     Option("--request", "'METHOD /PATH'", "call the HTTP function; --event is the body",
            "", FC),
@@ -3238,7 +3239,7 @@ OPTIONS = (
     Option("--jsonl", "", "a line of stdin is a call, of stdout an outcome"),
     Option("--parallel", "N", "so many lines at a time", "--jsonl", default="1"),
     Option("--sample-event", "NAME", "print such an event, for --event -"),
-    Option("How:"),
+    Option("How"),
     Option("--trace", "FILE|-", "show messages and changes; to a FILE as JSON"),
     Option("--debug", "", "no time limit, no freeze, one instance"),
     Option("--attach", "", "start nothing: you start the bootstrap yourself"),
@@ -3246,7 +3247,7 @@ OPTIONS = (
     Option("--strict", "", "exit with 3 when the bootstrap broke a rule"),
     Option("--quiet", "", "no output of the function, no log lines"),
     Option("--no-pin", "", "use all cores: faster from two callers on"),
-    Option("The function:"),
+    Option("The function"),
     Option("--env", "NAME=VALUE", "an environment variable; may be repeated"),
     Option("--env-file", "FILE", "a file of such lines; # begins a comment"),
     Option("--handler", "NAME", "the handler's name", setting="handler"),
@@ -3262,7 +3263,7 @@ OPTIONS = (
     Option("--freeze", "", "it stands still between requests", "", FC, "freeze",
            "default"),
     Option("--no-freeze", "", "it does not", "", FC, "freeze"),
-    Option("Limits:"))
+    Option("Limits"))
 LIMIT_TEXTS = {
     "timeout_s": "of an invocation", "memory_mb": "of an instance",
     "init_timeout_s": "of its start", "initializer_timeout_s": "of the Initializer",
@@ -3305,68 +3306,88 @@ def quantity(unit: str, value: float) -> str:
         "as --timeout")
 
 
-def help_text(program: str, *protocols: str) -> str:
-    """Write what --help says of a protocol, or of all."""
-    lines = ["usage: %s %s CODE [options] [-- COMMAND ARG ...]" % (
-        program, "|".join(protocols)),
-        "Run a custom-runtime bootstrap on this machine. CODE is its folder, or a ZIP."]
-    for name, option in options_of(*protocols).items():
-        only = option.protocols[0] if len(option.protocols) < len(protocols) else ""
-        lines += ["  %-30s%s" % ("%s %s" % (name, option.takes), "".join((
-            only and only + ": ", option.needs and "with %s: " % option.needs,
-            option.text, " (%s)" % option.default if option.default and not
-            protocols[1:] else "")))] if name.startswith("-") else ["", name]
-    return "\n".join([
-        *lines, "", "Exit status: 0 ok, 1 an invocation failed, 2 usage, 3 with "
-        "--strict: a rule was", "broken, 130 interrupted. The rules: SPEC.md. "
-        "Defaults: %s %s --help" % (program, protocols[-1])])
+class Parser(argparse.ArgumentParser):
+    """Parses the options of some protocols. Each is kept by its name, as a list of what
+    it was given; a mistake is a ValueError that says what the option takes."""
+
+    def __init__(self, *protocols: str) -> None:
+        super().__init__(
+            usage="%%(prog)s %s CODE [options] [-- COMMAND ARG ...]" % (
+                "|".join(protocols)), description="Run a custom-runtime bootstrap on "
+            "this machine. CODE is its folder, or a ZIP.", epilog="Exit status: 0 ok, "
+            "1 an invocation failed, 2 usage, 3 with --strict: a rule was broken, "
+            "130 interrupted. The rules: SPEC.md. Defaults: %%(prog)s %s --help"
+            % protocols[-1], add_help=False, allow_abbrev=False,
+            argument_default=argparse.SUPPRESS, formatter_class=lambda prog:
+            argparse.HelpFormatter(prog, max_help_position=33, width=80))
+        self.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+        group: Any = self
+        self._take(group, Option("--help"), "-h")
+        self._take(group, Option("--version"))
+        self.add_argument("--initializer-timeout", dest="--init-timeout", type=number,
+                          action="append", help=argparse.SUPPRESS)
+        self.options = options_of(*protocols)
+        for option in self.options.values():
+            if option.name.startswith("-"):
+                self._take(group, option, text=phrase(option, protocols))
+            else:
+                group = self.add_argument_group(option.name)
+
+    def _take(self, group: Any, option: Option, *more: str,
+              text: str = argparse.SUPPRESS) -> None:
+        kind: Dict[str, Any] = {"action": "append", "metavar": option.takes,
+                                "type": number if option.takes in NUMBERS else str}
+        if option.takes[:1] == "[":
+            kind.update(metavar=option.takes[1:-1], nargs="?", const="")
+        elif not option.takes:
+            kind = {"action": "append_const",
+                    "const": not option.name.startswith("--no-")}
+        group.add_argument(option.name, *more, dest=option.name, help=text, **kind)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError, in our words."""
+        name, _, seen = message[len("argument "):].partition(": ")
+        seen = seen.replace("ignored explicit argument", "not")
+        raise ValueError("%s takes %s%s" % (
+            name, takes(name), ", " + seen if seen.startswith("not ") else ""))
+
+    def parse(self, words: Sequence[str]) -> Tuple[List[str], Given]:
+        """Return the arguments and options of a command line. Raises ValueError."""
+        found, unknown = self.parse_known_intermixed_args(words)
+        for word in unknown:
+            import difflib  # nobody needs it who makes no mistakes
+            raise ValueError("there is no option " + "; the nearest is ".join(
+                [word, *difflib.get_close_matches(word, self.options, 1)]))
+        given = vars(found)
+        return given.pop("arguments", []), given
 
 
-KNOWN = options_of(*PROTOCOLS)
-KNOWN.update({"-h": Option("--help"), "--help": Option("--help"),
-              "--version": Option("--version"),
-              "--initializer-timeout": KNOWN["--init-timeout"]})
+def phrase(option: Option, protocols: Sequence[str]) -> str:
+    """Return what --help says of an option."""
+    only = option.protocols[0] if len(option.protocols) < len(protocols) else ""
+    default = option.default if len(protocols) == 1 else ""
+    return "".join((only and only + ": ", option.needs and "with %s: " % option.needs,
+                    option.text, default and " (%s)" % default))
+
+
+def number(text: str) -> float:
+    """Return a number. Raises what argparse expects."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("not %r" % text)
+    return int(value) if value.is_integer() else value
+
+
+def takes(name: str) -> str:
+    """Return what an option takes."""
+    option = options_of(*PROTOCOLS).get(name)
+    return option and option.takes or "nothing"
 
 
 def wrong(name: str, value: str) -> ValueError:
     """Return the error of an option that was given something else than it takes."""
-    return ValueError("%s takes %s, not %r" % (name, KNOWN[name].takes, value))
-
-
-def parse(words: Sequence[str]) -> Tuple[List[str], Given]:
-    """Return the arguments and options of a command line. Raises ValueError."""
-    arguments: List[str] = []
-    given: Given = {}
-    rest = collections.deque(words)
-    while rest:
-        word = rest.popleft()
-        name, equals, value = word.partition("=")
-        if not name.startswith("-"):
-            arguments.append(word)
-            continue
-        if name not in KNOWN:
-            import difflib  # nobody needs it who makes no mistakes
-            raise ValueError("there is no option " + "; the nearest is ".join(
-                [name, *difflib.get_close_matches(name, KNOWN, 1)]))
-        takes = KNOWN[name].takes
-        if takes and not equals and rest and rest[0].partition("=")[0] not in KNOWN:
-            value = rest.popleft()
-        elif bool(equals) != bool(takes) and takes[:1] != "[":
-            raise ValueError("%s takes %s" % (name, takes or "nothing, not %r" % value))
-        name = KNOWN[name].name
-        given[name] = given.pop(name, []) + [
-            not name.startswith("--no-") if not takes else
-            number(name, value) if takes in NUMBERS else value]
-    return arguments, given
-
-
-def number(name: str, text: str) -> float:
-    """Return a number. Raises ValueError."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise wrong(name, text)
-    return int(value) if value.is_integer() else value
+    return ValueError("%s takes %s, not %r" % (name, takes(name), value))
 
 
 # ---- command line: what it takes ----
@@ -3869,11 +3890,11 @@ def run(line: Command) -> int:
 def start(words: List[str]) -> int:
     """Answer a question about the program, or run it. Raises ValueError, OSError."""
     at = words.index("--") if "--" in words else len(words)
-    arguments, given = parse(words[:at])
-    program, said = os.path.basename(sys.argv[0]) or "emulator.py", ""
-    if "--help" in given or "-h" in given:
-        said = help_text(program, *(arguments and [protocol_of(arguments)]
-                                    or PROTOCOLS))
+    arguments, given = Parser(*PROTOCOLS).parse(words[:at])
+    said = ""
+    if "--help" in given:
+        said = Parser(*(arguments and [protocol_of(arguments)] or PROTOCOLS)
+                      ).format_help().rstrip()
     elif "--version" in given:
         said = "emulator %s, SPEC %s" % (__version__, SPEC_VERSION)
     elif "--sample-event" in given:
