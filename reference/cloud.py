@@ -626,8 +626,10 @@ class Cloud:
     # -- running them --
 
     def _submit(self, function: Function, invocation: emulator.Invocation,
-                is_later: bool = False) -> emulator.Platform:
-        """Give an invocation to a function's platform; return that. Raises Fault."""
+                is_later: bool = False, caller: Optional["Caller"] = None
+                ) -> emulator.Platform:
+        """Give an invocation to a function's platform; return that. Its answer to
+        `caller` is deferred. Raises Fault."""
         runner, key = function.runner, function.key
         with runner.lock:
             if not runner.is_retired:
@@ -636,12 +638,15 @@ class Cloud:
                 if runner.platform is None:
                     runner.platform = self._start(function)
                 runner.later += is_later
+                if caller is not None:
+                    caller.waits_for = runner.platform, invocation
+                    caller.defer()
                 runner.platform.submit(invocation)
                 return runner.platform
         new = self.find(key)  # it was updated, or deleted, a moment ago
         if new is function:
             raise Fault("internal", "the platform stops")
-        return self._submit(new, invocation, is_later)
+        return self._submit(new, invocation, is_later, caller)
 
     def _start(self, function: Function) -> emulator.Platform:
         """Return a new platform; its runner's lock is held. Raises Fault."""
@@ -661,11 +666,24 @@ class Cloud:
             raise Fault("internal", error)
 
     def invoke(self, function: Function, ask: Ask, event: bytes,
-               http: Optional[emulator.HttpRequest] = None) -> Run:
-        """Invoke a function. Blocks until the outcome is there. Raises Fault."""
-        invocation = emulator.Invocation(ask.id, event, http, caller=ask.caller)
-        platform = self._submit(function, invocation)
-        return Run(platform, invocation, platform.finish(invocation))
+               shape: Callable[[Run], "Reply"],
+               http: Optional[emulator.HttpRequest] = None) -> "Reply":
+        """Invoke a function; `shape` makes the answer of what came of it. For fc this
+        blocks until then; else it returns at once, and whatever thread has the outcome
+        answers, which spares a hand-over. Raises Fault."""
+        invocation, caller = emulator.Invocation(ask.id, event, http), ask.caller
+        if ask.vendor == "fc":
+            invocation.caller = caller
+            platform = self._submit(function, invocation)
+            return shape(Run(platform, invocation, platform.finish(invocation)))
+
+        def deliver(outcome: emulator.Outcome) -> None:
+            run = Run(caller.waits_for[0], invocation, outcome)
+            caller.answer(*caller.format(complete(ask, shape(run))))
+
+        invocation.on_done = deliver
+        self._submit(function, invocation, caller=caller)
+        return Answer(0)
 
     def invoke_later(self, function: Function, ask: Ask, event: bytes) -> None:
         """Accept an asynchronous event. Raises Fault [any.cloud.async]."""
@@ -927,22 +945,26 @@ def invoke_scf(cloud: Cloud, ask: Ask) -> Reply:
         json.loads(event or b"{}")  # [scf.cloud.event]
     except (ValueError, RecursionError) as error:
         raise Fault("event", "the event is not JSON: %s" % error)
-    result: Document = {"MemUsage": 0, "Log": "", "RetMsg": "", "BillDuration": 0,
-                        "FunctionRequestId": ask.id, "Duration": 0, "ErrMsg": "",
-                        "InvokeResult": 0}
     if member(document, "InvocationType", "").lower() == "event":
         cloud.invoke_later(function, ask, event)
-        return {"Result": result}
-    run = cloud.invoke(function, ask, event)
+        return {"Result": {"MemUsage": 0, "Log": "", "RetMsg": "", "BillDuration": 0,
+                           "FunctionRequestId": ask.id, "Duration": 0, "ErrMsg": "",
+                           "InvokeResult": 0}}
+    tail = member(document, "LogType", "").lower() == "tail"
+    return cloud.invoke(function, ask, event, lambda run: {
+        "Result": scf_result(run, tail)})
+
+
+def scf_result(run: Run, tail: bool) -> Document:
+    """Return the member Result of an answer [scf.cloud.result]."""
     outcome, text = run.outcome, run.outcome.body.decode("utf-8", "replace")
-    result.update(
-        MemUsage=int(outcome.peak_mb * MIB), Duration=round(outcome.duration_ms, 2),
-        BillDuration=math.ceil(outcome.duration_ms), RetMsg=text,
-        InvokeResult={"ok": 0, "function-error": 1}.get(outcome.kind, -1),
-        ErrMsg="" if outcome.kind == "ok" else text)  # [scf.cloud.result]
-    if member(document, "LogType", "").lower() == "tail":
-        result["Log"] = run.log().decode("utf-8", "replace")
-    return {"Result": result}
+    return {"MemUsage": int(outcome.peak_mb * MIB), "RetMsg": text,
+            "Log": run.log().decode("utf-8", "replace") if tail else "",
+            "BillDuration": math.ceil(outcome.duration_ms),
+            "Duration": round(outcome.duration_ms, 2),
+            "FunctionRequestId": outcome.request_id,
+            "ErrMsg": "" if outcome.kind == "ok" else text,
+            "InvokeResult": {"ok": 0, "function-error": 1}.get(outcome.kind, -1)}
 
 
 def list_namespaces(cloud: Cloud, ask: Ask) -> Reply:
@@ -973,12 +995,17 @@ def invoke_fc(cloud: Cloud, ask: Ask) -> Reply:
         cloud.invoke_later(function, ask, ask.body)
         task = field("x-fc-async-task-id") or field("x-fc-stateful-async-invocation-id")
         return Answer(202, (("X-Fc-Async-Task-Id", task),) if task else ())
-    run = cloud.invoke(function, ask, ask.body)
+    tail = field("x-fc-log-type").lower() == "tail"
+    return cloud.invoke(function, ask, ask.body, lambda run: fc_result(run, tail))
+
+
+def fc_result(run: Run, tail: bool) -> Answer:
+    """Return the answer to an invocation."""
     headers = run.outcome.headers + (
         ("X-Fc-Invocation-Duration", "%.2f" % run.outcome.duration_ms),
         ("X-Fc-Max-Memory-Usage", "%.2f" % run.outcome.peak_mb),
         ("X-Fc-Invocation-Service-Version", "LATEST"))
-    if field("x-fc-log-type").lower() == "tail":
+    if tail:
         headers += (("X-Fc-Log-Result", base64.b64encode(run.log()).decode()),)
     return Answer(run.outcome.status, headers, run.outcome.body)
 
@@ -1047,23 +1074,30 @@ def show_fg(cloud: Cloud, function: Function) -> Document:
 
 
 def invoke_fg(cloud: Cloud, ask: Ask) -> Reply:
-    run = cloud.invoke(find(cloud, ask), ask, ask.body)
-    outcome, headers = run.outcome, run.outcome.headers
-    is_v1 = ask.head.get("x-cff-request-version").lower() == "v1"
-    tail = run.log() if ask.head.get("x-cff-log-type").lower() == "tail" else b""
-    summary = {"duration": round(outcome.duration_ms, 3),
-               "billingDuration": math.ceil(outcome.duration_ms),
-               "memorySize": run.platform.function.memory_mb,
-               "memoryUsed": round(outcome.peak_mb, 3)}
-    headers += (("X-Cff-Invoke-Summary", json.dumps(summary)),
-                ("X-CFF-Billing-Duration", str(summary["billingDuration"])),
-                ("X-Cff-Response-Version", "v1" if is_v1 else "v0"))
+    field = ask.head.get
+    is_v1 = field("x-cff-request-version").lower() == "v1"
+    tail = field("x-cff-log-type").lower() == "tail"
+    return cloud.invoke(find(cloud, ask), ask, ask.body,
+                        lambda run: fg_result(run, is_v1, tail))
+
+
+def fg_result(run: Run, is_v1: bool, tail: bool) -> Answer:
+    """Return the answer to an invocation [fg.cloud.version]."""
+    outcome, log = run.outcome, run.log() if tail else b""
+    billed = math.ceil(outcome.duration_ms)
+    headers = outcome.headers + (
+        ("X-Cff-Invoke-Summary", json.dumps({
+            "duration": round(outcome.duration_ms, 3), "billingDuration": billed,
+            "memorySize": run.platform.function.memory_mb,
+            "memoryUsed": round(outcome.peak_mb, 3)})),
+        ("X-CFF-Billing-Duration", str(billed)),
+        ("X-Cff-Response-Version", "v1" if is_v1 else "v0"))
     if tail:
-        headers += (("X-Cff-Function-Log", base64.b64encode(tail).decode()),)
-    if not is_v1 or outcome.status != 200:  # [fg.cloud.version]
+        headers += (("X-Cff-Function-Log", base64.b64encode(log).decode()),)
+    if not is_v1 or outcome.status != 200:
         return Answer(outcome.status, headers, outcome.body)
     return to_json({"request_id": outcome.request_id, "status": outcome.status,
-                    "log": tail.decode("utf-8", "replace"), "result":
+                    "log": log.decode("utf-8", "replace"), "result":
                     outcome.body.decode("utf-8", "replace")}, 200, *headers)
 
 
@@ -1085,17 +1119,22 @@ def call_http(cloud: Cloud, ask: Ask) -> Reply:
     """Pass a request to a function, as it is or as its cloud's gateway would."""
     function, target = find(cloud, ask), ask.target
     if ask.vendor == "scf":
-        event = apigw_event(function, ask, target)
-        return answer_apigw(function, cloud.invoke(function, ask, event).outcome)
+        return cloud.invoke(function, ask, apigw_event(function, ask, target),
+                            lambda run: answer_apigw(function, run.outcome))
     if ask.vendor == "fg":
-        event = apig_event(function, ask, target)
-        return answer_apig(cloud.invoke(function, ask, event).outcome)
+        return cloud.invoke(function, ask, apig_event(function, ask, target),
+                            lambda run: answer_apig(run.outcome))
     if ask.query:
         target += "?" + ask.query
-    run = cloud.invoke(function, ask, ask.body, emulator.HttpRequest(  # [fc.http.pass]
+    return cloud.invoke(function, ask, ask.body, answer_http, emulator.HttpRequest(
         ask.method, target, ask.head.fields))
+
+
+def answer_http(run: Run) -> Answer:
+    """Return the answer of an HTTP function, if its caller has not got it yet
+    [fc.http.pass]."""
     outcome = run.outcome
-    if run.invocation.answer.begun:  # the caller has it, or half of it
+    if run.invocation.answer.begun:  # all of it, or half
         return Answer(0 if outcome.kind in ("ok", "function-error") else -1)
     return Answer(outcome.status, outcome.headers, outcome.body)
 
@@ -1225,7 +1264,7 @@ SCHEMES = {"TC3-HMAC-SHA256": ("x-tc-timestamp", "", 300),
 
 def sign(key: bytes, text: str) -> bytes:
     """Return an HMAC."""
-    return hmac.new(key, text.encode("utf-8", "backslashreplace"), "sha256").digest()
+    return hmac.digest(key, text.encode("utf-8", "backslashreplace"), "sha256")
 
 
 def fc_signature(ask: Ask, secret: bytes) -> Tuple[str, str]:
@@ -1349,9 +1388,21 @@ def refuse(vendor: str, fault: Fault, request_id: str) -> Answer:
                     "ErrorCode": code, "ErrorMessage": text}, int(status))
 
 
+def complete(ask: Ask, reply: Reply) -> Answer:
+    """Return an answer in the form of its interface, with its id
+    [any.cloud.request-id]."""
+    if not isinstance(reply, Answer):
+        reply = to_json({"Response": dict(reply, RequestId=ask.id)}
+                        if ask.vendor == "scf" else reply)
+    known = {name.lower() for name, _ in reply.headers}
+    return reply._replace(headers=reply.headers + tuple(
+        (name, ask.id) for name in VENDORS[ask.vendor].id_fields
+        if name.lower() not in known))
+
+
 def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
            ) -> Answer:
-    """Answer a request."""
+    """Answer a request. Status 0: somebody else does, -1: nobody can any more."""
     method, head, upload = caller.command, caller.head, UPLOAD.fullmatch(path)
     if path in OWN_CALLS:
         return to_json(OWN_CALLS[path](cloud))
@@ -1377,13 +1428,7 @@ def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
     except OSError as error:
         reply = refuse(vendor, Fault("internal", "the state cannot be kept: %s"
                                      % error.strerror), ask.id)
-    if not isinstance(reply, Answer):
-        reply = to_json({"Response": dict(reply, RequestId=ask.id)}
-                        if vendor == "scf" else reply)
-    known = {name.lower() for name, _ in reply.headers}
-    return reply._replace(headers=reply.headers + tuple(
-        (name, ask.id) for name in VENDORS[vendor].id_fields
-        if name.lower() not in known))  # [any.cloud.request-id]
+    return complete(ask, reply)
 
 
 def show_all(cloud: Cloud) -> Document:
@@ -1409,12 +1454,14 @@ class Door(emulator.Server):
 
 
 class Caller(emulator.Handler):
-    """A connection of a caller, read and answered by its own thread."""
+    """A connection of a caller."""
 
     idle_limit_s = emulator.KEEP_ALIVE_S
+    # of a deferred answer
+    waits_for: Tuple[emulator.Platform, emulator.Invocation]
 
     def respond(self) -> None:
-        """Answer a request."""
+        """Answer a request, or let whoever has the outcome answer."""
         # the target, and Host, may be a whole URL [any.cloud.host]
         target = re.sub(r"(?i)^https?://[^/?]*/?", "/", self.path)
         path, _, query = target.partition("?")
@@ -1427,16 +1474,21 @@ class Caller(emulator.Handler):
         if reply.status < 0:  # half an answer must look like half an answer
             self.closing = True
             emulator.shut(self.connection)
-        elif reply.status:  # 204 has no length: that would be a body of none
-            length = () if reply.status == 204 else (
-                ("Content-Length", str(len(reply.body))),)
-            self.answer(emulator.format_head(emulator.status_line(reply.status),
-                                             reply.headers + length),
-                        b"" if self.command == "HEAD" else reply.body)
+        elif reply.status:
+            self.answer(*self.format(reply))
+
+    def format(self, reply: Answer) -> Tuple[bytes, bytes]:
+        """Return head and body. 204 has no length: that would be a body of none."""
+        length = () if reply.status == 204 else (
+            ("Content-Length", str(len(reply.body))),)
+        return emulator.format_head(
+            emulator.status_line(reply.status), reply.headers + length), (
+                b"" if self.command == "HEAD" else reply.body)
 
     def withdraw(self) -> bool:
-        """Nothing is deferred."""
-        return False
+        """A caller hung up while its event runs [any.caller.gone]."""
+        platform, invocation = self.waits_for
+        return platform.cancel(invocation)
 
 
 # ---- command line ----

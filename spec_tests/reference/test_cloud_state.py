@@ -278,7 +278,7 @@ def test_any_cloud_calls__folder(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("words,said", (
     (["scf"], "give both"), (["scf", "/no/folder"], "no folder"),
-    (["fc", "."], "'1' is no name"), (["--serve", "x:y"], "takes [HOST:]PORT"),
+    (["fc", "."], "'1' is no name"), (["--serve", "x:y"], "[HOST:]PORT"),
     (["--credentials", "/no/file"], "/no/file"), (["--document", "/no/file", "fg", "."],
                                                   "/no/file")))
 def test_any_cloud_calls__usage(words: List[str], said: str) -> None:
