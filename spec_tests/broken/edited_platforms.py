@@ -196,6 +196,15 @@ EDITED: Tuple[Edit, ...] = (
      "status = 200"),
     ("errors_of_one_type", "fc", "fc.outcome.document", '"InitializationError",\n'
      '                     "Init', '"InvocationError",\n                     "Init'),
+    ("rounds_limits_down", "fg", "fg.env.table", "max(1, math.ceil(function.timeout_s))",
+     "max(1, int(function.timeout_s))"),
+    ("rounds_limits_down_fc", "fc", "fc.headers.common",
+     "max(1, math.ceil(function.timeout_s))", "max(1, int(function.timeout_s))"),
+    ("limits_with_zeros", "scf", "any.event.timeout", ' timeout="%g"', ' timeout="%.1f"'),
+    ("exits_without_code", "fc", "fc.outcome.document", "unexpectedly(code %d%s)",
+     "unexpectedly(exit %d%s)"),
+    ("exits_without_memory", "fc", "fc.outcome.document",
+     ', maxMemoryUsage: {peak_mb}MB)")\nFAILURES', ')")\nFAILURES'),
     # -- fc: requests --
     ("no_query", "fc", "fc.invoke.http", "(request.method, request.target,",
      "(request.method, path,"),

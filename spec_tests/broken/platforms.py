@@ -330,7 +330,8 @@ def main() -> int:
     if name in BROKEN:
         BROKEN[name][2](PLATFORMS[protocol])
     pairs = [word for one in UNUSUAL if one[0] in name.split("+") for word in one[3:]]
-    edit(*pairs)(PLATFORMS[protocol])
+    if pairs:  # else what is broken would be whole again
+        edit(*pairs)(PLATFORMS[protocol])
     program: Any = emulator if name in IN_THE_TOOL else PLATFORMS[protocol]
     status: int = program.main()
     return status

@@ -37,7 +37,7 @@ CLOCKED = ("--parallel", "4", "--timeout", "2.5")
 PAIR = ("--parallel", "2", "--max-instances", "2")
 USER = {"MY_SETTING": "a b=c", "lower_1": "", "NO_ASCII": "\u00e9\u4e2d", "BLANKS": " x ",
         "LANG": "mine", "TMPDIR": "/tmp/mine", "FCX": "1", "SCFX": "1", "RUNTIMEX": "1"}
-CONFIGURED = ("--name", "mine", "--memory", "256", "--timeout", "5", "--handler", "a.b",
+CONFIGURED = ("--name", "mine", "--memory", "256", "--timeout", "4.5", "--handler", "a.b",
               *(word for name in USER for word in ("--env", f"{name}={USER[name]}")))
 
 PLAYED = str(pathlib.Path(__file__).resolve().with_name("played_bootstrap.py"))
@@ -553,6 +553,13 @@ class PlatformRun:
         subprocess.run(["sh", "-c", 'printf "%s\n" "$2" > "$1/bootstrap"; '
                         'chmod 755 "$1/bootstrap"', "sh", str(self.code), script],
                        check=True)
+
+    def ends(self) -> None:
+        """Raise Mismatch unless the platform ends by itself, with status 0."""
+        try:
+            kit.same(0, self.popen.wait(self.patience_s), "exit status of the platform")
+        except subprocess.TimeoutExpired:
+            raise Mismatch("a platform that ends after its input", "it runs") from None
 
     def refused(self) -> None:
         """Raise Mismatch unless the platform refuses to start, with a message."""

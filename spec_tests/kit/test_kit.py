@@ -224,8 +224,8 @@ def test_not_usable(tmp_path: pathlib.Path) -> None:
 def test_not_judged(pytestconfig: pytest.Config) -> None:
     """Of what binds a stranger's platform the rules without a check are named, with the
     reason; none of another protocol or role."""
-    options: Dict[str, Any] = {"--protocol": "fc", "--platform": "true", "--bootstrap": None,
-               "--rule": [], "strict": True}
+    options: Dict[str, Any] = {"--protocol": "fc", "--platform": "true",
+                               "--bootstrap": None, "--rule": [], "strict": True}
     config: Any = types.SimpleNamespace(getoption=lambda option: options.get(
         option, pytestconfig.getoption(option)))
     session = conftest.Session(config)

@@ -774,7 +774,7 @@ def test_any_stop_drain__queue(platform: PlatformUnderTest) -> None:
     for event in events[1:]:
         instance.got = instance.next_event()
         run.finish(instance)
-    same(0, run.popen.wait(run.patience_s), "exit status of the platform")
+    run.ends()
 
 
 def test_any_stop_order(platform: PlatformUnderTest) -> None:
@@ -787,7 +787,7 @@ def test_any_stop_order(platform: PlatformUnderTest) -> None:
     run.end_input()
     instance.reaped()
     faults.wait_gone(child, run.patience_s)
-    same(0, run.popen.wait(run.patience_s), "exit status of the platform")
+    run.ends()
     noted = sorted(int(path.name.split("-")[2]) for path in run.code.glob("signal-15-*"))
     same(sorted([instance.pid, child]), noted, "processes that were told by SIGTERM")
 
@@ -826,7 +826,7 @@ def test_any_process_group__leftovers(platform: PlatformUnderTest) -> None:
     address = None if run.protocol == "fc" else instance.address()
     run.finish(instance)
     run.end_input()
-    same(0, run.popen.wait(run.patience_s), "exit status of the platform")
+    run.ends()
     faults.wait_gone(child, 0.5)
     faults.wait_gone(instance.pid, 0.5)
     if address:

@@ -94,6 +94,12 @@ def is_told(outcome: Outcome, name: str, *values: str) -> None:
          f"{name} for the caller")
 
 
+def is_like(wanted: str, seen: str) -> None:
+    """Raise Mismatch unless a text for people has that form."""
+    if not re.fullmatch(wanted, seen, re.DOTALL):
+        raise Mismatch(f"a text like {wanted}", repr(seen))
+
+
 # ---- fg ----
 
 FG = {"ok": (200, "0"), "function-error": (200, "4002"), "timeout": (200, "4010"),
@@ -142,6 +148,20 @@ def test_scf_outcome_document(platform: PlatformUnderTest, text: bytes,
         raise Mismatch("keys in order, no blanks", repr(outcome.body))
 
 
+TOO_LATE = {"fc": r"Function timed out after 0\.5 seconds \(maxMemoryUsage: .*",
+            "scf": r"Invoking task timed out after 0\.5 seconds", "fg":
+            r"call invoke timeout 0\.5s"}
+
+
+def test_any_event_timeout__number(platform: PlatformUnderTest) -> None:
+    """The limit that was missed is named without needless zeros."""
+    with platform.running("--timeout", "0.5") as (run, instance):
+        seen = document(run.outcome("timeout").body)
+        text = seen.get("errorMessage") or seen.get("error_msg") or ""
+        run.discard(instance)
+    is_like(TOO_LATE[platform.implementation.protocol], text)
+
+
 # ---- start-error, each kind ----
 
 START = {"scf": ("errorMessage", {"mode": "ReloadFail: Bootstrap not executable\n",
@@ -188,6 +208,21 @@ FC: Dict[str, Tuple[int, str, int]] = {  # status and type or code; status over 
     "throttled": (429, "ResourceExhausted", 429)}
 
 
+EXITED = (r"Process exited unexpectedly before completing request "
+          r"\(duration: \d+ms, maxMemoryUsage: \d+\.\d\dMB\)")
+FC_TEXTS = {"exit": EXITED, "out-of-memory": EXITED, "timeout":
+            r"Function timed out after 1 seconds \(maxMemoryUsage: \d+\.\d\dMB\)"}
+
+
+def test_fc_outcome_document__exit(platform: PlatformUnderTest) -> None:
+    """The caller is told how a process ended, and what was its start command."""
+    run = platform.run("--", "./bootstrap", "a word")
+    run.starting().end("exit", status=2)
+    is_like(r".*Function instance exited unexpectedly\(code 2, message:no such file or "
+            r"directory\) with start command '\./bootstrap a word '.*",
+            document(run.outcome("start-error").body)["Message"])
+
+
 @pytest.mark.parametrize("is_http", [False, True])
 @pytest.mark.parametrize("kind", sorted(FC))
 def test_fc_outcome_document(platform: PlatformUnderTest, kind: str,
@@ -202,7 +237,9 @@ def test_fc_outcome_document(platform: PlatformUnderTest, kind: str,
         if not is_http or kind != "function-error":  # else it is the answer as it is
             is_told(outcome, "X-Fc-Error-Type", name)
         if kind != "function-error":
-            same(["errorMessage"], sorted(document(outcome.body)), "members")
+            seen = document(outcome.body)
+            same(["errorMessage"], sorted(seen), "members")
+            is_like(FC_TEXTS.get(kind, ".+"), seen["errorMessage"])
     elif name:
         seen = document(outcome.body)
         same([name, name, outcome.request_id], [seen.get(key) for key in (
