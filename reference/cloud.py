@@ -362,7 +362,6 @@ def to_json(document: object, status: int = 200, *headers: Tuple[str, str]) -> A
 URN = re.compile("urn:fss:[^:]*:[^:]*:function:([^:]*):([^:]*)(?::(.*))?")
 
 
-@functools.lru_cache(1024)
 def find_route(method: str, path: str) -> Route:
     """Return what a path means, and a call that there is not when it means nothing
     [any.cloud.vendor]."""
@@ -382,6 +381,9 @@ def find_route(method: str, path: str) -> Route:
         return Route(words[2], "http", "" if space == "-" else space, name,
                      target="/" + "/".join(path.split("/")[6:]))
     return Route("fc", "%s %s" % (method, path))
+
+
+known_route = functools.lru_cache(256)(find_route)  # callers repeat their short paths
 
 
 def fc_route(method: str, path: str, version: str, words: List[str]) -> Route:
@@ -1404,9 +1406,9 @@ def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
            ) -> Answer:
     """Answer a request. Status 0: somebody else does, -1: nobody can any more."""
     method, head, upload = caller.command, caller.head, UPLOAD.fullmatch(path)
-    if path in OWN_CALLS:
-        return to_json(OWN_CALLS[path](cloud))
-    route = find_route(method, path)
+    if path == "/-/functions":
+        return to_json(show_all(cloud))
+    route = (known_route if len(path) < 512 else find_route)(method, path)
     vendor = route.vendor
     ask = Ask(*route, emulator.RULES[vendor].new_id(), method, path, query, head, body,
               caller, {})
@@ -1438,10 +1440,6 @@ def show_all(cloud: Cloud) -> Document:
         "url": cloud.url(one.key), "waiting": one.runner.later,
         "instances": len(one.runner.platform.instances) if one.runner.platform else 0}
         for vendor in VENDORS for one in cloud.list(vendor)]}
-
-
-OWN_CALLS: Dict[str, Callable[[Cloud], Document]] = {
-    "/-/functions": show_all, "/-/health": lambda cloud: {"status": "ok"}}
 
 
 class Door(emulator.Server):
