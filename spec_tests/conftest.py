@@ -265,7 +265,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         pool.submit(walk, run, lane)
     for module in sorted({item.path.stem for item in session.items}):
         if hasattr(sys.modules.get(module), "begin"):
-            sys.modules[module].begin(run.waiting)
+            sys.modules[module].begin(run.pool)
 
 
 def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:

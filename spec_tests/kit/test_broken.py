@@ -14,7 +14,7 @@ import checks
 import report
 
 CASES = broken_ones.every()
-WAITING = concurrent.futures.ThreadPoolExecutor(24)
+WAITING = concurrent.futures.ThreadPoolExecutor(8)
 STARTED: Dict[str, "concurrent.futures.Future[List[report.Verdict]]"] = {}
 
 

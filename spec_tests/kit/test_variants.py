@@ -16,6 +16,7 @@ import report
 import spec
 from broken import edited_platforms, variants
 
+POOL = concurrent.futures.ThreadPoolExecutor(8)
 STARTED: Dict[str, List["concurrent.futures.Future[report.Verdict]"]] = {}
 
 
@@ -43,11 +44,11 @@ def implementation(name: str) -> kit.Implementation:
     return broken_ones.variant(name, protocol, without)
 
 
-def begin(pool: concurrent.futures.Executor) -> None:
+def begin(_: concurrent.futures.Executor) -> None:
     """Start all checks side by side; conftest.py calls this after the collection."""
     for name in (*variants.VARIANTS, *PLATFORMS):
         one = implementation(name)
-        STARTED[name] = [pool.submit(checks.judge, check, one) for check in few(
+        STARTED[name] = [POOL.submit(checks.judge, check, one) for check in few(
             "platform" if name in PLATFORMS else "bootstrap")
             if one.protocol in check.protocols]
 
