@@ -582,7 +582,7 @@ def test_any_instance_on_demand__most(platform: PlatformUnderTest) -> None:
     with platform.used_run(*PAIR, "--parallel", "3") as run:
         instances = run.pair()
         run.issue(b"three")
-        run.settle()
+        run.wait(0.5)  # a process takes a while to come up
         run.no_instance()
         run.abandon(*instances)
         run.abandon(run.instance())

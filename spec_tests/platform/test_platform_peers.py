@@ -5,6 +5,7 @@ Each mechanism that these checks look for can be left out of a platform without 
 elsewhere. `pull_platform` is one for scf or fg, `platform` any of the three.
 """
 
+import functools
 import zlib
 from typing import List
 
@@ -55,6 +56,7 @@ def test_any_limits_slow__in_time(pull_platform: PlatformUnderTest) -> None:
         run.finish(instance)
 
 
+@functools.lru_cache(maxsize=None)
 def pattern(size: int) -> bytes:
     """Return so many bytes, no two parts of which are alike, nor all of them text."""
     return (b"".join(b"%d\xff" % number for number in range(size // 6)) + b"." * size)[:size]
