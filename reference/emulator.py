@@ -1742,6 +1742,7 @@ class PullInstance(Instance):
             # [any.poll.dead] a client that has hung up must not swallow the event
             is_alive = not hung_up(poll.connection)
             invocation.unseen = invocation.unseen and not is_alive
+            self.bringer = poll     # before its client can ask again
             reached = is_alive and poll.answer(
                 (self._head % (invocation.request_id, len(invocation.event))).encode(
                     "latin-1"), invocation.event)
@@ -1750,7 +1751,6 @@ class PullInstance(Instance):
             with self.platform.lock:
                 self.session.delivered(invocation.request_id, reached)
                 poll.brought = invocation if reached else None
-                self.bringer = poll if reached else self.bringer
                 if reached and poll.broken:
                     self.session.reset(invocation.request_id)
                 polls += self.take_polls()
