@@ -43,8 +43,8 @@ def program(*words: str) -> Iterator[Tuple["subprocess.Popen[str]", Client]]:
         yield process, client
     finally:
         client.close()
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGINT)  # it puts its folders away
+        process.wait(20)
         process.stderr.close()
 
 
