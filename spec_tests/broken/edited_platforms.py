@@ -58,6 +58,12 @@ EDITED: Tuple[Edit, ...] = (
      "    def handle_expect_100(self) -> bool:\n        return self.headers['expect'][4:5] "
      "!= '-' or self.headers['expect'][5] != 'c' or super().handle_expect_100()\n\n"
      "    def read_head(self)"),
+    ("closes_after_errors", "scf", "any.http.reuse",
+     "        action, request_id, event = self.server.receive(", "        if call == 'error':\n"
+     "            self.close_connection = True\n"
+     "        action, request_id, event = self.server.receive("),
+    ("ids_in_any_case", "fg", "fg.result.unknown-id", "request_id != self.request_id",
+     "request_id.lower() != self.request_id"),
     ("no_length_of_refusals", "fg", "any.http.length",
      '(*fields, ("Content-Length", str(len(body)))):', '(*fields, *([("Content-Length", '
      'str(len(body)))] if status == 200 else [("Connection", "close")])):'),

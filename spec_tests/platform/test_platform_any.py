@@ -388,19 +388,27 @@ def test_any_http_continue(pull_platform: PlatformUnderTest, field: str) -> None
 
 
 def test_any_http_reuse(pull_platform: PlatformUnderTest) -> None:
-    """One connection carries poll, result and the next poll, and 101 calls that are
-    refused between them."""
+    """One connection carries error, poll, result, and 101 calls that are refused."""
     with pull_platform.running() as (run, instance):
         number = instance.open()
-        instance.send(number, instance.post_bytes(b"done"))
-        same("whole", instance.read(number).end)
-        run.outcome("ok")
-        run.issue(b"next")
+        for kind in ("error", "response"):
+            path = instance.result_path(kind)
+            instance.send(number, wire.request_bytes("POST", path, (), b"done"))
+            same("whole", instance.read(number).end, f"the answer to the {kind}")
+            run.outcome()
+            run.issue(b"next")
+            status = 204
+            while status == 204:  # [fg.request.empty]
+                instance.send(number, instance.poll_bytes())
+                got = instance.read(number)
+                status = got.status
+            same(b"next", got.body, "the event on the same connection")
+            id_header = kit.DIALECTS[run.protocol].id_header
+            instance.request_id = got.header(id_header) or ""
         for _ in range(101):
             instance.send(number, wire.request_bytes("GET", "/"))
             same("whole", instance.read(number).end, "each answer on one connection")
-        instance.send(number, instance.poll_bytes())
-        same(b"next", instance.fetch(number).body)
+        instance.close(number)
         run.finish(instance)
 
 

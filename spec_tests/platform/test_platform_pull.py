@@ -224,7 +224,9 @@ def test_fg_result_unknown_id__form(platform: PlatformUnderTest, kind: str,
     with platform.running() as (run, instance):
         for wrong in ("x" + instance.request_id, instance.request_id + "x",
                       instance.request_id[:-1], instance.request_id.upper() + "X",
-                      instance.request_id + "/"):
+                      instance.request_id + "/", instance.request_id.swapcase()):
+            if wrong == instance.request_id:
+                continue  # it has no letters
             path = instance.result_path(kind, wrong)
             reply = instance.ask(wire.request_bytes("POST", path, (), body))
             same(404, reply.status, f"status for {wrong}")
