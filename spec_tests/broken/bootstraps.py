@@ -1251,7 +1251,7 @@ def without_pause(self: Any) -> None:
 
 
 def send_in_time(self: Any, channel: wire.Channel, data: bytes) -> None:
-    channel.send(data, 0.2)
+    channel.send(data, 0.02)
 
 
 def last_context(self: Any, request: wire.Message) -> Dict[str, Any]:
