@@ -1594,8 +1594,8 @@ class Instance:
 
     def _on_time(self) -> None:
         with self.platform.lock:
-            if self.platform.clock.is_set(self._on_time):
-                return  # it was moved meanwhile
+            if self.ending or self.platform.clock.is_set(self._on_time):
+                return  # something else was faster
             if self.session.state in IDLE:
                 self.platform.discard(self, "stop")  # [any.instance.idle]
             else:
