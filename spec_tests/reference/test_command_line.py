@@ -14,11 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
 import emulator
+import fork_server
 import pytest
 import scripted_bootstrap
 import spec
@@ -51,9 +53,18 @@ def words(protocol: str, folder: str, *options: str) -> List[str]:
 
 def run(command: Sequence[str], stdin: bytes = b"", **env: str) -> Run:
     """Run a command to its end."""
-    done = subprocess.run(command, input=stdin, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, timeout=30, env={**os.environ, **env})
-    return Run(done.returncode, done.stdout, done.stderr.decode())
+    with contextlib.ExitStack() as stack:
+        given, out, err = (stack.enter_context(tempfile.TemporaryFile())
+                           for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
+        process = fork_server.start(command, cwd=os.getcwd(), env={**os.environ, **env},
+                                    stdin=given, stdout=out, stderr=err)
+        stack.callback(process.kill)
+        status = process.wait(30)
+        out.seek(0)
+        err.seek(0)
+        return Run(status, out.read(), err.read().decode())
 
 
 @PROTOCOLS
