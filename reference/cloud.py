@@ -1484,9 +1484,11 @@ class Caller(emulator.Handler):
                 b"" if self.command == "HEAD" else reply.body)
 
     def withdraw(self) -> bool:
-        """A caller hung up while its event runs [any.caller.gone]."""
+        """A caller hung up while its event runs [any.caller.gone]; the outcome ends it.
+        """
         platform, invocation = self.waits_for
-        return platform.cancel(invocation)
+        platform.cancel(invocation)
+        return False
 
 
 # ---- command line ----

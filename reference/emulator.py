@@ -748,8 +748,7 @@ class Handler(BaseHTTPRequestHandler):
         if self._answered.locked():
             if self.closing and not self.unread:
                 shut(self.connection, socket.SHUT_RD)  # wakes it
-            with contextlib.suppress(RuntimeError):  # the other thread was faster
-                self._answered.release()
+            self._answered.release()
 
 
 class Server(ThreadingHTTPServer):
@@ -1741,13 +1740,13 @@ class PullInstance(Instance):
             poll = polls.pop(0)
             # [any.poll.dead] a client that has hung up must not swallow the event
             is_alive = not hung_up(poll.connection)
+            if not is_alive:
+                poll.give_up()
             invocation.unseen = invocation.unseen and not is_alive
             self.bringer = poll     # before its client can ask again
             reached = is_alive and poll.answer(
                 (self._head % (invocation.request_id, len(invocation.event))).encode(
                     "latin-1"), invocation.event)
-            if not reached:
-                poll.give_up()
             with self.platform.lock:
                 self.session.delivered(invocation.request_id, reached)
                 poll.brought = invocation if reached else None
@@ -1870,7 +1869,9 @@ class PullInstance(Instance):
         if self.api is not None:
             self.api.close()
             self.api.shut()
-            for poll in self.parked[:]:
+            with self.platform.lock:
+                polls, self.parked = self.parked, []
+            for poll in polls:
                 poll.give_up()  # its thread may wait, with a request behind it
             self.api.join(LAST_WORDS_S)
         super().cleanup()
@@ -3137,9 +3138,10 @@ class Caller(Handler):
             shut(self.connection)
 
     def withdraw(self) -> bool:
-        """A caller hung up while its event runs [any.caller.gone]."""
-        return self.invocation is not None and bool(
-            self.server.app.cancel(self.invocation))
+        """A caller hung up while its event runs [any.caller.gone]; _done ends it."""
+        if self.invocation is not None:
+            self.app.cancel(self.invocation)
+        return False
 
 
 def native_answer(outcome: Outcome) -> Tuple[bytes, bytes]:
