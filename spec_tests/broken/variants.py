@@ -2,7 +2,7 @@
 # variants.py: bootstraps that are unusual and break no rule (MIT).
 """Run one of them: `python3 spec_tests/broken/variants.py NAME`.
 
-Each row of the table is a correct bootstrap that does some steps in another way that the
+Each row of the table is a correct bootstrap that does many steps in another way that the
 rules allow. No check may fail on them; what fails is a fault of the kit.
 """
 
@@ -26,6 +26,10 @@ VARIANTS: Dict[str, Tuple[str, Tuple[str, ...], Any]] = {}
 def may(name: str, base: Type[Base], *without: str, **steps: Any) -> None:
     """Enter a bootstrap into the table that does these steps its own way."""
     VARIANTS[name] = base.__name__.lower(), without, type(name, (base,), steps)
+
+
+def start_late(_: Any) -> None:
+    time.sleep(0.3)
 
 
 # ---- who polls ----
@@ -138,7 +142,6 @@ def with_trace(self: Any, type_: str, message: str) -> bytes:
     return b' {"stackTrace": ["a", "b"], "cause": null, ' + report[1:] + b"\n"
 
 
-
 def pause_a_little_longer(self: Any) -> None:
     time.sleep(self.pause_s)
     self.pause_s = min(self.pause_s + 0.05, 2.0)
@@ -149,21 +152,16 @@ def post_late(self: Any, *rest: Any) -> None:
     Pull.post(self, *rest)
 
 
-may("OldHttp", Scf, request=old_request)
-may("NewConnections", Fg, request=closing_request)
-may("ChunkedResults", Scf, request=chunked_request)
-may("ManyFields", Fg, request=rich_request)
-may("Expects", Scf, request=expect_continue)
-may("Drips", Fg, connect=drip)
-may("PostsLostOnesAgain", Scf, connect=count, post=post_lost_ones_again)
-may("PollsAgainAtOnce", Fg, poll=poll_again_at_once)
-may("LongPauses", Scf, first_pause_s=0.6)
-may("SlowPauses", Fg, pause=pause_a_little_longer)
-may("LateStart", Scf, prepare=lambda self: time.sleep(1.0), exit_status=1)
-may("LateResults", Fg, post=post_late)
-may("InsistsOnReady", Scf, start=insist_on_ready)
-may("TriesReadyOnce", Scf, start=try_ready_once)
-may("MoreInErrors", Fg, report=with_trace)
+may("OldHttp", Scf, request=old_request, first_pause_s=0.3, start=insist_on_ready,
+    report=with_trace)
+may("ChunkedAndLate", Scf, request=chunked_request, start=try_ready_once, exit_status=1,
+    prepare=start_late, pause=pause_a_little_longer, post=post_late)
+may("DripsManyFields", Fg, request=rich_request, connect=drip, poll=poll_again_at_once,
+    report=with_trace, exit_status=1)
+may("NewConnections", Fg, request=closing_request, pause=pause_a_little_longer,
+    post=post_late, prepare=start_late)
+may("ExpectsAndPostsAgain", Scf, request=expect_continue, connect=count,
+    post=post_lost_ones_again)
 
 # ---- who serves ----
 
@@ -184,21 +182,21 @@ def send_chunked(self: Any, channel: wire.Channel, data: bytes) -> None:
 def send_hints(self: Any, channel: wire.Channel, data: bytes) -> None:
     for interim in (b"100 Continue\r\n", b"103 Early Hints\r\nLink: </x>\r\n", b"102 X\r\n"):
         channel.send(b"HTTP/1.1 " + interim + b"\r\n")
-    channel.send(data)
+    send_chunked(self, channel, data)
+
+
+def send_pieces(self: Any, channel: wire.Channel, data: bytes) -> None:
+    for place in range(0, min(len(data), 200)):
+        channel.send(data[place:place + 1])
+    channel.send(data[200:])
 
 
 def send_fields(self: Any, channel: wire.Channel, data: bytes) -> None:
     start, fields, body = split(data)
-    channel.send(wire.head_bytes(start.replace(" X", ""), [
+    send_pieces(self, channel, wire.head_bytes(start.replace(" X", ""), [
         ("server", "unusual"), ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
         *((name.lower(), value) for name, value in fields), ("connection", "keep-alive"),
         ("keep-alive", "timeout=86400"), ("x-empty", "")]) + body)
-
-
-def send_pieces(self: Any, channel: wire.Channel, data: bytes) -> None:
-    for place in range(0, min(len(data), 600)):
-        channel.send(data[place:place + 1])
-    channel.send(data[600:])
 
 
 def send_and_close(self: Any, channel: wire.Channel, data: bytes) -> None:
@@ -242,21 +240,14 @@ def dual_stack(self: Any) -> None:
         self.begin(peer)
 
 
-may("ChunkedAnswers", Fc, send=send_chunked)
-may("EarlyHints", Fc, send=send_hints)
-may("LowerCaseAnswers", Fc, send=send_fields)
-may("AnswersInPieces", Fc, send=send_pieces)
-may("ClosesEachTime", Fc, "keep-alive", send=send_and_close)
-may("FailsWith200", Fc, http_parts=fail_with_200)
-may("JoinsFields", Fc, seen=join_fields)
-may("EndsAfterPreStop", Fc, answer=end_after_pre_stop)
-may("AnswersLate", Fc, answer=answer_late)
-may("StartsLate", Fc, prepare=lambda self: time.sleep(1.0), exit_status=1)
-may("DualStack", Fc, run=dual_stack)
-may("SaysMoreToHooks", Fc, hook=lambda self: wire.response(
-    200, [("x-fc-status", "200"), ("Content-Type", "text/plain")], b"done\n"))
-may("NoHttp", Fc, "http", "fidelity", http=lambda self, request: wire.response(
-    404, [("x-fc-status", "404")], b"" if request.method == "HEAD" else b"{}"))
+may("ChunksAfterHints", Fc, send=send_hints, http_parts=fail_with_200, seen=join_fields,
+    answer=end_after_pre_stop, prepare=start_late, exit_status=1)
+may("PiecesInLowerCase", Fc, send=send_fields, answer=answer_late, run=dual_stack,
+    hook=lambda self: wire.response(
+        200, [("x-fc-status", "200"), ("Content-Type", "text/plain")], b"done\n"))
+may("ClosesWithoutHttp", Fc, "keep-alive", "http", "fidelity", send=send_and_close,
+    http=lambda self, request: wire.response(
+        404, [("x-fc-status", "404")], b"" if request.method == "HEAD" else b"{}"))
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 import functools
 import pathlib
 import sys
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
 import checks
 import kit
@@ -13,6 +13,7 @@ from broken import bootstraps, platforms
 from implementations import GAPS, start_words
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
+KILLS = TESTS / "kills.txt"
 HOSTILE = ("any.http.malformed", "any.http.framing")  # rules of that feature
 PATIENCE_S = 2.0  # what waits longer for a broken one has caught it
 
@@ -79,3 +80,18 @@ def concerned(case: Broken) -> Sequence[checks.Check]:
              if checks.FIXTURES[check.fixture][0] == case.role
              and case.implementation.protocol in check.protocols]
     return [check for first in range(13) for check in found[first::13]]
+
+
+def cover() -> List[Tuple[Broken, Set[str]]]:
+    """Return few of them on which every check of kills.txt fails, each with the checks
+    that no earlier one is for: always what most checks catch, the first of several."""
+    lines = [line.partition("|") for line in KILLS.read_text(encoding="utf-8").splitlines()]
+    caught = {left.split()[2]: set(right.split()) for left, _, right in lines}
+    every_one = {one.name: one for one in every() if one.name in caught}
+    missing = {check for name in every_one for check in caught[name]}
+    found: List[Tuple[Broken, Set[str]]] = []
+    while missing:
+        best = max(every_one, key=lambda name: len(caught[name] & missing))
+        found.append((every_one[best], caught[best] & missing))
+        missing -= caught[best]
+    return found

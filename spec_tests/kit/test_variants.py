@@ -1,6 +1,6 @@
 # test_variants.py: what is unusual and breaks no rule is not failed (MIT).
 """Run one case of each check on every bootstrap of broken/variants.py, and on every
-platform with traits of UNUSUAL in broken/edited_platforms.py."""
+platform with the traits of UNUSUAL in broken/edited_platforms.py."""
 
 import concurrent.futures
 import dataclasses
@@ -16,23 +16,21 @@ import report
 import spec
 from broken import edited_platforms, variants
 
-POOL = concurrent.futures.ThreadPoolExecutor(8)
+POOL = concurrent.futures.ThreadPoolExecutor(16)
 STARTED: Dict[str, List["concurrent.futures.Future[report.Verdict]"]] = {}
 
 
 @functools.lru_cache(maxsize=None)
 def few(role: str) -> List[checks.Check]:
-    """Return the last case of each check of a role; of a platform none that is long."""
+    """Return the last case of each check of a role that does not mostly wait."""
     every = [one for one in checks.all_checks(spec.load())
              if checks.FIXTURES[one.fixture][0] == role
-             and not (role == "platform" and hasattr(one.function, "waits"))]
+             and not hasattr(one.function, "waits")]
     return list({(one.function, one.rule): one for one in every}.values())
 
 
-TRAITS = {protocol: [one[0] for one in edited_platforms.UNUSUAL if one[1] == protocol]
-          for protocol in kit.PROTOCOLS}
-PLATFORMS = {"+".join(TRAITS[protocol][first::2]): protocol  # several traits in each
-             for protocol in kit.PROTOCOLS for first in (0, 1)}
+PLATFORMS = {"+".join(one[0] for one in edited_platforms.UNUSUAL if one[1] == protocol):
+             protocol for protocol in kit.PROTOCOLS}  # all traits in one
 
 
 def implementation(name: str) -> kit.Implementation:
