@@ -148,11 +148,11 @@ def pause_a_little_longer(self: Any) -> None:
 
 
 def post_late(self: Any, *rest: Any) -> None:
-    time.sleep(0.15)
+    time.sleep(0.05)
     Pull.post(self, *rest)
 
 
-may("OldHttp", Scf, request=old_request, first_pause_s=0.3, start=insist_on_ready,
+may("OldHttp", Scf, request=old_request, first_pause_s=0.2, start=insist_on_ready,
     report=with_trace)
 may("ChunkedAndLate", Scf, request=chunked_request, start=try_ready_once, exit_status=1,
     prepare=start_late, pause=pause_a_little_longer, post=post_late)
@@ -228,7 +228,7 @@ def end_after_pre_stop(self: Any, channel: wire.Channel, request: wire.Message) 
 
 
 def answer_late(self: Any, channel: wire.Channel, request: wire.Message) -> None:
-    time.sleep(0.1)
+    time.sleep(0.03)
     Fc.answer(self, channel, request)
 
 

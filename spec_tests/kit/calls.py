@@ -211,7 +211,7 @@ def attempt_poll(run: PlatformRun, instance: Instance, case: Case) -> None:
         same(EVENT, instance.fetch(number).body, "the event for the first poll")
         run.finish(instance)
         return
-    instance.held(number)
+    held = instance.held(number)
     if case.state == "running":
         run.finish(instance)
     if case.state == "starting":
@@ -219,5 +219,5 @@ def attempt_poll(run: PlatformRun, instance: Instance, case: Case) -> None:
     else:
         run.issue(NEXT_EVENT)
     wanted = EVENT if case.state == "starting" else NEXT_EVENT
-    same(wanted, instance.fetch(number).body, "the event on the poll that was held")
+    same(wanted, instance.fetch(held).body, "the event on the poll that was held")
     run.finish(instance)

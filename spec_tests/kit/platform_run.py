@@ -269,12 +269,16 @@ class Instance:
         self.got = reply
         return reply
 
-    def held(self, number: int, limit_s: float = QUIET_S) -> None:
-        """Raise Mismatch if a poll brings an event, or anything but that there is none
-        [fg.request.empty], for the moment."""
+    def held(self, number: int, limit_s: float = QUIET_S) -> Optional[int]:
+        """Return the connection of a poll that brings nothing for the moment, or None if
+        it is answered without an event [fg.request.empty]. Raises Mismatch otherwise."""
         reply = self.read(number, limit_s)
-        if reply.status != 204 and (reply.end != "silence" or reply.start):
+        if reply.status == 204:
+            self.close(number)
+            return None
+        if reply.end != "silence" or reply.start:
             raise Mismatch("no answer to the poll yet", f"{reply.end} {reply.start!r}")
+        return number
 
     def next_event(self) -> Message:
         """Return what brings the next event: a poll's answer, or on fc a request."""

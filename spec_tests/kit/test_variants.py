@@ -16,7 +16,7 @@ import report
 import spec
 from broken import edited_platforms, variants
 
-POOL = concurrent.futures.ThreadPoolExecutor(16)
+POOL = concurrent.futures.ThreadPoolExecutor(12)
 STARTED: Dict[str, List["concurrent.futures.Future[report.Verdict]"]] = {}
 
 
