@@ -298,6 +298,16 @@ class Process:
         ticks = [sum(map(int, values[11:15])) for _, values in self.members()]
         return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
+    def wakes(self) -> int:
+        """Return how often its threads have waited for something."""
+        found = 0
+        for folder, _ in self.members():
+            for path in glob.glob(folder + "/task/*/status"):
+                with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+                    said = file.read().partition("\nvoluntary_ctxt_switches:")[2]
+                    found += int(said.split()[0])
+        return found
+
     def holdings(self) -> Dict[str, int]:
         """Return what all of it holds now."""
         held = {"bytes of memory": 0, "descriptors": 0, "threads": 0, "processes": 0}
@@ -824,6 +834,8 @@ class Bootstrap(Subject):
                 try:
                     OBSERVED[key] = observe(self), None
                 except Mismatch as error:
+                    if self.borrowed and not self.afresh:
+                        raise  # attempt() tries it with a new process
                     OBSERVED[key] = None, error
         seen, trouble = OBSERVED[key]
         if trouble:
