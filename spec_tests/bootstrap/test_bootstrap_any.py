@@ -368,7 +368,7 @@ def test_any_poll_retry__long(puller: Bootstrap, how: str) -> None:
 
 
 AWAY_S = 4.0  # five tries and more, however their pauses grow up to 2 s
-BUSY = 0.25  # part of one processor that nobody needs to wait
+BUSY = 0.12  # part of one processor that nobody needs to wait
 WAKES_A_S = 100  # nor needs anybody who pauses so many; on a busy machine, too
 SOON_S = 0.03
 

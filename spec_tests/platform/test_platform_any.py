@@ -389,7 +389,7 @@ def test_any_http_continue(pull_platform: PlatformUnderTest, field: str) -> None
 
 def test_any_http_reuse(pull_platform: PlatformUnderTest) -> None:
     """One connection carries error, poll, result, and 101 calls that are refused."""
-    with pull_platform.running() as (run, instance):
+    with pull_platform.running("--timeout", "60") as (run, instance):
         number = instance.open()
         for kind in ("error", "response"):
             path = instance.result_path(kind)
