@@ -1197,7 +1197,8 @@ def measure(processes: Iterable[Process]) -> None:
             sizes[group] += memory_mb(number)
     for group, process in by_group.items():
         process.peak_mb = max(process.peak_mb, sizes[group])
-        process.measured = now
+        if sizes[group]:    # else it is just becoming another program, or has ended
+            process.measured = now
 
 
 def memory_mb(process: object, file: str = "smaps_rollup",
