@@ -649,11 +649,11 @@ def test_any_queue_limit__timeout(platform: PlatformUnderTest) -> None:
 def test_any_limits_clock__queue(platform: PlatformUnderTest) -> None:
     """The wait in the queue does not count towards the time limit, and that is not over
     before its time."""
-    with platform.running("--parallel", "2", "--timeout", "2.9") as (run, instance):
+    with platform.running("--parallel", "2", "--timeout", "2.99") as (run, instance):
         run.issue(b"waits")
         run.wait(1.6)
         run.finish(instance)
-        run.wait(2.1)
+        run.wait(2.05)
         same(b"waits", instance.next_event().body)
         run.finish(instance)
 
