@@ -577,7 +577,7 @@ def test_fc_freeze_thaw(platform: PlatformUnderTest) -> None:
         for event in (b"two", b"three"):
             instance.frozen(child)
             same(event, run.fetched(event).got.body)
-            same("S", state_of(child), "what a child does while an event runs")
+            same(True, state_of(child) in ("R", "S"), "a child runs while an event does")
             run.finish(instance)
 
 
