@@ -42,8 +42,8 @@ import report  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
-POOL_SIZE = 6  # most of the time a check waits for somebody else
-WAITING = 24  # checks besides that do nothing else for seconds
+POOL_SIZE = 4  # most of the time a check waits for somebody else
+WAITING = 16  # checks besides that do nothing else for seconds
 APART = ("gateway", "reference")  # rooms whose files run in processes of their own
 
 

@@ -19,7 +19,7 @@ from typing import Dict, Iterable, List, Sequence, Tuple
 import pytest
 
 PROCESSES = 8  # each of them imports pytest and the kit
-SIDE_BY_SIDE = 3
+SIDE_BY_SIDE = 2
 # In such a process: where it writes what became of its tests.
 RESULTS = os.environ.pop("KIT_RESULTS", "")
 Verdicts = Dict[str, Tuple[str, str]]  # by test: outcome, and why
