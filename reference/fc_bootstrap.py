@@ -52,7 +52,7 @@ from wsgiref.handlers import SimpleHandler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Optional, Tuple
 
 __version__, SPEC_VERSION = "0.1.0", "0.1"
 __all__ = ["Context", "main"]

@@ -9,7 +9,6 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import pytest
 
-import pulling
 import wire
 from kit import (Bootstrap, Mismatch, PushRun, Unsupported, describe, document, error_of,
                  instruction, same, waits)

@@ -3,7 +3,6 @@
 
 import functools
 import pathlib
-import sys
 from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
 import checks

@@ -19,7 +19,7 @@ from light_http import to_json
 TYPE_CHECKING = False  # it is started some hundred times: no import without need
 if TYPE_CHECKING:
     import pathlib
-    from typing import Any, Dict, List, Optional, Tuple
+    from typing import Any, Dict, List, Optional
 
 kept = []  # type: List[bytearray]
 served = [0]
