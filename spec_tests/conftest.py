@@ -5,7 +5,7 @@ A check is an ordinary test function whose name is a rule id with underscores an
 argument `bootstrap`, `puller` or `platform` is the thing under test. All selected
 checks start in a small pool of threads when collection ends; pytest then walks through
 them in order and waits for each one. In a run of everything the files of plain tests run
-beside them, each in a process of its own (file_processes.py).
+beside them, in copies of this process (file_processes.py).
 """
 
 import concurrent.futures
@@ -44,7 +44,6 @@ import spec  # noqa: E402
 SUBJECTS = tuple(checks.FIXTURES)
 POOL_SIZE = 4  # most of the time a check waits for somebody else
 WAITING = 16  # checks besides that do nothing else for seconds
-APART = ("gateway", "reference")  # rooms whose files run in processes of their own
 
 
 # ---- options ----
@@ -211,7 +210,7 @@ def pytest_collection_modifyitems(config: pytest.Config,
     for item in items:
         assert isinstance(item, pytest.Function)
         (kept if asked_for(session, item) else dropped).append(item)
-    items[:] = sorted(kept, key=is_begun)  # first what is not begun before its turn
+    items[:] = kept
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     rules = [session.rule_of(item) for item in kept if isinstance(item, pytest.Function)]
@@ -232,10 +231,9 @@ def is_whole(config: pytest.Config) -> bool:
         config.getoption(name, None) for name in SELECTING))
 
 
-def is_begun(item: pytest.Item) -> bool:
-    """Tell whether threads or processes are at a test before pytest comes to it."""
-    return (subject_of(item) is not None or item.path.parent.name in APART
-            or hasattr(sys.modules.get(item.path.stem), "begin"))
+def has_begin(item: pytest.Item) -> bool:
+    """Tell whether a test's module wants to be started early."""
+    return hasattr(sys.modules.get(item.path.stem), "begin")
 
 
 def asked_for(session: Session, item: pytest.Function) -> bool:
@@ -257,15 +255,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     gc.freeze()  # what was collected stays to the end: no need to walk through it
     if is_whole(session.config):
-        run.apart = file_processes.FileProcesses(
-            {item.path for item in session.items if item.path.parent.name in APART})
+        run.apart = file_processes.FileProcesses(session.config, [
+            item for item in session.items
+            if subject_of(item) is None and not has_begin(item)])
     for lane in lanes(session.items):
         run.futures.update((item.nodeid, concurrent.futures.Future()) for item in lane)
         pool = run.waiting if mostly_waits(lane[0]) else run.pool
         pool.submit(walk, run, lane)
-    for module in sorted({item.path.stem for item in session.items}):
-        if hasattr(sys.modules.get(module), "begin"):
-            sys.modules[module].begin(run.pool)
+    for module in sorted({item.path.stem for item in session.items if has_begin(item)}):
+        sys.modules[module].begin(run.pool)
 
 
 def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:

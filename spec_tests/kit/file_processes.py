@@ -1,72 +1,74 @@
 # file_processes.py: runs files of plain tests beside the checks (MIT).
-"""Give our own tests some pytest processes; show their verdicts as this one's.
+"""Run our own tests in copies of the pytest process; show their verdicts as its own.
 
-These tests mostly wait: one after the other, two cores would idle for minutes. The main
-process collects them as usual and, in place of running one, waits for what the process
-that has its file has said about it. A test of which nothing was said has failed.
+These tests mostly wait: one after the other, two cores would idle for minutes. The
+copies are made when everything is collected and no thread runs; each takes a file when
+it has ended another. A test of which nothing was said has failed.
 """
 
-import concurrent.futures
-import json
-import os
+import atexit
+import concurrent.futures.process
+import multiprocessing.util
 import pathlib
-import signal
-import subprocess
-import sys
-import tempfile
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Tuple
 
 import pytest
 
-PROCESSES = 8  # each of them imports pytest and the kit
-SIDE_BY_SIDE = 2
-# In such a process: where it writes what became of its tests.
-RESULTS = os.environ.pop("KIT_RESULTS", "")
+import kit
+
+PROCESSES = 3
 Verdicts = Dict[str, Tuple[str, str]]  # by test: outcome, and why
+ITEMS: Dict[pathlib.Path, List[pytest.Item]] = {}  # of each file; the copies have them
+NOTED: Verdicts = {}  # in a copy
 
 
 def note(report: pytest.TestReport) -> None:
-    """Write down what became of a test, for the process that waits for it."""
-    if RESULTS and (report.when == "call" or not report.passed):
-        why = str(report.longrepr[2] if isinstance(report.longrepr, tuple)
-                  else report.longrepr or "")
-        with open(RESULTS, "a", encoding="utf-8") as file:
-            file.write(json.dumps([report.nodeid, report.outcome, why]) + "\n")
+    """In a copy: keep what became of a test; of several phases what is worst."""
+    if NOTED.get(report.nodeid, ("passed", ""))[0] == "passed":
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        NOTED[report.nodeid] = report.outcome, str(why or "")
+
+
+def become_copy(config: pytest.Config) -> None:
+    """Share neither terminal nor captured output with the original."""
+    atexit.unregister(kit.remove_scratch)
+    multiprocessing.util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)
+    config.pluginmanager.unregister(name="terminalreporter")
+    capture = config.pluginmanager.getplugin("capturemanager")
+    capture.stop_global_capturing()
+    capture.start_global_capturing()
+
+
+def run(path: pathlib.Path) -> Verdicts:
+    """In a copy: run the tests of a file."""
+    NOTED.clear()
+    items = ITEMS[path]
+    for item, following in zip(items, [*items[1:], None]):
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+    return NOTED
 
 
 class FileProcesses:
-    """The processes of one run, and the verdicts that they have given."""
+    """The copies, and the verdicts that they have given."""
 
-    def __init__(self, files: Iterable[pathlib.Path]) -> None:
-        self.pool = concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE)
-        self.started: "List[subprocess.Popen[bytes]]" = []
-        largest_first = sorted(files, key=lambda path: -path.stat().st_size)
-        self.verdicts: "Dict[pathlib.Path, concurrent.futures.Future[Verdicts]]" = {}
-        for number in range(min(PROCESSES, len(largest_first))):
-            share = largest_first[number::PROCESSES]
-            self.verdicts.update(dict.fromkeys(share, self.pool.submit(self.run, share)))
-
-    def run(self, paths: Sequence[pathlib.Path]) -> Verdicts:
-        """Run files; return the verdicts by test, and what was printed under ""."""
-        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as results:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                 *map(str, paths)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, env={**os.environ, "KIT_RESULTS": results.name})
-            self.started.append(process)
-            printed = process.communicate()[0].decode("utf-8", "replace")
-            verdicts: Verdicts = {"": ("failed", printed[-4000:])}
-            for name, outcome, why in map(json.loads, results):
-                if verdicts.get(name, ("passed",))[0] == "passed":  # or a later error
-                    verdicts[name] = outcome, why
-            return verdicts
+    def __init__(self, config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+        for item in items:
+            ITEMS.setdefault(item.path, []).append(item)
+        self.pool = concurrent.futures.ProcessPoolExecutor(
+            PROCESSES, multiprocessing.get_context("fork"), become_copy, (config,))
+        self.verdicts = {path: self.pool.submit(run, path) for path in sorted(
+            ITEMS, key=lambda path: -path.stat().st_size)}
 
     def show(self, item: pytest.Item) -> bool:
-        """Report a test that one of the processes has run; False if none has."""
+        """Report a test that one of the copies has run; False if none has."""
         if item.path not in self.verdicts:
             return False
-        verdicts = self.verdicts[item.path].result()
-        outcome, why = verdicts.get(item.nodeid, verdicts[""])
+        outcome, why = "failed", "its process said nothing about it"
+        try:
+            outcome, why = self.verdicts[item.path].result().get(
+                item.nodeid, (outcome, why))
+        except concurrent.futures.process.BrokenProcessPool as error:
+            why = str(error)
         place = (str(item.path), item.location[1] or 0, why)
         report = pytest.TestReport(
             item.nodeid, item.location, {}, outcome,  # type: ignore[arg-type]
@@ -79,7 +81,6 @@ class FileProcesses:
     def stop(self) -> None:
         """Interrupt what still runs, and wait until it has put its things away."""
         self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in self.started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-        self.pool.shutdown()
+        for process in multiprocessing.active_children():
+            process.terminate()  # which conftest.py makes an interrupt
+            process.join()

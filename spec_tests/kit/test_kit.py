@@ -16,7 +16,6 @@ import pytest
 import broken_ones
 import checks
 import conftest
-import file_processes
 import kit
 import report
 import spec
@@ -112,24 +111,35 @@ def test_declared_gap(name: str, gap: str) -> None:
     assert found == {("pass", ""), ("unsupported", gap)}, found
 
 
-def test_file_process(tmp_path: pathlib.Path) -> None:
+COPYING = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "spec_tests" / "kit")!r})
+import file_processes
+from file_processes import note as pytest_runtest_logreport
+MADE = []
+def pytest_collection_finish(session):
+    MADE.append(file_processes.FileProcesses(session.config, session.items))
+def pytest_runtest_protocol(item):
+    return True if MADE and MADE[0].show(item) else None
+def pytest_sessionfinish():
+    MADE[0].stop()
+"""
+
+
+@pytest.mark.parametrize("text,seen", [
+    ("import pytest\ndef test_good(): pass\ndef test_bad(): assert [1] == [2]\n"
+     "@pytest.mark.skip(reason='just so')\ndef test_left(): pass\n",
+     r"\.Fs(?s:.*)At index 0 diff: 1 != 2(?s:.*)1 failed, 1 passed, 1 skipped"),
+    ("import os\ndef test_last(): os._exit(3)\n", r"terminated abruptly(?s:.*)1 failed"),
+], ids=["verdicts", "death"])
+def test_file_process(tmp_path: pathlib.Path, text: str, seen: str) -> None:
     """What the process of a file says of a test counts; if it says nothing, that test
     has failed."""
-    (tmp_path / "conftest.py").write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'spec_tests' / 'kit')!r})\n"
-        "from file_processes import note as pytest_runtest_logreport\n")
-    (tmp_path / "test_it.py").write_text(
-        "import os, pytest\ndef test_good(): pass\n"
-        "def test_bad(): assert 1 == 2\n"
-        "@pytest.mark.skip(reason='just so')\ndef test_left(): pass\n"
-        "def test_last(): os._exit(3)\n")
-    processes = file_processes.FileProcesses([])
-    found = processes.run([tmp_path / "test_it.py"])
-    processes.stop()
-    seen = {name.rpartition("::")[2]: verdict for name, verdict in found.items()}
-    assert (seen["test_good"], seen[""][0]) == (("passed", ""), "failed")
-    assert seen["test_bad"][0] == "failed" and "1 == 2" in seen["test_bad"][1]
-    assert seen["test_left"] == ("skipped", "Skipped: just so") and len(seen) == 4
+    (tmp_path / "conftest.py").write_text(COPYING)
+    (tmp_path / "test_it.py").write_text(text)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(tmp_path)],
+                          stdout=subprocess.PIPE, text=True, timeout=60)
+    assert re.search(seen, done.stdout), done.stdout
 
 
 def test_contract_options() -> None:
