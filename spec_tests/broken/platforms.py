@@ -243,9 +243,8 @@ breaks("last_answers_do_not_count", "fc", "any.result.first",
 # ---- the wire: what http.server has, as far as it goes ----
 
 
-def handle_and_look(handle: Any, self: Any) -> None:
-    """Close the connection if something has arrived, and was not read."""
-    handle(self)
+def look_and_answer(answer: Any, self: Any, *arguments: object) -> None:
+    """Close the connection behind an answer that something came before."""
     self.connection.setblocking(False)
     try:
         self.close_connection = self.close_connection or bool(self.rfile.peek(1))
@@ -253,6 +252,7 @@ def handle_and_look(handle: Any, self: Any) -> None:
         pass
     finally:
         self.connection.setblocking(True)
+    answer(self, *arguments)
 
 
 def handle_whole_heads(handle: Any, self: Any) -> None:
@@ -297,7 +297,7 @@ breaks("reset_polls_keep_events", "fg", "any.poll.reset",
 breaks("reset_is_a_refetch", "fg", "any.poll.reset", step(
     "Session.reset", lambda reset, self, request_id: setattr(self, "state", "issued")))
 breaks("drops_what_comes_early", "scf", "any.http.reuse",
-       step("RuntimeApi.handle_one_request", handle_and_look))
+       step("RuntimeApi.answer", look_and_answer))
 breaks("wants_heads_at_once", "scf", "any.limits.slow",
        step("RuntimeApi.handle_one_request", handle_whole_heads))
 breaks("takes_two_lengths", "fg", "any.http.framing",

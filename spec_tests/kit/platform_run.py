@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from typing import (Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional,
+from typing import (Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Union)
 
 import fork_server
@@ -118,9 +118,11 @@ class Instance:
                 self.unread -= 1
             answer: Dict[str, Any] = marshal.load(self.lines)
             return answer
-        except (OSError, EOFError):
+        except (OSError, EOFError) as error:
+            is_late = isinstance(error, socket.timeout)
             raise Mismatch(f"the bootstrap to live on (it was told to {word})",
-                           "its process is gone") from None
+                           "it does not move" if is_late else "its process is gone"
+                           ) from None
 
     def end(self, word: str, **arguments: object) -> None:
         """Give an order that ends the process; nothing is answered."""
@@ -154,18 +156,33 @@ class Instance:
 
     def open(self) -> int:
         """Open a connection to the runtime API; return its number."""
+        self.connected("open")
+        return self.last_number
+
+    def connected(self, word: str, **arguments: object) -> Dict[str, Any]:
+        """Give an order that opens a connection; return the answer. Raises Mismatch."""
         self.last_number += 1
         host, port = self.address()
-        answer = self.order("open", n=self.last_number, host=host, port=port)
+        answer = self.order(word, n=self.last_number, host=host, port=port, **arguments)
         if "failed" in answer:
             raise Mismatch("a runtime API that can be reached", answer["failed"])
-        return self.last_number
+        return answer
 
     def send(self, number: int, *parts: Union[bytes, int]) -> bool:
         """Send bytes, or that many `x`; tell whether the peer took them."""
+        self.note_sent(number, parts)
+        return "failed" not in self.order("send", n=number, parts=parts)
+
+    def note_sent(self, number: int, parts: Parts) -> None:
+        """Write down what the instance sends."""
         self.run.note(self.who("bootstrap", number), b"".join(
             part if isinstance(part, bytes) else b"(%d x)" % part for part in parts))
-        return "failed" not in self.order("send", n=number, parts=parts)
+
+    def call(self, *parts: Union[bytes, int]) -> Message:
+        """Send on a connection of its own; return what arrives within the patience."""
+        self.note_sent(self.last_number + 1, parts)
+        answer = self.connected("call", parts=parts, limit_s=self.run.patience_s)
+        return self.reply_of(answer, self.last_number)
 
     def read(self, number: int, limit_s: Optional[float] = None,
              bodiless: bool = False) -> Message:
@@ -230,10 +247,7 @@ class Instance:
 
     def ask(self, *parts: Union[bytes, int]) -> Message:
         """Send on a connection of its own; return the whole answer."""
-        number = self.open()
-        self.send(number, *parts)
-        reply = self.read(number)
-        self.close(number)
+        reply = self.call(*parts)
         if reply.end != "whole":
             raise Mismatch("a whole answer", f"{reply.end} after {reply.start!r}")
         return reply
@@ -255,14 +269,14 @@ class Instance:
     def fetch(self, number: Optional[int] = None) -> Message:
         """Return the event that a poll brings; a new poll unless one is given, or is
         answered without an event [fg.request.empty]."""
-        own = self.park() if number is None else number
         deadline = time.monotonic() + self.run.patience_s
-        reply = self.read(own)
+        if number is None:
+            reply = self.call(self.poll_bytes())
+        else:
+            reply = self.read(number)
+            self.close(number)
         while reply.status == 204 and time.monotonic() < deadline:
-            self.close(own)
-            own = self.park()
-            reply = self.read(own)
-        self.close(own)
+            reply = self.call(self.poll_bytes())
         if reply.end != "whole" or reply.status != 200:
             raise Mismatch("an event", f"{reply.end}, {reply.start!r}")
         self.request_id = reply.header(kit.DIALECTS[self.run.protocol].id_header) or ""
@@ -326,7 +340,7 @@ class PlatformRun:
         self.control = socket.socket()
         self.control.bind(("127.0.0.1", 0))
         self.control.listen(64)
-        self.code = pathlib.Path(tempfile.mkdtemp(prefix="kit-code-"))
+        self.code = pathlib.Path(tempfile.mkdtemp("", "code-", kit.SCRATCH))
         self.errors = tempfile.TemporaryFile()
         (self.code / "script").write_text(str(self.control.getsockname()[1]))
         light_http.place(self.code, PLAYED)
@@ -495,15 +509,12 @@ class PlatformRun:
         """Kill the platform and what it started."""
         kit.RUNNING.discard(self)
         for process_id in self.processes:
-            kill_if(process_id, str(self.code))
-        with contextlib.suppress(OSError):
-            os.killpg(self.popen.pid, signal.SIGTERM)
-        try:
-            self.popen.wait(1.0)
-        except subprocess.TimeoutExpired:
+            kill_if(process_id, str(self.code), os.killpg)
+        for number, limit_s in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)):
             with contextlib.suppress(OSError):
-                os.killpg(self.popen.pid, signal.SIGKILL)
-            self.popen.wait(5)
+                os.killpg(self.popen.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(limit_s)
         self.listener.join(1.0)  # it has come to the end, unless a child holds the pipe
         for stream in (self.popen.stdin, self.popen.stdout):
             with contextlib.suppress(OSError):
@@ -644,12 +655,14 @@ class PlatformRun:
         return self.finish(self.fetched(event), body)
 
 
-def kill_if(process_id: int, word: str) -> None:
-    """Kill a process, frozen or not, if it is still the one with that command line."""
+def kill_if(process_id: int, word: str, kill: Callable[[int, int], None] = os.kill,
+            ) -> None:
+    """Kill a process, or its group, frozen or not, if it is still the one with that
+    command line."""
     with contextlib.suppress(OSError):
         with open(f"/proc/{process_id}/cmdline", "rb") as file:
             if word.encode() in file.read():
-                os.kill(process_id, signal.SIGKILL)
+                kill(process_id, signal.SIGKILL)
 
 
 # ---- what a check gets ----
