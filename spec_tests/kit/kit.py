@@ -291,20 +291,20 @@ class Process:
                 if int(values[3]) == self.popen.pid:
                     yield folder, values
 
-    def cpu_s(self) -> float:
-        """Return the processor time that all of it and its past children have used."""
-        ticks = [sum(map(int, values[11:15])) for _, values in self.members()]
-        return sum(ticks) / os.sysconf("SC_CLK_TCK")
-
-    def wakes(self) -> int:
-        """Return how often its threads have waited for something."""
-        found = 0
-        for folder, _ in self.members():
-            for path in glob.glob(folder + "/task/*/status"):
-                with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
-                    said = file.read().partition("\nvoluntary_ctxt_switches:")[2]
-                    found += int(said.split()[0])
-        return found
+    def efforts(self) -> Tuple[float, float, int]:
+        """Return what all of it has done so far: processor time with that of its past
+        children, how long its threads had a processor or waited for one (which tells
+        who never rests, on a busy machine, too), how often they waited for others."""
+        used = wanted = waits_made = 0
+        for folder, values in self.members():
+            used += sum(map(int, values[11:15]))
+            for task in glob.glob(folder + "/task/*"):
+                with contextlib.suppress(OSError):
+                    said = pathlib.Path(task, "status").read_text("utf-8")
+                    waits_made += int(said.partition("\nvoluntary_")[2].split()[1])
+                    said = pathlib.Path(task, "schedstat").read_text("utf-8")
+                    wanted += sum(map(int, said.split()[:2]))
+        return used / os.sysconf("SC_CLK_TCK"), wanted / 1e9, waits_made
 
     def holdings(self) -> Dict[str, int]:
         """Return what all of it holds now."""

@@ -709,7 +709,8 @@ def test_any_outcome_one(pull_platform: PlatformUnderTest, kind: str) -> None:
     instance = run.instance()
     run.end_input()
     if kind == "idle" and run.protocol == "scf":
-        instance.ready()
+        with contextlib.suppress(Mismatch):  # on a busy machine the limit may be faster
+            instance.ready()
     ids = [run.outcome().line.get("id", 0) for _ in range(3)]
     same([1, 2, 3], sorted(ids), "the ids")
 
@@ -781,7 +782,8 @@ def test_any_stop_drain__queue(platform: PlatformUnderTest) -> None:
     run.finish(instance)
     for event in events[1:]:
         instance.got = instance.next_event()
-        run.finish(instance)
+        instance.give(b"done")  # and after the last one it may be killed
+        same(b"done", run.outcome("ok", instance).body)
     run.ends()
 
 
