@@ -1287,9 +1287,7 @@ class DeferringLock:
         self.lock.acquire()
 
     def __exit__(self, *_: object) -> None:
-        calls = self._calls
-        if calls:
-            self._calls = []
+        calls, self._calls = self._calls, []  # even if empty: it is another's by now
         self.lock.release()
         for call, arguments in calls:
             attempt(call, *arguments)

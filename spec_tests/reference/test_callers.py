@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import pathlib
+import sys
 from typing import Any, Callable, Dict, List
 
 import emulator
@@ -33,6 +34,29 @@ def test_any_event_one_instance__load(protocol: str, code: str) -> None:
     assert sum(one["served"] for one in instances) == 256
     assert len({one.request_id for one in outcomes}) == 256
     assert not any(outcome.violations for outcome in outcomes)
+
+
+def test_put_off_once(code: str) -> None:
+    """What is put off until the platform's lock is free happens once, whoever else
+    takes the lock meanwhile: an answer given twice is taken for the next one's."""
+    made: List[int] = []
+    with Harness("scf", code) as harness:
+        lock = harness.platform.lock
+
+        def put_off(count: int) -> None:
+            for number in range(count):
+                with lock:
+                    lock.later(made.append, number)
+                for _ in range(2):
+                    with lock:
+                        pass
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            list(pool.map(put_off, [2000] * 32))
+        sys.setswitchinterval(interval)
+    assert len(made) == 64000
 
 
 @PULL
