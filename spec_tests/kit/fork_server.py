@@ -8,6 +8,7 @@ environment, folder and streams, and is in every other way a process like the or
 What is not offered, a stranger's command above all, is started as usual.
 """
 
+import atexit
 import gc
 import importlib
 import marshal
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 Words = Tuple[str, ...]
 NUMBER_BYTES = 4
@@ -55,12 +56,13 @@ class Copy(subprocess.Popen[bytes]):
 
     def __init__(self, server: Server, words: Sequence[str], cwd: str,
                  env: Mapping[str, str], stdin: Any, stdout: Any, stderr: Any) -> None:
-        self.args, self.returncode, self.stderr = words, None, None
+        self.args, self.returncode = words, None
         theirs, self.stdin = end_of(stdin, os.O_WRONLY)
         its, self.stdout = end_of(stdout, os.O_RDONLY)
-        errors = its if stderr == subprocess.STDOUT else stderr.fileno()
+        errors, self.stderr = (os.dup(its), None) if stderr == subprocess.STDOUT else (
+            end_of(stderr, os.O_RDONLY))
         self.line = server.ask((theirs, its, errors))
-        for made, stream in ((theirs, stdin), (its, stdout)):
+        for made, stream in ((theirs, stdin), (its, stdout), (errors, stderr)):
             if isinstance(stream, int):
                 os.close(made)
         self.line.sendall(marshal.dumps((list(words), cwd, dict(env))))
@@ -150,7 +152,7 @@ def serve(folder: str, module: str) -> None:
             if process_id == 0:
                 signal.set_wakeup_fd(-1)
                 become(given, [control.detach(), ends, has_ended, *lines.values()])
-                sys.exit(program.main())
+                leave(program.main)
             for descriptor in given[1:]:
                 os.close(descriptor)
             lines[process_id] = given[0]
@@ -172,6 +174,22 @@ def become(given: List[int], others: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(env)
     sys.argv[:] = ["-c", *words]
+
+
+def leave(main: Callable[[], int]) -> None:
+    """Do what `sys.exit(main())` does, but give no memory back: that goes anyway, and to
+    touch all of it costs as much as whatever else the copy does."""
+    try:
+        status = main()
+    except SystemExit as error:
+        if not isinstance(error.code, int):
+            raise
+        status = error.code
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def tell(line: int, number: int) -> None:

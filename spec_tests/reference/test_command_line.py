@@ -26,7 +26,7 @@ import scripted_bootstrap
 import spec
 from harness import (PROTOCOLS, PULL, background, code, event, fifo, process_state,
                      until)
-from implementations import START_EMULATOR
+from implementations import START_EMULATOR, start_words
 
 __all__ = ["code", "fifo"]
 HALF = event(["half", "POST {response} HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf"],
@@ -144,14 +144,7 @@ def test_fc_start_failed__in_words(line: str, said: str, code: str) -> None:
     assert b"Function instance exited unexpectedly(code " in done.out
 
 
-BROKEN = """
-import sys, emulator
-def broken(*arguments, **settings):
-    raise KeyError("injected")
-place, _, name = sys.argv.pop(1).rpartition(".")
-setattr(eval("emulator." + place), name, broken)
-sys.exit(emulator.main())
-"""
+SPOILED = start_words(pathlib.Path(__file__).with_name("spoiled_emulator.py"))
 
 
 @pytest.mark.parametrize("protocol,place", [
@@ -167,8 +160,7 @@ sys.exit(emulator.main())
 def test_errors_of_our_own(protocol: str, place: str, code: str) -> None:
     """One shows its traceback, no caller waits in vain, and the status is not 0."""
     options = words(protocol, code, "--event", "x", "--event", "y")
-    done = run([sys.executable, "-c", BROKEN, place, *options[len(START_EMULATOR):]],
-               PYTHONPATH=str(pathlib.Path(emulator.__file__).parent))
+    done = run([*SPOILED, place, *options[len(START_EMULATOR):]])
     assert done.status == 1
     assert "Traceback" in done.err and "KeyError: 'injected'" in done.err
     assert "timeout" not in done.err and "not-fetched" not in done.err
@@ -603,9 +595,9 @@ class Live:
 @contextlib.contextmanager
 def live(command: Sequence[str], **env: str) -> Iterator[Live]:
     """Run an emulator meanwhile; it ends in order, or its bootstrap would stay."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, bufsize=0,
-                          env={**os.environ, **env}) as process:
+    with fork_server.start(command, cwd=os.getcwd(), env={**os.environ, **env},
+                           stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE) as process:
         one = Live(process)
         try:
             yield one
