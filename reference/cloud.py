@@ -670,20 +670,15 @@ class Cloud:
     def invoke(self, function: Function, ask: Ask, event: bytes,
                shape: Callable[[Run], "Reply"],
                http: Optional[emulator.HttpRequest] = None) -> "Reply":
-        """Invoke a function; `shape` makes the answer of what came of it. For fc this
-        blocks until then; else it returns at once, and whatever thread has the outcome
-        answers, which spares a hand-over. Raises Fault."""
-        invocation, caller = emulator.Invocation(ask.id, event, http), ask.caller
-        if ask.vendor == "fc":
-            invocation.caller = caller
-            platform = self._submit(function, invocation)
-            return shape(Run(platform, invocation, platform.finish(invocation)))
+        """Invoke a function; `shape` makes the answer of what came of it. It returns at
+        once: whatever thread has the outcome answers. Raises Fault."""
+        caller = ask.caller
 
         def deliver(outcome: emulator.Outcome) -> None:
             run = Run(caller.waits_for[0], invocation, outcome)
-            caller.answer(*caller.format(complete(ask, shape(run))))
+            caller.end(complete(ask, shape(run)))
 
-        invocation.on_done = deliver
+        invocation = emulator.Invocation(ask.id, event, http, deliver, caller)
         self._submit(function, invocation, caller=caller)
         return Answer(0)
 
@@ -691,12 +686,11 @@ class Cloud:
         """Accept an asynchronous event. Raises Fault [any.cloud.async]."""
         check_size(event, VENDORS[ask.vendor].async_bytes)
         invocation = emulator.Invocation(ask.id, event)
-        platform = self._submit(function, invocation, True)
-        emulator.start_thread(self._finish, function, platform, invocation)
+        invocation.on_done = lambda outcome: emulator.start_thread(
+            self._finish, function, outcome)    # submit() may have the lock
+        self._submit(function, invocation, True)
 
-    def _finish(self, function: Function, platform: emulator.Platform,
-                invocation: emulator.Invocation) -> None:
-        outcome = platform.finish(invocation)
+    def _finish(self, function: Function, outcome: emulator.Outcome) -> None:
         with function.runner.lock:
             function.runner.later -= 1
         self.note(("%s: asynchronous %s: %s %s" % (
@@ -1404,7 +1398,7 @@ def complete(ask: Ask, reply: Reply) -> Answer:
 
 def answer(cloud: Cloud, caller: "Caller", path: str, query: str, body: bytes
            ) -> Answer:
-    """Answer a request. Status 0: somebody else does, -1: nobody can any more."""
+    """Answer a request. Status 0: somebody else does."""
     method, head, upload = caller.command, caller.head, UPLOAD.fullmatch(path)
     if path == "/-/functions":
         return to_json(show_all(cloud))
@@ -1469,11 +1463,18 @@ class Caller(emulator.Handler):
         except emulator.BodyTooLarge as error:
             route = find_route(self.command, path)
             reply = refuse(route.vendor, Fault("event-size", error), uuid.uuid4().hex)
-        if reply.status < 0:  # half an answer must look like half an answer
+        if reply.status:
+            self.answer(*self.format(reply))
+
+    def end(self, reply: Answer) -> None:
+        """End a deferral with an answer. Status 0: it was given, -1: half of it."""
+        if reply.status > 0:
+            self.answer(*self.format(reply))
+            return
+        if reply.status:  # half an answer must look like half an answer
             self.closing = True
             emulator.shut(self.connection)
-        elif reply.status:
-            self.answer(*self.format(reply))
+        self.release()
 
     def format(self, reply: Answer) -> Tuple[bytes, bytes]:
         """Return head and body. 204 has no length: that would be a body of none."""

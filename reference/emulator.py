@@ -1293,29 +1293,6 @@ class DeferringLock:
             attempt(call, *arguments)
 
 
-class Gate:
-    """Where a thread waits for its invocation, and notices that the caller leaves."""
-
-    def __init__(self) -> None:
-        self._read_end, write_end = os.pipe()
-        self._closed_by = [write_end]
-
-    def open(self) -> None:
-        """Let the thread go on; may be called before it waits, and again."""
-        with contextlib.suppress(IndexError):  # another thread was faster
-            os.close(self._closed_by.pop())
-
-    def wait(self, caller: Optional[Handler]) -> bool:
-        """Block until the gate opens (True) or the caller has gone (False)."""
-        poll = select.poll()
-        poll.register(self._read_end, 0)  # its end is told in any case
-        if caller is not None:
-            poll.register(caller.connection, select.POLLRDHUP)
-        ready = dict(poll.poll())
-        os.close(self._read_end)
-        return self._read_end in ready
-
-
 class Answer:
     """Where the answer of an fc function goes: to its HTTP caller as it is produced,
     or, where there is none, into the outcome."""
@@ -1374,7 +1351,7 @@ class Answer:
             raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
         self.caller.closing = True
         self.caller.limit_reads(0)
-        upstream.watch(None)  # either side may end it, that is no fault
+        upstream.caller = None  # either side may end it, that is no fault
         thread = start_thread(copy, self.caller.rfile, upstream.socket)
         try:
             copy(upstream.reader, self.caller.connection)
@@ -1402,13 +1379,13 @@ class Invocation:
     unseen = True           # scf, fg: it has reached no poll
     outcome: Optional[Outcome] = None
     instance: Optional["Instance"] = None
-    gate: Optional[Gate] = None     # where a thread waits for it
     upstream: Optional["Upstream"] = None   # fc: the connection it runs on
     answer = Answer()       # fc: where the answer goes
+    is_carried = False      # fc: the thread that submits it sends it, too
 
     def __init__(self, request_id: str, event: bytes,
                  http_request: Optional[HttpRequest] = None,
-                 on_done: Optional[Callable[[Outcome], None]] = None,
+                 on_done: Callable[[Outcome], object] = lambda outcome: None,
                  caller: Optional[Handler] = None, size: int = 0) -> None:
         self.request_id = request_id
         self.event = event
@@ -1454,7 +1431,7 @@ class Instance:
         self.function = platform.function
         self.rules: Any = platform.rules
         self.id = "c-%s" % os.urandom(6).hex()
-        self.log = Log(platform.write_log, platform.flush_log)
+        self.log = Log(platform.write_log, platform.flush)
         self.process: Optional[Process] = None
         self.work: Dict[Invocation, None] = {}  # bound or begun, in this order
         self.ending = ""        # "stop" in order or "kill", whatever came first
@@ -1487,8 +1464,7 @@ class Instance:
             reason = error.reason if isinstance(error, StartError) else ""
             with self.platform.lock:
                 if not self.work and not self.ending:  # of --attach, before any event
-                    self.platform.lock.later(self.platform.note,
-                                             "start-error: %s" % error)
+                    self.platform.note("start-error: %s" % error)
                 self.end(list(self.work), "start-error", str(error), reason)
             if self.process is None:
                 self.cleanup()
@@ -1507,8 +1483,6 @@ class Instance:
         words = platform.words[:] or [os.path.join(platform.folder, "bootstrap")]
         if check_program(words, platform.folder, platform.package,
                          platform.protocol == "fg"):  # [fg.start.shell]
-            platform.note("bootstrap has no first line such as #!/bin/sh; here and in "
-                          "this cloud /bin/sh runs it, elsewhere nothing")
             words.insert(0, "/bin/sh")
         output = self.log.open()
         try:
@@ -1516,9 +1490,12 @@ class Instance:
                               platform.cores)
         finally:
             os.close(output)
-        platform.trace("process", instance=self.id, started=process.pid)
         with platform.lock:
             self.process = process
+            platform.trace("process", instance=self.id, started=process.pid)
+            if len(words) > len(platform.words or "."):
+                platform.note("bootstrap has no first line such as #!/bin/sh; here and "
+                              "in this cloud /bin/sh runs it, elsewhere nothing")
             if self.ending:
                 process.signal(signal.SIGKILL)
 
@@ -1555,7 +1532,7 @@ class Instance:
         if self.served:
             platform.counts["reused"] += 1
             if len(self.work) == 1:
-                self.take_log()
+                self.log.take()
                 self.log.take_tail()
         self.served += 1
         if not invocation.issues:
@@ -1566,13 +1543,6 @@ class Instance:
         invocation.violations += self.violations
         self.violations.clear()
         platform.watch_memory()
-
-    def take_log(self) -> None:
-        """Let the log hold what is printed by now; it is passed on after the lock's
-        release, since whoever reads it may pause (lock held)."""
-        self.log.take()
-        if self.platform.printed:
-            self.platform.lock.later(self.platform.flush_log)
 
     def has_room_again(self) -> None:
         """Begin what is bound, then what waits for an instance with room."""
@@ -1613,13 +1583,15 @@ class Instance:
             start_error: str = "") -> None:
         """Take no more work and settle the victims; the bootstrap is killed, at once
         or when what else runs in it has ended (lock held) [any.time.kill]."""
-        self.platform.discard(self, "kill")
         if all(one in victims or one.outcome for one in self.work):
-            self.platform.lock.later(self.kill)
+            self.platform.lock.later(self.kill)     # before anything that may block
+        self.platform.discard(self, "kill")
         for invocation in victims:
             self.platform.settle(invocation, kind, message=message,
                                  start_error=start_error)
             self.cut_off(invocation)
+            if not invocation.started:
+                self.work.pop(invocation, None)     # nothing is under way
 
     def retire(self) -> None:
         """Let the session take nothing more (lock held)."""
@@ -1648,12 +1620,12 @@ class Instance:
         """Settle what the bootstrap left undone; called from the process's thread."""
         platform, ended = self.platform, describe_status(status)
         with platform.lock:
-            self.take_log()
+            self.log.take()
             state = self.session.state
             platform.trace("process", instance=self.id, ended=ended, state=state)
             if not self.work and state != "stopping":
-                platform.lock.later(platform.note, "the bootstrap ended %s while it "
-                                    "had no event; the next one starts another" % ended)
+                platform.note("the bootstrap ended %s while it had no event; the next "
+                              "one starts another" % ended)
             self.exited(state, status)
         self.cleanup()
 
@@ -1774,17 +1746,16 @@ class PullInstance(Instance):
         before = self._welcome(call)
         row = session.receive(call, request_id, size >= 0)
         invocation = next(iter(self.work), None)
-        if platform.on_trace:
-            platform.trace_message(
-                "call", self.id, api.head, body, size, call=call, state=before,
-                action=row.action, next=row.state, rule=row.rule,
-                request_id=invocation.request_id if invocation else "")
+        platform.trace_message(
+            "call", self.id, api.head, body, size, call=call, state=before,
+            action=row.action, next=row.state, rule=row.rule,
+            request_id=invocation.request_id if invocation else "")
         text = "the bootstrap reported an error" + error_text(body) if (
             row.action == "fail") else "the result has %d bytes; the limit is %d" % (
                 size, self.function.result_bytes) if row.action == "overflow" else ""
         self._answer(api, row.action, text, invocation)
         if call in ("response", "error"):
-            self.take_log()
+            self.log.take()
         if row.action in ("ignore", "refuse") and before != "stopping":
             self.violate(Violation(row.rule, "%s in state %s%s" % (
                 call, before, ", id %r; due is %s" % (
@@ -1910,9 +1881,11 @@ class RuntimeApi(Handler):
             self.refuse_call(status, "no such call: " + seen)
 
     def complete(self, head: bytes, body: bytes) -> bytes:
-        if self.app.platform.on_trace:
-            self.app.platform.trace_message("reply", self.app.id,
-                                            parse_head(head[:-4]), body)
+        platform = self.app.platform
+        if platform.on_trace:
+            with platform.lock:
+                platform.trace_message("reply", self.app.id, parse_head(head[:-4]),
+                                       body)
         return super().complete(head, body)
 
     def refuse_call(self, status: int, message: str) -> None:
@@ -1956,36 +1929,23 @@ class Upstream(io.RawIOBase):
         self.ahead = 0              # bytes of the answer's body that came with its head
         self.used = False           # it has carried a request before this one
         self.heard = False          # the server has said something since this one
-        self._poll = select.poll()
-        self._caller = -1
-        self._on_gone: Callable[[], None] = lambda: None
-
-    def watch(self, caller: Optional[Handler],
-              on_gone: Callable[[], None] = lambda: None) -> None:
-        """From now on call on_gone() once, from where the connection waits, when the
-        caller leaves; without a caller, stop looking."""
-        if self._caller >= 0:
-            self._poll.unregister(self._caller)
-        self._caller, self._on_gone = -1, on_gone
-        if caller is not None:
-            self._caller = caller.connection.fileno()
-            self._poll.register(self._caller, select.POLLRDHUP)
+        self.caller: Optional[Handler] = None
+        self.on_gone: Callable[[], None] = lambda: None     # once, when he leaves
 
     def wait(self, events: int) -> int:
         """Block until the server has something, or takes something; return what."""
-        number = self.socket.fileno()
-        self._poll.register(number, events)
-        while True:
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                raise LimitReached
-            ready = dict(self._poll.poll(math.ceil(min(left, MAX_LIMIT_S) * 1000)))
-            if self._caller in ready:
-                on_gone = self._on_gone
-                self.watch(None)
-                on_gone()
-            elif number in ready:
-                return ready[number]
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise LimitReached
+        poll = select.poll()
+        poll.register(self.socket, events)
+        if self.caller is not None:
+            poll.register(self.caller.connection, select.POLLRDHUP)
+        ready = dict(poll.poll(math.ceil(min(left, MAX_LIMIT_S) * 1000)))
+        if self.caller is not None and self.caller.connection.fileno() in ready:
+            self.caller = None
+            self.on_gone()
+        return ready.get(self.socket.fileno()) or self.wait(events)
 
     def readable(self) -> bool:
         return True
@@ -2029,12 +1989,6 @@ class Upstream(io.RawIOBase):
             if status[0] != "1" or status == "101":
                 return head
 
-    def was_reset(self) -> bool:
-        """Tell whether it broke because the server had closed it before it read all
-        that was sent: the kernel answers that with a reset."""
-        return bool(dict(self._poll.poll(0)).get(self.socket.fileno(), 0)
-                    & select.POLLHUP)
-
     def is_usable(self) -> bool:
         """Tell whether it can carry another request: nothing waits there, not even its
         end. Bytes beyond the last answer answer nothing."""
@@ -2042,8 +1996,9 @@ class Upstream(io.RawIOBase):
         try:
             self.reader.peek(1)
         except LimitReached:
-            self._poll.register(self.socket, select.POLLIN)
-            return not self._poll.poll(0)
+            poll = select.poll()
+            poll.register(self.socket, select.POLLIN)
+            return not poll.poll(0)
         return False
 
     def close(self) -> None:
@@ -2109,7 +2064,7 @@ class PushInstance(Instance):
     def _move(self, call: str) -> str:
         before = self.session.state
         action: str = self.session.move(call)
-        if action and self.platform.on_trace:
+        if action:
             self.platform.trace("move", instance=self.id, call=call, state=before,
                                 action=action, next=self.session.state,
                                 rule=self.rules.STATES[before, call].rule)
@@ -2167,7 +2122,8 @@ class PushInstance(Instance):
                 hint_s, at = passed * 2, self._listens_at()
                 if at:
                     hint_s = math.inf
-                    self.platform.note("so far " + self._port_problem(at))
+                    with self.platform.lock:
+                        self.platform.note("so far " + self._port_problem(at))
 
     def _listens_at(self) -> str:
         if self.process is not None:
@@ -2243,11 +2199,12 @@ class PushInstance(Instance):
         upstream = self._connect(invocation)
         try:
             whole, answer = self._send(invocation, upstream, head)
-        except ConnectionError:
+        except ConnectionError as error:
             # [fc.connection.retry] broken before a byte of the answer came; not a hook
             if invocation.outcome is not None or not upstream.used or upstream.heard:
                 raise
-            was_idle = upstream.was_reset()
+            # the kernel answers what comes too late to be read with a reset
+            was_idle = isinstance(error, (ConnectionResetError, BrokenPipeError))
             if invocation.event or not (invocation.control and
                                         request.method in self.rules.IDEMPOTENT):
                 if was_idle:
@@ -2260,19 +2217,17 @@ class PushInstance(Instance):
             whole, answer = self._send(invocation, upstream, head)
         has_a_body = has_body(answer, request.method)
         kind, text = self._pass(invocation, upstream, answer, has_a_body)
-        if self.platform.on_trace:
+        upstream.caller, upstream.used = None, True
+        with self.platform.lock:
             self.platform.trace_message(
                 "answer", self.id, answer, invocation.answer.first,
                 invocation.answer.size, kind=kind, rule="fc.invoke.answer",
                 request_id=invocation.request_id)
-        if whole and answer.keep_alive and answer.words[1] != "101" and (
-                answer.length is not None or not has_a_body):
-            upstream.watch(None)
-            upstream.used = True
-            with self.platform.lock:
-                if self.session.state != "stopping":
-                    invocation.upstream = None
-                    self.pool.append(upstream)
+            if whole and answer.keep_alive and answer.words[1] != "101" and (
+                    answer.length is not None or not has_a_body) and (
+                    self.session.state != "stopping"):
+                invocation.upstream = None
+                self.pool.append(upstream)
         return kind, text
 
     def _format_request(self, invocation: Invocation, request: HttpRequest) -> bytes:
@@ -2307,10 +2262,11 @@ class PushInstance(Instance):
             invocation.upstream = upstream
             if invocation.outcome is not None:  # else whoever settles it cuts it off
                 raise CallerGone
-        if self.platform.on_trace:
-            self.platform.trace_message("request", self.id, parse_head(head[:-4]),
-                                        invocation.event)
-        upstream.watch(invocation.caller, lambda: self._leave(invocation))
+            if self.platform.on_trace:
+                self.platform.trace_message("request", self.id, parse_head(head[:-4]),
+                                            invocation.event)
+        upstream.caller = invocation.caller
+        upstream.on_gone = functools.partial(self._leave, invocation)
         whole = upstream.send(head, invocation.event)
         return whole, upstream.read_answer(self.function.response_header_bytes)
 
@@ -2419,7 +2375,8 @@ class PushInstance(Instance):
             platform.log_line(
                 1, hook.request_id, rules.HOOK_NAMES[call], error="" if
                 verdict == "done" else ", Error: %s, %s" % (verdict, seen))
-        platform.trace("hook", instance=self.id, call=call, verdict=verdict, seen=seen)
+            platform.trace("hook", instance=self.id, call=call, verdict=verdict,
+                           seen=seen)
         return verdict, seen
 
     # -- invocations --
@@ -2429,8 +2386,8 @@ class PushInstance(Instance):
             self.signal(signal.SIGCONT)
         super().begin(invocation)
         self.set_deadline(math.inf)     # the exchange keeps the time itself
-        if invocation.gate is not None:
-            self.platform.lock.later(invocation.gate.open)  # after the log line
+        if not invocation.is_carried:
+            self.platform.lock.later(start_thread, self.exchange, invocation)
 
     def exchange(self, invocation: Invocation) -> None:
         """Send the event and pass the answer on; then the invocation is settled. Blocks
@@ -2458,7 +2415,8 @@ class PushInstance(Instance):
                         body=b"".join(invocation.answer.parts))
         del self.work[invocation]
         self._move("settled")
-        if self.ending == "kill" and not self.work:
+        if not self.work:
+            platform.changed.notify_all()
             platform.lock.later(self.kill)
         self.has_room_again()
         self._rest()
@@ -2511,10 +2469,8 @@ class PushInstance(Instance):
                 status, self.function.command or ["/code/bootstrap"]))
 
     def cleanup(self) -> None:
-        deadline = time.monotonic() + LAST_WORDS_S
-        while self.work and time.monotonic() < deadline:
-            time.sleep(GROUP_TICK_S)  # what it sent before its end is read
-        with self.platform.lock:
+        with self.platform.lock:  # what it sent before its end is read
+            self.platform.changed.wait_for(lambda: not self.work, LAST_WORDS_S)
             pool, self.pool = self.pool, []
             for invocation in self.work:
                 self.cut_off(invocation)  # a child in another group holds it open
@@ -2550,9 +2506,9 @@ class Platform:
             self.function.max_instances = min(1, self.function.max_instances)
         self.rules: Any = RULES[self.protocol]
         self._on_log, self._on_note, self.on_trace = on_log, on_note, on_trace
-        self._log_lock = threading.Lock()
-        self.printed: "collections.deque[Union[bytes, str]]" = collections.deque()
-        self._mid_line = False
+        self._saying = threading.Lock()
+        self._said: "collections.deque[Tuple[Any, Any]]" = collections.deque()
+        self._mid_line = False  # of the log
         self.attach = attach
         self.cores = cores
         self.code, self.package = code, "" if os.path.isdir(code) else code
@@ -2560,13 +2516,14 @@ class Platform:
         self._looks_at = 0.0    # not before this time again
         self._looking = threading.Lock()
         self._packages: List[Callable[[], None]] = []   # how to remove each
-        self._open_code(*open_package(code))
         self._begun = time.monotonic()
         self.lock = DeferringLock()
+        with self.lock:
+            self._open_code(*open_package(code))
         self.clock = Clock()
         self.instances: List[Instance] = []     # last used, last
         self._leaving: List[Instance] = []      # they take nothing more
-        self._left = threading.Condition(self.lock.lock)
+        self.changed = threading.Condition(self.lock.lock)
         self.queue: "collections.deque[Invocation]" = collections.deque()
         self.violations: List[Violation] = []
         self._told: Dict[str, Set[str]] = {}    # rule -> what was seen, without ids
@@ -2580,7 +2537,7 @@ class Platform:
         OPEN.add(self)
 
     def _open_code(self, folder: str, remove: Callable[[], None]) -> None:
-        """From now on start instances of this folder."""
+        """From now on start instances of this folder (lock held)."""
         self.folder = folder
         self._packages.append(remove)
         if self.package and backslashes(folder):
@@ -2601,13 +2558,15 @@ class Platform:
             self._seen = seen
             if seen == before:
                 return
+            opened, said = None, "the next event gets a new instance"
             try:
                 opened = open_package(self.code)
             except ValueError as error:
-                self.note("the code has changed, but the old one serves on: %s" % error)
-                return
-            self.note("the code has changed; the next event gets a new instance")
+                said = "but the old one serves on: %s" % error
             with self.lock:
+                self.note("the code has changed%s %s" % (";" if opened else ",", said))
+                if opened is None:
+                    return
                 self._open_code(*opened)
                 for instance in list(self.instances):
                     instance.is_old = True
@@ -2644,31 +2603,31 @@ class Platform:
             raise TypeError("event must be bytes, not %s" % type(event).__name__)
         if http is not None:
             check_request(http)
-        invocation = Invocation(self.rules.new_id(), event, http)
-        self.submit(invocation)
-        return self.finish(invocation)
+        has_ended = threading.Event()
+        invocation = Invocation(self.rules.new_id(), event, http,
+                                lambda outcome: has_ended.set())
+        self.carry(invocation)
+        has_ended.wait()
+        assert invocation.outcome is not None
+        return invocation.outcome
 
     def submit(self, invocation: Invocation) -> None:
         """Issue or queue an invocation, in the order of the calls; never blocks for
-        long. `on_done` is called once. For fc, and without it, finish() must follow."""
+        long. `on_done` is called once."""
         if self._seen is not None:
             self._look()
         with self.lock:
             if self._accept(invocation):
                 self.place(invocation)
-            if invocation.outcome is None and not (
-                    invocation.started if self.protocol == "fc" else
-                    invocation.on_done):
-                invocation.gate = Gate()
+            invocation.is_carried &= invocation.started > 0
 
-    def finish(self, invocation: Invocation) -> Outcome:
-        """Block until an invocation has its outcome; for fc, bring that about."""
-        if invocation.gate is not None and not invocation.gate.wait(invocation.caller):
-            self.cancel(invocation)
-        if invocation.outcome is None and isinstance(invocation.instance, PushInstance):
+    def carry(self, invocation: Invocation) -> None:
+        """Submit it. On fc, if it begins at once, it is sent from here, and this blocks
+        for that: another thread costs a tenth of the time."""
+        invocation.is_carried = self.protocol == "fc"
+        self.submit(invocation)
+        if invocation.is_carried and isinstance(invocation.instance, PushInstance):
             invocation.instance.exchange(invocation)
-        assert invocation.outcome is not None
-        return invocation.outcome
 
     def cancel(self, invocation: Invocation) -> bool:
         """The caller has gone; False if there is an outcome already."""
@@ -2695,7 +2654,7 @@ class Platform:
         whether all have."""
         with self.lock:
             self._closing = True
-            return self._left.wait_for(lambda: not self.pending, min(
+            return self.changed.wait_for(lambda: not self.pending, min(
                 timeout_s, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
@@ -2843,12 +2802,9 @@ class Platform:
         self.counts[kind] += 1
         self.pending -= 1
         if self._closing and not self.pending:
-            self._left.notify_all()
+            self.changed.notify_all()
         attempt(self._report, invocation, invocation.outcome)
-        if invocation.on_done is not None:
-            self.lock.later(invocation.on_done, invocation.outcome)
-        if invocation.gate is not None:
-            self.lock.later(invocation.gate.open)
+        self.lock.later(invocation.on_done, invocation.outcome)
         return True
 
     def _show(self, invocation: Invocation, kind: str, body: bytes, start_error: str,
@@ -2898,14 +2854,14 @@ class Platform:
             if not self._leaving and not any(one.is_old for one in self.instances):
                 while len(self._packages) > 1:
                     self.lock.later(self._packages.pop(0))
-            self._left.notify_all()
+            self.changed.notify_all()
 
     def await_leaving(self) -> None:
         """Block until every instance that was discarded has ended: for the limits of
         its hooks and the grace at most."""
         limits = vars(self.function)
         with self.lock:
-            self._left.wait_for(lambda: not self._leaving, 10 + sum(
+            self.changed.wait_for(lambda: not self._leaving, 10 + sum(
                 limits.get(name, 0) for name in ("pre_freeze_timeout_s",
                                                  "pre_stop_timeout_s", "grace_s")))
 
@@ -2951,18 +2907,29 @@ class Platform:
         env.update(self.env)
         return env
 
-    # -- what people read --
+    # -- what people read (lock held) --
 
-    def _tell(self, listener: Callable[[Any], None], what: object) -> None:
-        """Call what we were given; its own errors are nothing to an invocation."""
-        try:
-            listener(what)
-        except (Exception, SystemExit):
-            sys.excepthook(*sys.exc_info())
+    def _say(self, listener: Optional[Callable[[Any], None]], what: object) -> None:
+        """Let a listener, if there is one, have this when the lock is released: it may
+        block."""
+        if listener is not None:
+            self._said.append((listener, what))
+            self.lock.later(self.flush)
+
+    def flush(self) -> None:
+        """Call the listeners, in order; their own errors are nothing to an invocation.
+        Blocks while nobody reads (lock not held)."""
+        with self._saying:
+            while self._said:
+                listener, what = self._said.popleft()
+                try:
+                    listener(what)
+                except (Exception, SystemExit):
+                    sys.excepthook(*sys.exc_info())
 
     def note(self, text: str) -> None:
-        if self._on_note is not None:
-            self._tell(self._on_note, text)
+        """Say something of our own."""
+        self._say(self._on_note, text)
 
     def note_violation(self, violation: Violation, found: List[Violation]) -> None:
         """Report a violation; keep it with all the others, and in `found` with those of
@@ -2977,36 +2944,28 @@ class Platform:
         told, text = self._told.setdefault(rule, set()), IDS.sub("", seen)
         if text not in told and len(told) < TOLD:
             told.add(text)
-            self.lock.later(self.note, "the bootstrap broke %s: %s" % (rule, seen))
+            self.note("the bootstrap broke %s: %s" % (rule, seen))
 
     def write_log(self, data: Union[bytes, str]) -> None:
-        """Take what the function prints, or a line of ours; flush_log() passes it on.
-        """
-        if self._on_log is not None:
-            self.printed.append(data)
+        """Pass on what the function prints, or a line of ours."""
+        self._say(self._on_log and self._print, data)
 
-    def flush_log(self) -> None:
-        """Pass on what was printed, each line of ours on a line of its own. Blocks
-        while nobody reads it."""
-        with self._log_lock:
-            while self._on_log is not None and self.printed:
-                data = self.printed.popleft()
-                if isinstance(data, str):
-                    data = (b"\n" if self._mid_line else b"") + data.encode(
-                        "utf-8", "backslashreplace")
-                self._mid_line = not data.endswith(b"\n")
-                self._tell(self._on_log, data)
+    def _print(self, data: Union[bytes, str]) -> None:
+        """Give each line of ours a line of its own."""
+        if isinstance(data, str):
+            data = b"\n" * self._mid_line + data.encode("utf-8", "backslashreplace")
+        self._mid_line = not data.endswith(b"\n")
+        assert self._on_log is not None
+        self._on_log(data)
 
     def log_line(self, number: int, request_id: str, call: str = "Invoke",
                  **facts: object) -> None:
-        """Print a vendor's line: 0 before an invocation begins, 1 when it has ended
-        (lock held)."""
+        """Print a vendor's line: 0 before an invocation begins, 1 when it has ended."""
         if self._on_log is not None:
             utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self.write_log(self.rules.LOG_LINES[number].format(
                 request_id=request_id, call=call, utc=utc,
                 version=self.facts["version"], **facts))
-            self.lock.later(self.flush_log)
 
     def trace_message(self, what: str, instance: str, head: Head, body: bytes,
                       size: int = -1, **facts: object) -> None:
@@ -3026,8 +2985,8 @@ class Platform:
         """Report a message or a change of state."""
         if self.on_trace is not None:
             passed = time.monotonic() - self._begun
-            self._tell(self.on_trace,
-                       dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
+            self._say(self.on_trace,
+                      dict({"ms": round(passed * 1000, 3), "what": what}, **facts))
 
 
 # ---- front door ----
@@ -3056,7 +3015,7 @@ class Caller(Handler):
 
     server: FrontDoor
     idle_limit_s = KEEP_ALIVE_S
-    invocation: Optional[Invocation] = None     # that it waits for
+    invocation: Invocation      # that it waits for
 
     def respond(self) -> None:
         """Route a request: /-/invoke, /-/health, /-/state, or the HTTP function."""
@@ -3110,36 +3069,25 @@ class Caller(Handler):
             event = self.read_body(platform.function.event_bytes)
         except BodyTooLarge as error:
             size = error.size  # its outcome is given without an instance
-        invocation = Invocation(platform.rules.new_id(), event, request, size=size)
-        if platform.protocol == "fc":
-            self._carry(invocation)
-            return
-        invocation.on_done = self._done
-        self.invocation = invocation
+        self.invocation = Invocation(platform.rules.new_id(), event, request,
+                                     self._done, self, size)
         self.defer()
-        platform.submit(invocation)
+        platform.carry(self.invocation)
 
     def _done(self, outcome: Outcome) -> None:
-        """Answer a caller of scf or fg, from whatever thread has the outcome."""
+        """Answer, from whatever thread has the outcome."""
         self.server.on_outcome(outcome)
-        self.answer(*native_answer(outcome))
-
-    def _carry(self, invocation: Invocation) -> None:
-        """Run an invocation of fc in this thread, and answer."""
-        invocation.caller = self
-        self.server.app.submit(invocation)
-        outcome = self.server.app.finish(invocation)
-        self.server.on_outcome(outcome)
-        if not invocation.answer.begun:
+        if not self.invocation.answer.begun:
             self._answer(*native_answer(outcome))
-        elif outcome.kind not in ("ok", "function-error"):
+            return
+        if outcome.kind not in ("ok", "function-error"):
             self.closing = True  # half an answer must look like half an answer
             shut(self.connection)
+        self.release()
 
     def withdraw(self) -> bool:
         """A caller hung up while its event runs [any.caller.gone]; _done ends it."""
-        if self.invocation is not None:
-            self.app.cancel(self.invocation)
+        self.app.cancel(self.invocation)
         return False
 
 
@@ -3721,8 +3669,6 @@ def submit_line(platform: Platform, number: int, line: bytes,
     invocation = Invocation(platform.rules.new_id(), event, request, on_done=lambda
                             outcome: show(outcome_document(identity, outcome)))
     platform.submit(invocation)
-    if platform.protocol == "fc":
-        start_thread(platform.finish, invocation)
 
 
 def outcome_document(identity: object, outcome: Outcome) -> Dict[str, object]:

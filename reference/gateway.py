@@ -29,6 +29,7 @@ import math
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -645,7 +646,7 @@ def kill_marked(variable: str) -> None:
 class Call:
     """One invocation. The thread of its caller carries it to the worker and back."""
 
-    gate: Optional[emulator.Gate] = None     # where it waits for its turn
+    turn: Tuple[socket.socket, ...] = ()     # the first is shut when it comes
     refusal: Optional[Failure] = None        # it fails unless it is in a worker
     worker: Optional[Worker] = None
     upstream: Optional[emulator.Upstream] = None
@@ -683,8 +684,19 @@ class Call:
     def refuse(self, failure: Failure) -> None:
         """Let it fail and wait no more, unless it is in a worker (lock held)."""
         self.refusal = self.refusal or failure
-        if self.gate is not None:
-            self.gate.open()
+        for end in self.turn:
+            emulator.shut(end)
+
+    def wait(self) -> bool:
+        """Block until its turn has come, or it was refused (True), or the caller has
+        gone."""
+        poll = select.poll()
+        for peer in (self.turn[1], self.caller.connection):
+            poll.register(peer, select.POLLRDHUP)
+        is_here = self.turn[1].fileno() in dict(poll.poll())
+        for end in self.turn:
+            end.close()
+        return is_here
 
     def run(self, body: bytes) -> None:
         """Send it to a worker and pass the answer on. Blocks until the deadline at
@@ -692,7 +704,7 @@ class Call:
         worker, upstream = self.agent.connect(self)
         caller = self.caller
         try:
-            upstream.watch(caller, caller_left)
+            upstream.caller, upstream.on_gone = caller, caller_left
             head = worker.request(
                 caller.command, caller.path, pass_fields(caller.head, OWN_FIELDS),
                 self.request_id, caller.kind, self.timeout_s,
@@ -945,14 +957,14 @@ class Agent:
     def _admit(self, call: Call) -> Worker:
         """Get a slot for a call, at once or when its turn comes."""
         with self.lock:
-            broker, gate = self._find_broker(call), None
+            broker = self._find_broker(call)
             broker.queue.append(call)
             self._serve_queue(broker)
             if call.worker is None:
                 call.refusal = call.refusal or self._cannot_wait(broker, call)
-            if call.worker is None and call.refusal is None:  # [fcc.queue.order]
-                gate = call.gate = emulator.Gate()
-        is_here = gate is None or gate.wait(call.caller)
+            waits = call.worker is None and call.refusal is None  # [fcc.queue.order]
+            call.turn = socket.socketpair() if waits else ()
+        is_here = not waits or call.wait()
         with self.lock:
             if not is_here:
                 call.refuse(Failure("CallerGone", "the caller has gone"))
@@ -995,8 +1007,8 @@ class Agent:
                 return
             call = broker.queue.popleft()
             self._assign(worker, call)
-            if call.gate is not None:
-                call.gate.open()
+            for end in call.turn:
+                emulator.shut(end)
 
     def settle(self, call: Call, error: str = "", kept: bool = False) -> None:
         """A call has ended, unless that is known: pass its slot on, and its connection
@@ -1011,7 +1023,7 @@ class Agent:
             self.clock.set(call.on_time, math.inf)
             call.upstream = None
             if upstream is not None and worker is not None:
-                upstream.watch(None, caller_left)
+                upstream.caller = None
                 if kept and worker.state != "stopped":
                     worker.pool.append(upstream)  # before the next call looks for one
                 else:

@@ -5,14 +5,14 @@ import os
 import pathlib
 import re
 import threading
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 
 import scripted_bootstrap
 from emulator import Outcome
-from harness import (PROTOCOLS, PULL, Harness, code, event, outcome_of, processes,
-                     until)
+from harness import (PROTOCOLS, PULL, Harness, background, code, event, outcome_of,
+                     processes, until)
 
 __all__ = ["code"]
 MIB = 1048576
@@ -149,3 +149,23 @@ def test_any_time_kill__log_unread(protocol: str, code: str) -> None:
         is_read.set()
         assert outcome_of(caller)[0] == "timeout"
         assert harness.outcome(b"next") == ("ok", b"next")
+
+
+@PROTOCOLS
+def test_trace__unread(protocol: str, code: str) -> None:
+    """While nobody reads the trace, the platform can be asked for its state."""
+    is_here, is_read = threading.Event(), threading.Event()
+
+    def read(facts: Dict[str, object]) -> None:
+        if facts["what"] in ("call", "move"):
+            is_here.set()
+            is_read.wait(20)
+
+    with Harness(protocol, code, on_trace=read) as harness:
+        caller = harness.event(b"x")
+        assert is_here.wait(20)
+        asked = background(harness.platform.state)
+        asked.join(10)
+        assert not asked.is_alive()
+        is_read.set()
+        assert outcome_of(caller) == ("ok", b"x")

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Tuple
 import emulator
 import pytest
 from emulator import Outcome, Platform
-from harness import PROTOCOLS, code, event, scale
+from harness import PROTOCOLS, background, code, event, scale
 
 __all__ = ["code"]
 Entry = Tuple[str, bytes, int]  # name, content, mode with type
@@ -169,6 +169,18 @@ def test_fc_start_port__taken(code: str) -> None:
         outcome = invoke(code, "fc", port=port)
     assert outcome.kind == "start-error" and outcome.status == 412
     assert str(port) in outcome.message and "--port 0" in outcome.message
+
+
+def test_fc_start_failed__closed_at_once(code: str, monkeypatch: pytest.MonkeyPatch
+                                         ) -> None:
+    """After a failed start nothing is under way, so the end waits for nothing."""
+    monkeypatch.setattr(emulator, "LAST_WORDS_S", 600)
+    pathlib.Path(code, "bootstrap").write_text("#!/bin/sh\nexit 3\n")
+    platform = Platform("fc", code, port=0)
+    assert platform.invoke(b"x").kind == "start-error"
+    closing = background(platform.close)
+    closing.join(8)  # it would give up after more than 10 s
+    assert not closing.is_alive()
 
 
 LISTEN = """
