@@ -128,13 +128,13 @@ def run_dispatch(port: str) -> None:
 
         def respond(self) -> None:
             body = self.read_body(1 << 20)
-            worker.watch(self, partial(os._exit, 1))
+            worker.caller, worker.on_gone = self, partial(os._exit, 1)
             fields = [pair for pair in self.head.fields if pair[0] != "Content-Length"]
             worker.send(own.format_head("POST /invoke HTTP/1.1", [
                 *fields, ("Content-Length", str(len(body)))]) + body)
             head = worker.read_answer(65536)
             result = worker.reader.read(head.length or 0) or b""
-            worker.watch(None, partial(os._exit, 1))
+            worker.caller = None
             own.Answer(self).begin(head, [pair for pair in head.fields if
                                           pair[0] != "Content-Length"], (), True, result)
 
