@@ -352,6 +352,7 @@ class Run:
 
     process: Process
     limit_ms = 3000  # what the handler is told
+    served = 0  # events that the process has handled
 
     def __init__(self, bootstrap: "Bootstrap") -> None:
         self.kind = bootstrap.implementation
@@ -483,6 +484,7 @@ class PullRun(Run):
         exchange = self.request("the result of the event")
         if exchange.request.method != "POST" or exchange.request.path not in paths:
             raise Mismatch("POST " + " or ".join(paths), exchange.request.start)
+        self.served += 1
         return Result(paths[exchange.request.path], exchange.request.body,
                       exchange.request), exchange
 
@@ -631,6 +633,7 @@ class PushRun(Run):
 
     def read_result(self, answer: wire.Message) -> Result:
         """Return what an answer means by fc.answer.outcome."""
+        self.served += 1
         said = answer.header("x-fc-status") or str(answer.status)
         return Result("error" if said == "404" else "response", answer.body, answer)
 

@@ -17,25 +17,24 @@ Fields = List[Tuple[str, str]]
 LARGE_BYTES = 6 * 1024 * 1024
 
 EVENTS: Dict[str, List[bytes]] = {
-    "json": [b'{"key": "value", "big": 12345678901234567890, "key": 1}', b"1.50", b"NaN",
-             '"\u00e9\u4e2d\U0001f600"'.encode(), b"null", b"false", b'""', b"{}", b"[ ]",
-             b'"\\u00e9\\ud83d\\ude00\\/\\ud800"'],
+    "json": [b'{"key": "value", "big": 12345678901234567890, "key": 1.50}', b"NaN",
+             '["\u00e9\u4e2d\U0001f600", [ ], "\\u00e9\\ud83d\\ude00\\/\\ud800"]'.encode(),
+             b"null", b"false", b'""', b"{}"],
     "blanks": [b"", b" ", b"\n", b"\r\n", b"\t", b" x", b"x ", b"x\n", b"x\r\n\n",
                b' { "a"  :\t1 } \n\n', b"one\r\ntwo\nthree\rfour"],
-    "text": [b"no JSON at all: %s %n 'quoted' \"twice\" \\n \\\\ $HOME $(exit 1) `exit 1`",
-             b"%41+%20&amp;a=1&b=2", b"@/etc/hostname", b"-d --data", b"* ? [a-z] ~ {a,b}",
+    "text": [b"no JSON at all: %s %n 'quoted' \"twice\" \\n \\\\ $HOME $(exit 1) `exit 1`"
+             b" * ? [a-z] ~ {a,b}", b"%41+%20&amp;a=1&b=2", b"@/etc/hostname", b"-d --data",
              b"aGVsbG8=", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
              b"5\r\nhello\r\n0\r\n\r\n"],
     "unicode": ["\ufeff{}".encode(), "\ufefftext".encode(), "e\u0301 \ufb01 \u2126".encode(),
-                "\u2028\u2029\u0085 \u0130\u0131\u00df".encode(), "\U0010ffff".encode()],
+                "\u2028\u2029\u0085 \u0130\u0131\u00df \U0010ffff".encode()],
     "almost-orders": [b'{"do": "exit","status":1}', b' {"do":"exit","status":1}',
                       b'{"do"', b'{"DO":"exit"}', b'{"to":"exit","status":1}'],
     "sizes": [b"y" * 65535, b"y" * 65536, b"y" * 65537, b"line\n" * 20_000],
 }
 BINARY: Dict[str, List[bytes]] = {
-    "nul": [b"a\0b\0", b"\0", b'{"a":"\0"}'],
-    "not-utf8": [b"\xff\xfea\0", b"\xe9", b"\x80 \xc3(", b"\xe4\xb8", b"\xed\xa0\x80"],
-    "every-byte": [bytes(range(256)), bytes(range(255, -1, -1))],
+    "nul": [b"a\0b\0", b"\0", b'{"a":"\0"}', bytes(range(256))],
+    "not-utf8": [b"\xff\xfea\0", b"\x80 \xc3( \xed\xa0\x80", b"\xe4\xb8"],
 }
 LARGE: Dict[str, bytes] = {
     "200-kb": b'{"a": "' + b"y" * 200_000 + b'"}',
@@ -152,44 +151,41 @@ def fields_reach(run: PullRun, framing: Framing) -> None:
 # ---- polls that bring no event ----
 
 REDIRECTS = (301, 302, 303, 307, 308)
-NO_EVENT: Dict[str, Sequence[bytes]] = {
-    "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
-    "500": [wire.response(500, (), b"broken")],
-    "503-html": [wire.response(503, [("Content-Type", "text/html")], b"<html></html>")],
-    **{f"{status}-with-fields": [b"HTTP/1.1 %d X\r\n{fields}Content-Length: 5\r\n\r\nhello"
-                                 % status]
-       for status in (201, 202, 206, 299, 400, 401, 403, 404, 408, 410, 413, 429, 500, 502,
-                      504)},
-    "302": [wire.response(302, [("Location", "/elsewhere")])],
-    "304": [b"HTTP/1.1 304 Not Modified\r\n\r\n"],
-    "300": [wire.response(300, (), b"which?")],
+
+
+def with_fields(*statuses: int) -> List[bytes]:
+    """Return what has all that an event has, but its status."""
+    return [b"HTTP/1.1 %d X\r\n{fields}Content-Length: 5\r\n\r\nhello" % status
+            for status in statuses]
+
+
+NO_EVENT: Dict[str, List[bytes]] = {
+    "success": [b"HTTP/1.1 204 No Content\r\n\r\n", *with_fields(201, 202, 206, 299)],
+    "elsewhere": [wire.response(302, [("Location", "/elsewhere")]),
+                  b"HTTP/1.1 304 Not Modified\r\n\r\n", wire.response(300, (), b"which?")],
+    "refused": with_fields(400, 401, 403, 404, 408, 410, 413, 429),
+    "broken": [wire.response(500, (), b"broken"),
+               wire.response(503, [("Content-Type", "text/html")], b"<html></html>"),
+               *with_fields(500, 502, 504)],
 }
-WITHOUT_ID: Dict[str, Sequence[bytes]] = {  # fg
-    "200": [wire.response(200, (), b"no event")],
-    "200-empty": [wire.response(200)],
-    "200-empty-id": [wire.response(200, [("X-Cff-Request-Id", "")], b"no event")],
-    "200-blank-id": [b"HTTP/1.1 200 X\r\nX-Cff-Request-Id: \t \r\nContent-Length: 1\r\n\r\nx"],
-    "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
-    "500-with-id": [wire.response(500, [("X-Cff-Request-Id", "not-an-event")], b"{}")],
-    "204-with-id": [b"HTTP/1.1 204 X\r\nX-Cff-Request-Id: not-an-event\r\n\r\n"],
-}
-CUT: Dict[str, Sequence[bytes]] = {
-    "before-head": [],
-    "within-status-line": [b"HTTP/1.1 20"],
-    "within-head": [b"HTTP/1.1 200 OK\r\nContent-Le"],
-    "within-fields": [b"HTTP/1.1 200 OK\r\n{fields}"],
-    "after-interim": [INTERIM],
-    "garbage": [b"\x16\x03\x01 what is this\r\n\r\n"],
-}
-CUT_BODY: Dict[str, Sequence[bytes]] = {
-    "before-body": [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n"],
-    "within-body": [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n12345"],
-    "before-chunk": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n"],
-    "within-chunk": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n",
-                     b"a\r\n12345"],
-    "between-chunks": [b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n",
-                       b"5\r\n12345\r\n"],
-}
+WITHOUT_ID = [  # fg
+    wire.response(200, (), b"no event"), wire.response(200),
+    wire.response(200, [("X-Cff-Request-Id", "")], b"no event"),
+    b"HTTP/1.1 200 X\r\nX-Cff-Request-Id: \t \r\nContent-Length: 1\r\n\r\nx",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    wire.response(500, [("X-Cff-Request-Id", "not-an-event")], b"{}"),
+    b"HTTP/1.1 204 X\r\nX-Cff-Request-Id: not-an-event\r\n\r\n",
+]
+CUT_HEAD: List[List[bytes]] = [
+    [], [b"HTTP/1.1 20"], [b"HTTP/1.1 200 OK\r\nContent-Le"],
+    [b"HTTP/1.1 200 OK\r\n{fields}"], [INTERIM], [b"\x16\x03\x01 what is this\r\n\r\n"],
+]
+WITH_CHUNKS = b"HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n"
+CUT_BODY: List[List[bytes]] = [
+    [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n"],
+    [b"HTTP/1.1 200 OK\r\n{fields}Content-Length: 10\r\n\r\n12345"],
+    [WITH_CHUNKS], [WITH_CHUNKS, b"a\r\n12345"], [WITH_CHUNKS, b"5\r\n12345\r\n"],
+]
 
 
 def filled_in(run: PullRun, pieces: Sequence[bytes]) -> List[bytes]:
@@ -198,9 +194,11 @@ def filled_in(run: PullRun, pieces: Sequence[bytes]) -> List[bytes]:
     return [piece.replace(b"{fields}", fields) for piece in pieces]
 
 
-def survives(run: PullRun, pieces: Sequence[bytes]) -> None:
-    """Answer a poll in that way; the bootstrap polls again, as whoever lends it sees."""
-    run.poll().send(*filled_in(run, pieces))
+def survives(run: PullRun, answers: Sequence[bytes]) -> None:
+    """Answer one poll after the other so; the bootstrap polls again, as whoever lends it
+    sees."""
+    for answer in answers:
+        run.poll().send(*filled_in(run, [answer]))
 
 
 def redirect(run: PullRun, status: int, path: str = "/elsewhere") -> bytes:
@@ -211,25 +209,26 @@ def redirect(run: PullRun, status: int, path: str = "/elsewhere") -> bytes:
 
 # ---- what is said to a result ----
 
-ACKNOWLEDGEMENTS: Dict[str, Sequence[bytes]] = {
-    **{str(status): [wire.response(status, (), b'{"error_code": "x", "error_msg": "y"}')]
-       for status in (200, 202, 400, 401, 404, 408, 413, 429, 500, 502, 503, 504)},
-    "204": [b"HTTP/1.1 204 No Content\r\n\r\n"],
-    **{str(status): [wire.response(status, [("Location", "/elsewhere")])]
-       for status in (302, 307)},
-    "large": [wire.response(200, (), b"t" * 300_000)],
-    "empty-503": [wire.response(503)],
-    "chunked": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-                wire.chunked(b"thank you")],
-    "drip": [bytes([byte]) for byte in wire.response(200, (), b"thank you")],
+ACKNOWLEDGEMENTS: Dict[str, List[Sequence[bytes]]] = {
+    "success": [[wire.response(202, (), b"thank you")], [b"HTTP/1.1 204 No Content\r\n\r\n"],
+                [wire.response(200, (), b"t" * 300_000)]],
+    "elsewhere": [[wire.response(status, [("Location", "/elsewhere")])]
+                  for status in (302, 307)],
+    **{name: [[wire.response(status, (), b'{"error_code": "x", "error_msg": "y"}')]
+              for status in statuses]
+       for name, statuses in (("refused", (400, 401, 404, 408, 413, 429)),
+                              ("broken", (500, 502, 503, 504)))},
+    "pieces": [[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                wire.chunked(b"thank you")], [wire.response(503)],
+               [bytes([byte]) for byte in wire.response(200, (), b"thank you")]],
 }
 # An answer has begun, so the result has arrived.
-CUT_ANSWERS: Dict[str, Sequence[bytes]] = {
-    "status-line": [b"HTTP/1.1 20"], "head": [b"HTTP/1.1 200 OK\r\nContent-Le"],
-    "body": [b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"],
-    "interim": [b"HTTP/1.1 100 Continue\r\n\r\n"], "garbage": [b"what is this\r\n\r\n"],
-    "error": [b"HTTP/1.1 500 Broken\r\nContent-Length: 10\r\n\r\n"],
-}
+CUT_ANSWERS = [
+    b"HTTP/1.1 20", b"HTTP/1.1 200 OK\r\nContent-Le",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
+    b"HTTP/1.1 100 Continue\r\n\r\n", b"what is this\r\n\r\n",
+    b"HTTP/1.1 500 Broken\r\nContent-Length: 10\r\n\r\n",
+]
 
 
 def acknowledged_with(run: PullRun, pieces: Sequence[bytes]) -> None:
