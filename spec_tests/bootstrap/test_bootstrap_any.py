@@ -423,6 +423,7 @@ def test_any_poll_pause(puller: Bootstrap) -> None:
     run = puller.pull()
     exchange = run.poll()
     bare = ("no id",) if puller.implementation.protocol == "fg" else ("404",)
+    shortest: Dict[str, float] = {}  # a busy machine adds
     for kind in 3 * (*bare, "503", "204", "event", "redirect", "event"):
         replied = time.monotonic()
         if kind == "event":
@@ -434,9 +435,11 @@ def test_any_poll_pause(puller: Bootstrap) -> None:
                 "redirect": pulling.redirect(run, 307, run.dialect.poll)}[kind])
         exchange = run.poll()
         paused_s = time.monotonic() - replied
-        if kind != "event" and not PAUSE_S <= paused_s <= LONGEST_S:
-            raise Mismatch("a pause of 50 ms to 2 s after a poll without an event",
-                           f"the next poll {paused_s:.3f} s later")
+        shortest[kind] = min(shortest.get(kind, paused_s), paused_s)
+    del shortest["event"]
+    if not all(PAUSE_S <= one <= LONGEST_S for one in shortest.values()):
+        told = ", ".join(f"{one:.3f} s after {kind}" for kind, one in shortest.items())
+        raise Mismatch("pauses of 50 ms to 2 s after polls without an event", told)
 
 
 @waits
@@ -444,15 +447,22 @@ def test_any_poll_pause__grows(puller: Bootstrap) -> None:
     """Pauses grow while connections fail, and begin anew after an event. One in two may
     be none, as HTTP clients repeat a GET."""
     run = puller.pull()
-    seen = pulling.pauses(run, 7)
-    grown = [max(pair) for pair in zip(seen, seen[1:])]
-    anew = min(max(pulling.pauses(run, 2)) for _ in range(3))  # a busy machine adds
-    told = ", ".join(f"{one:.3f} s" for one in seen)
-    first, last = (statistics.median(part) for part in (grown[:3], grown[3:]))
-    if min(grown) < PAUSE_S or last < min(1.3 * first, 1.8) or max(grown) > LONGEST_S:
+    grown = pulling.pauses(run, 7)
+    if not do_grow(grown):  # a busy machine adds, and hardly twice at the same place
+        grown = list(map(min, grown, pulling.pauses(run, 7)))
+    told = ", ".join(f"{one:.3f} s" for one in grown)
+    if not do_grow(grown):
         raise Mismatch("pauses that grow from 50 ms on, up to 2 s", told)
+    anew = min(pulling.pauses(run, 2)[0] for _ in range(3))
     if anew > 0.8 * grown[-1]:
         raise Mismatch("the first pause again after an event", f"{told}; then {anew:.3f} s")
+
+
+def do_grow(pauses: List[float]) -> bool:
+    """Tell whether pauses begin with 50 ms, grow, and end with 2 s at most."""
+    first, last = (statistics.median(part) for part in (pauses[:3], pauses[3:]))
+    return min(pauses) >= PAUSE_S and last >= min(1.3 * first, 1.8) \
+        and max(pauses) <= LONGEST_S
 
 
 # ---- results ----
