@@ -428,6 +428,15 @@ def hang_up(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
+def free_port() -> int:
+    """Return a port that nobody has, below those that outgoing connections get."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            chosen = int.from_bytes(os.urandom(2), "big") % 10000
+            probe.bind(("0.0.0.0", 10000 + chosen))
+            return int(probe.getsockname()[1])
+
+
 # ---- the platform ----
 
 class Platform:
@@ -494,7 +503,7 @@ class Platform:
         try:
             with socket.socket() as probe:  # for a port that is free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("0.0.0.0", function.port))
+                probe.bind(("0.0.0.0", function.port or free_port()))
                 self.facts.update(port=str(probe.getsockname()[1]),
                                   instance_id="c-" + os.urandom(6).hex())
             env = {name: os.environ.get(name, INHERITED[name]) for name in INHERITED}
