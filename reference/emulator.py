@@ -1102,7 +1102,7 @@ class Process:
         self.status = self._popen.returncode = -os.WTERMSIG(
             status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         # until it became another program it counted as a copy of this one
-        if peak_mb > memory_mb("self", "status", b"VmHWM:"):
+        if peak_mb > memory_mb(read_account("self", "status"), b"VmHWM:"):
             self.peak_mb = max(self.peak_mb, peak_mb)
         self.exited.set()   # whoever waits for it asks for the peak
         self._on_exit(self.status)
@@ -1189,26 +1189,35 @@ def listeners(group: int) -> List[str]:
 
 def measure(processes: Iterable[Process]) -> None:
     """Note the memory of groups. A page that several processes share counts once (Pss),
-    as it does in a container."""
+    as it does in a container; so does what a child uses of its parent's before it is
+    another program (vfork): it is private to both, at the same addresses."""
     now, by_group = time.monotonic(), {one.pid: one for one in processes}
     sizes = dict.fromkeys(by_group, 0.0)
+    seen: Set[Tuple[bytes, float]] = set()
     for number, group in group_members():
         if group in sizes:
-            sizes[group] += memory_mb(number)
+            account = read_account(number)
+            private = account.partition(b" ")[0], memory_mb(account, b"Private_")
+            sizes[group] += memory_mb(account) - (private[1] if private in seen else 0)
+            seen.add(private)
     for group, process in by_group.items():
         process.peak_mb = max(process.peak_mb, sizes[group])
         if sizes[group]:    # else it is just becoming another program, or has ended
             process.measured = now
 
 
-def memory_mb(process: object, file: str = "smaps_rollup",
-              field: bytes = b"Pss:") -> float:
-    """Return the memory of a process, its share of shared pages; 0 if it has ended."""
+def read_account(process: object, file: str = "smaps_rollup") -> bytes:
+    """Return the kernel's account of a process's memory, empty if it has ended."""
     with contextlib.suppress(OSError):
-        with open("/proc/%s/%s" % (process, file), "rb") as lines:
-            return sum(int(line.split()[1]) / 1024 for line in lines
-                       if line.startswith(field))
-    return 0.0
+        with open("/proc/%s/%s" % (process, file), "rb") as text:
+            return text.read()
+    return b""
+
+
+def memory_mb(account: bytes, field: bytes = b"Pss:") -> float:
+    """Return the sum of the fields that begin so; Pss is a share of shared pages."""
+    return sum(int(line.split()[1]) / 1024 for line in account.split(b"\n")
+               if line.startswith(field))
 
 
 # as bootstraps for FC 2.0 print them

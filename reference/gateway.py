@@ -1132,8 +1132,8 @@ class Agent:
         """Kill workers that hold too much for too long [fcc.limit.memory]."""
         with self.lock:
             busy = [one for one in self.workers if one.active]
-        sizes_mb = [emulator.memory_mb(one.process.pid) if one.process else 0
-                    for one in busy]  # takes a while for large ones
+        sizes_mb = [emulator.memory_mb(emulator.read_account(one.process.pid))
+                    if one.process else 0 for one in busy]  # takes a while if large
         with self.lock:
             for worker, size_mb in zip(busy, sizes_mb):
                 over = size_mb * emulator.MIB > worker.profile.memory_bytes

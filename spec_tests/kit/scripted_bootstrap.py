@@ -158,13 +158,20 @@ def fail(text: str) -> str:
     return text
 
 
+def spawn(fifo: str) -> None:
+    """Start a program; until somebody writes to the pipe that is its input, it uses the
+    memory of this process, which waits."""
+    posix.posix_spawn("/bin/true", ["true"], {}, file_actions=[
+        (posix.POSIX_SPAWN_OPEN, 0, fifo, posix.O_RDONLY, 0)])
+
+
 STEPS = {
     "ask": ask, "half": half, "drop": lambda text: post(text).close(), "fail": fail,
     "post": lambda text: post(text) and None,
     "out": lambda fd, text: posix.write(fd, text.encode()) and None,
     "exit": lambda status: posix._exit(status), "kill": kill, "fork": fork,
     "alloc": alloc, "fork-alloc": lambda size: fork(False, size) and None, "flood": flood, "tell": tell,
-    "wait": wait, "later": later,
+    "wait": wait, "later": later, "spawn": spawn,
     "note": note, "on-term": on_term, "hang": lambda: time.sleep(3600),
     "sleep": time.sleep, "say": lambda text: text, "pid": lambda: str(posix.getpid()),
     "count": lambda: str(served[0]), "env": lambda: to_json(light_http.ENVIRON),

@@ -104,6 +104,14 @@ def test_any_memory_limit__ways(protocol: str, code: str) -> None:
     assert until(lambda: processes(code) == [])
 
 
+def test_any_memory_limit__spawning(code: str, fifo: Make) -> None:
+    """A child that is about to become another program has no memory of its own yet."""
+    with Harness("scf", code, memory_mb=100, timeout_s=0.8) as harness:
+        spawning = event(["alloc", 60], ["spawn", fifo("go")])
+        assert harness.outcome(spawning)[0] == "timeout"
+    assert until(lambda: processes(code) == [])
+
+
 SETTINGS: List[Tuple[str, str, Any, str]] = [
     ("xx", "name", "x", "protocol 'xx'"), ("scf", "timeout_s", 0, "--timeout"),
     ("scf", "timeout_s", float("nan"), "--timeout"), ("fc", "idle_s", 0, "more than 0"),
