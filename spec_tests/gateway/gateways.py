@@ -17,8 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional,
                     Tuple, Union)
 
+import fork_server
 import wire
-from implementations import module_words
+from implementations import module_words, start_words
 
 __all__ = ["Answer", "Container", "DIE", "HALF", "HANG", "SLOW", "call_of", "profile",
            "until"]
@@ -28,6 +29,7 @@ TESTS = HERE.parent
 GATEWAY = TESTS.parent / "reference" / "gateway.py"
 BOOTSTRAP = TESTS.parent / "reference" / "fc_bootstrap.py"
 WORKER = HERE / "workers" / "worker.py"
+start_words(GATEWAY)  # so it is copied from now on
 PATIENCE_S = 10.0
 SLOW = ("--tick", "1000")
 HALF = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"
@@ -96,14 +98,15 @@ class Container:
         self.callers = ThreadPoolExecutor(32)
         self.profiles = self.folder / "functions.json"
         self.profiles.write_text(json.dumps(functions))
-        start = ("-S", str(program)) if program else module_words(GATEWAY)
-        words = [python, "-I", *start, "--profiles", str(self.profiles),
+        start = ("-I", "-S", str(program)) if program else module_words(GATEWAY)
+        words = [python, *start, "--profiles", str(self.profiles),
                  "--port", "0", "--host", "127.0.0.1", *options]
         variables = {"PATH": os.environ["PATH"], "TMPDIR": str(self.folder),
                      **(env or {})}
         self.stderr = open(self.folder / "stderr.txt", "wb+")
-        self.process = subprocess.Popen(words, env=variables, stderr=self.stderr,
-                                        start_new_session=True)
+        self.process = fork_server.start(
+            words, cwd=os.getcwd(), env=variables, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=self.stderr)
         self.port = 0
 
     def __enter__(self) -> "Container":

@@ -15,19 +15,22 @@ import socket
 import socketserver
 import struct
 import sys
+import tempfile
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
+                    Tuple, TypeVar, Union)
 
 import emulator
+import fork_server
 import pytest
 import scripted_bootstrap
 import wire
 from emulator import Platform
 
-__all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "background", "code", "event",
-           "fifo", "held", "outcome_of", "process_state", "processes",
-           "scale", "until"]
+__all__ = ["Harness", "PULL", "Peer", "PROTOCOLS", "Run", "background", "code", "event",
+           "fifo", "held", "outcome_of", "process_state", "processes", "run", "scale",
+           "until"]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
 PULL = pytest.mark.parametrize("protocol", ("scf", "fg"))
@@ -262,6 +265,33 @@ def outcome_of(caller: Peer) -> Tuple[str, bytes]:
     message = caller.answer("POST")
     caller.close()
     return message.header("x-outcome") or message.start, message.body
+
+
+# ---- a program of ours ----
+
+
+class Run(NamedTuple):
+    """What a run printed and returned."""
+
+    status: int
+    out: bytes
+    err: str
+
+
+def run(command: Sequence[str], stdin: bytes = b"", **env: str) -> Run:
+    """Run a command of ours to its end."""
+    with contextlib.ExitStack() as stack:
+        given, out, err = (stack.enter_context(tempfile.TemporaryFile())
+                           for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
+        process = fork_server.start(command, cwd=os.getcwd(), env={**os.environ, **env},
+                                    stdin=given, stdout=out, stderr=err)
+        stack.callback(process.kill)
+        status = process.wait(30)
+        out.seek(0)
+        err.seek(0)
+        return Run(status, out.read(), err.read().decode())
 
 
 # ---- what is left ----

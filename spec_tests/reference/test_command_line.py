@@ -14,10 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import emulator
 import fork_server
@@ -25,7 +23,7 @@ import pytest
 import scripted_bootstrap
 import spec
 from harness import (PROTOCOLS, PULL, background, code, event, fifo, process_state,
-                     until)
+                     run, until)
 from implementations import START_EMULATOR, start_words
 
 __all__ = ["code", "fifo"]
@@ -37,34 +35,10 @@ PID, HANG = event(["pid"]).decode(), event(["note", "hangs"], ["hang"]).decode()
 EXIT = event(["exit", 3]).decode()
 
 
-class Run(NamedTuple):
-    """What a run printed and returned."""
-
-    status: int
-    out: bytes
-    err: str
-
-
 def words(protocol: str, folder: str, *options: str) -> List[str]:
     """Return the command; fc servers get a free port."""
     port = ["--port", "0"] if protocol == "fc" else []
     return [*START_EMULATOR, protocol, folder, *port, *options]
-
-
-def run(command: Sequence[str], stdin: bytes = b"", **env: str) -> Run:
-    """Run a command to its end."""
-    with contextlib.ExitStack() as stack:
-        given, out, err = (stack.enter_context(tempfile.TemporaryFile())
-                           for _ in range(3))
-        given.write(stdin)
-        given.seek(0)
-        process = fork_server.start(command, cwd=os.getcwd(), env={**os.environ, **env},
-                                    stdin=given, stdout=out, stderr=err)
-        stack.callback(process.kill)
-        status = process.wait(30)
-        out.seek(0)
-        err.seek(0)
-        return Run(status, out.read(), err.read().decode())
 
 
 @PROTOCOLS

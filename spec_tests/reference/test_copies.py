@@ -5,11 +5,10 @@ import os
 import pathlib
 import shutil
 import subprocess
-from typing import Any, List
+import sys
 
 import pytest
 import scripted_bootstrap
-from emulator import Platform
 from gateways import Container, profile
 from implementations import Version, interpreters
 
@@ -17,11 +16,13 @@ REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
 HANDLER = "async def handler(event, context):\n    return {'got': event}\n"
 
 
-def since(floor: Version) -> pytest.MarkDecorator:
-    """Return the interpreters from that version on as cases."""
-    cases: List[Any] = [pytest.param(version, id=".".join(map(str, version)))
-                        for version in interpreters() if version >= floor]
-    return pytest.mark.parametrize("version", cases)
+VERSIONS = list(interpreters())
+FLOOR = next(version for version in VERSIONS if version >= (3, 8))  # but of bootstraps
+PROTOCOLS = ("scf", "fg", "fc")
+PAIRS = [  # the oldest has them all; of the others each has one, in turn
+    pytest.param(protocol, version, id="%s-%d.%d" % (protocol, *version))
+    for number, version in enumerate(VERSIONS)
+    for protocol in (PROTOCOLS[number % 3:][:1] if number else PROTOCOLS)]
 
 
 def copy(name: str, folder: pathlib.Path, new_name: str, version: Version) -> str:
@@ -36,22 +37,6 @@ def copy(name: str, folder: pathlib.Path, new_name: str, version: Version) -> st
     return str(program)
 
 
-@since((3, 6))
-@pytest.mark.parametrize("name", sorted(
-    path.name for path in REFERENCE.glob("*_bootstrap.py")))
-def test_copy_of_a_bootstrap(name: str, version: Version,
-                             tmp_path: pathlib.Path) -> None:
-    """A bootstrap file alone, beside a handler, serves its platform."""
-    protocol = name.partition("_")[0]
-    copy(name, tmp_path, "bootstrap", version)
-    (tmp_path / "mine.py").write_text(HANDLER)
-    settings: Any = {"port": 0} if protocol == "fc" else {}
-    with Platform(protocol, str(tmp_path), handler="mine.handler", timeout_s=20,
-                  **settings) as platform:
-        outcome = platform.invoke(b'{"a":[1]}')
-    assert outcome.body == b'{"got":{"a":[1]}}', (outcome.message, outcome.log)
-
-
 def answer(*command: str) -> bytes:
     """Return what a command prints; it has to succeed, with a bare environment."""
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, cwd="/",
@@ -60,32 +45,35 @@ def answer(*command: str) -> bytes:
     return done.stdout
 
 
-@since((3, 8))
-@pytest.mark.parametrize("protocol", ("fc", "scf", "fg"))
-def test_copy_of_a_platform(protocol: str, version: Version,
-                            tmp_path: pathlib.Path) -> None:
-    """A platform file alone runs a bootstrap, and leaves nothing beside it."""
-    program = copy(protocol + "_platform.py", tmp_path / "alone", "anything", version)
-    code = scripted_bootstrap.place(tmp_path / "code")
+@pytest.mark.parametrize("protocol,version", PAIRS)
+def test_copy_of_a_pair(protocol: str, version: Version, tmp_path: pathlib.Path) -> None:
+    """A platform file alone runs a bootstrap file alone, beside a handler, and leaves
+    nothing beside itself."""
+    program = copy(protocol + "_platform.py", tmp_path / "alone", "anything",
+                   max(version, FLOOR))
+    copy(protocol + "_bootstrap.py", tmp_path / "code", "bootstrap", version)
+    (tmp_path / "code" / "mine.py").write_text(HANDLER)
     port = ("--port", "0") if protocol == "fc" else ()
-    assert answer(program, code, "--event", "hello", *port) == b"hello\n"
+    assert answer(program, str(tmp_path / "code"), "--handler", "mine.handler",
+                  "--event", '{"a":[1]}', *port) == b'{"got":{"a":[1]}}\n'
     assert os.listdir(tmp_path / "alone") == ["anything"]
 
 
-@since((3, 8))
-def test_copy_of_the_emulator(version: Version, tmp_path: pathlib.Path) -> None:
+def test_copy_of_the_emulator(tmp_path: pathlib.Path) -> None:
     """The emulator, beside the three platform files, runs a bootstrap."""
-    for protocol in ("fc", "scf", "fg"):
+    for protocol in PROTOCOLS:
         shutil.copy(str(REFERENCE / (protocol + "_platform.py")), str(tmp_path))
-    program = copy("emulator.py", tmp_path, "emulator.py", version)
+    program = copy("emulator.py", tmp_path, "emulator.py", FLOOR)
     code = scripted_bootstrap.place(tmp_path / "code")
-    assert answer(interpreters()[version], program, "scf", code, "--event",
+    assert answer(interpreters()[FLOOR], program, "scf", code, "--event",
                   "hello") == b"hello\n"
 
 
-@since((3, 8))
+@pytest.mark.parametrize("version", [
+    pytest.param(version, id="%d.%d" % version) for version in VERSIONS
+    if version >= FLOOR and version != sys.version_info[:2]])
 def test_fcc_end_nothing__floor(version: Version) -> None:
-    """The gateway runs a worker on every interpreter."""
+    """The gateway, and the emulator in it, run a worker on every other interpreter."""
     with Container([profile()], python=interpreters()[version]) as container:
         assert container.invoke(b"hi").body == b"hi"
         assert container.ask("PUT", "/-/profiles", b"[]").status == 200

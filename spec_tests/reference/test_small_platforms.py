@@ -9,12 +9,13 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
-from typing import Dict, List, Tuple
+from typing import Dict, List
 
+import fork_server
 import pytest
-from harness import code
+from harness import code, run
+from implementations import start_words
 
 __all__ = ["code"]
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
@@ -30,22 +31,15 @@ def protocol(request: pytest.FixtureRequest) -> str:
 
 def words_of(protocol: str, *words: str) -> List[str]:
     """Return the command of a small platform."""
-    program = str(REFERENCE / f"{protocol}_platform.py")
-    return [sys.executable, program, *words, *(SMALL[protocol] if words else [])]
-
-
-def run(*words: str, stdin: str = "") -> Tuple[int, str, str]:
-    """Run a command to its end; return its status and what it printed."""
-    done = subprocess.run(words, input=stdin.encode(), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, timeout=60, cwd="/")
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    program = start_words(REFERENCE / f"{protocol}_platform.py")
+    return [*program, *words, *(SMALL[protocol] if words else [])]
 
 
 def test_event(protocol: str, code: str) -> None:
     """--event prints the answer; for one that fails the caller's document, and one line
     for people on stderr, with status 1."""
-    assert run(*words_of(protocol, code, "--event", "hi"))[:2] == (0, "hi\n")
-    status, out, err = run(*words_of(protocol, code, "--event", '[["exit", 3]]'))
+    assert run(words_of(protocol, code, "--event", "hi"))[:2] == (0, b"hi\n")
+    status, out, err = run(words_of(protocol, code, "--event", '[["exit", 3]]'))
     assert status == 1 and json.loads(out) and "Traceback" not in err
     assert "exit: the bootstrap ended with status 3" in err
 
@@ -65,9 +59,9 @@ BAD_USE = {
 def test_bad_use(protocol: str, code: str, name: str) -> None:
     """Bad use is one line that names what is wrong, and status 2."""
     words, wanted = BAD_USE[name]
-    status, out, err = run(*words_of(protocol, *(
+    status, out, err = run(words_of(protocol, *(
         word.replace("{code}", code) for word in words)))
-    assert (status, out, err.count("\n")) == (2, "", 1) and wanted in err
+    assert (status, out, err.count("\n")) == (2, b"", 1) and wanted in err
 
 
 NO_START = {"missing": None, "not-executable": (0o644, "#!/bin/sh\n"),
@@ -82,7 +76,7 @@ def test_bad_bootstrap(protocol: str, tmp_path: pathlib.Path, name: str) -> None
     if found is not None:
         (tmp_path / "bootstrap").write_text(found[1], newline="")
         (tmp_path / "bootstrap").chmod(found[0])
-    status, _, err = run(*words_of(protocol, str(tmp_path), "--event", "a"))
+    status, _, err = run(words_of(protocol, str(tmp_path), "--event", "a"))
     assert (status, err.count("\n")) == (1, 1), err
     assert err.startswith("start-error: %s/bootstrap: " % tmp_path)
 
@@ -90,7 +84,7 @@ def test_bad_bootstrap(protocol: str, tmp_path: pathlib.Path, name: str) -> None
 @pytest.mark.parametrize("line", ["no JSON", "[1]", "{}", '{"id": 1, "event": 2}', ""])
 def test_bad_line(protocol: str, code: str, line: str) -> None:
     """A line without an event ends the run: one message, no traceback."""
-    status, _, err = run(*words_of(protocol, code, "--jsonl"), stdin=line + "\n")
+    status, _, err = run(words_of(protocol, code, "--jsonl"), line.encode() + b"\n")
     assert status == 1 and "Traceback" not in err and repr(line)[:-1] in err
 
 
@@ -105,8 +99,9 @@ def switches(process_id: int) -> int:
 
 def test_at_rest_and_stopped(protocol: str, code: str) -> None:
     """Between two events nothing wakes up; SIGTERM leaves no process behind."""
-    with subprocess.Popen(words_of(protocol, code, "--jsonl"), stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as platform:
+    with fork_server.start(words_of(protocol, code, "--jsonl"), cwd="/",
+                           env=os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                           stderr=subprocess.DEVNULL) as platform:
         assert platform.stdin is not None and platform.stdout is not None
         platform.stdin.write(b'{"id": 1, "event": "[[\\"pid\\"]]"}\n')
         platform.stdin.flush()
