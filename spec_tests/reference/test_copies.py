@@ -14,13 +14,11 @@ from implementations import Version, interpreters
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "reference"
 HANDLER = "async def handler(event, context):\n    return {'got': event}\n"
-
-
 VERSIONS = list(interpreters())
 FLOOR = next(version for version in VERSIONS if version >= (3, 8))  # but of bootstraps
 PROTOCOLS = ("scf", "fg", "fc")
 PAIRS = [  # the oldest has them all; of the others each has one, in turn
-    pytest.param(protocol, version, id="%s-%d.%d" % (protocol, *version))
+    pytest.param(protocol, version, id="-".join((protocol, *map(str, version))))
     for number, version in enumerate(VERSIONS)
     for protocol in (PROTOCOLS[number % 3:][:1] if number else PROTOCOLS)]
 
@@ -70,7 +68,7 @@ def test_copy_of_the_emulator(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("version", [
-    pytest.param(version, id="%d.%d" % version) for version in VERSIONS
+    pytest.param(version, id="-".join(map(str, version))) for version in VERSIONS
     if version >= FLOOR and version != sys.version_info[:2]])
 def test_fcc_end_nothing__floor(version: Version) -> None:
     """The gateway, and the emulator in it, run a worker on every other interpreter."""

@@ -81,26 +81,26 @@ def test_any_stop_drain__replaced(protocol: str, code: str, fifo: Make) -> None:
 
 
 def memory_ways() -> Dict[str, List[List[Any]]]:
-    """Return the ways to take more than 100 MB. The kernel's account of a process that
+    """Return the ways to take more than 50 MB. The kernel's account of a process that
     ends at once begins with the peak of the one that started it: the tests' own."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # it is what it is now
     own = re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())
-    more = ["alloc", max(110, int(own[1]) // 1024 + 30 if own else 0)]
+    more = ["alloc", max(60, int(own[1]) // 1024 + 30 if own else 0)]
     return {
-        "stays": [["alloc", 110], ["hang"]], "exits": [more, ["exit", 0]],
-        "killed": [more, ["kill", 9]], "a child": [["fork-alloc", 110], ["hang"]],
-        "bit by bit": [["alloc", 40], ["alloc", 40], ["alloc", 40], ["hang"]]}
+        "stays": [["alloc", 60], ["hang"]], "exits": [more, ["exit", 0]],
+        "killed": [more, ["kill", 9]], "a child": [["fork-alloc", 60], ["hang"]],
+        "bit by bit": [["alloc", 20], ["alloc", 20], ["alloc", 20], ["hang"]]}
 
 
 @PROTOCOLS
 def test_any_memory_limit__ways(protocol: str, code: str) -> None:
     """Taking more memory than the limit is out-of-memory, also when it ends at once; in
     whatever way; less than that is nobody's business."""
-    with Harness(protocol, code, memory_mb=100) as harness:
+    with Harness(protocol, code, memory_mb=50) as harness:
         for name, steps in memory_ways().items():
             assert harness.outcome(event(*steps))[0] == "out-of-memory", name
             assert harness.outcome(b"next") == ("ok", b"next"), name
-        assert harness.outcome(event(["alloc", 20], ["exit", 3]))[0] == "exit"
+        assert harness.outcome(event(["alloc", 10], ["exit", 3]))[0] == "exit"
     assert until(lambda: processes(code) == [])
 
 
@@ -205,9 +205,9 @@ def test_any_process_group__orphan(code: str) -> None:
 
 
 def test_any_process_group__leftovers_soak() -> None:
-    """In 2,000 invocations threads and open files do not grow, nor memory by more than
+    """In 800 invocations threads and open files do not grow, nor memory by more than
     a large event."""
-    done = subprocess.run([sys.executable, str(SOAK), "2000"], stdout=subprocess.PIPE,
+    done = subprocess.run([sys.executable, str(SOAK), "800"], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, timeout=100)
     assert done.returncode == 0, (done.stdout + done.stderr[-2000:]).decode()
     results = [json.loads(line) for line in done.stdout.splitlines()]

@@ -189,8 +189,9 @@ def serve(harness: Harness, answers: List[bytes]) -> None:
         peer.close()
 
 
-def main(kind: str, count: int, seed: int) -> None:
+def main() -> int:
     """Fuzz, and print the result."""
+    kind, count, seed = sys.argv[1], int(sys.argv[2]), int((sys.argv + ["1"])[3])
     faulthandler.dump_traceback_later(100, exit=True)
     before = held()
     chance = random.Random(seed)
@@ -199,7 +200,8 @@ def main(kind: str, count: int, seed: int) -> None:
     if not until(lambda: held() <= before, 5):
         result["wrong"] = ["left behind: %s, then %s" % (before, held())]
     print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int((sys.argv + ["1"])[3]))
+    main()
