@@ -448,6 +448,9 @@ def lock_folder(root: str) -> Any:
 
 # ---- functions ----
 
+KEPT = ("document", "triggers", "created", "modified", "id")
+
+
 class Function:
     """A version of a function, or with an empty name of a service of FC, and what runs
     it: a platform, from its first call on."""
@@ -471,8 +474,7 @@ class Function:
 
     def kept(self) -> Document:
         """Return what is kept of it, besides its code."""
-        return {name: getattr(self, name) for name in (
-            "document", "triggers", "created", "modified", "id")}
+        return {name: getattr(self, name) for name in KEPT}
 
     def changed(self, **changes: Any) -> "Function":
         """Return another version."""
@@ -497,23 +499,6 @@ class Function:
                 self.platform.drain()
             self.platform.close()
         self.has_ended.set()
-
-
-def load(folder: str) -> Function:
-    """Return the function that a folder keeps. Raises whatever is wrong with it."""
-    with open(os.path.join(folder, "function.json"), "rb") as file:
-        kept = json.loads(file.read())
-    vendor, space, name, _ = os.path.basename(folder).split(",")
-    code = os.path.join(folder, "code.zip") if name else ""
-    if name and not zipfile.is_zipfile(code):
-        raise ValueError("%s is no ZIP" % code)
-    read_settings(vendor, name, kept["document"])
-    for trigger in kept["triggers"].values():
-        parse_object(trigger["config"], "the trigger")
-    function = Function((vendor, space, name), kept["document"], code, kept["triggers"],
-                        +kept["created"], +kept["modified"], kept["id"] + "")
-    function.folder = folder
-    return function
 
 
 def log_tail(function: emulator.Function, outcome: emulator.Outcome) -> bytes:
@@ -567,11 +552,22 @@ class Cloud:
 
     def _find_again(self, folder: str) -> None:
         """Take the version that a folder keeps; remove one that a crash has left."""
+        path = os.path.join(folder, "function.json")
+        if not os.path.exists(path):
+            shutil.rmtree(folder)
+            return
         try:
-            if not os.path.exists(os.path.join(folder, "function.json")):
-                shutil.rmtree(folder)
-                return
-            function = load(folder)
+            with open(path, "rb") as file:
+                kept = json.loads(file.read())
+            vendor, space, name, _ = os.path.basename(folder).split(",")
+            code = os.path.join(folder, "code.zip") if name else ""
+            function = Function((vendor, space, name), code=code, **{
+                one: kept[one] for one in KEPT})
+            function.folder = folder
+            if name and not zipfile.is_zipfile(code):
+                raise ValueError("%s is no ZIP" % code)
+            read_settings(vendor, name, function.document)
+            show(self, function)
         except (Fault, OSError, ValueError, TypeError, KeyError, AttributeError,
                 RecursionError) as error:
             self.note("%s is damaged and skipped: %r" % (folder, error))
@@ -682,13 +678,19 @@ class Cloud:
         """Give an invocation to a function's platform. Raises Fault."""
         caller = invocation.caller
         with function.lock:
-            if not function.is_retired:
+            is_open = not function.is_retired
+            if is_open:
                 function.platform = function.platform or self._start(function)
                 if isinstance(caller, Caller):
                     caller.waits_for = function.platform, invocation
                     caller.defer()
+                    invocation.is_carried = function.vendor == "fc"
                 function.platform.submit(invocation)
-                return
+        if is_open:
+            if invocation.is_carried and isinstance(
+                    invocation.instance, emulator.PushInstance):
+                invocation.instance.exchange(invocation)  # faster than another thread
+            return
         new = self.find(function.key)  # it was updated, or deleted, a moment ago
         if new is function:
             raise Fault("internal", "the platform stops")
@@ -1216,12 +1218,14 @@ def answer_apig(outcome: emulator.Outcome) -> Answer:
 
 # ---- signatures ----
 
-# how requests are signed: field and form of the date ("": Unix seconds), and how far it
-# may be off [any.cloud.signature-date]
-SCHEMES = {"TC3-HMAC-SHA256": ("x-tc-timestamp", "", 300),
-           "ACS3-HMAC-SHA256": ("x-acs-date", "%Y-%m-%dT%H:%M:%SZ", 900),
-           "FC": ("date", "%a, %d %b %Y %H:%M:%S GMT", 900),
-           "SDK-HMAC-SHA256": ("x-sdk-date", "%Y%m%dT%H%M%SZ", 900)}
+# How requests are signed: field and form of the date ("": Unix seconds), how far it
+# may be off [any.cloud.signature-date], and what is signed between the scheme's name
+# and the hash of a request.
+SCHEMES = {
+    "TC3-HMAC-SHA256": ("x-tc-timestamp", "", 300, "{date}\n{scope}\n"),
+    "ACS3-HMAC-SHA256": ("x-acs-date", "%Y-%m-%dT%H:%M:%SZ", 900, ""),
+    "FC": ("date", "%a, %d %b %Y %H:%M:%S GMT", 900, ""),
+    "SDK-HMAC-SHA256": ("x-sdk-date", "%Y%m%dT%H%M%SZ", 900, "{date}\n")}
 
 
 def hmac_of(key: bytes, text: str) -> bytes:
@@ -1258,12 +1262,9 @@ def signature(scheme: str, text: str, secret: bytes, date: str, scope: List[str]
     """Return the signature of a text; `scope` is that of the key, TC3 has one."""
     if scheme == "FC":
         return base64.b64encode(hmac_of(secret, text)).decode()
-    stamp = date + "\n"
     if scheme == "TC3-HMAC-SHA256":
-        stamp += "/".join(scope) + "\n"
         secret = functools.reduce(hmac_of, scope, b"TC3" + secret)
-    elif scheme == "ACS3-HMAC-SHA256":
-        stamp = ""
+    stamp = SCHEMES[scheme][3].format(date=date, scope="/".join(scope))
     text_hash = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
     return hmac_of(secret, "%s\n%s%s" % (scheme, stamp, text_hash)).hex()
 
@@ -1273,7 +1274,7 @@ def verify(ask: Ask, keys: Dict[str, str]) -> None:
     scheme, _, rest = ask.head.get("authorization").partition(" ")
     if scheme not in SCHEMES:
         raise Fault("no-signature", "signed by none of " + ", ".join(SCHEMES))
-    date_field, form, skew_s = SCHEMES[scheme]
+    date_field, form, skew_s, _ = SCHEMES[scheme]
     parts: Dict[str, str] = dict(re.findall(r"(\w+)=([^,\s]+)", rest))
     names, given = parts.get("SignedHeaders", ""), parts.get("Signature", "")
     identity, *scope = parts.get("Credential", parts.get("Access", "")).split("/")

@@ -76,7 +76,7 @@ BUDGETS = {"scf_platform": 665, "fg_platform": 691, "fc_platform": 785,
            "scf_bootstrap": 290, "fg_bootstrap": 295, "fc_bootstrap": 490,
            "emulator": 3900,
            "gateway": 1416,
-           "cloud": 1534}
+           "cloud": 1535}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
