@@ -149,16 +149,14 @@ def test_errors_of_our_own(protocol: str, place: str, code: str) -> None:
 def test_serve_port__own(options: Tuple[str, ...], env: Dict[str, str], status: int,
                          said: str, code: str) -> None:
     """The front door never takes the port that the function is to listen on."""
-    with subprocess.Popen([*START_EMULATOR, "fc", code, *options], text=True,
-                          stderr=subprocess.PIPE, env={**os.environ, **env}) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
+    with live([*START_EMULATOR, "fc", code, *options], **env) as one:
+        line = one.await_line("").string
         if "address already in use" in line.lower():
             pytest.skip("somebody else has this port")
         assert said in line
         if not status:
-            process.terminate()
-        assert process.wait(10) == status
+            one.process.terminate()
+        assert one.process.wait(10) == status
 
 
 def test_summary__counts(code: str) -> None:
@@ -205,7 +203,7 @@ def test_library() -> None:
         assert outcome.kind == "ok" and not outcome.violations
 
 
-USAGE: List[Tuple[Tuple[str, ...], str]] = [
+USAGE: Dict[str, List[Tuple[Tuple[str, ...], str]]] = {"scf .": [
     ((), "--event"), (("--event", "@/no/such/file"), "/no/such/file"),
     (("--no-such-option",), "--no-such-option"),
     (("--event", "x", "--timeout", "0"), "--timeout"),
@@ -231,19 +229,7 @@ USAGE: List[Tuple[Tuple[str, ...], str]] = [
     (("--event", "x", "--env-file", "/no/such"), "--env-file /no/such: No such file"),
     (("--serve", "localhost:http"), "--serve"), (("--serve", "192.0.2.1:0"), "--serve"),
     (("--event", "x", "--", "ls"), "--"),
-    (("--event", "x", "--trace", "/no/such/folder/file"), "--trace")]
-
-
-@pytest.mark.parametrize("options,word", USAGE, ids=[
-    " ".join(case[0])[:40] or "nothing" for case in USAGE])
-def test_usage_error(options: Tuple[str, ...], word: str, code: str) -> None:
-    """A mistake gives status 2 and one line that names the option."""
-    done = run(words("scf", code, *options))
-    said = [line for line in done.err.splitlines() if not line.startswith("usage: ")]
-    assert (done.status, done.out) == (2, b"") and len(said) == 1 and word in said[0]
-
-
-REQUESTS: List[Tuple[Tuple[str, ...], str]] = [
+    (("--event", "x", "--trace", "/no/such/folder/file"), "--trace")], "fc .": [
     (("--request", "GET"), "--request takes 'METHOD /PATH', not 'GET'"),
     (("--request", "/path"), "--request takes 'METHOD /PATH', not '/path'"),
     (("--request", "GET path"), "--request takes 'METHOD /PATH', not 'GET path'"),
@@ -253,27 +239,20 @@ REQUESTS: List[Tuple[Tuple[str, ...], str]] = [
     (("--request", "GET /", "--header", "a: b\r\nc: d"), "--header takes 'NAME: VALU"),
     (("--event", "x", "--header", "a: b"), "--header applies to --request alone"),
     (("--event", "x", "--port", "x"), "--port takes PORT, not 'x'"),
-    (("--event", "x", "--port", "1.5"), "--port")]
-
-
-@pytest.mark.parametrize("options,word", REQUESTS, ids=[
-    " ".join(case[0])[:40] for case in REQUESTS])
-def test_usage_error__fc(options: Tuple[str, ...], word: str, code: str) -> None:
-    """The same for the options of fc alone."""
-    done = run([*START_EMULATOR, "fc", code, *options])
-    assert (done.status, done.out) == (2, b"") and len(done.err.splitlines()) == 1
-    assert word in done.err
-
-
-@pytest.mark.parametrize("arguments,word", (
+    (("--event", "x", "--port", "1.5"), "--port")], "": [
     ((), "PROTOCOL"), (("aws",), "aws"), (("scf",), "CODE"),
     (("scf", ".", "x", "--event", "y"), "too many arguments: x"),
-    (("scf", "/no/such/folder", "--event", "x"), "/no/such/folder")))
-def test_usage_error__arguments(arguments: Tuple[str, ...], word: str) -> None:
-    """A missing or unknown argument gives status 2 and no traceback."""
-    done = run([*START_EMULATOR, *arguments])
-    assert (done.status, done.out) == (2, b"") and word in done.err
-    assert "Traceback" not in done.err
+    (("scf", "/no/such/folder", "--event", "x"), "/no/such/folder")]}
+
+
+@pytest.mark.parametrize("options,word", [
+    pytest.param((*start.split(), *options), word, id=" ".join((start, *options))[:40])
+    for start, cases in USAGE.items() for options, word in cases])
+def test_usage_error(options: Tuple[str, ...], word: str) -> None:
+    """A mistake gives status 2 and one line that names the option."""
+    done = run([*START_EMULATOR, *options])
+    said = [line for line in done.err.splitlines() if not line.startswith("usage: ")]
+    assert (done.status, done.out) == (2, b"") and len(said) == 1 and word in said[0]
 
 
 def test_help() -> None:
@@ -427,16 +406,17 @@ def test_cors(origin: str, web: str) -> None:
         assert asked.get(allow + "headers") == ("x-a, x-b" if origin else None)
 
 
-@pytest.mark.parametrize("protocol,name", [
-    (protocol, name) for protocol, names in (
-        ("scf", "apigw timer cos"), ("fg", "apig smn timer"), ("fc", "http oss timer"))
-    for name in names.split()])
-def test_sample_event(protocol: str, name: str, code: str) -> None:
-    """One line of JSON, to be piped into --event -."""
-    sample = run([*START_EMULATOR, protocol, "--sample-event", name])
-    done = run(words(protocol, code, "--event", "-"), sample.out)
-    assert sample.status == done.status == 0 and done.out == sample.out
-    assert isinstance(json.loads(sample.out), dict) and sample.out.count(b"\n") == 1
+@pytest.mark.parametrize("protocol,names", (
+    ("scf", "apigw timer cos"), ("fg", "apig smn timer"), ("fc", "http oss timer")))
+def test_sample_event(protocol: str, names: str, code: str) -> None:
+    """One line of JSON each, which is an event."""
+    samples = [run([*START_EMULATOR, protocol, "--sample-event", name])
+               for name in names.split()]
+    lines = b"".join(sample.out for sample in samples)
+    assert [sample.status for sample in samples] == [0, 0, 0]
+    assert all(isinstance(json.loads(line), dict) for line in lines.splitlines())
+    events = [word for line in lines.decode().splitlines() for word in ("--event", line)]
+    assert run(words(protocol, code, *events)).out == lines
 
 
 @PROTOCOLS
@@ -477,8 +457,9 @@ def test_closed_stdout(task: str, code: str) -> None:
     """A reader that has gone ends the run without a traceback."""
     options = [task] if task == "--jsonl" else [
         part for _ in range(2) for part in (task, event(["say", "x" * 90000]).decode())]
-    with subprocess.Popen(words("scf", code, *options), stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with fork_server.start(words("scf", code, *options), cwd="/", env=os.environ,
+                           stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE) as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdout.close()
         process.stdin.write(b'{"event": "x"}\n{"event": "y"}\n')
@@ -664,8 +645,8 @@ def test_any_stop_drain__cut_short(protocol: str, code: str) -> None:
         one.await_line("2 invocations: 1 ok, 1 cancelled; 1 cold start")
 
 
-@PROTOCOLS
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+@pytest.mark.parametrize("protocol,number", (
+    ("fc", signal.SIGINT), ("fg", signal.SIGTERM), ("scf", signal.SIGINT)))
 def test_any_process_group__leftovers_signal(protocol: str, number: int, code: str,
                                              tmp_path: pathlib.Path) -> None:
     """A signal in a one shot leaves no process and no unpacked package."""
@@ -745,10 +726,12 @@ def test_attach__eval(protocol: str, code: str) -> None:
                                                 "0")]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, start_new_session=True) as process:
+        one = Live(process)
         try:
-            assert Live(process).ask("a") == ("ok", b"a")
+            assert one.ask("a") == ("ok", b"a")
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+            one.thread.join(5)
 
 
 @PROTOCOLS
@@ -803,8 +786,8 @@ def test_debug__limit(protocol: str, code: str) -> None:
         assert int(seen) == limit
 
 
-@pytest.mark.parametrize("packed", (False, True), ids=("folder", "ZIP"))
-@PROTOCOLS
+@pytest.mark.parametrize("protocol,packed", (
+    ("fc", True), ("fg", False), ("scf", True)), ids=("fc-ZIP", "fg-folder", "scf-ZIP"))
 def test_watch(protocol: str, packed: bool, code: str, tmp_path: pathlib.Path,
                fifo: Callable[[str], str]) -> None:
     """After a change of a file the next event is in a new instance; the running one
