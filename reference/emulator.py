@@ -840,10 +840,6 @@ class Clock:
     def now(self) -> float:
         return time.monotonic()
 
-    def wait(self, limit_s: Optional[float]) -> None:
-        """Let the thread sleep so long, or until an earlier deadline is set."""
-        self._changed.wait(limit_s)
-
     def is_set(self, call: Callable[[], object]) -> bool:
         """Tell whether a call is still to come."""
         return call in self._deadlines
@@ -875,7 +871,8 @@ class Clock:
                     del self._deadlines[call]
                 self._looks_at = min(self._deadlines.values(), default=math.inf)
                 if not due and self._open:
-                    self.wait(self._looks_at - now if self._deadlines else None)
+                    limit_s = self._looks_at - now if self._deadlines else None
+                    self._changed.wait(limit_s)
             for call in due:
                 start_thread(call)
 

@@ -145,7 +145,7 @@ END_S = 5.0                  # for processes that were killed
 ANSWER_S = 1.0               # for answers on their way when the server ends
 EXEC_S = 0.02                # a process that is being forked has no environment yet
 KILL_ROUNDS = 10             # looks for what a worker has forked
-FREEZE_S = 0.2               # sleeping that much too long means: we were frozen
+FREEZE_S = 0.2               # a look that much too late means: we were frozen
 TAIL_BYTES = 500             # of what a worker said that could not start
 LOGS_KEPT = 100              # log folders of workers that have stopped
 
@@ -294,6 +294,7 @@ class Profile(argparse.Namespace):
         self.reserved = min(self.reserved, self.replica_limit)
         if self.disposable:  # [fcc.disposable.one]
             self.max_active, self.reserved = 1, 0
+            self.dispatch_mode = "least-request-count"  # the other one limits no worker
         self.identity = [getattr(self, name) for name in IDENTITY]
 
 
@@ -413,22 +414,18 @@ def plan_workers(profile: Profile, active: int, ready: int, starting: int,
 
 class RunningClock(emulator.Clock):
     """Seconds without those for which the container was frozen, the time of all limits
-    [fcc.freeze.clocks]: a sleep that took far too long was a freeze. While calls run,
-    the look at memory bounds each sleep, and so what is not noticed."""
+    [fcc.freeze.clocks]: a look at the deadlines that is far too late was a freeze. Who
+    asks first notices, be it a call that came sooner than the look. While calls run,
+    the look at memory bounds the time between two, and so what is not noticed."""
 
     frozen_s = 0.0
 
     def now(self) -> float:
         """Return the running time."""
-        return time.monotonic() - self.frozen_s
-
-    def wait(self, limit_s: Optional[float]) -> None:
-        """Sleep, and notice a freeze."""
-        begin = time.monotonic()
-        super().wait(limit_s)
-        late_s = time.monotonic() - begin - (math.inf if limit_s is None else limit_s)
-        if late_s > FREEZE_S:
-            self.frozen_s += late_s
+        time_s, looks_at = time.monotonic(), self._looks_at
+        if time_s - self.frozen_s - looks_at > FREEZE_S:
+            self.frozen_s = time_s - looks_at
+        return time_s - self.frozen_s
 
 
 # ---- workers ----

@@ -30,7 +30,8 @@ FUNCTIONS = {
         profile("deaf", env={"START": "deaf"}, worker={"initializationTimeout": 300}),
         profile("windows", command=[str(gateways.HERE / "workers" / "windows.sh")]),
         profile("huge", memory_mb=1 << 20), profile("cold"),
-        profile("once", worker={"disposable": True})],
+        profile("once", worker={"disposable": True}),
+        profile("in-turn", worker={"disposable": True, "dispatchMode": "round-robin"})],
     "services": [
         {"name": "last", "functions": [{"name": "echo", "proportion": 0},
                                        {"name": "inits", "proportion": 0},
@@ -400,6 +401,16 @@ def test_fcc_disposable_one(container: Container) -> None:
     assert len(pids) == 3
     until(lambda: not container.function("once")["workers"])
     until(lambda: not {child, *pids} & set(container.processes()), "all are gone")
+
+
+def test_fcc_disposable_one__round_robin(container: Container) -> None:
+    """Also in mode round-robin, where one worker may get more than its share."""
+    event = call_of("hold", gate=str(container.gate))
+    calls = [container.later(event, "in-turn") for _ in range(2)]
+    until(lambda: sum(worker["active"] for worker in
+                      container.function("in-turn")["workers"]) == 2)
+    container.release()
+    assert calls[0].result().json != calls[1].result().json
 
 
 # ---- callers that misbehave ----

@@ -288,6 +288,24 @@ def test_fcc_freeze_clocks__calls() -> None:
         assert [call.result().status for call in calls] == [200, 200]
 
 
+@pytest.mark.parametrize("_round", range(2))
+def test_fcc_freeze_clocks__thaw(_round: int) -> None:
+    """The clock is right for calls that are served before the clock's own thread is."""
+    call = (b"POST /invoke HTTP/1.1\r\nx-noslated-dispatch: echo\r\n"
+            b"X-Fc-Request-Id: thaw%02d\r\nContent-Length: 2\r\n\r\nhi")
+    with Container([profile()], "--tick", "0.05", "--idle-ticks", "1000"
+                   ) as container, contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(container.raw(call % 99)) for _ in range(16)]
+        assert all(caller.recv(4096) for caller in callers)
+        os.killpg(container.process.pid, signal.SIGSTOP)
+        for number, caller in enumerate(callers):
+            caller.sendall(call % number)
+        time.sleep(0.35)
+        os.killpg(container.process.pid, signal.SIGCONT)
+        times_ms = [container.log("thaw%02d" % one)["total_ms"] for one in range(16)]
+        assert min(times_ms) >= 0
+
+
 # ---- the emulator as the platform, bootstraps as workers ----
 
 
