@@ -1632,7 +1632,7 @@ class Instance:
             if not self.work and state != "stopping":
                 platform.note("the bootstrap ended %s while it had no event; the next "
                               "one starts another" % ended)
-            self.exited(state, status)
+            attempt(self.exited, state, status)  # cleanup follows, or close() waits
         self.cleanup()
 
     def exited(self, state: str, status: int) -> None:
