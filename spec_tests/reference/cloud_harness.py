@@ -8,7 +8,6 @@ import http.client
 import io
 import json
 import pathlib
-import urllib.parse
 import zipfile
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
 
@@ -17,7 +16,7 @@ import scripted_bootstrap
 from cloud import Cloud, Door
 from harness import until
 
-__all__ = ["Client", "Local", "Reply", "VENDORS", "local", "package", "zipped"]
+__all__ = ["Client", "Local", "Reply", "VENDORS", "hello", "local", "package", "zipped"]
 
 VENDORS = pytest.mark.parametrize("vendor", ("scf", "fc", "fg"))
 CODE = {"scf": ("Code", "ZipFile"), "fc": ("code", "zipFile"),
@@ -29,7 +28,19 @@ NEW: Dict[str, Dict[str, Any]] = {
            "memory_size": 128, "package": "default", "code_type": "zip"},
 }
 NAMES = {"scf": "FunctionName", "fc": "functionName", "fg": "func_name"}
-FG = "/v2/project/fgs/functions"
+BASES = {"fc": "/2023-03-30/", "fg": "/v2/project/fgs/"}
+URN = "urn%3Afss%3Alocal%3Aproject%3Afunction%3Adefault%3A"     # as Python's SDK has it
+CALLS = {what: dict(zip(("scf", "fc", "fg"), calls)) for what, *calls in (
+    ("create", "CreateFunction", "POST functions", "POST functions"),
+    ("get", "GetFunction", "GET functions/*", "GET functions/*/config"),
+    ("code", "UpdateFunctionCode", "PUT functions/*", "PUT functions/*/code"),
+    ("config", "UpdateFunctionConfiguration", "PUT functions/*",
+     "PUT functions/*/config"),
+    ("delete", "DeleteFunction", "DELETE functions/*", "DELETE functions/*"),
+    ("invoke", "Invoke", "POST functions/*/invocations",
+     "POST functions/*/invocations"),
+    ("later", "Invoke", "POST functions/*/invocations",
+     "POST functions/*/invocations-async"))}
 
 
 class Reply(NamedTuple):
@@ -42,6 +53,11 @@ class Reply(NamedTuple):
     def json(self) -> Any:
         """Return the body."""
         return json.loads(self.body)
+
+    def result(self) -> Dict[str, Any]:
+        """Return the member Result of an answer of SCF."""
+        found: Dict[str, Any] = self.json()["Response"]["Result"]
+        return found
 
     def code(self) -> str:
         """Return the status, and the vendor's code when this is an error."""
@@ -83,84 +99,79 @@ class Client:
         return Reply(answer.status, {name.lower(): value for name, value in
                                      answer.getheaders()}, answer.read())
 
+    def call(self, vendor: str, call: str, body: Union[bytes, object] = b"",
+             **fields: str) -> Reply:
+        """Make a call: an action of SCF, else a method and a path."""
+        if vendor == "scf":
+            return self.ask("POST", "/", body or {}, X_TC_Action=call,
+                            X_TC_Version="2018-04-16", Content_Type="application/json")
+        method, _, path = call.partition(" ")
+        return self.ask(method, BASES[vendor] + path, body, **fields)
+
     def scf(self, action: str, **members: object) -> Reply:
         """Call SCF."""
-        return self.ask("POST", "/", members, X_TC_Action=action,
-                        X_TC_Version="2018-04-16", Content_Type="application/json")
-
-    def fc(self, method: str, path: str, body: Union[bytes, object] = b"",
-           **fields: str) -> Reply:
-        """Call FC 3.0."""
-        return self.ask(method, "/2023-03-30/" + path, body, **fields)
+        return self.call("scf", action, members)
 
     # -- what all three have --
 
-    def create(self, vendor: str, name: str, code: Optional[str] = None,
-               **members: object) -> Reply:
-        """Create a function, of the package unless `code` is another text."""
-        outer, inner = CODE[vendor]
-        text = base64.b64encode(self.package).decode() if code is None else code
-        document = {**NEW[vendor], outer: {inner: text}, NAMES[vendor]: name, **members}
+    def _do(self, what: str, vendor: str, name: str, body: Union[bytes, object] = b"",
+            **fields: str) -> Reply:
+        """Make one of CALLS for a function."""
         if vendor == "scf":
-            return self.scf("CreateFunction", **document)
-        return self.fc("POST", "functions", document) if vendor == "fc" else self.ask(
-            "POST", FG, document)
+            body = {NAMES["scf"]: name, **(body if isinstance(body, dict) else {})}
+        return self.call(vendor, CALLS[what][vendor].replace(
+            "*", URN + name if vendor == "fg" else name), body, **fields)
 
-    def path(self, vendor: str, name: str, rest: str = "") -> str:
-        """Return the path of a function of fc or fg."""
-        if vendor == "fc":
-            return "/2023-03-30/functions/" + name + rest
-        return FG + "/" + urllib.parse.quote(
-            "urn:fss:local:project:function:default:" + name, safe="") + rest
+    def create(self, vendor: str, name: str, code: Union[str, bytes, None] = None,
+               **members: object) -> Reply:
+        """Create a function, of the package unless `code` is another, or a text."""
+        outer, inner = CODE[vendor]
+        package = self.package if code is None else code
+        text = package if isinstance(package, str) else base64.b64encode(
+            package).decode()
+        return self._do("create", vendor, name, {
+            **NEW[vendor], outer: {inner: text}, NAMES[vendor]: name, **members})
 
     def get(self, vendor: str, name: str) -> Reply:
         """Return the object of a function."""
-        if vendor == "scf":
-            return self.scf("GetFunction", FunctionName=name)
-        return self.ask("GET", self.path(vendor, name, "/config"
-                                         if vendor == "fg" else ""))
+        return self._do("get", vendor, name)
 
     def update(self, vendor: str, name: str, package: bytes = b"",
                **members: object) -> Reply:
         """Give a function another package, or other settings."""
-        code = {CODE[vendor][1]: base64.b64encode(package).decode()}
-        if vendor == "scf":
-            return self.scf("UpdateFunctionCode" if package else
-                            "UpdateFunctionConfiguration", FunctionName=name,
-                            **{**members, **(code if package else {})})
-        document = {**members, **({CODE[vendor][0]: code} if package else {})}
-        return self.ask("PUT", self.path(vendor, name, "" if vendor == "fc" else "/code"
-                                         if package else "/config"), document)
+        code: Dict[str, Any] = {CODE[vendor][1]: base64.b64encode(package).decode()}
+        if vendor != "scf":
+            code = {CODE[vendor][0]: code}
+        return self._do("code" if package else "config", vendor, name, {
+            **members, **(code if package else {})})
 
     def delete(self, vendor: str, name: str) -> Reply:
         """Delete a function."""
-        if vendor == "scf":
-            return self.scf("DeleteFunction", FunctionName=name)
-        return self.ask("DELETE", self.path(vendor, name))
+        return self._do("delete", vendor, name)
 
     def invoke(self, vendor: str, name: str, *steps: List[Any], **how: str) -> Reply:
         """Invoke a function with a script."""
         event = json.dumps(steps)
-        if vendor == "scf":
-            return self.scf("Invoke", FunctionName=name, ClientContext=event, **how)
-        return self.ask("POST", self.path(vendor, name, "/invocations"), event.encode(),
-                        **how)
+        return self._do("invoke", vendor, name, {"ClientContext": event, **how} if (
+            vendor == "scf") else event.encode(), **how)
 
     def result(self, vendor: str, name: str, *steps: List[Any]) -> str:
         """Return the result of a script."""
         reply = self.invoke(vendor, name, *steps)
-        return str(reply.json()["Response"]["Result"]["RetMsg"]) if vendor == "scf" \
-            else reply.body.decode()
+        return str(reply.result()["RetMsg"]) if vendor == "scf" else reply.body.decode()
 
     def later(self, vendor: str, name: str, event: bytes) -> Reply:
         """Invoke a function asynchronously."""
-        if vendor == "scf":
-            return self.scf("Invoke", FunctionName=name, InvocationType="Event",
-                            ClientContext=event.decode())
-        if vendor == "fc":
-            return self.ask("POST", self.path(vendor, name, "/invocations"), event,
-                            X_Fc_Invocation_Type="Async")
-        return self.ask("POST", self.path(vendor, name, "/invocations-async"), event)
+        fields = {"X_Fc_Invocation_Type": "Async"} if vendor == "fc" else {}
+        return self._do("later", vendor, name, {
+            "InvocationType": "Event", "ClientContext": event.decode()} if (
+                vendor == "scf") else event, **fields)
+
+    def page(self, vendor: str, name: str, target: str, body: bytes = b"",
+             **fields: str) -> Reply:
+        """Ask a function's own URL, by GET or with a body by POST."""
+        return self.ask("POST" if body else "GET", "/-/http/%s/%s%s" % (
+            vendor, name, target), body, **fields)
 
     def listed(self) -> Dict[str, Dict[str, Any]]:
         """Return GET /-/functions by name."""
@@ -210,3 +221,9 @@ def local(tmp_path: pathlib.Path, package: bytes) -> Iterator[Local]:
     one.stop()
 
 
+@pytest.fixture
+def hello(local: Local) -> Local:
+    """A cloud with a function of this name in each interface."""
+    for vendor in ("scf", "fc", "fg"):
+        local.create(vendor, "hello")
+    return local
