@@ -457,6 +457,7 @@ class Worker:
             ("X-Noslate-Worker-Secret", self.secret)])[2:]
         self.pool: List[emulator.Upstream] = []     # kept connections, last used last
         self.process: Optional[emulator.Process] = None
+        self.cleared = threading.Event()            # nothing of the process is left
         self.log_folder = os.path.join(agent.log_folder, "workers", self.id)
         self.scratch = os.path.join(agent.work_folder, "sandbox", self.id)
 
@@ -467,8 +468,7 @@ class Worker:
         failure = self._launch()
         self.agent.step(self, "failed" if failure else "installed", failure)
         if self.process is not None:
-            self.process.exited.wait()
-            kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
+            self.cleared.wait()
         self.agent.step(self, "exit")
         for upstream in self.pool:
             upstream.close()
@@ -477,6 +477,12 @@ class Worker:
         old_logs.append(self.log_folder)
         if len(old_logs) > LOGS_KEPT:
             shutil.rmtree(old_logs.popleft(), ignore_errors=True)
+
+    def _clear(self, status: int) -> None:
+        """The process has ended. What it has forked may hold a connection of ours, so
+        this waits for nobody."""
+        kill_marked("NOSLATE_WORKER_ID=" + self.id)  # [fcc.stop.signals]
+        self.cleared.set()
 
     def _launch(self) -> Optional[Failure]:
         """Start the process and wait until it can serve; return why it cannot."""
@@ -513,7 +519,7 @@ class Worker:
             # it stays in the container's process group, which is frozen as one
             self.process = emulator.Process(
                 words, profile.folder, self._environment(), out.fileno(),
-                lambda status: None, errors=err.fileno(), leads=False)
+                self._clear, errors=err.fileno(), leads=False)
         with agent.lock:
             if self.state == "created":
                 agent.limit(self.on_time, profile.init_timeout_s)

@@ -360,6 +360,18 @@ def test_fcc_stop_signals() -> None:
         until(lambda: container.processes() == [container.process.pid])
 
 
+def test_fcc_stop_signals__wrapped() -> None:
+    """A server that is no more than a child of the worker's process goes with it, also
+    while it holds up the initializer."""
+    wrapped = profile(command=["sh", "-c", '"$0" "$@"; :', *profile()["command"]],
+                      env={"INIT": "hang"}, initializer="x.y",
+                      worker={"initializationTimeout": 400})
+    with Container([wrapped]) as container:
+        assert container.http().failure == (503, "404", "InitTimeout")
+        until(lambda: not container.function()["workers"])
+        assert container.processes() == [container.process.pid]
+
+
 def test_fcc_log_worker__kept() -> None:
     """The files of workers that have stopped stay for a while, their own folders not."""
     with Container([profile(worker={"disposable": True})]) as container:
