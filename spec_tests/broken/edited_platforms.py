@@ -210,7 +210,8 @@ EDITED: Tuple[Edit, ...] = (
     ("exits_without_code", "fc", "fc.outcome.document", "unexpectedly(code %d%s)",
      "unexpectedly(exit %d%s)"),
     ("exits_without_memory", "fc", "fc.outcome.document",
-     ', maxMemoryUsage: {peak_mb}MB)")\nFAILURES', ')")\nFAILURES'),
+     '"exit": ("InvocationError", EXITED)',
+     '"exit": ("InvocationError", EXITED.partition(",")[0] + ")")'),
     # -- fc: requests --
     ("no_query", "fc", "fc.invoke.http", "(request.method, request.target,",
      "(request.method, path,"),

@@ -228,7 +228,7 @@ class Instance:
         """Return the next request of the platform, which must have that path."""
         answer = self.order("request", n=0, limit_s=self.run.patience_s
                             if limit_s is None else limit_s)
-        self.asked = answer["n"]
+        self.asked = answer["n"] or self.asked
         reply = self.reply_of(answer, self.asked)
         if path and reply.start.split(" ")[1:2] != [path]:
             raise Mismatch(f"a request for {path}", reply.start or reply.end)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SHOWN_BYTES = 65536  # of a body that is sent to the kit; of the rest only the size
 
 sockets = {}  # type: Dict[int, light_http.Socket]
+numbers = iter(range(1000, 1 << 30))  # of those that are accepted, each once
 
 
 def read_message(sock: light_http.Socket, limit_s: float, bodiless: bool,
@@ -78,7 +79,7 @@ def next_request(server: light_http.Socket, limit_s: float) -> "Dict[str, Any]":
         left = max(0.0, deadline - time.monotonic())
         for sock in select.select([server, *accepted], [], [], left)[0]:
             if sock is server:
-                sockets[max([999, *accepted.values()]) + 1] = server.accept()[0]
+                sockets[next(numbers)] = server.accept()[0]
                 break
             message = read_message(sock, limit_s, False)
             if message["head"]:
