@@ -154,9 +154,9 @@ breaks("TakesAnyStatus", Scf, "any.poll.retry", is_event=lambda self, answer: Tr
 breaks("FollowsRedirects", Scf, "any.poll.retry", poll=follow_redirects)
 breaks("DiesOnLostPoll", Fg, "any.poll.retry", poll=poll_once)
 breaks("TakesHalfEvents", Fg, "any.poll.retry", read=take_half_events)
-breaks("NoPause", Scf, "any.poll.pause", pause=lambda self: None)
+breaks("NoPause", Scf, "any.poll.pause", pause=lambda self: time.sleep(0.001))
 breaks("PausesAfterErrorsOnly", Fg, "any.poll.pause", is_event=notice_204,
-       pause=lambda self: None if self.was_204 else Pull.pause(self))
+       was_204=False, pause=lambda self: None if self.was_204 else Pull.pause(self))
 breaks("GivesUp", Scf, "any.poll.pause", poll=give_up)
 breaks("HangsUpEarly", Scf, "scf.next.no-timeout", limit_s=0.2)
 breaks("HangsUpEarlyFg", Fg, "fg.request.no-timeout", limit_s=0.2)
@@ -931,7 +931,7 @@ breaks("PausesTooLong", Scf, "any.poll.pause", pause=lambda self: time.sleep(4))
 breaks("PausesTheSame", Fg, "any.poll.pause", pause=lambda self: time.sleep(0.4))
 breaks("PausesMoreAndMore", Scf, "any.poll.pause", last_pause_s=60.0)
 breaks("NeverRecovers", Fg, "any.poll.pause", recover=lambda self: None)
-breaks("PausesTooShort", Fg, "any.poll.pause", first_pause_s=0.01)
+breaks("PausesTooShort", Fg, "any.poll.pause", first_pause_s=0.002)
 for status in (204, 302, 429, 503):
     breaks(f"RepeatsAt{status}", Scf, "any.result.once",
            post=post_again(status))

@@ -176,7 +176,7 @@ def become(given: List[int], others: Sequence[int]) -> None:
     sys.argv[:] = ["-c", *words]
 
 
-def leave(main: Callable[[], int]) -> None:
+def leave(main: Callable[[], Optional[int]]) -> None:
     """Do what `sys.exit(main())` does, but give no memory back: that goes anyway, and to
     touch all of it costs as much as whatever else the copy does."""
     try:
@@ -189,7 +189,7 @@ def leave(main: Callable[[], int]) -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    os._exit(status or 0)
 
 
 def tell(line: int, number: int) -> None:
