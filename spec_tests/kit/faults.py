@@ -19,7 +19,6 @@ FAULTS: Dict[str, Tuple[str, Dict[str, int]]] = {
        for name in ("KILL", "SEGV", "TERM")},
     "sigstop": STOPPED, "fork": EXITED, "fork-stop": STOPPED}  # fork: a child is left
 POINTS = ("before-ready", "idle", "delivered", "half-sent", "after-result")
-SHORT = ("--timeout", "1", "--grace", "60")  # where a limit has to end it
 INIT = {"fc": "--start-timeout"}  # else --init-timeout
 
 
@@ -68,7 +67,9 @@ def expected(protocol: str, fault: str, point: str) -> Tuple[str, str]:
 def attempt(platform: PlatformUnderTest, case: Fault) -> None:
     """Let the fault happen; see one outcome and a next event that succeeds."""
     is_timed = "stop" in case.fault and case.point != "after-result"
-    options = (*SHORT, INIT.get(case.protocol, "--init-timeout"), "1") if is_timed else ()
+    limit = INIT.get(case.protocol, "--init-timeout") \
+        if case.point == "before-ready" else "--timeout"
+    options = (limit, "1", "--grace", "60") if is_timed else ()
     with platform.used_run(*options) as run:
         instance = reach(run, case.point)
         child = fail(instance, case.fault)
