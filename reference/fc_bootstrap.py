@@ -35,8 +35,6 @@ OWN = {entry.partition(".")[0] for folder in FOLDERS if os.path.isdir(folder)
        for entry in os.listdir(folder) if entry.endswith((".py", ".so"))
        or os.path.exists(os.path.join(folder, entry, "__init__.py"))}
 OWN = {one for one in OWN if any(at.find_spec(one, None) for at in sys.meta_path)}
-if OWN:
-    import asyncio  # else when an async function needs it: it takes 40 ms
 import io
 import json
 import re
@@ -46,9 +44,13 @@ import socket
 import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler
-from time import monotonic
+from time import monotonic, sleep
 from urllib.parse import unquote_to_bytes
 from wsgiref.handlers import SimpleHandler
+
+ASYNCIO = OWN and __import__("asyncio")  # else when needed: 40 ms
+if ASYNCIO:
+    ASYNCIO.new_event_loop().close()  # which imports what it lacks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,9 +78,7 @@ ANSWERS = {True: ("200 OK", "x-fc-status: 200\r\n"), False: (
 
 class Members(dict):  # type: ignore[type-arg]
     """A dict whose values are attributes, too, as in FC's own Python runtime."""
-
-    def __getattr__(self, name: str) -> "Any":
-        return self.get(name)
+    __getattr__ = dict.get
 
 
 class Context:
@@ -199,7 +199,7 @@ class Handler:
             return False, describe_error(error)
 
     def wait_for(self, coroutine: "Any") -> "Any":
-        import asyncio
+        asyncio = ASYNCIO or __import__("asyncio")
         loop = self.event_loop
         if loop is None:  # for all, as clients stay with theirs; two are no harm
             loop = self.event_loop = asyncio.new_event_loop()
@@ -237,8 +237,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.handler = handler
         self.threads = {}  # type: Dict[Any, threading.Thread]  # by connection
         self.fatal = None  # type: Optional[BaseException]
-        self.is_stopping = False
-        self.process_id = os.getpid()
+        self.is_stopping, self.process_id = False, os.getpid()
         self.pipe, self.wake_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
         super().__init__(("0.0.0.0", port), Request)  # [fc.start.port]
@@ -257,7 +256,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Serve until a signal comes and what has arrived is answered."""
         while not self.is_stopping and self.fatal is None:
             if self.fileno() in select.select([self.pipe, self.fileno()], [], [])[0]:
-                self.handle_request()
+                try:
+                    self.process_request(*self.get_request())
+                except (OSError, RuntimeError):  # no file or thread is left just now
+                    sleep(0.05)
             else:
                 os.read(self.pipe, 4096)
         if self.fatal is not None:
@@ -389,11 +391,9 @@ class WsgiCall(SimpleHandler):
         host, _, port = fields.get("host", "").rpartition(":")
         self.environ.update({
             "REQUEST_METHOD": request.command, "REQUEST_URI": request.target,
-            "SCRIPT_NAME": "",
             "PATH_INFO": unquote_to_bytes(request.path).decode("latin-1"),
-            "QUERY_STRING": request.query,
-            "SERVER_NAME": host or "localhost",
-            "SERVER_PORT": port or PORT,
+            "SCRIPT_NAME": "", "QUERY_STRING": request.query,
+            "SERVER_NAME": host or "localhost", "SERVER_PORT": port or PORT,
             "SERVER_PROTOCOL": request.request_version,
             "REMOTE_ADDR": fields.get("x-fc-client-ip") or request.client_address[0],
             "CONTENT_TYPE": fields.get("content-type", ""),

@@ -29,14 +29,13 @@ OWN = {entry.partition(".")[0] for folder in FOLDERS if os.path.isdir(folder)
        for entry in os.listdir(folder) if entry.endswith((".py", ".so"))
        or os.path.exists(os.path.join(folder, entry, "__init__.py"))}
 OWN = {one for one in OWN if any(at.find_spec(one, None) for at in sys.meta_path)}
-if OWN:
-    import asyncio  # else when an async function needs it: it takes 40 ms
 import json
 import select
 import signal
 import socket
 from time import monotonic
 
+LOOP = OWN and __import__("asyncio").new_event_loop()  # else when needed: 40 ms
 TYPE_CHECKING = False  # a typing import would cost a third of the cold start
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional, Tuple
@@ -140,7 +139,7 @@ def log(text: str = "") -> None:
 class Handler:
     """The function that HANDLER names."""
     def __init__(self) -> None:
-        self.event_loop = None  # type: Any  # if the function is async
+        self.loop = LOOP  # type: Any  # if the function is async
         module, _, name = HANDLER.replace("/", ".").rpartition(".")
         for loaded in set(sys.modules) - LOADED:
             if loaded.partition(".")[0] in OWN:
@@ -159,9 +158,8 @@ class Handler:
         try:
             result = self.function(decode_event(context.event_bytes), context)
             if hasattr(result, "__await__"):
-                import asyncio
-                self.event_loop = self.event_loop or asyncio.new_event_loop()
-                result = self.event_loop.run_until_complete(result)
+                self.loop = self.loop or __import__("asyncio").new_event_loop()
+                result = self.loop.run_until_complete(result)
             return True, encode_result(result)
         except Exception as error:  # [any.error.survive]
             return False, describe_error(error)

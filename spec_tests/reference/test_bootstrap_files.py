@@ -8,6 +8,8 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -190,7 +192,7 @@ def test_any_instance_init_failed(protocol: str, handler: str,
     assert said.splitlines()[-1].startswith(f"bootstrap: no handler '{handler}' ")
 
 
-OWN_NAMES = ("email", "html", "http", "json", "linecache", "math", "queue", "select",
+OWN_NAMES = ("asyncio", "email", "html", "http", "json", "linecache", "math", "queue", "select",
              "selectors", "signal", "socket", "threading", "token", "traceback")
 SHADOWS = """import sys
 import {names}
@@ -287,6 +289,26 @@ def test_failed_application(web: Function) -> None:
     assert web.ask("GET /a").status == 201
     with pytest.raises(wire.WireError):
         web.ask("GET /short")
+
+
+def test_files_run_out(web: Function) -> None:
+    """A server whose files have run out waits for one between its attempts to accept,
+    and serves who has waited."""
+    assert web.ask("GET /a").status == 201
+    most = resource.prlimit(web.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(web.process.pid, resource.RLIMIT_NOFILE, (3, most[1]))
+    web.channel = None
+    web.connect().send(wire.request_bytes("GET", "/a", (), b""))
+    before = waits_of(web.process.pid)
+    assert any(waits_of(web.process.pid) > before + 3 for _ in wire.looks(LIMIT_S))
+    resource.prlimit(web.process.pid, resource.RLIMIT_NOFILE, most)
+    assert web.read("GET").status == 201
+
+
+def waits_of(process_id: int) -> int:
+    """Return how often the first thread of a process has waited for something."""
+    text = pathlib.Path(f"/proc/{process_id}/status").read_text()
+    return int(re.findall(r"\nvoluntary_ctxt_switches:\t(\d+)", text)[0])
 
 
 def test_caller_gone(web: Function) -> None:

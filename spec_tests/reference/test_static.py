@@ -73,7 +73,7 @@ def tree_of(path: pathlib.Path) -> ast.Module:
 
 
 BUDGETS = {"scf_platform": 665, "fg_platform": 691, "fc_platform": 785,
-           "scf_bootstrap": 290, "fg_bootstrap": 295, "fc_bootstrap": 490,
+           "scf_bootstrap": 287, "fg_bootstrap": 292, "fc_bootstrap": 490,
            "emulator": 3900,
            "gateway": 1419,
            "cloud": 1535}
