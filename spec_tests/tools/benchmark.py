@@ -630,20 +630,6 @@ def push(callers: int, lab: Lab) -> Dict[str, Turn]:
         "proxy", PUSH_HOST, str(port))})
 
 
-def cloud(lab: Lab) -> Dict[str, Turn]:
-    """Compare a call as an SDK makes it, by cloud.py, with the emulator's own."""
-    folder = pathlib.Path(*lab.program(PUSH_SERVER)).parent
-    with socket.create_server((PUSH_HOST, 0)) as probe:
-        (folder / "new.json").write_text('{"caPort": %d}' % probe.getsockname()[1])
-    side = lab.start([*PYTHON, str(REFERENCE / "cloud.py"), "fc", str(folder), "--name",
-                      "hello", "--document", str(folder / "new.json"), "--serve",
-                      "127.0.0.1:0", "--quiet"], {})
-    native = lab.emulators("fc", PUSH_SERVER, "--port", "0", "--max-instances", "1")
-    return {"ours": partial(call, side.port, 1, SLICE_S / 3,
-                            "/2023-03-30/functions/hello/invocations"),
-            "native": partial(call, native["ours"].port, 1, SLICE_S / 3)}
-
-
 def push_bulk(lab: Lab) -> Dict[str, Turn]:
     def give(side: Server, before_kb: int) -> Sample:
         sample = move(side.port, "/give", BULK_BYTES, b"x")
@@ -803,7 +789,6 @@ ROWS: Dict[str, Row] = {
     "push-bulk": row(push_bulk, 1,
                      ("100 MiB answered", "mib_per_s", "/direct", ">=", 0.5, 0.7),
                      ("growth of peak memory", "grown", "", "<=", 5, 5, "MB")),
-    "cloud": row(cloud, 3, ("fc by cloud.py", "p50_us", "/native", "<=", 1.5, 1.15)),
     "cold-start": row(cold_start, 1, (
         "event to delivery", "ms", "-bare", "<=", 2, 1.2, "ms")),
     "ready-early": row(partial(readiness, 0.0), 2, (

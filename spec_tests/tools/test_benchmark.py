@@ -18,10 +18,10 @@ def test_benchmark_interleave() -> None:
 
 
 def test_benchmark_json() -> None:
-    """The cheapest row runs and prints JSON with a value and a verdict per line."""
+    """A row that is right on a busy machine, too, runs and prints JSON with a verdict."""
     done = subprocess.run(
-        [sys.executable, benchmark.__file__, "--rounds", "1", "--only", "storm",
+        [sys.executable, benchmark.__file__, "--rounds", "1", "--only", "ready-early",
          "--json"], stdout=subprocess.PIPE, check=True, timeout=60)
     lines = json.loads(done.stdout)["lines"]
-    assert [line["quantity"] for line in lines] == ["seconds", "errors"]
+    assert [line["quantity"] for line in lines] == ["found"]
     assert all(line["sides"]["ours"]["verdict"] for line in lines)
