@@ -16,9 +16,10 @@ The way of a request: Caller reads it, Ask says what its path means, CALLS names
 answers it, Cloud keeps and runs functions, and complete() or refuse() gives the answer
 its vendor's form.
 
-Left out: versions, aliases, layers, code from object stores other than the upload of
-Serverless Devs, provisioned instances, retries of asynchronous calls, triggers other
-than HTTP, custom containers, SCF's web and FunctionGraph's HTTP functions, accounts.
+Left out: versions, aliases, layers, checksums of code, code from object stores other
+than the upload of Serverless Devs, provisioned instances, retries of asynchronous
+calls, triggers other than HTTP, custom containers, SCF's web and FunctionGraph's HTTP
+functions, accounts.
 Standard library only, CPython 3.8 or later, Linux.
 """
 from __future__ import annotations
@@ -366,7 +367,7 @@ class Ask:
         self.id = emulator.RULES[self.vendor].new_id()
 
     def _take(self, parts: Dict[str, str]) -> None:
-        """Take the parts of a path."""
+        """Take the parts of a path; what a call needs besides is in its document."""
         self.space, self.name, self.qualifier = (urllib.parse.unquote(parts.get(
             name, "")) for name in ("space", "name", "qualifier"))
         self.target = (parts["target"] or "/") if "target" in parts else ""
@@ -536,11 +537,10 @@ class Cloud:
         self.keys, self.note, self.on_log = keys or {}, note, on_log
         self.settings = settings
         self.origin = ""    # of our own URLs
-        self.lock = threading.Lock()    # of every change
+        self.lock = threading.Lock()    # of what follows
         self.functions: Dict[Key, Function] = {}
         self.uploads: Set[str] = set()      # names of packages in `aside`
-        self.count_lock = threading.Lock()  # of what follows
-        self.waiting: Dict[Key, int] = collections.Counter()  # asynchronous events
+        self.waiting: Dict[Key, int] = collections.Counter()    # asynchronous events
         self.leaving: List[Function] = []   # older versions, until they have ended
         os.makedirs(root, mode=0o700, exist_ok=True)
         self._lock_file = lock_folder(root)
@@ -629,7 +629,8 @@ class Cloud:
                     self._save(new, staged or new.code)
                     self.functions[one.key] = new
                 if old is not None:
-                    remove(old.folder and os.path.join(old.folder, "function.json"))
+                    if old.folder:
+                        remove(os.path.join(old.folder, "function.json"))
                     self.leaving = [old, *(each for each in self.leaving
                                            if not each.has_ended.is_set())]
                 if new is None:
@@ -661,7 +662,8 @@ class Cloud:
 
     def _retire(self, old: Function) -> None:
         old.retire()
-        shutil.rmtree(old.folder, ignore_errors=True)
+        if old.folder:
+            shutil.rmtree(old.folder, ignore_errors=True)
 
     def close(self, drain: bool = False) -> None:
         """Stop everything; with `drain` what was accepted comes to its outcome."""
@@ -752,7 +754,7 @@ class Cloud:
 
     def _count(self, key: Key, more: int) -> None:
         """Count what waits for an outcome. Raises Fault [any.cloud.async-full]."""
-        with self.count_lock:
+        with self.lock:
             if more > 0 and self.waiting[key] >= ASYNC_QUEUE:
                 raise Fault("queue-full", "%d events wait already" % ASYNC_QUEUE)
             self.waiting[key] += more
