@@ -1034,7 +1034,8 @@ def reap_orphans() -> None:
             if is_own:
                 time.sleep(GROUP_TICK_S)  # its own thread is about to
             elif ended is not None:
-                os.waitpid(ended.si_pid, 0)
+                with contextlib.suppress(ChildProcessError):  # its thread was faster
+                    os.waitpid(ended.si_pid, 0)
         except ChildProcessError:
             SPAWNED.wait()  # there are no children
 

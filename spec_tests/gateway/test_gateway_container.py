@@ -134,12 +134,34 @@ def test_fcc_end_part__calls(tmp_path: pathlib.Path) -> None:
         assert container.process.wait(gateways.PATIENCE_S) == 1
 
 
+SUBREAPER = """
+import ctypes, time
+class Late:
+    def __enter__(self):
+        time.sleep(0.03)
+    def __exit__(self, *_):
+        pass
+def wait_late(pid, options, wait=os.wait4):
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    time.sleep(0.01)
+    return wait(pid, options)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+gateway.emulator.SPAWNING, os.wait4 = Late(), wait_late
+"""
+
+
 def test_fcc_stop_signals__forks_reaped(tmp_path: pathlib.Path) -> None:
     """As the first process of a container it reaps at once what workers leave behind,
-    while they live on."""
-    program = spoiled(tmp_path, "import ctypes\n"
-                      "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # subreaper")
-    with Container([profile()], *SLOW, program=program) as container:
+    while they live on, also when those that ended are reaped while it looks at them."""
+    program = spoiled(tmp_path, SUBREAPER)
+    functions = [profile(name) for name in ("echo", "first", "second")]
+    with Container(functions, *SLOW, program=program) as container:
+        for one in functions:
+            container.invoke(b"warm", one["name"])
+        for one in functions[1:]:
+            one["signature"] = "2"
+            container.put(*functions)
+            until(lambda: container.function(one["name"])["workers"] == [])
         child = container.invoke(call_of("orphan")).json
         os.kill(child, signal.SIGKILL)
         until(lambda: not pathlib.Path(f"/proc/{child}").exists(), "it is reaped")
