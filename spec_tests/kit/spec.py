@@ -57,9 +57,16 @@ class Table:
     line: int
 
     def records(self) -> List[Dict[str, str]]:
-        """Return each row as a dict by header, back-quotes removed."""
-        return [dict(zip(self.header, (plain(cell) for cell in row)))
-                for row in self.rows]
+        """Return each row as a dict by header, back-quotes removed; a row of a states
+        table once for each of its states and calls."""
+        found = [dict(zip(self.header, (plain(cell) for cell in row)))
+                 for row in self.rows]
+        if "next state" not in self.header:
+            return found
+        return [{**row, "state": state, "call": call, "next state":
+                 row["next state"].replace("the same", state)}
+                for row in found for state in row["state"].split(", ")
+                for call in row["call"].split(", ")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +165,7 @@ EDGE = re.compile(r"^\s*(\[\*\]|\w[\w-]*)\s*-->\s*(\[\*\]|\w[\w-]*)\s*(?::\s*(.*
 STEP = re.compile(r"^(B>|P<|P>|B<|!) ?(.*)$")
 STEP_HEADER = re.compile(r"^  ([!-9;-~]+): ?(.*)$")
 BORDER = re.compile(r"^\|[\s:|-]+\|\s*$")
-TRANSCRIPT_KEYS = ("protocol", "outcome", "event", "options", "status", "result")
+TRANSCRIPT_KEYS = ("outcome", "event", "options", "status", "result")
 KEY_ROW = re.compile(
     r"^(?:- )?\*\*([^*]+)\*\*|^\|\s*(?:\*\*|`)?([^|*`]+?)(?:\*\*|`)?\s*\|")
 
@@ -302,16 +309,15 @@ def read_transcript(fence: Fence) -> Transcript:
         head[name] = value[1:] if value.startswith(" ") else value
     if not lines:
         raise FormError(fence.number, "transcript without a line `---`")
-    for name in ("protocol", "outcome"):
-        if not head.get(name):
-            raise FormError(fence.number, f"transcript without `{name}:`")
+    if not head.get("outcome"):
+        raise FormError(fence.number, "transcript without `outcome:`")
     steps = read_steps(lines[1:])
     words = fence.info.split()[1:]
     if words not in ([], ["platform"]):
         raise FormError(fence.number, f"transcript {' '.join(words)}: not `platform`")
     return Transcript(words[0] if words else "both",
-                      head["protocol"].strip(), head["outcome"].strip(),
-                      head.get("event", ""), head.get("options", "").strip(),
+                      protocol_of(fence.section), head["outcome"].strip(),
+                      head.get("event", "hello"), head.get("options", "").strip(),
                       head.get("status", "").strip(), head.get("result", ""),
                       tuple(steps), fence.number)
 

@@ -116,7 +116,6 @@ GOOD = """# T
 | a | b |
 
 ```transcript
-protocol: scf
 outcome: ok
 ---
 B> GET /x
@@ -141,9 +140,9 @@ BROKEN: Dict[str, Tuple[str, str, int, str]] = {
     "ragged-table": ("| a | b |", "| a | b | c |", 8, "3 cells, 2 columns"),
     "open-fence": ("  | body\n```", "  | body", 10, "never closed"),
     "no-outcome": ("outcome: ok\n", "", 10, "without `outcome:`"),
-    "unknown-key": ("outcome: ok", "outcomes: ok", 12, "'outcomes' is none of"),
-    "no-line": ("---\nB>", "B>", 13, "is none of"),
-    "not-a-message": ("B> GET /x", "GET /x", 14, "not a message"),
+    "unknown-key": ("outcome: ok", "outcomes: ok", 11, "'outcomes' is none of"),
+    "no-line": ("---\nB>", "B>", 12, "is none of"),
+    "not-a-message": ("B> GET /x", "GET /x", 13, "not a message"),
 }
 
 
@@ -166,4 +165,4 @@ def test_form_twice() -> None:
     rule = "- **scf.one.rule** The platform MUST do it. [D:key]\n"
     errors = spec.lint(spec.parse(GOOD.replace("## A Sources", rule + "## A Sources")))
     assert [str(error) for error in errors] == [
-        "SPEC.md:18: scf.one.rule is also in line 3"]
+        "SPEC.md:17: scf.one.rule is also in line 3"]
