@@ -29,7 +29,7 @@ TESTS = HERE.parent
 GATEWAY = TESTS.parent / "reference" / "gateway.py"
 BOOTSTRAP = TESTS.parent / "reference" / "fc_bootstrap.py"
 WORKER = HERE / "workers" / "worker.py"
-start_words(GATEWAY)  # so it is copied from now on
+START = start_words(GATEWAY)
 PATIENCE_S = 10.0
 SLOW = ("--tick", "1000")
 HALF = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"

@@ -7,7 +7,6 @@ import os
 import pathlib
 import signal
 import socket
-import subprocess
 import sys
 import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -17,18 +16,11 @@ import implementations
 import kit
 import pytest
 from gateways import HANG, SLOW, Container, call_of, profile, until
+from harness import run
 
 import emulator
 
 # ---- start and end ----
-
-
-def run_to_end(*options: str, env: Optional[Dict[str, str]] = None
-               ) -> "subprocess.CompletedProcess[str]":
-    """Start a gateway that must end by itself."""
-    return subprocess.run([sys.executable, "-IS", *implementations.module_words(
-        gateways.GATEWAY), *options], text=True, capture_output=True,
-        timeout=gateways.PATIENCE_S, env={"PATH": os.environ["PATH"], **(env or {})})
 
 
 @pytest.mark.parametrize("variables, wanted", [
@@ -36,19 +28,18 @@ def run_to_end(*options: str, env: Optional[Dict[str, str]] = None
     ({"FC_CUSTOM_LISTEN_PORT": "3", "SERVER_PORT": "1"}, "3"), ({}, "9000")])
 def test_fcc_start_port(variables: Dict[str, str], wanted: str) -> None:
     """FC's variables first, then the seed's, then 9000."""
-    ended = run_to_end("--host", "..", env=variables)
-    assert f"cannot listen on .. port {wanted}: " in ended.stderr
+    ended = run([*gateways.START, "--host", ".."], b"", **variables)
+    assert f"cannot listen on .. port {wanted}: " in ended.err
 
 
 def test_fcc_start_last(tmp_path: pathlib.Path) -> None:
     """A list that is refused, or none at all, ends the start before it listens."""
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps([profile(runtime="nodejs")]))
-    variables = {"TMPDIR": str(tmp_path)}
-    ended = [run_to_end("--profiles", name, "--port", "0", env=variables)
-             for name in (str(bad), str(tmp_path / "none.json"))]
-    assert [one.returncode for one in ended] == [2, 2]
-    assert "functions[0].runtime: expected one of custom" in ended[0].stderr
+    ended = [run([*gateways.START, "--profiles", name, "--port", "0"],
+                 TMPDIR=str(tmp_path)) for name in (str(bad), str(tmp_path / "none.json"))]
+    assert [one.status for one in ended] == [2, 2]
+    assert "functions[0].runtime: expected one of custom" in ended[0].err
     assert list(tmp_path.iterdir()) == [bad]
 
 
@@ -83,15 +74,15 @@ REFUSED = {
 def test_fcc_start_last__refused(tmp_path: pathlib.Path, name: str) -> None:
     """A setting that cannot be is refused by its name before anything was made."""
     options, message = REFUSED[name]
-    ended = run_to_end(*options, env={
-        "TMPDIR": str(tmp_path), "NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION": "",
-        "NOSLATED_MAX_ACTIVATE_REQUESTS": "0" if name == "variable" else "7"})
-    assert ended.returncode == 2 and message in ended.stderr
-    assert "Traceback" not in ended.stderr and not list(tmp_path.iterdir())
+    ended = run([*gateways.START, *options], TMPDIR=str(tmp_path),
+                NOSLATED_REPLICA_COUNT_LIMIT_PER_FUNCTION="",
+                NOSLATED_MAX_ACTIVATE_REQUESTS="0" if name == "variable" else "7")
+    assert ended.status == 2 and message in ended.err
+    assert "Traceback" not in ended.err and not list(tmp_path.iterdir())
 
 
 SPOILED = """
-import json, math, os, socket, sys
+import json, os, socket, sys
 sys.path.insert(0, {folder!r})
 import gateway
 def lost(*arguments):
@@ -121,11 +112,12 @@ def test_fcc_end_part(tmp_path: pathlib.Path) -> None:
 
 
 def test_fcc_end_part__calls(tmp_path: pathlib.Path) -> None:
-    """So does that of the control loop, here in plan_workers(). No call holds up that
+    """So does that of the control loop, where it plans workers. No call holds up that
     end: its worker ends first, and the caller is told."""
     mark = tmp_path / "mark"
-    program = spoiled(tmp_path, "ceil = math.ceil\nmath.ceil = lambda number: ("
-                      "lost if os.path.exists(%r) else ceil)(number)" % str(mark))
+    program = spoiled(tmp_path, "plan = gateway.plan_workers\ngateway.plan_workers = "
+                      "lambda *words: (lost if os.path.exists(%r) else plan)(*words)"
+                      % str(mark))
     with Container([profile()], "--tick", "0.02", program=program) as container:
         call = container.later(HANG)
         until(container.active)

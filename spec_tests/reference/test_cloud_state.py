@@ -14,30 +14,32 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import cloud
+import fork_server
 import pytest
 import scripted_bootstrap
 from cloud_harness import VENDORS, Client, Local, local, package, zipped
-from harness import fifo, until
+from harness import fifo, run, until
+from implementations import start_words
 
 __all__ = ["fifo", "local", "package"]
 
-PROGRAM = str(pathlib.Path(cloud.__file__))
+START = start_words(pathlib.Path(cloud.__file__))
 
 
 @contextlib.contextmanager
-def program(*words: str) -> Iterator[Tuple["subprocess.Popen[str]", Client]]:
+def program(*words: str) -> Iterator[Tuple["subprocess.Popen[bytes]", Client]]:
     """Run cloud.py as a process; give a caller of it."""
-    process = subprocess.Popen([sys.executable, PROGRAM, "--serve", "0", *words],
-                               stderr=subprocess.PIPE, text=True)
+    process = fork_server.start(
+        [*START, "--serve", "0", *words], cwd="/", env=os.environ,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = iter(process.stderr.readline, "")
-    found = next(filter(None, (re.search(r"serving on http://127.0.0.1:(\d+)", line)
+    said = iter(process.stderr.readline, b"")
+    found = next(filter(None, (re.search(rb"serving on http://127.0.0.1:(\d+)", line)
                                for line in said)))
     client = Client(int(found.group(1)))
     try:
@@ -137,10 +139,8 @@ def test_any_cloud_state__full(local: Local, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_any_cloud_lock(local: Local) -> None:
     """A second process does not get the folder, and says who has it."""
-    done = subprocess.run([sys.executable, PROGRAM, "--serve", "0", "--state",
-                           str(local.root)], stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2
-    assert "in use by process %d" % os.getpid() in done.stderr
+    done = run([*START, "--serve", "0", "--state", str(local.root)])
+    assert done.status == 2 and "in use by process %d" % os.getpid() in done.err
 
 
 # ---- signatures ----
@@ -299,10 +299,8 @@ def test_any_cloud_calls__folder(tmp_path: pathlib.Path) -> None:
 def test_any_cloud_calls__usage(words: List[str], said: str) -> None:
     """What cannot be done is said in a line, with status 2."""
     name = ["--name", "1"] if words[0] == "fc" else []
-    done = subprocess.run([sys.executable, PROGRAM, "--serve", "0", *words, *name],
-                          stderr=subprocess.PIPE, text=True, timeout=20)
-    assert done.returncode == 2 and said in done.stderr
-    assert "Traceback" not in done.stderr
+    done = run([*START, "--serve", "0", *words, *name])
+    assert done.status == 2 and said in done.err and "Traceback" not in done.err
 
 
 def test_any_cloud_calls__watch(tmp_path: pathlib.Path, package: bytes) -> None:
