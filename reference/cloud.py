@@ -578,11 +578,13 @@ class Cloud:
 
     def find(self, key: Key) -> Function:
         """Return a function, or a service. Raises Fault."""
-        function = self.functions.get(key)
-        if function is None:
-            raise Fault("no-function", "function '%s' does not exist" % key[2]) if (
-                key[2]) else Fault("no-space", "'%s' does not exist" % key[1])
-        return function
+        function, (vendor, space, name) = self.functions.get(key), key
+        if function is not None:
+            return function
+        if name and (vendor == "fg" or space == WORDS["default_space"][vendor] or any(
+                one[:2] == key[:2] for one in list(self.functions))):
+            raise Fault("no-function", "function '%s' does not exist" % name)
+        raise Fault("no-space", "'%s' does not exist" % space)
 
     def list(self, vendor: str, space: Optional[str] = None) -> List[Function]:
         """Return the functions of a vendor, and perhaps of one space, by name."""
@@ -766,9 +768,6 @@ def find(cloud: Cloud, ask: Ask) -> Function:
     """Return the function, or service, that is meant. Raises Fault."""
     if not ask.name and not ask.is_service:
         raise Fault("missing", ask.word("name") + " is missing")
-    if ask.vendor != "fg" and ask.space != ask.word("default_space") and not any(
-            key[:2] == (ask.vendor, ask.space) for key in list(cloud.functions)):
-        raise Fault("no-space", "'%s' does not exist" % ask.space)
     function = cloud.find((ask.vendor, ask.space, ask.name))
     if ask.qualifier not in ["", *ask.word("newest").split(",")]:
         raise Fault("no-qualifier", "there is no version '%s'" % ask.qualifier)

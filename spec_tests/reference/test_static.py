@@ -76,7 +76,7 @@ BUDGETS = {"scf_platform": 665, "fg_platform": 691, "fc_platform": 785,
            "scf_bootstrap": 287, "fg_bootstrap": 292, "fc_bootstrap": 490,
            "emulator": 3900,
            "gateway": 1419,
-           "cloud": 1537}
+           "cloud": 1536}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
