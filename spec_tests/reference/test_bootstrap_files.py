@@ -58,7 +58,7 @@ class Function:
             "fg": {"RUNTIME_API_ADDR": "127.0.0.1:" + port},
             "fc": {"FC_SERVER_PORT": str(self.port)}}[protocol]
         self.process = subprocess.Popen(
-            [sys.executable, str(folder / "bootstrap")], stdout=subprocess.PIPE,
+            [sys.executable, "-S", str(folder / "bootstrap")], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, cwd=folder,
             env={"PATH": os.environ["PATH"], VARIABLE[protocol]: handler,
                  **ENVS[protocol], **self.env, **env})

@@ -23,7 +23,7 @@ from harness import Harness, held, processes, until
 
 LIMIT_S = 0.6  # for cases that wait for it
 AMPLE_S = 10.0  # for the others, so that a busy machine is no fault
-SHARES = 4  # of the cases of either kind, which run beside each other
+SHARES = 8  # of the cases of either kind, which run beside each other
 OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD, LATE, LARGE = "bad-response", "timeout", "response-too-large"
 FAILED = "function-error"

@@ -18,7 +18,7 @@ import spec
 import wire
 from harness import PULL, Harness, Peer, outcome_of, until
 
-STEPS, SEEDS = 80, 6
+STEPS, SEEDS = 80, 4
 LIMIT_BYTES = 100
 BASE = {"scf": "/runtime/invocation/", "fg": "/v1/runtime/invocation/"}
 POLL = {"scf": "next", "fg": "request"}
