@@ -955,7 +955,7 @@ def list_triggers(cloud: Cloud, ask: Ask) -> Reply:
 
 def show_scf(cloud: Cloud, function: Function) -> Document:
     """Return what GetFunction shows, and in part ListFunctions."""
-    limits = emulator.LIMITS["scf"]
+    limits = emulator.RULES["scf"].LIMITS
     return {**{path: limits[setting].default
                for vendor, path, setting, _, _ in NUMBERS if vendor == "scf"},
             "Handler": "index.main_handler", "Environment": {"Variables": []},
@@ -974,7 +974,7 @@ def read_event(ask: Ask) -> bytes:
     name = "Event" if ask.call == "InvokeFunction" else "ClientContext"
     text: str = member(ask.document, name, "")
     event = text.encode("utf-8", "backslashreplace")
-    check_size(event, int(emulator.LIMITS["scf"]["event_bytes"].default))
+    check_size(event, int(emulator.RULES["scf"].LIMITS["event_bytes"].default))
     try:
         json.loads(event or b"{}")  # [scf.cloud.event]
     except (ValueError, RecursionError) as error:
