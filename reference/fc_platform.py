@@ -463,7 +463,7 @@ class Platform:
         answer = Answer(200, (), b"", "")
         try:
             self.check(request)
-            if self.ended.is_set():  # [any.instance.replace]
+            if self.has_ended():  # [any.instance.replace]
                 self.start()
             if self.session.move("invoke") == "thaw":  # [fc.freeze.thaw]
                 self.signal(signal.SIGCONT)
@@ -654,6 +654,14 @@ class Platform:
         """Kill all of it, without grace [any.time.kill]."""
         self.signal(signal.SIGKILL)
         self.ended.wait()
+
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended, also when `watch` is just about to."""
+        with contextlib.suppress(ProcessLookupError):
+            if not self.ended.is_set():
+                os.kill(self.process.pid, 0)
+                return False
+        return self.ended.wait()
 
     def watch(self) -> None:
         """Wait for the end of the process, and let the other thread know."""

@@ -331,6 +331,8 @@ UNUSUAL: Tuple[Edit, ...] = (
      "                if request.is_http and request.body:\n                    connection."
      "endheaders(iter([request.body]), encode_chunked=True)\n                else:\n"
      "                    connection.endheaders(request.body)\n"),
+    *((f"notices_ends_late_{protocol}", protocol, "", "        self.process.wait()\n",
+       "        self.process.wait()\n        time.sleep(0.1)\n") for protocol in ("scf", "fg", "fc")),
     ("dials_twice", "fc", "", "                self.dial(deadline).close()\n",
      "                self.dial(deadline).close()\n                self.dial(deadline).close()\n"),
     ("results_of_any_size", "fc", "",
