@@ -61,7 +61,7 @@ def test_any_poll_pause__scf_ready(puller: Bootstrap) -> None:
     """Who posts ready again waits before."""
     run = puller.pull()
     exchange = run.request("ready")
-    for _ in range(4):
+    for _ in range(3):
         exchange.reply(503)
         replied = time.monotonic()
         exchange = run.request("ready again, or a poll")

@@ -5,7 +5,7 @@ The expectation comes from the row of the states table; that nothing else has ch
 seen from how the invocation goes on and ends.
 """
 
-from typing import Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Iterator, NamedTuple, Tuple
 
 import platform_run
 import spec
@@ -20,30 +20,38 @@ RESULT = b"the result"
 UNKNOWN_ID = "11111111-2222-4333-8444-555555555555"
 
 
+class Form(NamedTuple):
+    """What varies from call to call."""
+
+    id: str  # right, unknown, previous, empty, malformed, or nothing
+    body: str  # none, ok, limit, over, half-sent, chunked
+
+
 class Case(NamedTuple):
-    """One call in one state: the row of the table, and what varies within it."""
+    """Calls of one kind in one state: the row of the table, and what varies within it."""
 
     protocol: str
     state: str
     call: str
     action: str
     rule: str
-    method: str
     kind: str  # ready, poll, response or error
-    id: str  # right, unknown, previous, empty, malformed, or nothing
-    body: str  # none, ok, limit, over, half-sent, chunked
+    stays: bool  # in its state
+    forms: Tuple[Form, ...]
 
     @property
     def name(self) -> str:
         """Return the id of the generated test."""
-        parts = (self.state, self.call, self.kind, self.id, self.body)
-        return "-".join([self.rule, *(part for part in parts if part)])
+        return "-".join((self.rule, self.state, self.call, self.kind))
 
 
 # ---- generating ----
 
+BODIES = {"ready": ("none", "ok", "chunked", "half-sent"), "poll": ("none", "half-sent"),
+          "oversize": ("over",)}
 SMALL = ("none", "ok", "limit", "half-sent", "chunked")
-STRAY_IDS = ("unknown", "previous", "empty", "malformed")
+STRAY = (*(Form("unknown", body) for body in (*SMALL, "over")),
+         *(Form(one, "ok") for one in ("previous", "empty", "malformed")))
 
 
 def cases(text: spec.Spec, protocol: str) -> Iterator[Case]:
@@ -53,53 +61,63 @@ def cases(text: spec.Spec, protocol: str) -> Iterator[Case]:
     except KeyError:
         return
     for row in table.records():
-        if row["call"] == "issue":
-            continue
-        for kind, request_id, body in variants(protocol, row["state"], row["call"]):
-            yield Case(protocol, row["state"], row["call"], row["action"], row["rule"],
-                       "GET" if kind == "poll" else "POST", kind, request_id, body)
+        state, call, action = row["state"], row["call"], row["action"]
+        kinds = {"issue": [], "ready": ["ready"], "next": ["poll"], "request": ["poll"],
+                 "oversize": ["response", "error"], "stray": ["response", "error"],
+                 }.get(call, [call])
+        for kind in kinds:
+            yield Case(protocol, state, call, action, row["rule"], kind,
+                       kind != "poll" and state == row["next state"],
+                       forms(protocol, state, call, kind))
 
 
-def variants(protocol: str, state: str, call: str) -> List[Tuple[str, str, str]]:
-    """Return the kinds, ids and bodies that a call comes in."""
-    if call == "ready":
-        return [("ready", "", body) for body in ("none", "ok", "chunked", "half-sent")]
-    if call in ("next", "request"):
-        return [("poll", "", "none"), ("poll", "", "half-sent")]
-    kinds = [call] if call in ("response", "error") else ["response", "error"]
-    bodies = {"oversize": ("over",), "stray": (*SMALL, "over")}.get(call, SMALL)
-    ids: Sequence[str] = [""]
-    if protocol == "fg":
-        ids = (STRAY_IDS if call == "stray" else
-               ["right"] if state == "running" else ["unknown"])
-    return [(kind, one, body) for kind in kinds for one in ids for body in bodies
-            if call != "stray" or one == "unknown" or body == "ok"]
+def forms(protocol: str, state: str, call: str, kind: str) -> Tuple[Form, ...]:
+    """Return the ids and bodies that a call comes with."""
+    if call == "stray":
+        return STRAY
+    if protocol == "fg" and kind != "poll" and state != "running":
+        return (Form("unknown", "over" if call == "oversize" else "ok"),)  # all else is stray
+    request_id = "right" if protocol == "fg" and kind != "poll" else ""
+    bodies = BODIES.get(call) or BODIES.get(kind) or SMALL
+    return tuple(Form(request_id, body) for body in bodies)
 
 
 # ---- trying ----
 
 
 def attempt(platform: platform_run.PlatformUnderTest, case: Case) -> None:
-    """Bring an instance into the state, make the call, compare. Raises Mismatch."""
+    """Bring an instance into the state, make the calls, compare: in a row those that
+    leave it there. Raises Mismatch."""
     if case.state == "stopping":
         with platform.used_run("--grace", "60", "--idle", "50") as run:
             attempt_stopping(run, case)
         return
     with platform.used_run() as run:
-        instance, previous_id = reach(run, case.state)
-        if case.body == "half-sent":
-            send_half(instance, case, previous_id)
-            go_on(run, instance, case.state)
-        elif case.kind == "poll":
-            attempt_poll(run, instance, case)
-        else:
-            compare(case, instance.ask(*parts_of(instance, case, previous_id)))
-            conclude(run, instance, case)
+        for row in [case.forms] if case.stays else [(form,) for form in case.forms]:
+            instance, previous_id = reach(run, case.state)
+            if case.kind == "poll" and row[0].body != "half-sent":
+                attempt_poll(run, instance, case)
+                continue
+            for form in row:
+                make(instance, case, form, previous_id)
+            conclude(run, instance, case, row[-1].body)
+
+
+def make(instance: Instance, case: Case, form: Form, previous_id: str) -> None:
+    """Make the call in that form. Raises Mismatch."""
+    parts = parts_of(instance, case.kind, form, previous_id)
+    if form.body == "half-sent":  # it ends before its announced length
+        number = instance.open()
+        instance.send(number, *parts)
+        instance.close(number)
+    else:
+        compare(case, instance.ask(*parts), f"{form.id} {form.body}".strip())
 
 
 def reach(run: PlatformRun, state: str) -> Tuple[Instance, str]:
     """Return a bootstrap in that state, and the id of a finished invocation."""
-    run.serve(b"earlier")
+    if run.idle is None:
+        run.serve(b"earlier")
     assert run.idle is not None
     previous_id = run.idle.request_id
     if state == "starting":
@@ -121,63 +139,56 @@ def attempt_stopping(run: PlatformRun, case: Case) -> None:
         run.end_input()
         run.settle()
     instance = run.stopped
-    if case.body == "half-sent":
-        send_half(instance, case, instance.request_id)
-    elif case.kind == "poll":
-        instance.held(instance.park())
-    else:
-        compare(case, instance.ask(*parts_of(instance, case, instance.request_id)))
+    for form in case.forms:
+        if case.kind == "poll" and form.body != "half-sent":
+            instance.held(instance.park())
+        else:
+            make(instance, case, form, instance.request_id)
     instance.order("print", to=1, text=b"")
 
 
-def parts_of(instance: Instance, case: Case, previous_id: str) -> Parts:
+def parts_of(instance: Instance, kind: str, form: Form,
+             previous_id: str) -> Parts:
     """Return what the call consists of: bytes, and how many `x` follow them."""
-    if case.kind == "poll":
+    if kind == "poll":
         return [instance.poll_bytes()[:-5]]
     ids = {"unknown": UNKNOWN_ID, "previous": previous_id, "empty": "",
            "malformed": "a%20b%00;.."}
-    path = "/runtime/init/ready" if case.kind == "ready" else \
-        instance.result_path(case.kind, ids.get(case.id, instance.request_id))
+    path = "/runtime/init/ready" if kind == "ready" else \
+        instance.result_path(kind, ids.get(form.id, instance.request_id))
     limit = instance.run.result_bytes
-    size = {"none": 0, "limit": limit, "over": limit + 1}.get(case.body, len(RESULT))
+    size = {"none": 0, "limit": limit, "over": limit + 1}.get(form.body, len(RESULT))
     field = ("Content-Length", str(size))
-    body = {"ok": RESULT, "half-sent": RESULT[:5]}.get(case.body, size)
-    if case.body == "chunked":
-        field, body = ("Transfer-Encoding", "chunked"), wire.chunked(RESULT)
-    return [wire.request_bytes(case.method, path, [field]), body]
+    sent = {"ok": RESULT, "half-sent": RESULT[:5]}.get(form.body, size)
+    if form.body == "chunked":
+        field, sent = ("Transfer-Encoding", "chunked"), wire.chunked(RESULT)
+    return [wire.request_bytes("POST", path, [field]), sent]
 
 
-def send_half(instance: Instance, case: Case, previous_id: str) -> None:
-    """Send a call that ends before its announced length."""
-    number = instance.open()
-    instance.send(number, *parts_of(instance, case, previous_id))
-    instance.close(number)
-
-
-def compare(case: Case, reply: Message) -> None:
+def compare(case: Case, reply: Message, form: str) -> None:
     """Raise Mismatch unless the answer is what the action says."""
     status = {"refuse": 404, "overflow": 413}.get(case.action, 200)
-    same(status, reply.status, f"{case.action}: status")
+    same(status, reply.status, f"{case.action}, {form}: status")
     if status == 200:
-        same(b"", reply.body, f"{case.action}: body of the answer")
+        same(b"", reply.body, f"{case.action}, {form}: body of the answer")
     if case.action == "refuse":
         seen = document(reply.body)
         same([], sorted({"error_code", "error_msg"} - set(seen)), "members that it lacks")
 
 
-def conclude(run: PlatformRun, instance: Instance, case: Case) -> None:
+def conclude(run: PlatformRun, instance: Instance, case: Case, body: str) -> None:
     """See that the invocation goes on, or has the outcome that the action says."""
     kind = {"finish": "ok", "fail": "function-error",
             "overflow": "response-too-large"}.get(case.action)
-    if kind is None:
-        go_on(run, instance, "idle" if case.rule == "scf.ready.first" else case.state,
-              case.rule if case.action in ("ignore", "refuse") else "",
-              is_ready=case.rule == "scf.ready.first")
+    if kind is None or body == "half-sent":
+        is_ready = case.rule == "scf.ready.first" and body != "half-sent"
+        go_on(run, instance, "idle" if is_ready else case.state,
+              case.rule if case.action in ("ignore", "refuse") else "", is_ready=is_ready)
         return
     outcome = run.outcome(kind)
     if kind == "ok":
         bodies = {"none": b"", "limit": b"x" * run.result_bytes}
-        same(bodies.get(case.body, RESULT), outcome.body, "result of the outcome")
+        same(bodies.get(body, RESULT), outcome.body, "result of the outcome")
     run.idle = instance
 
 

@@ -15,7 +15,10 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pathlib
+    import signal as signal
     from typing import Any, Callable, Dict, Optional, Tuple, Union
+else:
+    import _signal as signal  # for those who import this, too
 
 FOLDER = sys.argv[0].rpartition("/")[0] or "."  # the code package
 ENVIRON = {name.decode("utf-8", "surrogateescape"):

@@ -133,11 +133,9 @@ def obey(order: "Dict[str, Any]") -> "Optional[Dict[str, Any]]":
     elif word == "kill":
         scripted_bootstrap.kill(order["signal"])
     elif word == "ignore":
-        import signal
-        signal.signal(order["signal"], signal.SIG_IGN)
+        light_http.signal.signal(order["signal"], light_http.signal.SIG_IGN)
     elif word == "obey":
-        import signal
-        signal.signal(order["signal"], end_noted)
+        light_http.signal.signal(order["signal"], end_noted)
     elif word == "print":
         posix.write(order["to"], order["text"])
     elif word == "eat":

@@ -14,7 +14,7 @@ import time
 from _socket import IPPROTO_TCP, SHUT_WR, TCP_CORK
 
 import light_http
-from light_http import to_json
+from light_http import signal, to_json
 
 TYPE_CHECKING = False  # it is started some hundred times: no import without need
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def note(word: str) -> None:
 def kill(number: int) -> None:
     """End or stop this process by a signal, without a core file."""
     import resource
-    import signal
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     posix.kill(posix.getpid(), number)
     time.sleep(0.1 if number == signal.SIGSTOP else 3600)  # until it takes effect
@@ -110,7 +109,6 @@ def later(path: str, script: "List[Any]") -> None:
 def on_term(word: str) -> None:
     """Note each SIGTERM from now on; end then, unless the word is `ignore`. Call it
     before there are other threads."""
-    import signal
     # a handler may be missed by a main thread that is just about to accept()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
