@@ -182,7 +182,9 @@ def test_event_of_the_vendor(tmp_path: pathlib.Path) -> None:
         assert function.invoke(b'"x"') == (True, b'bytes x')
 
 
-@pytest.mark.parametrize("handler", ["mine.value", "nowhere.show", "mine", "../mine.show"])
+@pytest.mark.parametrize("protocol,handler", [  # scf and fg find it alike
+    ("scf", "mine.value"), ("fg", "nowhere.show"), ("scf", "mine"), ("fg", "../mine.show"),
+    *(("fc", one) for one in ("mine.value", "nowhere.show", "mine", "../mine.show"))])
 def test_any_instance_init_failed(protocol: str, handler: str,
                                   tmp_path: pathlib.Path) -> None:
     """A handler that cannot be loaded is told, and ends the process."""

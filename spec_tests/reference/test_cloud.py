@@ -91,19 +91,6 @@ def test_any_cloud_host(local: Local, host: str) -> None:
 
 
 @VENDORS
-def test_any_cloud_calls(local: Local, vendor: str) -> None:
-    """Create, list, get, invoke, update both ways, delete."""
-    assert local.create(vendor, "hello").status == 200
-    assert local.get(vendor, "hello").status == 200
-    assert local.result(vendor, "hello", ["say", "hi"]) == "hi"
-    assert local.update(vendor, "hello", b"", **{TIMEOUT[vendor]: 7}).status == 200
-    assert local.update(vendor, "hello", local.package).status == 200
-    assert local.delete(vendor, "hello").status in (200, 204)
-    assert "NotFound" in local.get(vendor, "hello").code() or vendor == "fg"
-    assert local.listed() == {}
-
-
-@VENDORS
 def test_any_cloud_request_id(hello: Local, vendor: str) -> None:
     """Every answer has an id of its own; an invocation has that of its event."""
     replies = [hello.get(vendor, "hello"), hello.get(vendor, "none"),

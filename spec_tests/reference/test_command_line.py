@@ -180,8 +180,9 @@ def test_fg_result_unknown_id__said(code: str) -> None:
 
 @PROTOCOLS
 def test_trace(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
-    """Each line of a trace is JSON; its rules are in SPEC.md; `-` means stderr."""
-    options = ("--event", "x", "--event", EXIT, "--quiet", "--trace")
+    """Each line of a trace is JSON; its rules are in SPEC.md; `-` means stderr. Each
+    message has its method and path or its status, and its size."""
+    options = ("--event", "hello", "--event", EXIT, "--quiet", "--trace")
     run(words(protocol, code, *options, str(tmp_path / "trace")))
     done = run(words(protocol, code, *options, "-"))
     known = {rule.id for rule in spec.load().rules}
@@ -192,7 +193,12 @@ def test_trace(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
             "ok", "exit"]
         assert {line["what"] for line in lines} >= {"process", "outcome"}
         assert all(isinstance(line["ms"], float) for line in lines)
-    assert done.out.startswith(b"x\n") and b'"what"' not in done.out
+        requests = [line for line in lines if line["what"] in ("call", "request")]
+        answers = [line for line in lines if line["what"] in ("reply", "answer")]
+        assert all(line["method"] and line["path"][0] == "/" for line in requests)
+        assert answers and all(line["status"] == 200 for line in answers)
+        assert {line["bytes"] for line in requests + answers} >= {5}
+    assert done.out.startswith(b"hello\n") and b'"what"' not in done.out
 
 
 def test_library() -> None:
@@ -438,18 +444,6 @@ def test_trace__terminal(protocol: str, code: str) -> None:
     assert len(changes) >= 3 and re.search(r"# [0-9.]+ ms outcome: kind ok, ", seen)
     for line in seen.splitlines():
         assert re.match(r"([BP][<>] |  |# |emulator: )", line), line
-
-
-@PROTOCOLS
-def test_trace__messages(protocol: str, code: str, tmp_path: pathlib.Path) -> None:
-    """In a file each message has its method and path or its status, and its size."""
-    run(words(protocol, code, "--event", "hello", "--trace", str(tmp_path / "trace")))
-    lines = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
-    requests = [line for line in lines if line["what"] in ("call", "request")]
-    answers = [line for line in lines if line["what"] in ("reply", "answer")]
-    assert all(line["method"] and line["path"][0] == "/" for line in requests)
-    assert answers and all(line["status"] == 200 for line in answers)
-    assert {line["bytes"] for line in requests + answers} >= {5}
 
 
 @pytest.mark.parametrize("task", ("--event", "--jsonl"))
