@@ -40,15 +40,12 @@ def old_request(self: Any, method: str, path: str, body: Optional[bytes]) -> byt
     return Pull.request(self, method, path, body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
 
 
-def closing_request(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
-    self.drop()
-    return wire.request_bytes(method, path, [("Connection", "close")], body)
-
-
 def chunked_request(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
-    if body is None:
-        return Pull.request(self, method, path, body)
-    head = wire.request_bytes(method, path, [("transfer-encoding", "Chunked")])
+    if body is None:  # the last one on its connection
+        self.drop()
+        return wire.request_bytes(method, path, [("Connection", "close")])
+    head = wire.request_bytes(method, path, [
+        ("transfer-encoding", "Chunked"), *([("Expect", "100-continue")] if body else [])])
     return head + wire.odd_chunks(body) if body else head + b"0\r\n\r\n"
 
 
@@ -59,11 +56,6 @@ def rich_request(self: Any, method: str, path: str, body: Optional[bytes]) -> by
     if method == "GET":  # some clients say so
         fields.append(("content-length", "0"))
     return wire.request_bytes(method, path, fields, body)
-
-
-def expect_continue(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
-    return wire.request_bytes(method, path, [("Expect", "100-continue")] if body else [],
-                              body)
 
 
 class Dripping(wire.Channel):
@@ -153,15 +145,12 @@ def post_late(self: Any, *rest: Any) -> None:
 
 
 may("OldHttp", Scf, request=old_request, first_pause_s=0.2, start=insist_on_ready,
-    report=with_trace)
-may("ChunkedAndLate", Scf, request=chunked_request, start=try_ready_once, exit_status=1,
-    prepare=start_late, pause=pause_a_little_longer, post=post_late)
-may("DripsManyFields", Fg, request=rich_request, connect=drip, poll=poll_again_at_once,
-    report=with_trace, exit_status=1)
-may("NewConnections", Fg, request=closing_request, pause=pause_a_little_longer,
-    post=post_late, prepare=start_late)
-may("ExpectsAndPostsAgain", Scf, request=expect_continue, connect=count,
+    report=with_trace, post=post_late)
+may("ChunkedAndAgain", Scf, request=chunked_request, start=try_ready_once, exit_status=1,
+    prepare=start_late, pause=pause_a_little_longer, connect=count,
     post=post_lost_ones_again)
+may("DripsManyFields", Fg, request=rich_request, connect=drip, poll=poll_again_at_once,
+    report=with_trace, prepare=start_late, post=post_late)
 
 # ---- who serves ----
 
@@ -172,31 +161,28 @@ def split(data: bytes) -> Tuple[str, wire.Headers, bytes]:
     return (*wire.parse_head(head), body)
 
 
-def send_chunked(self: Any, channel: wire.Channel, data: bytes) -> None:
-    start, fields, body = split(data)
-    own = [one for one in fields if one[0].lower() != "content-length"]
-    channel.send(data if not body else wire.head_bytes(
-        start, [*own, ("transfer-encoding", "chunked")]) + wire.odd_chunks(body))
-
-
 def send_hints(self: Any, channel: wire.Channel, data: bytes) -> None:
     for interim in (b"100 Continue\r\n", b"103 Early Hints\r\nLink: </x>\r\n", b"102 X\r\n"):
         channel.send(b"HTTP/1.1 " + interim + b"\r\n")
     send_chunked(self, channel, data)
 
 
-def send_pieces(self: Any, channel: wire.Channel, data: bytes) -> None:
+def send_chunked(self: Any, channel: wire.Channel, data: bytes) -> None:
+    start, fields, body = split(data)
+    own = [("server", "unusual"), ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
+           *((name.lower(), value) for name, value in fields if not body
+             or name.lower() != "content-length"),
+           ("connection", "keep-alive"), ("keep-alive", "timeout=86400"), ("x-empty", "")]
+    if body:
+        own.append(("transfer-encoding", "chunked"))
+    send_pieces(channel, wire.head_bytes(start.replace(" X", ""), own)
+                + (wire.odd_chunks(body) if body else b""))
+
+
+def send_pieces(channel: wire.Channel, data: bytes) -> None:
     for place in range(0, min(len(data), 200)):
         channel.send(data[place:place + 1])
     channel.send(data[200:])
-
-
-def send_fields(self: Any, channel: wire.Channel, data: bytes) -> None:
-    start, fields, body = split(data)
-    send_pieces(self, channel, wire.head_bytes(start.replace(" X", ""), [
-        ("server", "unusual"), ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
-        *((name.lower(), value) for name, value in fields), ("connection", "keep-alive"),
-        ("keep-alive", "timeout=86400"), ("x-empty", "")]) + body)
 
 
 def send_and_close(self: Any, channel: wire.Channel, data: bytes) -> None:
@@ -222,14 +208,10 @@ def join_fields(self: Any, request: wire.Message) -> Dict[str, Any]:
 
 
 def end_after_pre_stop(self: Any, channel: wire.Channel, request: wire.Message) -> None:
+    time.sleep(0.03)
     Fc.answer(self, channel, request)
     if (request.header("x-fc-control-path") or request.path) == "/pre-stop":
         os._exit(0)
-
-
-def answer_late(self: Any, channel: wire.Channel, request: wire.Message) -> None:
-    time.sleep(0.03)
-    Fc.answer(self, channel, request)
 
 
 def dual_stack(self: Any) -> None:
@@ -241,8 +223,7 @@ def dual_stack(self: Any) -> None:
 
 
 may("ChunksAfterHints", Fc, send=send_hints, http_parts=fail_with_200, seen=join_fields,
-    answer=end_after_pre_stop, prepare=start_late, exit_status=1)
-may("PiecesInLowerCase", Fc, send=send_fields, answer=answer_late, run=dual_stack,
+    answer=end_after_pre_stop, prepare=start_late, run=dual_stack, exit_status=1,
     hook=lambda self: wire.response(
         200, [("x-fc-status", "200"), ("Content-Type", "text/plain")], b"done\n"))
 may("ClosesWithoutHttp", Fc, "keep-alive", "http", "fidelity", send=send_and_close,

@@ -23,10 +23,9 @@ STARTED: Dict[str, List["concurrent.futures.Future[report.Verdict]"]] = {}
 @functools.lru_cache(maxsize=None)
 def few(role: str) -> List[checks.Check]:
     """Return the last case of each check of a role that does not mostly wait."""
-    every = [one for one in checks.all_checks(spec.load())
-             if checks.FIXTURES[one.fixture][0] == role
-             and not hasattr(one.function, "waits")]
-    return list({(one.function, one.rule): one for one in every}.values())
+    return list({one.function: one for one in checks.all_checks(spec.load())
+                 if checks.FIXTURES[one.fixture][0] == role
+                 and not hasattr(one.function, "waits")}.values())
 
 
 PLATFORMS = {"+".join(one[0] for one in edited_platforms.UNUSUAL if one[1] == protocol):
