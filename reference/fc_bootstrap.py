@@ -4,10 +4,10 @@
 """Run a Python handler on Alibaba Function Compute.
 
 Copy this file into the function's package as `bootstrap` (mode 755), beside a handler,
-say `index.py` with `def main_handler(event, context)`:
+say `index.py` with `def handler(event, context)`:
 
     python3 emulator.py fc ./package --event '{"key": "value"}'
-    FC_SERVER_PORT=9000 FC_FUNCTION_HANDLER=index.main_handler ./package/bootstrap
+    FC_SERVER_PORT=9000 FC_FUNCTION_HANDLER=index.handler ./package/bootstrap
 
 Handler: `file.function` or `folder/file.function`, also async, in the code folder, the
 working one or that of this file. Event: UTF-8 that is JSON (no NaN) arrives as value,
@@ -68,7 +68,7 @@ ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 ENV = dict(os.environ)
 # [fc.start.port] The first is in no document but in every tool.
 PORT = ENV.get("FC_SERVER_PORT") or ENV.get("FC_CUSTOM_LISTEN_PORT") or "9000"
-HANDLER = ENV.get("FC_FUNCTION_HANDLER") or "index.main_handler"
+HANDLER = ENV.get("FC_FUNCTION_HANDLER") or "index.handler"
 CALLS = ("POST /invoke", "POST /initialize", "GET /pre-freeze", "GET /pre-stop")
 # The vendor's pages differ in which of the two counts, so both say the same.
 # [fc.invoke.status] [fc.invoke.success-field]

@@ -4,7 +4,7 @@
 """Run a Python handler on Huawei FunctionGraph.
 
 Copy this file into the function's package as `bootstrap` (mode 755), beside a handler,
-say `index.py` with `def main_handler(event, context)`:
+say `index.py` with `def handler(event, context)`:
 
     python3 emulator.py fg ./package --event '{"key": "value"}'
     RUNTIME_API_ADDR=127.0.0.1:9001 ./package/bootstrap
@@ -53,7 +53,7 @@ NEXT = "/v1/runtime/invocation/request"
 RESPONSE = "/v1/runtime/invocation/response/"
 ERROR = "/v1/runtime/invocation/error/"
 HOST, _, PORT = os.environ.get("RUNTIME_API_ADDR", "").rpartition(":")
-HANDLER = os.environ.get("RUNTIME_HANDLER") or "index.main_handler"
+HANDLER = os.environ.get("RUNTIME_HANDLER") or "index.handler"
 
 
 class Context:

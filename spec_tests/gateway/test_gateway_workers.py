@@ -388,7 +388,7 @@ def test_fcc_fields_pass__initializer(slow: Container, tmp_path: pathlib.Path) -
     (tmp_path / "index.py").write_text(
         "def initialize(context):\n    global limit_ms\n"
         "    limit_ms = context.time_limit_ms\n"
-        "def main_handler(event, context):\n    return limit_ms\n")
+        "def handler(event, context):\n    return limit_ms\n")
     slow.put(profile(url=tmp_path.as_uri(), initializer="index.initialize",
                      command=[sys.executable, "-B", str(gateways.BOOTSTRAP)],
                      worker={"initializationTimeout": 8500}))

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -121,6 +122,21 @@ class Function:
 def protocol(request: pytest.FixtureRequest) -> str:
     """Each protocol in turn."""
     return str(request.param)
+
+
+def test_first_use(protocol: str, tmp_path: pathlib.Path) -> None:
+    """The emulator runs a copy beside the handler that the head of the file shows, with
+    nothing configured."""
+    program = REFERENCE / f"{protocol}_bootstrap.py"
+    shutil.copy(program, tmp_path / "bootstrap")
+    (tmp_path / "bootstrap").chmod(0o755)
+    shown = re.findall(r"`index.py` with `(.*?)`:", program.read_text(encoding="utf-8"))
+    (tmp_path / "index.py").write_text(shown[0] + ":\n    return event\n")
+    port = ["--port", "0"] if protocol == "fc" else []
+    done = subprocess.run([sys.executable, str(REFERENCE / "emulator.py"), protocol,
+                           str(tmp_path), *port, "--event", '{"key": "value"}'],
+                          stdout=subprocess.PIPE, timeout=LIMIT_S)
+    assert json.loads(done.stdout) == {"key": "value"}
 
 
 EVENTS: Dict[bytes, str] = {
