@@ -649,14 +649,10 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             self.limit_reads(SILENCE_S)
         size, parts = 0, []
-        for part in [self.rfile.read(length) or b""] if 0 < length <= limit else (
-                read_parts(self.rfile, length, SKIP_BYTES)):
+        for part in read_parts(self.rfile, length, SKIP_BYTES):
             size += len(part)
             if size <= limit:
                 parts.append(part)
-        if size < length:
-            raise BadMessage("any.http.no-effect", "the body ended, or paused, after "
-                             "%d of %d bytes" % (size, length))
         self.unread = False
         if waits:
             self.limit_reads()
@@ -1453,10 +1449,6 @@ class Instance:
     def room_soon(self) -> int:
         """Return how many invocations it takes as soon as a hook has ended."""
         return 0
-
-    def has_ended(self) -> bool:
-        """Tell whether the process has ended, even if nobody has noticed yet."""
-        return self.process is not None and self.process.has_ended()
 
     # -- start --
 
@@ -2440,14 +2432,14 @@ class PushInstance(Instance):
             self.signal(signal.SIGSTOP)
 
     def _rest_after_hook(self) -> None:
-        verdict = "ended"
-        if not self.has_ended() and self.session.state == "idle":
+        verdict = ""
+        if self.session.state == "idle":
             verdict, _ = self.hook("pre-freeze", self.function.pre_freeze_timeout_s)
         with self.platform.lock:
             self._hook.release()
             if verdict == "broken":  # [fc.hook.broken]
                 self.end([])
-            elif verdict != "ended" and self.session.state == "idle":
+            elif self.session.state == "idle":
                 self.platform.offer(self)
                 if self._move("quiet"):
                     self.signal(signal.SIGSTOP)
@@ -2459,7 +2451,7 @@ class PushInstance(Instance):
         """Thaw, call the pre-stop hook, end it [fc.stop.order]. Blocks for these."""
         with self._hook:
             self.signal(signal.SIGCONT)
-            if self.function.pre_stop and self.served and not self.has_ended():
+            if self.function.pre_stop and self.served:
                 self.hook("pre-stop", self.function.pre_stop_timeout_s)
         super().stop()
 
@@ -2731,7 +2723,8 @@ class Platform:
         settle it."""
         for instance in self.instances[::-1]:
             if instance.has_room():
-                if instance.work or not instance.has_ended():
+                process = instance.process
+                if instance.work or process is None or not process.has_ended():
                     instance.take(invocation)
                     return
                 self.discard(instance, "kill")  # [any.instance.replace]
@@ -3626,8 +3619,7 @@ def run_lines(platform: Platform, lines: Iterable[bytes], parallel: int) -> bool
 
 def submit_line(platform: Platform, number: int, line: bytes,
                 show: Callable[[Dict[str, object]], None]) -> None:
-    """Place an invocation in this thread, so that they queue in order
-    [any.queue.order]; wait for it in another."""
+    """Place an invocation; they queue in the order of the lines [any.queue.order]."""
     identity = None
     try:
         document = json.loads(line)
