@@ -553,6 +553,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     rfile: "io.BufferedReader[Any]"
     head = Head(("", "", ""), (), {}, None, False)  # of the request that is served
+    command = ""            # its method
     ahead = 0               # bytes of its body that came with the head
     closing = False         # it is the last one
     unread = False          # so far, some of its body: what follows is no request
@@ -698,6 +699,7 @@ class Handler(BaseHTTPRequestHandler):
         a thread, so that a slow reader holds up nobody. False when the peer is gone."""
         self._answered.acquire(False)
         self.closing = self.closing or self.unread
+        body = b"" if self.command == "HEAD" else body
         head = self.complete(head, body)
         try:
             sent = self.connection.sendmsg((head, body), (), DONTWAIT)
@@ -1221,9 +1223,8 @@ FC_MARKER = re.compile(rb"(?m)^FC (?:Invoke|Initialize|PreFreeze|PreStop) (?:Sta
 class Log:
     """What a bootstrap prints: passed on as it comes, and the last 4 KB kept."""
 
-    def __init__(self, sink: Callable[[bytes], None], flush: Callable[[], None]
-                 ) -> None:
-        self._sink, self._flush = sink, flush
+    def __init__(self, platform: "Platform") -> None:
+        self._sink, self._flush = platform.write_log, platform.flush
         self._lock = threading.Lock()
         self._tail = b""
         self._read_end = -1     # of the pipe, while it is open
@@ -1433,7 +1434,7 @@ class Instance:
         self.function = platform.function
         self.rules: Any = platform.rules
         self.id = "c-%s" % os.urandom(6).hex()
-        self.log = Log(platform.write_log, platform.flush)
+        self.log = Log(platform)
         self.process: Optional[Process] = None
         self.work: Dict[Invocation, None] = {}  # bound or begun, in this order
         self.ending = ""        # "stop" in order or "kill", whatever came first
@@ -1479,8 +1480,9 @@ class Instance:
             platform.attach(env)
             return
         words = platform.words[:] or [os.path.join(platform.folder, "bootstrap")]
-        if check_program(words, platform.folder, platform.package,
-                         platform.protocol == "fg"):  # [fg.start.shell]
+        by_shell = check_program(words, platform.folder, platform.package,
+                                 platform.protocol == "fg")
+        if by_shell:  # [fg.start.shell]
             words.insert(0, "/bin/sh")
         output = self.log.open()
         try:
@@ -1491,7 +1493,7 @@ class Instance:
         with platform.lock:
             self.process = process
             platform.trace("process", instance=self.id, started=process.pid)
-            if len(words) > len(platform.words or "."):
+            if by_shell:
                 platform.note("bootstrap has no first line such as #!/bin/sh; here and "
                               "in this cloud /bin/sh runs it, elsewhere nothing")
             if self.ending:
@@ -2301,6 +2303,8 @@ class PushInstance(Instance):
             answer.begin(head, fields, own + (("Connection", "Upgrade"),), False)
             answer.tunnel(upstream)
             return "ok", ""
+        if answer.caller is not None:
+            answer.caller.unread = False    # what follows is a request, after all
         # [fc.headers.reserved-response] an offer to upgrade is not for the caller
         fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
         answer.begin(head, fields, own, has_a_body)
@@ -2542,7 +2546,11 @@ class Platform:
             self.note("the function is " + self.package + backslashes(folder))
         self._find_code_folder()
         self.facts: Facts = self.rules.describe(self.function, folder)
-        self.fields = self._fields_template()
+        # those that accompany an event, with %s where they differ
+        facts = {name: text.replace("%", "%%") for name, text in self.facts.items()}
+        facts.update(request_id="%s", control_path="%s", base_path="%s")
+        self.fields = format_head("", self.rules.fill_in(self.rules.HEADERS, facts))[
+            2:-2].decode("latin-1")
 
     def _look(self) -> None:
         """Let the next event start a new instance if the code has changed, running ones
@@ -2614,6 +2622,8 @@ class Platform:
         long. `on_done` is called once."""
         if self._seen is not None:
             self._look()
+        if invocation.caller is not None and wants_upgrade(invocation.http_request):
+            invocation.caller.unread = True     # what follows is for tunnel() alone
         with self.lock:
             if self._accept(invocation):
                 self.place(invocation)
@@ -2891,13 +2901,6 @@ class Platform:
             if any(one.session.state not in IDLE for one in watched):
                 self.watch_memory()
 
-    def _fields_template(self) -> str:
-        """Write the fields that accompany an event, with %s where they differ."""
-        facts = {name: text.replace("%", "%%") for name, text in self.facts.items()}
-        facts.update(request_id="%s", control_path="%s", base_path="%s")
-        fields = self.rules.fill_in(self.rules.HEADERS, facts)
-        return format_head("", fields)[2:-2].decode("latin-1")
-
     def environment(self, facts: Facts) -> Dict[str, str]:
         """Return the bootstrap's whole environment [any.env.inherited]."""
         env = {name: os.environ.get(name, value)
@@ -3056,10 +3059,7 @@ class Caller(Handler):
         """Answer a request whose body, if any, means nothing."""
         with contextlib.suppress(BodyTooLarge):
             self.read_body(CHUNK_BYTES)
-        self._answer(head, body)
-
-    def _answer(self, head: bytes, body: bytes) -> None:
-        self.answer(head, b"" if self.command == "HEAD" else body)
+        self.answer(head, body)
 
     def _invoke(self, request: Optional[HttpRequest]) -> None:
         platform: Platform = self.server.app
@@ -3077,7 +3077,7 @@ class Caller(Handler):
         """Answer, from whatever thread has the outcome."""
         self.server.on_outcome(outcome)
         if not self.invocation.answer.begun:
-            self._answer(*native_answer(outcome))
+            self.answer(*native_answer(outcome))
             return
         if outcome.kind not in ("ok", "function-error"):
             self.closing = True  # half an answer must look like half an answer
@@ -3219,8 +3219,8 @@ Option = NamedTuple("Option", [
     ("name", str), ("takes", str), ("protocols", str), ("needs", str), ("text", str),
     ("default", str), ("setting", str)])    # the latter of Function, if it is just one
 OPTIONS = [Option(*row) for row in re.findall(
-    r"(?m)^  (--\S+) ?(.*?)  +(?:([a-z|]+): )?(?:with (--\S+): )?(.*?)(?: \((.*)\))?()$",
-    HELP)]
+    r"(?m)^  (--\S+) ?(.*?)  +(?:([a-z|]+): )?(?:with (--\S+): )?"
+    r"(.*?)(?: \((.*)\))?()$", HELP)]
 TAKES = dict({option.name: option.takes for option in OPTIONS},
              **{"--help": "", "--version": ""})
 SETTINGS = {"--" + name.replace("_", "-"): name
@@ -3257,10 +3257,11 @@ def format_help(protocol: str) -> str:
             % option.needs, option.text, option.default and " (%s)" % option.default)
             for option in options_of(protocol).values()}
         text = re.sub(r"\n  (--\S+).*", lambda row: rows.pop(row[1], ""), HELP)
-    return ("usage: %s %s CODE [options] [-- COMMAND ARG ...]\n\nRun a custom-runtime "
-            "bootstrap on this machine. CODE is its folder, or a ZIP.\n%s\n"
-            "Exit status: 0 ok, 1 an invocation failed, 2 usage, 3 with --strict: a rule "
-            "was\nbroken, 130 interrupted. The rules: SPEC.md. Defaults: %s %s --help" % (
+    return ("usage: %s %s CODE [options] [-- COMMAND ARG ...]\n\n"
+            "Run a custom-runtime bootstrap on this machine. CODE is its folder, or a "
+            "ZIP.\n%s\nExit status: 0 ok, 1 an invocation failed, 2 usage, 3 with "
+            "--strict: a rule was\nbroken, 130 interrupted. The rules: SPEC.md. "
+            "Defaults: %s %s --help" % (
                 name, protocol or "|".join(PROTOCOLS), text, name, protocol or "fg"))
 
 

@@ -1270,7 +1270,7 @@ class Caller(emulator.Handler):
         head, body = emulator.json_answer(status, {
             "errorType": failure.name, "errorMessage": failure.message})
         self.answer(head[:-2] + b"X-Fc-Status: 404\r\nX-Noslate-Error: %s\r\n\r\n"
-                    % failure.name.encode(), b"" if self.command == "HEAD" else body)
+                    % failure.name.encode(), body)
         return status
 
 
