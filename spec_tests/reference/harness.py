@@ -302,13 +302,14 @@ def held() -> Tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
-def processes(mark: str) -> List[str]:
-    """Return the ids of the living processes whose command line holds `mark`."""
+def processes(*marks: str) -> List[str]:
+    """Return the ids of the living processes whose command line holds one of `marks`."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:
-                if mark.encode() in file.read():
+                line = os.fsdecode(file.read())
+                if any(mark in line for mark in marks):
                     found.append(name)
         except OSError:
             pass  # it has ended
@@ -327,14 +328,25 @@ def process_state(process_id: int) -> str:
 # ---- fixtures ----
 
 
+FOLDERS: List[str] = []  # of the code of a module's tests
+
+
 @pytest.fixture
-def code(tmp_path: pathlib.Path) -> Iterator[str]:
-    """A code folder with scripted_bootstrap.py; what is left of it is killed."""
-    folder = scripted_bootstrap.place(tmp_path / "code")
-    yield folder
-    for process_id in processes(folder):
+def code(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> str:
+    """A code folder with scripted_bootstrap.py; what is left of it is killed at the end
+    of the module, as to look for it takes longer than many a test."""
+    if not FOLDERS:
+        request.node.parent.addfinalizer(kill_leftovers)
+    FOLDERS.append(scripted_bootstrap.place(tmp_path / "code"))
+    return FOLDERS[-1]
+
+
+def kill_leftovers() -> None:
+    """Kill what still runs in a code folder."""
+    for process_id in processes(*FOLDERS):
         with contextlib.suppress(OSError):
             os.kill(int(process_id), signal.SIGKILL)
+    FOLDERS.clear()
 
 
 @pytest.fixture
