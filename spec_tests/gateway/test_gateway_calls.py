@@ -228,10 +228,11 @@ def test_fcc_admin_local(container: Container) -> None:
 # ---- streams ----
 
 
-@pytest.mark.parametrize("size", [0, 1, 65537, 32 << 20])
-@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("size, chunked", [
+    (0, False), (1, False), (65537, False), (32 << 20, False), (0, True), (1, True),
+    (65537, True), (4 << 20, True)])
 def test_fcc_stream_both(container: Container, size: int, chunked: bool) -> None:
-    """Bodies of any size pass unchanged in both directions."""
+    """Bodies of any size up to the limit pass unchanged in both directions."""
     body = os.urandom(1024) * (size // 1024) + b"x" * (size % 1024)
     with container.connection() as connection:
         fields = {"X-Fc-Control-Path": "/invoke", "x-noslated-dispatch": "echo"}
