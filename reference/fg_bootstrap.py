@@ -274,18 +274,18 @@ def main() -> None:
     while not platform.is_stopping:
         asked_s = monotonic()
         answer = platform.ask("GET", NEXT)
-        if not answer or not answer[0].get("x-cff-request-id"):
+        request_id = answer and answer[0].get("x-cff-request-id")
+        if not request_id:
             if monotonic() - asked_s > PAUSE_MAX_S:
                 pause_s = PAUSE_MIN_S  # a long poll came to its end
             platform.wait(limit_s=pause_s)  # [any.poll.retry] [any.poll.pause]
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
             continue
         pause_s = PAUSE_MIN_S
-        context = Context(*answer)
-        ok, body = handler.invoke(context)
+        ok, body = handler.invoke(Context(*answer))
         log()
         # [any.result.once] [fg.response.id]
-        platform.ask("POST", (RESPONSE if ok else ERROR) + context.request_id, body)
+        platform.ask("POST", (RESPONSE if ok else ERROR) + request_id, body)
 
 
 if __name__ == "__main__":
