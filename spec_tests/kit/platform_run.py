@@ -712,8 +712,8 @@ class PlatformUnderTest(kit.Subject):
         return self._lend(self.options(options))
 
     def bare_run(self, *options: str) -> ContextManager[PlatformRun]:
-        """Lend a platform with these options and its own limits; no bootstrap of it
-        must be left afterwards."""
+        """Lend a platform with these options and its own limits; no bootstrap must be
+        left of one whose options a transcript has, too."""
         port = ("--port", "0") if self.implementation.protocol == "fc" else ()
         return self._lend((*port, *options))
 

@@ -508,11 +508,11 @@ def test_any_result_size(pull_platform: PlatformUnderTest, more: int, status: in
             length = [("Content-Length", str(size + more))]
             head = wire.request_bytes("POST", instance.result_path(kind), length)
             same(status, instance.ask(head, size + more).status, "status")
-            outcome = run.outcome("response-too-large" if more else
-                                  "ok" if kind == "response" else "function-error")
+            outcome = run.outcome("response-too-large" if more else "ok" if
+                                  kind == "response" else "function-error", instance)
             if (more, kind) == (0, "response"):
                 same(size, len(outcome.body))
-            run.discard(instance)
+        bare.discard_idle()
 
 
 def test_any_id_form(platform: PlatformUnderTest) -> None:
@@ -856,7 +856,7 @@ def test_any_log(platform: PlatformUnderTest, when: str, rule: str, to: int) -> 
     event, or of the next one."""
     platform.needs("logs")
     mark = os.urandom(8).hex().encode()
-    with platform.new_run() as run:
+    with platform.used_run() as run:
         instance = run.starting() if rule == "any.log.first" else run.fetched()
         if when == "while idle":
             run.finish(instance)
