@@ -145,7 +145,7 @@ END_S = 5.0                  # for processes that were killed
 ANSWER_S = 1.0               # for answers on their way when the server ends
 EXEC_S = 0.02                # a process that is being forked has no environment yet
 KILL_ROUNDS = 10             # looks for what a worker has forked
-FREEZE_S = 0.2               # a look that much too late means: we were frozen
+LATE_S = 0.1                 # a look that is later means: we were frozen
 TAIL_BYTES = 500             # of what a worker said that could not start
 LOGS_KEPT = 100              # log folders of workers that have stopped
 
@@ -414,17 +414,16 @@ def plan_workers(profile: Profile, active: int, ready: int, starting: int,
 
 class RunningClock(emulator.Clock):
     """Seconds without those for which the container was frozen, the time of all limits
-    [fcc.freeze.clocks]: a look at the deadlines that is far too late was a freeze. Who
-    asks first notices, be it a call that came sooner than the look. While calls run,
-    the look at memory bounds the time between two, and so what is not noticed."""
+    [fcc.freeze.clocks]: it stands while the next look at the deadlines is late, also
+    for a call that comes after a freeze and before that look. While calls run, the look
+    at memory bounds the time between two, and so what is not noticed."""
 
     frozen_s = 0.0
 
     def now(self) -> float:
         """Return the running time."""
-        time_s, looks_at = time.monotonic(), self._looks_at
-        if time_s - self.frozen_s - looks_at > FREEZE_S:
-            self.frozen_s = time_s - looks_at
+        time_s = time.monotonic()
+        self.frozen_s = max(self.frozen_s, time_s - self._looks_at - LATE_S)
         return time_s - self.frozen_s
 
 
@@ -651,6 +650,7 @@ class Call:
 
     turn: Tuple[socket.socket, ...] = ()     # the first is shut when it comes
     refusal: Optional[Failure] = None        # it fails unless it is in a worker
+    broker: Broker                           # of its function, once it was let in
     worker: Optional[Worker] = None
     upstream: Optional[emulator.Upstream] = None
     status = 0                   # of its answer, 0 before that has begun
@@ -696,10 +696,7 @@ class Call:
         poll = select.poll()
         for peer in (self.turn[1], self.caller.connection):
             poll.register(peer, select.POLLRDHUP)
-        is_here = self.turn[1].fileno() in dict(poll.poll())
-        for end in self.turn:
-            end.close()
-        return is_here
+        return self.turn[1].fileno() in dict(poll.poll())
 
     def run(self, body: bytes) -> None:
         """Send it to a worker and pass the answer on. Blocks until the deadline at
@@ -931,37 +928,42 @@ class Agent:
     def connect(self, call: Call) -> Tuple[Worker, emulator.Upstream]:
         """Get a slot and a connection for a call. Blocks until its deadline at most.
         Raises Failure."""
+        with self.lock:
+            self._let_in(call)
         while True:
-            worker = self._admit(call)
+            worker = self._wait_for_worker(call)
             upstream = worker.connect(call.upstream)
             with self.lock:
                 call.upstream = upstream  # from here on lateness cuts it off
-                if upstream is None:
-                    call.worker = None
-                    self._free(worker, True)  # another worker may have the call
-                elif call.refusal is not None:
+                if call.refusal is not None:
                     raise call.refusal
-                else:
+                if upstream is not None:
                     return worker, upstream
+                call.broker = self._find_broker(call)
+                call.broker.queue.appendleft(call)  # another worker may have it
+                call.worker = None
+                self._free(worker, True)
 
-    def _find_broker(self, call: Call) -> Broker:
+    def _let_in(self, call: Call) -> None:
         if self.state != "running":
             raise Failure("AgentClosed", "the gateway is %s", self.state)
-        broker = self.brokers.get(call.name)
-        if broker is None:
-            raise Failure("UnknownFunction", "no function %r; a call names it in "
-                          "x-noslated-dispatch", call.name)
+        call.broker = self._find_broker(call)
         if self.calls > self.settings.calls:  # [fcc.limit.calls]
             raise Failure("Overloaded", "too many calls: %d", self.calls)
-        if not broker.take_token(time.monotonic()):
+        if not call.broker.take_token(time.monotonic()):
             raise Failure("RateLimited", "%s is over its rate", call.name)
-        return broker
+        call.broker.queue.append(call)
 
-    def _admit(self, call: Call) -> Worker:
-        """Get a slot for a call, at once or when its turn comes."""
+    def _find_broker(self, call: Call) -> Broker:
+        if call.name not in self.brokers:
+            raise Failure("UnknownFunction", "no function %r; a call names it in "
+                          "x-noslated-dispatch", call.name)
+        return self.brokers[call.name]
+
+    def _wait_for_worker(self, call: Call) -> Worker:
+        """Get a slot for a call in the queue, at once or when its turn comes."""
+        broker = call.broker
         with self.lock:
-            broker = self._find_broker(call)
-            broker.queue.append(call)
             self._serve_queue(broker)
             if call.worker is None:
                 call.refusal = call.refusal or self._cannot_wait(broker, call)
@@ -969,6 +971,8 @@ class Agent:
             call.turn = socket.socketpair() if waits else ()
         is_here = not waits or call.wait()
         with self.lock:
+            for end in call.turn:
+                end.close()  # not while another thread shuts it down
             if not is_here:
                 call.refuse(Failure("CallerGone", "the caller has gone"))
             if call in broker.queue:

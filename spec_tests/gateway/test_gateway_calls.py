@@ -16,6 +16,7 @@ FUNCTIONS = {
     "functions": [
         profile("echo"), profile("other", env={"COLOUR": "red"}, handler="a.b"),
         profile("rated", rateLimit={"maxTokenCount": 2, "fillInterval": 1e9}),
+        profile("twice", rateLimit={"maxTokenCount": 2, "fillInterval": 1e9}),
         profile("refilled", rateLimit={"maxTokenCount": 1, "fillInterval": 50}),
         profile("queueless", worker={"disableRequestQueue": True}),
         profile("crash", env={"START": "crash"}),
@@ -390,6 +391,14 @@ def test_fcc_retry_none__idle(container: Container) -> None:
         os.kill(pid, signal.SIGKILL)
         until(lambda: pid not in container.processes(), "the worker is dead")
         assert container.invoke(b"hi").body == b"hi"
+
+
+def test_fcc_limit_rate__idle(container: Container) -> None:
+    """A call that was given to such a worker has its token already."""
+    pid = container.invoke(call_of("pid"), "twice").json
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pid not in container.processes(), "the worker is dead")
+    assert container.invoke(b"hi", "twice").body == b"hi"
 
 
 def test_fcc_disposable_one(container: Container) -> None:
