@@ -201,7 +201,7 @@ def test_fc_start_port__elsewhere(host: str, offset: str, said: str, code: str) 
     """Where the server does listen is named."""
     log: List[bytes] = []
     outcome = invoke(code, "fc", start_timeout_s=1, on_log=log.append,
-                     command=[sys.executable, "-c", LISTEN, host, offset])
+                     command=[sys.executable, "-IS", "-c", LISTEN, host, offset])
     port = b"".join(log).split()[-1].decode()
     assert outcome.kind == "start-error"
     assert re.search(said.replace("PORT", port), outcome.message), outcome.message
