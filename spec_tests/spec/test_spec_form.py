@@ -1,7 +1,6 @@
 # test_spec_form.py: SPEC.md has the form that it promises (MIT).
 """Lint of SPEC.md, and what the parser says about a SPEC.md that breaks the form."""
 
-import functools
 import json
 import pathlib
 import re
@@ -38,40 +37,30 @@ def test_form(the_spec: spec.Spec) -> None:
     assert [str(error) for error in spec.lint(the_spec)] == []
 
 
-@pytest.mark.parametrize("path", repository_files(),
-                         ids=lambda path: str(path.relative_to(ROOT)))
-def test_citations(the_spec: spec.Spec, path: pathlib.Path) -> None:
+def test_citations(the_spec: spec.Spec) -> None:
     """Every rule id that a file cites is in SPEC.md."""
-    text = path.read_bytes()
-    if b"\0" in text:
-        return  # a binary
-    cited = set(spec.cited(text.decode("utf-8", "replace")))
-    assert sorted(cited - rule_ids(the_spec)) == []
+    texts = {str(path.relative_to(ROOT)): path.read_bytes() for path in repository_files()}
+    unknown = {name: set(spec.cited(text.decode("utf-8", "replace"))) - rule_ids(the_spec)
+               for name, text in texts.items() if b"\0" not in text}  # else a binary
+    assert {name: ids for name, ids in unknown.items() if ids} == {}
 
 
-@functools.lru_cache(maxsize=None)
-def signatures(path: pathlib.Path) -> List[Tuple[str, Set[str]]]:
-    """Return name and arguments of each test of a file."""
-    found = re.findall(r"(?ms)^ *def (test_\w+)\((.*?)\) ->",
-                       path.read_text(encoding="utf-8"))
+def signatures() -> List[Tuple[str, Set[str]]]:
+    """Return name and arguments of each test."""
+    texts = [path.read_text(encoding="utf-8")
+             for path in (ROOT / "spec_tests").glob("*/test_*.py")]
+    found = re.findall(r"(?ms)^ *def (test_\w+)\((.*?)\) ->", "\n".join(texts))
     return [(name, set(re.findall(r"(\w+):", arguments))) for name, arguments in found]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "spec_tests").glob("*/test_*.py")),
-                         ids=lambda path: path.name)
-def test_test_names(the_spec: spec.Spec, path: pathlib.Path) -> None:
-    """A test whose name begins with a protocol is named for a rule of SPEC.md."""
+def test_test_names(the_spec: spec.Spec) -> None:
+    """A test whose name begins with a protocol is named for a rule of SPEC.md; what takes
+    an argument of the kit is named for a protocol, else it never runs."""
     rules = checks.rule_names(the_spec)
-    named = [name for name, arguments in signatures(path)
+    named = [name for name, arguments in signatures()
              if "rule" not in arguments and name.split("_")[1] in spec.PROTOCOLS]
     assert [name for name in named if not checks.find_rule(rules, name, {})] == []
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "spec_tests").glob("*/test_*.py")),
-                         ids=lambda path: path.name)
-def test_check_names(path: pathlib.Path) -> None:
-    """What takes an argument of the kit is named for a protocol, else it never runs."""
-    checked = [name for name, arguments in signatures(path)
+    checked = [name for name, arguments in signatures()
                if arguments & set(checks.FIXTURES)]
     assert [name for name in checked if name.split("_")[1] not in spec.PROTOCOLS] == []
 
