@@ -288,6 +288,21 @@ class Instance:
             self.close(number)
         while reply.status == 204 and time.monotonic() < deadline:
             reply = self.call(self.poll_bytes())
+        return self.noted(reply)
+
+    def catch(self) -> int:
+        """Poll until there is an event; return the connection, which stays open."""
+        deadline = time.monotonic() + self.run.patience_s
+        while True:
+            number = self.park()
+            reply = self.read(number)
+            if reply.status != 204 or time.monotonic() > deadline:
+                self.noted(reply)
+                return number
+            self.close(number)
+
+    def noted(self, reply: Message) -> Message:
+        """Return an event, which is now that of the instance. Raises Mismatch."""
         if reply.end != "whole" or reply.status != 200:
             raise Mismatch("an event", f"{reply.end}, {reply.start!r}")
         self.request_id = reply.header(kit.DIALECTS[self.run.protocol].id_header) or ""

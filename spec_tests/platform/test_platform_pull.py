@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import wire
-from kit import DIALECTS, Mismatch, document, same, waits
+from kit import Mismatch, document, same, waits
 from platform_run import CLOCKED, Instance, PlatformRun, PlatformUnderTest
 
 
@@ -25,9 +25,8 @@ def test_any_poll_reset(pull_platform: PlatformUnderTest, parked: bool) -> None:
     also one that was held by then."""
     with pull_platform.used_run() as run:
         instance = run.idle_one()
-        first = instance.park()
         run.issue(b"precious")
-        instance.read(first)
+        first = instance.catch()
         second = instance.park() if parked else None
         instance.close(first, reset=True)
         same(b"precious", instance.fetch(second).body)
@@ -38,11 +37,8 @@ def test_any_poll_reset__result(pull_platform: PlatformUnderTest) -> None:
     """A client that has read the event, and then resets, may still give the result."""
     with pull_platform.used_run() as run:
         instance = run.idle_one()
-        first = instance.park()
         run.issue(b"precious")
-        id_header = DIALECTS[run.protocol].id_header
-        instance.request_id = instance.read(first).header(id_header) or ""
-        instance.close(first, reset=True)
+        instance.close(instance.catch(), reset=True)
         run.settle()
         run.finish(instance)
 
