@@ -1350,8 +1350,7 @@ class Answer:
 
     def tunnel(self, upstream: "Upstream") -> None:
         """Pass what follows an upgrade through until either side ends it."""
-        if self.caller is None:
-            raise BadMessage("fc.upgrade.pass", "101 without an HTTP caller")
+        assert self.caller is not None
         self.caller.closing = True
         self.caller.limit_reads(0)
         upstream.caller = None  # either side may end it, that is no fault
@@ -1735,7 +1734,7 @@ class PullInstance(Instance):
             if before == "stopping":
                 session.state = "idle"
             elif before == "running" and self.bringer is not None and hung_up(
-                    self.bringer.connection):
+                    self.bringer.connection) and not self.parked:  # else it is alive
                 before = session.state = "issued"
         return before
 
@@ -1746,10 +1745,11 @@ class PullInstance(Instance):
         before = self._welcome(call)
         row = session.receive(call, request_id, size >= 0)
         invocation = next(iter(self.work), None)
-        platform.trace_message(
-            "call", self.id, api.head, body, size, call=call, state=before,
-            action=row.action, next=row.state, rule=row.rule,
-            request_id=invocation.request_id if invocation else "")
+        if platform.on_trace:
+            platform.trace_message(
+                "call", self.id, api.head, body, size, call=call, state=before,
+                action=row.action, next=row.state, rule=row.rule,
+                request_id=invocation.request_id if invocation else "")
         text = "the bootstrap reported an error" + error_text(body) if (
             row.action == "fail") else "the result has %d bytes; the limit is %d" % (
                 size, self.function.result_bytes) if row.action == "overflow" else ""
@@ -1784,10 +1784,9 @@ class PullInstance(Instance):
         elif action == "deliver" and invocation is not None:
             api.defer()
             later(self.deliver, invocation, [api])
-        elif action == "refuse":
-            later(api.refuse_call, 404, "no outstanding invocation has this id")
-        elif action == "overflow":
-            later(api.refuse_call, 413, text)
+        elif action in self.rules.REFUSALS:
+            status, known = self.rules.REFUSALS[action]
+            later(api.refuse_call, status, text or known)
         else:
             later(api.answer, EMPTY_ANSWER)
 
@@ -2064,7 +2063,7 @@ class PushInstance(Instance):
     def _move(self, call: str) -> str:
         before = self.session.state
         action: str = self.session.move(call)
-        if action:
+        if action and self.platform.on_trace:
             self.platform.trace("move", instance=self.id, call=call, state=before,
                                 action=action, next=self.session.state,
                                 rule=self.rules.STATES[before, call].rule)
@@ -2219,10 +2218,11 @@ class PushInstance(Instance):
         kind, text = self._pass(invocation, upstream, answer, has_a_body)
         upstream.caller, upstream.used = None, True
         with self.platform.lock:
-            self.platform.trace_message(
-                "answer", self.id, answer, invocation.answer.first,
-                invocation.answer.size, kind=kind, rule="fc.invoke.answer",
-                request_id=invocation.request_id)
+            if self.platform.on_trace:
+                self.platform.trace_message(
+                    "answer", self.id, answer, invocation.answer.first,
+                    invocation.answer.size, kind=kind, rule="fc.invoke.answer",
+                    request_id=invocation.request_id)
             if whole and answer.keep_alive and answer.words[1] != "101" and (
                     answer.length is not None or not has_a_body) and (
                     self.session.state != "stopping"):
@@ -2296,15 +2296,14 @@ class PushInstance(Instance):
         if answer.caller is not None:
             left = max(0.001, invocation.deadline - time.monotonic())
             answer.caller.limit_writes(min(SILENCE_S, left))
+            answer.caller.unread = head.words[1] == "101"   # what follows is no request
         if head.words[1] == "101":  # [fc.upgrade.pass]
-            if not wants_upgrade(invocation.http_request):
+            if answer.caller is None or not wants_upgrade(invocation.http_request):
                 raise BadMessage("fc.upgrade.pass", "status 101 for a request that did "
-                                 "not ask to upgrade")
+                                 "not ask to upgrade, or came without a caller")
             answer.begin(head, fields, own + (("Connection", "Upgrade"),), False)
             answer.tunnel(upstream)
             return "ok", ""
-        if answer.caller is not None:
-            answer.caller.unread = False    # what follows is a request, after all
         # [fc.headers.reserved-response] an offer to upgrade is not for the caller
         fields = [pair for pair in fields if pair[0].lower() != "upgrade"]
         answer.begin(head, fields, own, has_a_body)
@@ -2973,15 +2972,14 @@ class Platform:
                       size: int = -1, **facts: object) -> None:
         """Report a message: its first line, the fields of SHOWN_FIELDS, its size and
         how it begins."""
-        if self.on_trace is not None:
-            words, size = head.words, max(size, len(body))
-            first: Dict[str, object] = {"method": words[0], "path": words[1]} if (
-                head.is_request) else {"status": int(words[1])}
-            text = body[:SEEN_CHARACTERS].decode("utf-8", "replace")
-            self.trace(what, instance=instance, **first, fields={
-                name: value for name, value in head.fields
-                if name.lower() in SHOWN_FIELDS}, bytes=size,
-                body=text + "\u2026" * (size > SEEN_CHARACTERS), **facts)
+        words, size = head.words, max(size, len(body))
+        first: Dict[str, object] = {"method": words[0], "path": words[1]} if (
+            head.is_request) else {"status": int(words[1])}
+        text = body[:SEEN_CHARACTERS].decode("utf-8", "replace")
+        self.trace(what, instance=instance, **first, fields={
+            name: value for name, value in head.fields
+            if name.lower() in SHOWN_FIELDS}, bytes=size,
+            body=text + "\u2026" * (size > SEEN_CHARACTERS), **facts)
 
     def trace(self, what: str, **facts: object) -> None:
         """Report a message or a change of state."""

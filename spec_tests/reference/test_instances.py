@@ -5,7 +5,9 @@ import json
 import os
 import pathlib
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any, Callable, Dict, List, Tuple
@@ -14,7 +16,7 @@ import emulator
 import pytest
 import scripted_bootstrap
 import wire
-from harness import (PROTOCOLS, Harness, background, code, event, fifo,
+from harness import (PROTOCOLS, Harness, Peer, background, code, event, fifo,
                      outcome_of, process_state, processes, scale, until)
 
 __all__ = ["code", "fifo"]
@@ -250,3 +252,37 @@ def test_any_memory_limit__result(protocol: str, code: str,
             "out-of-memory")
         assert harness.outcome(b"next") == ("ok", b"next")
     assert until(lambda: processes(code) == [])
+
+
+def test_attach__another_poller() -> None:
+    """fg: that a client hangs up after its event is no new start while another poll
+    waits; the event is not given twice."""
+    seen: List[Any] = []
+    with Harness("fg", on_trace=seen.append) as harness:
+        callers, address = [harness.event(b"x")], harness.api()
+        polls = []
+        for number in range(3):
+            polls.append(Peer(socket.create_connection(address, 5)))
+            polls[-1].send(wire.request_bytes("GET", "/v1/runtime/invocation/request"))
+            assert until(lambda: sum(one["what"] == "call" for one in seen) > number)
+            if not number:
+                request_id = polls[0].answer().header("x-cff-request-id") or ""
+            elif number == 1:
+                polls[0].close()
+        result = Peer(socket.create_connection(address, 5))
+        result.send(wire.request_bytes("POST", "/v1/runtime/invocation/response/"
+                                       + request_id, (), b"done"))
+        assert outcome_of(callers[0]) == ("ok", b"done")
+        callers.append(harness.event(b"y"))
+        assert select.select([poll.sock for poll in polls[1:]], [], [], 20)[0] == [
+            polls[1].sock]
+        assert polls[1].answer().body == b"y"
+
+
+def test_any_api_unknown__head() -> None:
+    """HEAD is answered without a body, so that the next answer is read as one."""
+    with Harness("scf") as harness:
+        harness.event(b"x")
+        peer = Peer(socket.create_connection(harness.api(), 5))
+        peer.send(b"HEAD /nothing HTTP/1.1\r\n\r\n" * 2)
+        assert [peer.answer("HEAD").status for _ in range(2)] == [404, 404]
