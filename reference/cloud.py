@@ -470,6 +470,7 @@ class Function:
         self.folder = ""            # that keeps it
         self.lock = threading.Lock()    # of what follows
         self.platform: Optional[emulator.Platform] = None
+        self.port = 0               # of fc, as chosen; 0: none yet, or one that is free
         self.is_retired = False
         self.has_ended = threading.Event()
 
@@ -488,7 +489,7 @@ class Function:
 
     def has_port(self, port: int) -> bool:
         """Tell whether its instance has that port, or may have it again."""
-        return self.platform is not None and self.platform.function.port == port
+        return self.port == port and not self.has_ended.is_set()
 
     def retire(self, drain: bool = True) -> None:
         """Take no more; with `drain` what was accepted comes to its outcome. Blocks
@@ -706,10 +707,13 @@ class Cloud:
         if function.vendor == "fc":  # [fc.cloud.port]
             port = settings.setdefault("port", emulator.RULES["fc"].DEFAULT_PORT)
             for one in self.leaving:
-                if one.has_port(port):
+                if one.has_port(port) and one != function:
                     one.has_ended.wait()
-            if any(one.has_port(port) for one in self.list("fc")):
-                settings["port"] = 0
+            with self.lock:  # others that start at the same time want it, too
+                if any(one.has_port(port) and one != function
+                       for one in [*self.list("fc"), *self.leaving]):
+                    settings["port"] = 0
+                function.port = settings["port"]
         try:
             return emulator.Platform(
                 function.vendor, function.code, on_log=self.on_log, on_note=lambda text:

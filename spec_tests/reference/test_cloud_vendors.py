@@ -2,6 +2,8 @@
 """Requests as the vendors' clients send them, and the answers that they need."""
 
 import base64
+import concurrent.futures
+import contextlib
 import io
 import json
 import zipfile
@@ -9,7 +11,7 @@ from typing import Any, Dict, List
 
 import emulator
 import pytest
-from cloud_harness import URN, Local, hello, local, package, zipped
+from cloud_harness import URN, Client, Local, hello, local, package, zipped
 
 __all__ = ["hello", "local", "package"]
 
@@ -415,6 +417,30 @@ def test_fc_cloud_port(tmp_path: Any, package: bytes) -> None:
             seen.append(int(json.loads(one.result("fc", name, ["env"]))[
                 "FC_SERVER_PORT"]))
         assert seen[0] == port != seen[1]
+    finally:
+        one.stop()
+
+
+def test_fc_cloud_port__at_once(tmp_path: Any, package: bytes) -> None:
+    """Functions that start at the same time do not share one: each gets its events."""
+    with zipfile.ZipFile(io.BytesIO(package)) as archive:
+        bootstrap = archive.read("bootstrap")
+    large = zipped({"bootstrap": bootstrap, **{  # it takes a while to unpack it
+        "data/%d" % number: b"" for number in range(200)}})
+    port, names = emulator.free_port(), ["first", "second", "third"]
+    one = Local(tmp_path / "state", large)
+    del one.cloud.settings["port"]
+
+    def name_of(name: str) -> str:
+        with contextlib.closing(Client(one.port)) as client:
+            env = client.result("fc", name, ["env"])
+        return str(json.loads(env).get("FC_FUNCTION_NAME"))
+
+    try:
+        for name in names:
+            one.create("fc", name, customRuntimeConfig={"port": port})
+        with concurrent.futures.ThreadPoolExecutor() as callers:
+            assert list(callers.map(name_of, names)) == names
     finally:
         one.stop()
 

@@ -76,7 +76,7 @@ BUDGETS = {"scf_platform": 665, "fg_platform": 691, "fc_platform": 793,
            "scf_bootstrap": 287, "fg_bootstrap": 292, "fc_bootstrap": 490,
            "emulator": 3853,
            "gateway": 1423,
-           "cloud": 1536}
+           "cloud": 1540}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
