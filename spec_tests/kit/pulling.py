@@ -108,17 +108,20 @@ NAMED: Dict[str, Framing] = {
     "many-blanks": lambda headers, body: blanks(headers, body, b"  \t "),
     "decoys": decoys,
 }
-CHUNKED: Dict[str, Framing] = {
-    "small": lambda headers, body: [b"".join(in_chunks(headers, wire.chunked(body)))],
-    "odd": lambda headers, body: [b"".join(cased(headers, b"", str.lower)).replace(
+TRICKY, LARGE_CHUNK = b"one\r\n0\r\n\r\ntwo\n", b"y" * 100_000
+CHUNKED: List[Tuple[Framing, List[bytes]]] = [
+    (lambda headers, body: [b"".join(in_chunks(headers, wire.chunked(body)))],
+     [TRICKY, b"", LARGE_CHUNK]),
+    (lambda headers, body: [b"".join(cased(headers, b"", str.lower)).replace(
         b"content-length: 0", b"transfer-encoding: Chunked") + wire.odd_chunks(body)],
-    "one": lambda headers, body: in_chunks(headers, wire.chunked(body, len(body) or 1)),
-    "zeros": lambda headers, body: in_chunks(headers, b"000%x\r\n%b\r\n00\r\n\r\n" % (
-        len(body), body)),
-    "bytes": lambda headers, body: [*in_chunks(headers, b""), *(
-        wire.chunked(body, 1)[i:i + 1] for i in range(len(wire.chunked(body, 1))))],
-}
-CHUNKED_EVENTS = [b'{"a": 1}', b"one\r\n0\r\n\r\ntwo\n", b"z" * 0xAB]
+     [b"z" * 0xAB, TRICKY]),
+    (lambda headers, body: in_chunks(headers, wire.chunked(body, len(body) or 1)),
+     [TRICKY, b"", LARGE_CHUNK]),
+    (lambda headers, body: in_chunks(headers, b"000%x\r\n%b\r\n00\r\n\r\n" % (
+        len(body), body)), [b"z" * 0xAB, TRICKY]),
+    (lambda headers, body: [*in_chunks(headers, b""), *(  # byte by byte
+        bytes([byte]) for byte in wire.chunked(body, 1))], [TRICKY, b""]),
+]
 CLOSING: Dict[str, Framing] = {
     "close": lambda headers, body: [
         wire.response(200, [*headers, ("Connection", "close")], body)],
