@@ -712,12 +712,10 @@ def test_attach__started_again(protocol: str, code: str, fifo: Callable[[str], s
         assert protocol == "fc" or not any("broke" in line for line in one.lines)
 
 
-@PROTOCOLS
-def test_attach__eval(protocol: str, code: str) -> None:
+def test_attach__eval(code: str) -> None:
     """A shell can take the variables over while the emulator goes on beside it."""
     script = 'eval "$("$@" &)"; exec "$0/bootstrap"'
-    command = ["sh", "-c", script, code, *words(protocol, code, *ATTACH, "--serve",
-                                                "0")]
+    command = ["sh", "-c", script, code, *words("scf", code, *ATTACH, "--serve", "0")]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, start_new_session=True) as process:
         one = Live(process)
@@ -728,7 +726,7 @@ def test_attach__eval(protocol: str, code: str) -> None:
             one.thread.join(5)
 
 
-@PROTOCOLS
+@pytest.mark.parametrize("protocol", ("fc", "scf"))
 def test_attach__terminal(protocol: str, code: str) -> None:
     """A person is told on stderr what to start with which variables, and that it
     waits; so it is where results go to stdout."""
