@@ -15,7 +15,8 @@ It runs one event at a time. emulator.py has what is left out: any.instance.on-d
 any.instance.idle, any.queue.limit, any.memory.limit, any.package.*,
 any.start.code-folder, any.log.first, any.log.tail and any.log.frame (output goes to
 stderr), any.caller.gone, any.stop.drain on a signal, and to refuse what no client
-sends: any.http.malformed, any.http.framing, any.limits.head, any.limits.slow.
+sends: any.http.malformed, any.http.framing, any.limits.head, any.limits.slow. The
+conformance kit is told so: --without instances,memory,packages,hostile,slow-heads.
 """
 from __future__ import annotations
 
@@ -82,7 +83,10 @@ ENDPOINTS: Dict[Tuple[str, str], str] = {
     ("POST", "/v1/runtime/invocation/error/"): "error",
 }
 
-# (state, call) -> what is done, the next state, the rule. Calls beside those of the
+# (state, call) -> action, the next state, the rule. Actions: `accept`, answer with an
+# empty 200; `hold`, answer when the state has a row that says otherwise; `deliver`,
+# answer with the event; `finish`, `fail`, take the result, answer as `accept`;
+# `overflow`, `refuse`, as REFUSALS say. Calls beside those of the
 # bootstrap: `issue`, there is an event; `oversize`, a result over result_bytes;
 # `stray`, one for another id.
 STATES = {
@@ -101,10 +105,11 @@ for _state in ("starting", "idle", "issued", "stopping"):  # nobody waits for a 
     for _call in ("response", "error", "oversize", "stray"):
         STATES[_state, _call] = Row("refuse", _state, "fg.result.unknown-id")
 
-# The outcome of an action; of a state, when its limit is over, when the process ends.
+# action -> outcome; action -> status and message of the answer to it
 RESULTS = {"finish": "ok", "fail": "function-error", "overflow": "response-too-large"}
 REFUSALS = {"refuse": (404, "no outstanding invocation has this id"),
             "overflow": (413, "the result is too large")}
+# state -> outcome when its limit is over, when the process ends; what was missing
 ON_TIME = {"starting": "init-timeout", "issued": "not-fetched", "running": "timeout"}
 ON_EXIT = {"starting": "init-error", "issued": "exit", "running": "exit"}
 NO_ANSWER = {"starting": "the bootstrap did not ask for an event",
@@ -223,8 +228,9 @@ class Session:
         self._on_way, self._reached, self._unread = 0, False, False
 
     def delivered(self, request_id: str, reached: bool) -> None:
-        """Note whether an answer with the event arrived; its result may be faster. One
-        that has reached nobody is for the next poll [any.poll.dead]."""
+        """Note whether an answer with the event arrived; if it reached nobody, the next
+        poll gets the event [any.poll.dead]. The result may have come before this: then
+        another event is due, or none, and nothing changes."""
         if self.state == "running" and request_id == self.request_id:
             self._on_way -= 1
             self._reached = self._reached or reached
@@ -445,12 +451,12 @@ class Instance(ThreadingHTTPServer):
         self.serving = threading.Thread(target=self.serve, daemon=True)
         self.connections: List[threading.Thread] = []
         self.started = self.grace_ends = 0.0  # on the monotonic clock
-        self.changed = threading.Condition()  # re-entrant; guards what follows
+        self.changed = threading.Condition()  # guards what follows; it is re-entrant
         self.session = Session()              # `stopping`: it gets no more events
         self.request_id, self.event = "", b""  # no id: no event, or it has its outcome
         self.outcome: Optional[Outcome] = None
         self.violations: Dict[Violation, None] = {}  # each once, in this order
-        self.has_served = False               # a new one that ends gets the blame
+        self.has_served = False               # it has given a result
         self.has_ended = False                # the process, so that no poll is held
 
     def start(self) -> bool:
@@ -536,13 +542,14 @@ class Instance(ThreadingHTTPServer):
             if row.action in RESULTS:
                 self.settle(RESULTS[row.action], "its %s has %d bytes"
                             % (call, len(body)), body)
-            elif row.action in ("ignore", "refuse") and before != "stopping":
+            elif row.action == "refuse" and before != "stopping":
                 self.violate(row.rule, "%s in state %s" % (call, before))
             return row.action, self.request_id, self.event
 
     def violate(self, rule: str, seen: str) -> None:
         """Note that the bootstrap broke a rule."""
-        self.violations[Violation(rule, seen)] = None
+        with self.changed:  # some callers have it already
+            self.violations[Violation(rule, seen)] = None
 
     def watch(self) -> None:
         """Wait for the end of the process, and leave nothing of it."""
@@ -553,20 +560,21 @@ class Instance(ThreadingHTTPServer):
         with self.changed:
             self.has_ended = True
             self.changed.notify_all()
-        # wakes `serve`, behind everybody who connected before
         socket.create_connection(("127.0.0.1", self.server_address[1])).close()
 
     def serve(self) -> None:
         """Serve until the process has ended, and all that it sent is read: it may be in
-        a connection that waits to be accepted [any.result.first]."""
+        a connection that waits to be accepted [any.result.first]. These are accepted in
+        the order in which they came; the last is that of `watch`, which wakes us."""
         while not self.has_ended or select.select([self], [], [], 0)[0]:
-            self.handle_request()  # first come, first served: the last is by `watch`
+            self.handle_request()  # of the base class: one connection
         for thread in self.connections:
-            thread.join(FAREWELL_S)
+            thread.join(FAREWELL_S)     # each
         with self.changed:
             state = self.session.state
             self.session.stop()
-            # [any.event.requeue] what it did not fetch is for the next instance
+            # [any.event.requeue] what it did not fetch is for the next instance, unless
+            # it is a new one: it would be started for ever
             if self.request_id and (state == "running" or not self.has_served):
                 self.settle(ON_EXIT.get(state, "exit"), "the bootstrap ended with "
                             "status %d" % self.process.returncode)
