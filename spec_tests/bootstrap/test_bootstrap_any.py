@@ -256,9 +256,7 @@ def test_any_http_close(puller: Bootstrap) -> None:
         for number, framing in enumerate(pulling.CLOSING.values()):
             event = FAILING if number % 2 else b"closed"
             run.poll().drop(*framing(run.headers(), event))
-            result, exchange = run.result()
-            exchange.reply()
-            same("error" if event == FAILING else "response", result.kind)
+            same("error" if event == FAILING else "response", run.acknowledged().kind)
 
 
 def test_any_http_close__result(puller: Bootstrap) -> None:
@@ -546,9 +544,7 @@ def test_any_result_patience__reader(puller: Bootstrap) -> None:
     poll.channel.send(wire.response(200, run.headers(), order))
     time.sleep(run.kind.hold_s)
     poll.done.set()  # only now the kit reads on
-    result, exchange = run.result()
-    exchange.reply()
-    same((b"x" * pulling.LARGE_BYTES,), (result.body,))
+    same((b"x" * pulling.LARGE_BYTES,), (run.acknowledged().body,))
     run.alive()
 
 

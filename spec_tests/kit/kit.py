@@ -387,6 +387,10 @@ class Run:
         """Raise Mismatch unless an ordinary event is still handled."""
         same(b"still here", self.invoke(b"still here").body, "an echo afterwards")
 
+    def serves_on(self) -> None:
+        """Raise Mismatch unless it is there for others."""
+        self.alive()
+
 
 # ---- pull: the kit is the runtime API ----
 
@@ -400,6 +404,7 @@ class PullRun(Run):
         self.patience_s = max(self.patience_s, 2 * PAUSE_S)
         self.api = wire.Listener(lambda who, data: self.note(who, data), "bootstrap")
         self.last_id = ""
+        self.has_served = False  # an event, as the last thing that it did
         try:
             self.process = self.launch(self.api.host, self.api.port, **setting)
         except BaseException:
@@ -421,6 +426,7 @@ class PullRun(Run):
 
     def request(self, wanted: str) -> wire.Exchange:
         """Return the next request whatever it is. Raises Mismatch if none comes."""
+        self.has_served = False
         deadline = time.monotonic() + self.patience_s
         while True:
             try:
@@ -499,16 +505,27 @@ class PullRun(Run):
             self.poll().send(*pieces, pause_s=pause_s)
         except wire.WireError as error:
             raise Mismatch("the event to be read", error.what) from None
-        result, exchange = self.result()
-        exchange.reply()
-        return result
+        return self.acknowledged()
 
     def hand(self, poll: wire.Exchange, event: bytes) -> Result:
         """Answer this poll with the event; return the result, acknowledged."""
         poll.reply(200, self.headers(), event)
+        return self.acknowledged()
+
+    def acknowledged(self) -> Result:
+        """Return the result of the event that was sent; acknowledge it."""
         result, exchange = self.result()
         exchange.reply()
+        self.has_served = result.kind == "response"
         return result
+
+    def serves_on(self) -> None:
+        """Raise Mismatch unless it is there for others; a result shows it, if a poll
+        follows."""
+        if self.has_served:
+            self.api.arrived.put(self.poll())
+        else:
+            self.alive()
 
     def invoke(self, event: bytes) -> Result:
         """Answer the next poll with the event; return the result, acknowledged."""
@@ -822,7 +839,7 @@ class Bootstrap(Subject):
         """Lend an instance; what the check does to it must not keep it from serving."""
         with self.lend(start) as run:
             yield run
-            run.alive()
+            run.serves_on()
 
     def used(self) -> ContextManager[Any]:
         """Lend an instance of any protocol."""

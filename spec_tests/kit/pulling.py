@@ -264,9 +264,7 @@ def holds_on(run: PullRun, begun: bool = False) -> None:
         poll.send(answer[first:])
     except wire.WireError as error:
         raise Mismatch(f"a poll that is still open {why}", error.what) from None
-    result, exchange = run.result()
-    exchange.reply()
-    same(b"at last", result.body)
+    same(b"at last", run.acknowledged().body)
 
 
 def pauses(run: PullRun, drops: int) -> List[float]:
