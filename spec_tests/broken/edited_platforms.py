@@ -109,7 +109,7 @@ EDITED: Tuple[Edit, ...] = (
     ("another_id_each_time", "scf", "scf.next.same-event",
      "self.server.facts, request_id=request_id)", "self.server.facts, request_id=new_id())"),
     ("ready_is_a_space", "scf", "scf.ready.first", '        if action == "hold":\n',
-     '        if call == "ready" and body != b" ":\n            action = "refuse"\n'
+     '        if call == "ready" and body != b" ":\n            action = "overflow"\n'
      '        if action == "hold":\n'),
     ("drops_held_polls", "scf", "scf.next.blocks", "                self.changed.wait()\n",
      "                if not self.changed.wait(0.3):\n                    break\n"),

@@ -535,6 +535,7 @@ def test_any_poll_dead(pull_platform: PlatformUnderTest) -> None:
         instance.close(instance.park())
         run.settle()
         run.issue(b"precious")
+        run.settle()  # nobody else asks for it yet
         same(b"precious", instance.fetch().body)
         run.finish(instance)
 
