@@ -91,16 +91,26 @@ def interim_is_final(self: Any, method: str) -> wire.Message:
     return answer
 
 
-def take_half_events(self: Any, method: str) -> wire.Message:
-    try:
-        return Pull.read(self, method)
-    except wire.Closed as cut:
-        head, blank, body = cut.seen.partition(b"\r\n\r\n")
-        if not blank:
-            raise
-        start, headers = wire.parse_head(head)
-        self.drop()
-        return wire.Message(start, headers, body, head)
+def half_of(cut: wire.Closed) -> wire.Message:
+    """Return what came of a message. Raises Closed if its head is not whole."""
+    head, blank, body = cut.seen.partition(b"\r\n\r\n")
+    if not blank:
+        raise cut
+    return wire.Message(*wire.parse_head(head), body, head)
+
+
+def take_half(sign: str) -> Callable[..., wire.Message]:
+    """Return a step that takes half an answer for a whole one, if that tells why."""
+    def read(self: Any, method: str) -> wire.Message:
+        try:
+            return Pull.read(self, method)
+        except wire.Closed as cut:
+            if sign not in cut.what:
+                raise
+            self.drop()
+            return half_of(cut)
+
+    return read
 
 
 def poll_once(self: Any) -> Optional[wire.Message]:
@@ -153,7 +163,7 @@ breaks("DiesOn500", Scf, "any.poll.retry", is_event=lambda self, answer:
 breaks("TakesAnyStatus", Scf, "any.poll.retry", is_event=lambda self, answer: True)
 breaks("FollowsRedirects", Scf, "any.poll.retry", poll=follow_redirects)
 breaks("DiesOnLostPoll", Fg, "any.poll.retry", poll=poll_once)
-breaks("TakesHalfEvents", Fg, "any.poll.retry", read=take_half_events)
+breaks("TakesHalfEvents", Fg, "any.poll.retry", read=take_half(""))
 breaks("NoPause", Scf, "any.poll.pause", pause=lambda self: time.sleep(0.001))
 breaks("PausesAfterErrorsOnly", Fg, "any.poll.pause", is_event=notice_204,
        was_204=False, pause=lambda self: None if self.was_204 else Pull.pause(self))
@@ -166,6 +176,14 @@ breaks("TakesErrorsWithId", Fg, "any.poll.retry",
        is_event=lambda self, answer: bool(answer.header(self.id_header)))
 
 # ---- results ----
+
+
+def told(base: Type[Base], **changes: Callable[[wire.Message], object],
+         ) -> Callable[..., Dict[str, Any]]:
+    """Return a step that tells the handler something else."""
+    made: Any = base
+    return lambda self, message: {**made.context(self, message), **{
+        name: change(message) for name, change in changes.items()}}
 
 
 def call_ready_once(self: Any) -> None:
@@ -300,8 +318,8 @@ breaks("EndsWhileBusy", Scf, "any.stop.bootstrap",
        on_sigterm=lambda self: os._exit(0))
 breaks("DiesOfLostReady", Scf, "scf.ready.refused", start=call_ready_once)
 breaks("PostsUntilAnswered", Scf, "any.result.once", post=post_until_answered)
-breaks("LimitInSeconds", Fg, "any.context.handler", context=lambda self, answer: {
-       **Fg.context(self, answer), "time_limit_ms": int(os.environ["RUNTIME_TIMEOUT"])})
+breaks("LimitInSeconds", Fg, "any.context.handler", context=told(
+    Fg, time_limit_ms=lambda answer: int(os.environ["RUNTIME_TIMEOUT"])))
 
 # ---- fc: a server ----
 
@@ -410,9 +428,8 @@ breaks("TakesGetsForHooks", Fc, "fc.invoke.kind", answer=instead(
 breaks("NeedsTheControlPath", Fc, "fc.invoke.kind", answer=misread(
     lambda request: not request.header("x-fc-control-path"),
     start="POST /some/path HTTP/1.1"))
-breaks("LimitInSecondsFc", Fc, "any.context.handler", context=lambda self, request: {
-       **Fc.context(self, request),
-       "time_limit_ms": int(request.header("x-fc-function-timeout") or 0)})
+breaks("LimitInSecondsFc", Fc, "any.context.handler", context=told(
+    Fc, time_limit_ms=lambda request: int(request.header("x-fc-function-timeout") or 0)))
 breaks("EndsWhileBusyFc", Fc, "any.stop.bootstrap",
        on_sigterm=lambda self: os._exit(0))
 breaks("EndsAfterTheFirstAnswer", Fc, "any.stop.bootstrap", answer=answer_and_end)
@@ -461,25 +478,17 @@ def end_with_zero(self: Any) -> None:
 KEPT: List[Any] = []
 
 
-def keep_events(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
-    KEPT.append(bytes(event))
-    return Base.handle(self, event, context)
+def keep(step: Callable[..., Any], made: Callable[..., object]) -> Callable[..., Any]:
+    """Return the step, with something made before it that nobody takes back."""
+    def keeping(*arguments: Any) -> Any:
+        KEPT.append(made(*arguments))
+        return step(*arguments)
+
+    return keeping
 
 
-def keep_files(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
-    KEPT.append(os.open(os.devnull, os.O_RDONLY))
-    return Base.handle(self, event, context)
-
-
-def keep_threads(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
-    threading.Thread(target=threading.Event().wait, daemon=True).start()
-    return Base.handle(self, event, context)
-
-
-def keep_processes(self: Any, event: bytes, context: Dict[str, Any]) -> bytes:
-    if not os.fork():
-        os._exit(0)
-    return Base.handle(self, event, context)
+def open_file(*_: object) -> int:
+    return os.open(os.devnull, os.O_RDONLY)
 
 
 def end_late(self: Any) -> None:
@@ -622,13 +631,14 @@ for each in (Scf, Fc):
     breaks(f"EndsWithZero{each.__name__}", each, "any.instance.init-failed",
            prepare=end_with_zero)
     breaks(f"KeepsEvents{each.__name__}", each, "any.instance.resources",
-           handle=keep_events)
+           handle=keep(Base.handle, lambda self, event, context: bytes(event)))
     breaks(f"KeepsFiles{each.__name__}", each, "any.instance.resources",
-           handle=keep_files)
+           handle=keep(Base.handle, open_file))
     breaks(f"KeepsThreads{each.__name__}", each, "any.instance.resources",
-           handle=keep_threads)
+           handle=keep(Base.handle, lambda *_: threading.Thread(
+               target=threading.Event().wait, daemon=True).start()))
     breaks(f"KeepsProcesses{each.__name__}", each, "any.instance.resources",
-           handle=keep_processes)
+           handle=keep(Base.handle, lambda *_: os.fork() or os._exit(0)))
     breaks(f"EndsLate{each.__name__}", each, "any.stop.bootstrap",
            end_if_done=end_late)
     breaks(f"OneLessThanTheLimit{each.__name__}", each, "any.event.large",
@@ -637,19 +647,18 @@ for each in (Scf, Fc):
 breaks("FirstContext", Scf, "any.context.handler", context=first_context)
 breaks("PreviousContext", Fg, "any.context.handler", context=previous_context)
 breaks("FirstContextFc", Fc, "any.context.handler", context=first_context)
-breaks("KnowsOneFunction", Fg, "any.context.handler", context=lambda self, answer: {
-       **Fg.context(self, answer), "function_name": "kit"})
-breaks("KnowsOneMemory", Fg, "any.context.handler", context=lambda self, answer: {
-       **Fg.context(self, answer), "memory_mb": 128})
-breaks("LimitInOneCase", Scf, "any.http.header-case", context=lambda self, answer: {
-       **Scf.context(self, answer),
-       "time_limit_ms": int(dict(answer.headers).get("Time_Limit_In_Ms", "0"))})
-breaks("IdInLowerCaseFc", Fc, "any.http.header-case", context=lambda self, request: {
-       **Fc.context(self, request),
-       "request_id": dict(request.headers).get("X-Fc-Request-Id")})
-breaks("KeepsBlanks", Scf, "any.http.header-case", context=lambda self, answer: {
-       **Scf.context(self, answer), "request_id": re.findall(
-           r"(?i)request_id: ?(.*?)\r", answer.raw_head.decode("latin-1") + "\r")[0]})
+breaks("KnowsOneFunction", Fg, "any.context.handler", context=told(
+    Fg, function_name=lambda answer: "kit"))
+breaks("KnowsOneMemory", Fg, "any.context.handler", context=told(
+    Fg, memory_mb=lambda answer: 128))
+breaks("LimitInOneCase", Scf, "any.http.header-case", context=told(
+    Scf, time_limit_ms=lambda answer: int(dict(answer.headers).get(
+        "Time_Limit_In_Ms", "0"))))
+breaks("IdInLowerCaseFc", Fc, "any.http.header-case", context=told(
+    Fc, request_id=lambda request: dict(request.headers).get("X-Fc-Request-Id")))
+breaks("KeepsBlanks", Scf, "any.http.header-case", context=told(
+    Scf, request_id=lambda answer: re.findall(
+        r"(?i)request_id: ?(.*?)\r", answer.raw_head.decode("latin-1") + "\r")[0]))
 
 # ---- connections of a poll ----
 
@@ -738,37 +747,24 @@ def end_when_closed(self: Any, answer: wire.Message) -> bool:
     return Pull.is_last(self, answer) and os._exit(1)
 
 
-def redirected(self: Any, kind: str, request_id: str, body: bytes) -> None:
-    try:
-        answer = self.exchange("POST", self.path_of(kind, request_id), body)
-        if answer.status in (301, 302, 303):
-            self.exchange("GET", "/" + answer.header("location").split("/", 3)[3], None)
-    except (OSError, wire.WireError):
-        pass
+def follow(*statuses: int) -> Callable[..., wire.Message]:
+    """Return a step that follows answers with these statuses, as browsers do."""
+    def exchange(self: Any, method: str, path: str, body: Optional[bytes]) -> wire.Message:
+        answer: wire.Message = Pull.exchange(self, method, path, body)
+        if answer.status not in statuses:
+            return answer
+        place = "/" + (answer.header("location") or "///").split("/", 3)[3]
+        is_same = answer.status in (307, 308)
+        return Pull.exchange(self, method if is_same else "GET", place,
+                             body if is_same else None)
+
+    return exchange
 
 
-def redirected_307(self: Any, kind: str, request_id: str, body: bytes) -> None:
-    try:
-        answer = self.exchange("POST", self.path_of(kind, request_id), body)
-        if answer.status in (307, 308):
-            self.exchange("POST", "/" + answer.header("location").split("/", 3)[3], body)
-    except (OSError, wire.WireError):
-        pass
-
-
-def redirected_308(self: Any) -> Optional[wire.Message]:
-    answer: wire.Message = self.exchange("GET", self.poll_path, None)
-    if answer.status == 308:
-        path = "/" + (answer.header("location") or "///").split("/", 3)[3]
-        answer = self.exchange("GET", path, None)
-    return answer if self.is_event(answer) else None
-
-
-def redirected_ready(self: Any) -> None:
-    answer = self.exchange("POST", "/runtime/init/ready", b" ")
-    if answer.status in (301, 302, 303, 307, 308):
-        self.exchange("GET", "/" + (answer.header("location") or "///").split("/", 3)[3],
-                      None)
+def only_for(path: str, step: Callable[..., wire.Message]) -> Callable[..., wire.Message]:
+    """Return the step, done for paths that contain this."""
+    return lambda self, method, target, body: (
+        step if path in target else Pull.exchange)(self, method, target, body)
 
 
 def call_at_the_end(self: Any) -> None:
@@ -805,10 +801,13 @@ breaks("NoTimeAfterInterim", Fg, "any.http.interim", read=read_in_time)
 breaks("LosesTheClosed", Scf, "any.http.close", poll=lose_the_closed)
 breaks("EndsWhenClosed", Fg, "any.http.close", is_last=end_when_closed)
 breaks("NoticesNoClose", Scf, "any.http.close", notice=lambda self: None)
-breaks("FollowsAfterResults", Scf, "any.http.redirect", post=redirected)
-breaks("FollowsWithResults", Fg, "any.http.redirect", post=redirected_307)
-breaks("Follows308", Fg, "any.http.redirect", poll=redirected_308)
-breaks("FollowsAfterReady", Scf, "any.http.redirect", start=redirected_ready)
+breaks("FollowsAfterResults", Scf, "any.http.redirect",
+       exchange=only_for("/response", follow(301, 302, 303)))
+breaks("FollowsWithResults", Fg, "any.http.redirect",
+       exchange=only_for("/response", follow(307, 308)))
+breaks("Follows308", Fg, "any.http.redirect", exchange=only_for("/request", follow(308)))
+breaks("FollowsAfterReady", Scf, "any.http.redirect",
+       exchange=only_for("/ready", follow(301, 302, 303, 307, 308)))
 
 # ---- polls and results that go wrong ----
 
@@ -1000,11 +999,7 @@ def take_half_requests(self: Any, channel: wire.Channel, peer: socket.socket,
     try:
         return Fc.read(self, channel, peer)
     except wire.Closed as cut:
-        head, blank, body = cut.seen.partition(b"\r\n\r\n")
-        if not blank:
-            raise
-        start, headers = wire.parse_head(head)
-        return wire.Message(start, headers, body, head)
+        return half_of(cut)
 
 
 def die_of_lost_peers(self: Any, peer: socket.socket) -> None:
@@ -1169,13 +1164,10 @@ breaks("AlwaysStatus200", Fc, "fc.http.fidelity", http_parts=parts_with(
 breaks("StatusesOfErrors", Fc, "fc.http.fidelity", http_parts=parts_with(
     status=lambda status: 502 if status == 503 else status))
 breaks("LongHeadsHangUp", Fc, "any.http.head", read=hang_up_on_long_heads)
-breaks("NeedsMemory", Fc, "fc.headers.tolerant", context=lambda self, request: {
-       **Fc.context(self, request), "memory_mb": number(
-           request.header("x-fc-function-memory"))})
-breaks("NeedsTheName", Fc, "fc.headers.tolerant", context=lambda self, request: {
-       **Fc.context(self, request), "function_name": dict(
-           (name.lower(), value) for name, value in request.headers)[
-               "x-fc-function-name"]})
+breaks("NeedsMemory", Fc, "fc.headers.tolerant", context=told(
+    Fc, memory_mb=lambda request: number(request.header("x-fc-function-memory"))))
+breaks("NeedsTheName", Fc, "fc.headers.tolerant", context=told(
+    Fc, function_name=lambda request: request.values("x-fc-function-name")[0]))
 breaks("Answers500WithoutMemory", Fc, "fc.headers.tolerant", answer=instead(
     lambda request: not request.header("x-fc-function-memory"),
     lambda channel: channel.send(wire.response(500))))
@@ -1215,18 +1207,6 @@ def post_in_time(self: Any, kind: str, request_id: str, body: bytes) -> None:
         self.read("POST")
     except (OSError, wire.WireError):
         self.drop()
-
-
-def take_until_reset(self: Any, method: str) -> wire.Message:
-    try:
-        return Pull.read(self, method)
-    except wire.Closed as cut:
-        head, blank, body = cut.seen.partition(b"\r\n\r\n")
-        if not blank or "lost" not in cut.what:
-            raise
-        start, headers = wire.parse_head(head)
-        self.drop()
-        return wire.Message(start, headers, body, head)
 
 
 def ready_for_ever(self: Any) -> None:
@@ -1273,11 +1253,6 @@ def outcome_of_the_last(self: Any, event: bytes, context: Dict[str, Any],
         self.failed_s = time.monotonic()
     is_late = time.monotonic() - self.failed_s < 0.3 and body == b"slept"
     return ("error" if is_late else kind), body
-
-
-def keep_error(self: Any, type_: str, message: str) -> bytes:
-    KEPT.append(os.open(os.devnull, os.O_RDONLY))
-    return Base.report(self, type_, message)
 
 
 def keep_connection(self: Any) -> None:
@@ -1331,7 +1306,7 @@ breaks("EndsWhenAResultFindsNobody", Fg, "any.result.once", post=end_if_away)
 breaks("ReadsSmallAnswers", Scf, "any.result.once", read=read_small_answers)
 breaks("EndsAfterTenFailures", Scf, "any.poll.retry",
        poll=count_failures(10, (OSError, wire.WireError)), failures=0)
-breaks("TakesUntilReset", Scf, "any.poll.retry", read=take_until_reset)
+breaks("TakesUntilReset", Scf, "any.poll.retry", read=take_half("lost"))
 breaks("PostsInTime", Fg, "any.result.patience", post=post_in_time)
 breaks("ReadyForEver", Scf, "any.stop.bootstrap", start=ready_for_ever)
 breaks("NoPauseAfter404", Scf, "any.poll.pause", is_event=pause_after_answers,
@@ -1355,7 +1330,7 @@ breaks("BusyReady", Scf, "any.poll.pause", start=busy_ready)
 breaks("HttpIsText", Fc, "fc.http.fidelity", http_parts=parts_with(
     body=lambda body: body.decode("utf-8", "replace").encode()))
 breaks("KeepsLostConnections", Scf, "any.instance.resources", drop=keep_connection)
-breaks("KeepsErrors", Fg, "any.instance.resources", report=keep_error)
+breaks("KeepsErrors", Fg, "any.instance.resources", report=keep(Base.report, open_file))
 breaks("KeepsLostPeers", Fc, "any.instance.resources", read=keep_lost_peers)
 
 
