@@ -5,7 +5,6 @@ Every step is a method of its own, so that a broken variant overrides exactly on
 them. It carries the test handler of spec_tests/README.md.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -135,6 +134,14 @@ class Pull(Base):
             self.drop()
             raise
 
+    def tried(self, method: str, path: str,
+              body: Optional[bytes] = None) -> Optional[wire.Message]:
+        """Send one request; return the answer, or nothing if none comes."""
+        try:
+            return self.exchange(method, path, body)
+        except (OSError, wire.WireError):
+            return None
+
     def connect(self) -> wire.Channel:
         """Return a new connection. Raises OSError."""
         return wire.connect(self.host, self.port, self.note, "platform")
@@ -177,11 +184,8 @@ class Pull(Base):
 
     def poll(self) -> Optional[wire.Message]:
         """Return an event, or nothing if this poll brought none."""
-        try:
-            answer = self.exchange("GET", self.poll_path, None)
-        except (OSError, wire.WireError):
-            return None
-        return answer if self.is_event(answer) else None
+        answer = self.tried("GET", self.poll_path)
+        return answer if answer and self.is_event(answer) else None
 
     def is_event(self, answer: wire.Message) -> bool:
         """Tell whether an answer carries an event."""
@@ -200,8 +204,7 @@ class Pull(Base):
 
     def post(self, kind: str, request_id: str, body: bytes) -> None:
         """Post a result; what the platform says to it changes nothing."""
-        with contextlib.suppress(OSError, wire.WireError):
-            self.exchange("POST", self.path_of(kind, request_id), body)
+        self.tried("POST", self.path_of(kind, request_id), body)
 
     def path_of(self, kind: str, request_id: str) -> str:
         """Return where a result is posted to."""
@@ -241,12 +244,12 @@ class Scf(Pull):
         self.port = int(os.environ.get("SCF_RUNTIME_API_PORT", "0"))
 
     def start(self) -> None:
-        while True:
-            try:
-                self.exchange("POST", "/runtime/init/ready", b" ")
-                return
-            except (OSError, wire.WireError):
-                self.pause()
+        while not self.ready():
+            self.pause()
+
+    def ready(self) -> Optional[wire.Message]:
+        """Call `ready`; return the answer, or nothing if none comes."""
+        return self.tried("POST", "/runtime/init/ready", b" ")
 
     def context(self, answer: wire.Message) -> Dict[str, Any]:
         return {"request_id": answer.header("Request_Id"),

@@ -217,10 +217,10 @@ def insist_on_200(self: Any, kind: str, request_id: str, body: bytes) -> None:
 
 def repeat_after_half_an_answer(self: Any, kind: str, request_id: str,
                                 body: bytes) -> None:
-    try:
+    with contextlib.suppress(wire.WireError):
         self.exchange("POST", self.path_of(kind, request_id), body)
-    except wire.WireError:
-        Pull.post(self, kind, request_id, body)
+        return
+    Pull.post(self, kind, request_id, body)
 
 
 def post_until_answered(self: Any, kind: str, request_id: str, body: bytes) -> None:
@@ -526,9 +526,8 @@ def try_ready(times: int) -> Callable[..., None]:
     """Return a step that ends after so many refusals."""
     def start(self: Any) -> None:
         for _ in range(times):
-            with contextlib.suppress(OSError, wire.WireError):
-                if self.exchange("POST", "/runtime/init/ready", b" ").status == 200:
-                    return
+            if getattr(self.ready(), "status", 0) == 200:
+                return
             time.sleep(0.05)
         os._exit(1)
 
@@ -854,11 +853,8 @@ def post_again(status: int) -> Callable[..., None]:
     """Return a step that posts once more after such an answer."""
     def post(self: Any, kind: str, request_id: str, body: bytes) -> None:
         path = self.path_of(kind, request_id)
-        try:
-            if self.exchange("POST", path, body).status == status:
-                Pull.post(self, kind, request_id, body)
-        except (OSError, wire.WireError):
-            pass
+        if getattr(self.tried("POST", path, body), "status", 0) == status:
+            Pull.post(self, kind, request_id, body)
 
     return post
 
@@ -1210,14 +1206,9 @@ def post_in_time(self: Any, kind: str, request_id: str, body: bytes) -> None:
 
 
 def ready_for_ever(self: Any) -> None:
-    while True:
-        try:
-            self.running = 1
-            self.exchange("POST", "/runtime/init/ready", b" ")
-            self.running = 0
-            return
-        except (OSError, wire.WireError):
-            self.pause()
+    self.running = 1
+    Scf.start(self)
+    self.running = 0
 
 
 def pause_after_answers(self: Any, answer: wire.Message) -> bool:
@@ -1281,12 +1272,11 @@ def serve_with_key(self: Any, answer: wire.Message) -> None:
 
 
 def busy_ready(self: Any) -> None:
-    while True:
-        try:
-            if self.exchange("POST", "/runtime/init/ready", b" ").status == 200:
-                return
-        except (OSError, wire.WireError):
+    answer = self.ready()
+    while not answer or answer.status != 200:
+        if not answer:
             self.pause()
+        answer = self.ready()
 
 
 def needs_a_length(self: Any, channel: wire.Channel, request: wire.Message) -> None:

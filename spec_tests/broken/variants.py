@@ -113,20 +113,8 @@ def poll_again_at_once(self: Any) -> Optional[wire.Message]:
 
 
 def insist_on_ready(self: Any) -> None:
-    while True:
-        try:
-            if self.exchange("POST", "/runtime/init/ready", b" ").status == 200:
-                return
-        except (OSError, wire.WireError):
-            pass
+    while getattr(self.ready(), "status", 0) != 200:
         self.pause()
-
-
-def try_ready_once(self: Any) -> None:
-    try:
-        self.exchange("POST", "/runtime/init/ready", b" ")
-    except (OSError, wire.WireError):
-        pass
 
 
 def with_trace(self: Any, type_: str, message: str) -> bytes:
@@ -146,7 +134,7 @@ def post_late(self: Any, *rest: Any) -> None:
 
 may("OldHttp", Scf, request=old_request, first_pause_s=0.2, start=insist_on_ready,
     report=with_trace, post=post_late)
-may("ChunkedAndAgain", Scf, request=chunked_request, start=try_ready_once, exit_status=1,
+may("ChunkedAndAgain", Scf, request=chunked_request, start=Scf.ready, exit_status=1,
     prepare=start_late, pause=pause_a_little_longer, connect=count,
     post=post_lost_ones_again)
 may("DripsManyFields", Fg, request=rich_request, connect=drip, poll=poll_again_at_once,
