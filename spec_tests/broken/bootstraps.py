@@ -429,7 +429,8 @@ breaks("NeedsTheControlPath", Fc, "fc.invoke.kind", answer=misread(
     lambda request: not request.header("x-fc-control-path"),
     start="POST /some/path HTTP/1.1"))
 breaks("LimitInSecondsFc", Fc, "any.context.handler", context=told(
-    Fc, time_limit_ms=lambda request: int(request.header("x-fc-function-timeout") or 0)))
+    Fc, time_limit_ms=lambda request: int(
+        request.header("x-fc-function-timeout") or 0)))
 breaks("EndsWhileBusyFc", Fc, "any.stop.bootstrap",
        on_sigterm=lambda self: os._exit(0))
 breaks("EndsAfterTheFirstAnswer", Fc, "any.stop.bootstrap", answer=answer_and_end)
@@ -559,16 +560,16 @@ def count_from_the_first_byte(self: Any, channel: wire.Channel, peer: socket.soc
         self.running -= 1
 
 
-def only(base: Any, is_meant: Callable[[bytes], Any], change: Callable[[bytes], bytes],
+def only(is_meant: Callable[[bytes], Any], change: Callable[[bytes], bytes],
          ) -> Dict[str, Any]:
-    """Return the step that gives another result for such ones."""
+    """Return the steps that give another result for such ones."""
     def post(self: Any, kind: str, request_id: str, body: bytes) -> None:
         Pull.post(self, kind, request_id, change(body) if is_meant(body) else body)
 
     def result(self: Any, kind: str, body: bytes) -> bytes:
         return Fc.result(self, kind, change(body) if is_meant(body) else body)
 
-    return {"result": result} if base is Fc else {"post": post}
+    return {"result": result, "post": post}
 
 
 def as_json(event: bytes) -> bytes:
@@ -593,56 +594,52 @@ for name, change in {
         "At65536": lambda text: text[:65536]}.items():
     each = Fc if len(name) % 2 else Scf
     breaks(f"{name}{each.__name__}", each, "any.event.opaque", handle=changed(change))
-for each in (Scf, Fc):
-    breaks(f"AddsALineEnd{each.__name__}", each, "any.result.opaque", **only(
-        each, lambda body: True, lambda body: body + b"\n"))
-    breaks(f"StripsResults{each.__name__}", each, "any.result.opaque", **only(
-        each, lambda body: True, bytes.strip))
-    breaks(f"GivesNullForNothing{each.__name__}", each, "any.result.opaque", **only(
-        each, lambda body: not body, lambda body: b"null"))
-    breaks(f"QuotesText{each.__name__}", each, "any.result.opaque", **only(
-        each, lambda body: body == b"x ", lambda body: b'"x "'))
-    breaks(f"PrintsAtTheEnd{each.__name__}", each, "any.log.handler",
-           write_log=lambda self, text: atexit.register(print, text))
-    breaks(f"PrintsInvain{each.__name__}", each, "any.log.handler",
-           write_log=lambda self, text: None)
-    breaks(f"PrintsTwice{each.__name__}", each, "any.log.handler",
-           write_log=lambda self, text: print(text, text, sep="\n", flush=True))
-    breaks(f"PrintsLate{each.__name__}", each, "any.log.handler",
-           write_log=lambda self, text: threading.Timer(
-               0.2, print, (text,), {"flush": True}).start())
-    breaks(f"HidesVariables{each.__name__}", each, "any.env.handler",
-           env=lambda self, name: os.environ.get(name, "") if "_" in name else "")
-    breaks(f"UpperCaseVariables{each.__name__}", each, "any.env.handler",
-           env=lambda self, name: os.environ.get(name.upper(), ""))
-    breaks(f"EndsAHandler{each.__name__}", each, "any.time.handler", sleep=give_up_sleep)
-    breaks(f"ShortErrors{each.__name__}", each, "any.error.document",
-           report=lambda self, type_, message: Base.report(self, type_, message[:1024]))
-    breaks(f"NamesNoType{each.__name__}", each, "any.error.document",
-           report=lambda self, type_, message: json.dumps(
-               {"errorMessage": message}).encode())
-    breaks(f"EndsAfterAHundred{each.__name__}", each, "any.instance.init-once",
-           handle=end_after(100))
-    breaks(f"EndsAfterFiveErrors{each.__name__}", each, "any.error.survive",
-           report=end_after_errors)
-    breaks(f"BeginsAnew{each.__name__}", each, "any.instance.init-once",
-           handle=begin_anew)
-    breaks(f"EndsWithZero{each.__name__}", each, "any.instance.init-failed",
-           prepare=end_with_zero)
-    breaks(f"KeepsEvents{each.__name__}", each, "any.instance.resources",
-           handle=keep(Base.handle, lambda self, event, context: bytes(event)))
-    breaks(f"KeepsFiles{each.__name__}", each, "any.instance.resources",
-           handle=keep(Base.handle, open_file))
-    breaks(f"KeepsThreads{each.__name__}", each, "any.instance.resources",
-           handle=keep(Base.handle, lambda *_: threading.Thread(
-               target=threading.Event().wait, daemon=True).start()))
-    breaks(f"KeepsProcesses{each.__name__}", each, "any.instance.resources",
-           handle=keep(Base.handle, lambda *_: os.fork() or os._exit(0)))
-    breaks(f"EndsLate{each.__name__}", each, "any.stop.bootstrap",
-           end_if_done=end_late)
-    breaks(f"OneLessThanTheLimit{each.__name__}", each, "any.event.large",
-           handle=changed(lambda event: event[:(6 << 20) - 1]))
 
+
+def both_break(name: str, rule: str, **steps: Any) -> None:
+    """Enter one that polls and one that serves."""
+    for each in (Scf, Fc):
+        breaks(name + each.__name__, each, rule, **steps)
+
+
+both_break("AddsALineEnd", "any.result.opaque", **only(
+    lambda body: True, lambda body: body + b"\n"))
+both_break("StripsResults", "any.result.opaque", **only(lambda body: True, bytes.strip))
+both_break("GivesNullForNothing", "any.result.opaque", **only(
+    lambda body: not body, lambda body: b"null"))
+both_break("QuotesText", "any.result.opaque", **only(
+    lambda body: body == b"x ", lambda body: b'"x "'))
+both_break("PrintsAtTheEnd", "any.log.handler",
+           write_log=lambda self, text: atexit.register(print, text))
+both_break("PrintsInvain", "any.log.handler", write_log=lambda self, text: None)
+both_break("PrintsTwice", "any.log.handler",
+           write_log=lambda self, text: print(text, text, sep="\n", flush=True))
+both_break("PrintsLate", "any.log.handler", write_log=lambda self, text:
+           threading.Timer(0.2, print, (text,), {"flush": True}).start())
+both_break("HidesVariables", "any.env.handler", env=lambda self, name:
+           os.environ.get(name, "") if "_" in name else "")
+both_break("UpperCaseVariables", "any.env.handler", env=lambda self, name:
+           os.environ.get(name.upper(), ""))
+both_break("EndsAHandler", "any.time.handler", sleep=give_up_sleep)
+both_break("ShortErrors", "any.error.document", report=lambda self, type_, message:
+           Base.report(self, type_, message[:1024]))
+both_break("NamesNoType", "any.error.document", report=lambda self, type_, message:
+           json.dumps({"errorMessage": message}).encode())
+both_break("EndsAfterAHundred", "any.instance.init-once", handle=end_after(100))
+both_break("EndsAfterFiveErrors", "any.error.survive", report=end_after_errors)
+both_break("BeginsAnew", "any.instance.init-once", handle=begin_anew)
+both_break("EndsWithZero", "any.instance.init-failed", prepare=end_with_zero)
+both_break("KeepsEvents", "any.instance.resources", handle=keep(
+    Base.handle, lambda self, event, context: bytes(event)))
+both_break("KeepsFiles", "any.instance.resources", handle=keep(Base.handle, open_file))
+both_break("KeepsThreads", "any.instance.resources", handle=keep(
+    Base.handle, lambda *_: threading.Thread(
+        target=threading.Event().wait, daemon=True).start()))
+both_break("KeepsProcesses", "any.instance.resources", handle=keep(
+    Base.handle, lambda *_: os.fork() or os._exit(0)))
+both_break("EndsLate", "any.stop.bootstrap", end_if_done=end_late)
+both_break("OneLessThanTheLimit", "any.event.large",
+           handle=changed(lambda event: event[:(6 << 20) - 1]))
 breaks("FirstContext", Scf, "any.context.handler", context=first_context)
 breaks("PreviousContext", Fg, "any.context.handler", context=previous_context)
 breaks("FirstContextFc", Fc, "any.context.handler", context=first_context)
@@ -748,7 +745,8 @@ def end_when_closed(self: Any, answer: wire.Message) -> bool:
 
 def follow(*statuses: int) -> Callable[..., wire.Message]:
     """Return a step that follows answers with these statuses, as browsers do."""
-    def exchange(self: Any, method: str, path: str, body: Optional[bytes]) -> wire.Message:
+    def exchange(self: Any, method: str, path: str,
+                 body: Optional[bytes]) -> wire.Message:
         answer: wire.Message = Pull.exchange(self, method, path, body)
         if answer.status not in statuses:
             return answer
@@ -760,7 +758,8 @@ def follow(*statuses: int) -> Callable[..., wire.Message]:
     return exchange
 
 
-def only_for(path: str, step: Callable[..., wire.Message]) -> Callable[..., wire.Message]:
+def only_for(path: str, step: Callable[..., wire.Message],
+             ) -> Callable[..., wire.Message]:
     """Return the step, done for paths that contain this."""
     return lambda self, method, target, body: (
         step if path in target else Pull.exchange)(self, method, target, body)
@@ -804,7 +803,8 @@ breaks("FollowsAfterResults", Scf, "any.http.redirect",
        exchange=only_for("/response", follow(301, 302, 303)))
 breaks("FollowsWithResults", Fg, "any.http.redirect",
        exchange=only_for("/response", follow(307, 308)))
-breaks("Follows308", Fg, "any.http.redirect", exchange=only_for("/request", follow(308)))
+breaks("Follows308", Fg, "any.http.redirect",
+       exchange=only_for("/request", follow(308)))
 breaks("FollowsAfterReady", Scf, "any.http.redirect",
        exchange=only_for("/ready", follow(301, 302, 303, 307, 308)))
 

@@ -44,9 +44,11 @@ def chunked_request(self: Any, method: str, path: str, body: Optional[bytes]) ->
     if body is None:  # the last one on its connection
         self.drop()
         return wire.request_bytes(method, path, [("Connection", "close")])
-    head = wire.request_bytes(method, path, [
-        ("transfer-encoding", "Chunked"), *([("Expect", "100-continue")] if body else [])])
-    return head + wire.odd_chunks(body) if body else head + b"0\r\n\r\n"
+    fields = [("transfer-encoding", "Chunked")]
+    if not body:
+        return wire.request_bytes(method, path, fields) + b"0\r\n\r\n"
+    fields.append(("Expect", "100-continue"))
+    return wire.request_bytes(method, path, fields) + wire.odd_chunks(body)
 
 
 def rich_request(self: Any, method: str, path: str, body: Optional[bytes]) -> bytes:
@@ -160,7 +162,8 @@ def send_chunked(self: Any, channel: wire.Channel, data: bytes) -> None:
     own = [("server", "unusual"), ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
            *((name.lower(), value) for name, value in fields if not body
              or name.lower() != "content-length"),
-           ("connection", "keep-alive"), ("keep-alive", "timeout=86400"), ("x-empty", "")]
+           ("connection", "keep-alive"), ("keep-alive", "timeout=86400"),
+           ("x-empty", "")]
     if body:
         own.append(("transfer-encoding", "chunked"))
     send_pieces(channel, wire.head_bytes(start.replace(" X", ""), own)
