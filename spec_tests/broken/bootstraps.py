@@ -156,6 +156,7 @@ breaks("LengthInOneCase", Scf, "any.http.header-case", is_event=lambda self, ans
 breaks("WaitsAfterInterim", Fg, "any.http.interim", read=wait_after_interim)
 breaks("TakesAnySuccess", Scf, "any.poll.retry", is_event=lambda self, answer:
        200 <= answer.status < 300 and bool(answer.header(self.id_header)))
+breaks("PausesTooLong", Scf, "any.poll.pause", pause=lambda self: time.sleep(7))
 breaks("NoPauseAfterCut", Scf, "any.poll.pause", poll=poll_without_pause)
 breaks("InterimIsFinal", Scf, "any.http.interim", read=interim_is_final)
 breaks("DiesOn500", Scf, "any.poll.retry", is_event=lambda self, answer:
@@ -922,7 +923,6 @@ breaks("EndsAfterFiveAnswers", Fg, "any.poll.retry", is_event=count_refusals, fa
 breaks("TakesPartial", Fg, "any.poll.retry", is_event=lambda self, answer:
        answer.status in (200, 206) and bool(answer.header(self.id_header)))
 breaks("BusyWhileAway", Scf, "any.poll.pause", poll=busy_while_away)
-breaks("PausesTooLong", Scf, "any.poll.pause", pause=lambda self: time.sleep(4))
 breaks("PausesTheSame", Fg, "any.poll.pause", pause=lambda self: time.sleep(0.4))
 breaks("PausesMoreAndMore", Scf, "any.poll.pause", last_pause_s=60.0)
 breaks("NeverRecovers", Fg, "any.poll.pause", recover=lambda self: None)
