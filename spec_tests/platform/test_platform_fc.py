@@ -133,12 +133,12 @@ SENT = [["X-Mine", "one"], ["X-Mine", "two"], ["x-mine", "three"], ["Cookie", "a
         *([f"X-{number}", "y" * 600] for number in range(12))]
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in SENT[:-11]} - {"x-mine"}))
-def test_fc_invoke_http__fields(platform: PlatformUnderTest, name: str) -> None:
+def test_fc_invoke_http__fields(platform: PlatformUnderTest) -> None:
     """An HTTP invocation has the fields of the caller, each as often as he sent it."""
     with platform.fetched(b"x", method="POST", path="/", headers=SENT) as instance:
-        same([value for key, value in SENT if key.lower() == name.lower()],
-             instance.got.values(name), f"values of {name}")
+        for name, _ in SENT:
+            same([value for key, value in SENT if key.lower() == name.lower()],
+                 instance.got.values(name), f"values of {name}")
 
 
 def test_fc_invoke_http__no_fields(platform: PlatformUnderTest) -> None:
@@ -175,23 +175,27 @@ def test_fc_http_pass(platform: PlatformUnderTest, status: int) -> None:
              [value for key, value in seen.headers if key == name], f"values of {name}")
 
 
-@pytest.mark.parametrize("name", [
-    "X-Fc-Request-Id", "X-Fc-Mine", "x-fc-mine", "X-FC-STATUS", "Connection", "connection",
-    "Keep-Alive", "KEEP-ALIVE"])
-def test_fc_headers_reserved_request(platform: PlatformUnderTest, name: str) -> None:
+@pytest.mark.parametrize("names", [
+    ("X-Fc-Request-Id", "X-Fc-Mine", "X-FC-STATUS", "Connection", "Keep-Alive"),
+    ("x-fc-mine", "connection", "KEEP-ALIVE")])
+def test_fc_headers_reserved_request(platform: PlatformUnderTest,
+                                     names: Tuple[str, ...]) -> None:
     """A reserved field of the caller does not reach the bootstrap."""
-    fields = [[name, "evil"]]
+    fields = [[name, "evil"] for name in names]
     with platform.fetched(b"", method="GET", path="/", headers=fields) as instance:
-        same(False, "evil" in instance.got.values(name), f"{name} of the caller")
+        for name in names:
+            same(False, "evil" in instance.got.values(name), f"{name} of the caller")
 
 
-@pytest.mark.parametrize("name", [
-    "X-Fc-Mine", "x-fc-mine", "X-FC-STATUS", "Keep-Alive", "KEEP-ALIVE", "Date", "date",
-    "Server", "Upgrade"])
-def test_fc_headers_reserved_response(platform: PlatformUnderTest, name: str) -> None:
+@pytest.mark.parametrize("names", [
+    ("X-Fc-Mine", "X-FC-STATUS", "Keep-Alive", "Date", "Server"),
+    ("x-fc-mine", "KEEP-ALIVE", "date", "Upgrade")])
+def test_fc_headers_reserved_response(platform: PlatformUnderTest,
+                                      names: Tuple[str, ...]) -> None:
     """A reserved field of the answer does not reach the caller."""
-    seen = platform.answered(200, [(name, "evil")], b"x", method="GET", path="/")
-    same(False, "evil" in json.dumps(seen.line), name)
+    fields = [(name, f"evil-{name}") for name in names]
+    seen = platform.answered(200, fields, b"x", method="GET", path="/")
+    same([], re.findall("evil-[A-Za-z-]+", json.dumps(seen.line)), "of the answer")
 
 
 FIELDS = {  # of every call: what is behind X-Fc-, and what its value is like
@@ -211,16 +215,17 @@ def is_like(got: wire.Message, name: str) -> None:
 
 
 @pytest.mark.parametrize("is_http", [False, True])
-@pytest.mark.parametrize("name,rule", [*((name, "fc.headers.common") for name in FIELDS),
-                                       *((name, "fc.headers.empty") for name in EMPTY)])
-def test_fc_headers(platform: PlatformUnderTest, name: str, rule: str,
+@pytest.mark.parametrize("names,rule", [(tuple(FIELDS), "fc.headers.common"),
+                                        (EMPTY, "fc.headers.empty")], ids=("common", "empty"))
+def test_fc_headers(platform: PlatformUnderTest, names: Tuple[str, ...], rule: str,
                     is_http: bool) -> None:
     """The common fields are there, once each, with the values of the function; those
     without a value are there and empty."""
     fields = {"method": "GET", "path": "/page?x"} if is_http else {}
     with platform.used_run(*CONFIGURED) as run:
         instance = run.fetched(b"", **fields)
-        is_like(instance.got, name)
+        for name in names:
+            is_like(instance.got, name)
         run.finish(instance)
 
 
