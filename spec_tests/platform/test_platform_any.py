@@ -505,7 +505,8 @@ def test_any_result_size(pull_platform: PlatformUnderTest, more: int, status: in
     """A result at the limit is taken, one with a byte more is not; unless set, the limit
     is 6 MB."""
     with pull_platform.used_run() as used, pull_platform.bare_run() as bare:
-        for run, size in ((used, used.result_bytes), (bare, 6 << 20)):
+        limits = [(used, used.result_bytes), (bare, 6 << 20)]
+        for run, size in limits if kind == "response" else limits[:1]:  # it is dear
             instance = run.fetched()
             length = [("Content-Length", str(size + more))]
             head = wire.request_bytes("POST", instance.result_path(kind), length)
