@@ -61,7 +61,8 @@ def test_any_poll_pause__scf_ready(puller: Bootstrap) -> None:
     """Who posts ready again waits before."""
     run = puller.pull()
     exchange = run.request("ready")
-    for _ in range(3):
+    began = time.monotonic()
+    while time.monotonic() < began + 0.7:  # one quick one among many is enough
         exchange.reply(503)
         replied = time.monotonic()
         exchange = run.request("ready again, or a poll")
