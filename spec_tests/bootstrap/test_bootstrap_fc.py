@@ -151,7 +151,7 @@ def test_fc_connection_lost__reading(bootstrap: Bootstrap) -> None:
             channel.close(reset=reset)
 
 
-COUNTED = 120  # a round number of requests is a usual end of a connection
+COUNTED = 103  # a round number of requests is a usual end of a connection
 
 
 def test_fc_connection_keep_alive(bootstrap: Bootstrap) -> None:
