@@ -49,6 +49,7 @@ def breaks(name: str, protocol: str, rule: str, change: Change) -> None:
 def row(states: str, call: str, action: str, after: str = "") -> Change:
     """Let a call in these states mean something else."""
     def change(platform: Any) -> None:
+        platform.REFUSALS.setdefault("refuse", (404, "not now"))  # scf refuses nothing
         for state in states.split():
             platform.STATES[state, call] = platform.STATES[state, call]._replace(
                 action=action, state=after or state)
