@@ -42,8 +42,8 @@ import report  # noqa: E402
 import spec  # noqa: E402
 
 SUBJECTS = tuple(checks.FIXTURES)
-POOL_SIZE = 4  # most of the time a check waits for somebody else
-WAITING = 16  # checks besides that do nothing else for seconds
+POOL_SIZE = 10  # most of the time a check waits for somebody else
+WAITING = 12  # checks besides that do nothing else for seconds
 
 
 # ---- options ----
@@ -258,12 +258,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         run.apart = file_processes.FileProcesses(session.config, [
             item for item in session.items
             if subject_of(item) is None and not has_begin(item)])
+    for module in sorted({item.path.stem for item in session.items if has_begin(item)}):
+        sys.modules[module].begin(run.pool, run.waiting)
     for lane in lanes(session.items):
         run.futures.update((item.nodeid, concurrent.futures.Future()) for item in lane)
         pool = run.waiting if mostly_waits(lane[0]) else run.pool
         pool.submit(walk, run, lane)
-    for module in sorted({item.path.stem for item in session.items if has_begin(item)}):
-        sys.modules[module].begin(run.pool)
 
 
 def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:
@@ -278,10 +278,12 @@ def lanes(items: List[pytest.Item]) -> Iterator[List[pytest.Function]]:
                 yield [item]
                 continue
             groups.setdefault(found[1], []).append(item)
-    most = 1 + sum(map(len, groups.values())) // (4 * POOL_SIZE)  # no thread ends late
-    for group in reversed(groups.values()):  # platforms: these wait the most
-        for start in range(0, len(group), most):
-            yield group[start:start + most]
+    most = 1 + sum(map(len, groups.values())) // (8 * POOL_SIZE)  # no thread ends late
+    longest = max(map(len, groups.values()), default=0)
+    for start in reversed(range(0, longest, most)):  # what waits most stands last
+        for group in groups.values():  # in turn: platforms wait, bash samples compute
+            if group[start:]:
+                yield group[start:start + most]
 
 
 def mostly_waits(item: pytest.Function) -> bool:

@@ -1198,6 +1198,7 @@ def post_in_time(self: Any, kind: str, request_id: str, body: bytes) -> None:
     if self.channel is None:
         self.channel = self.connect()
     self.channel.sock.settimeout(0.2)
+    self.channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # and no more
     try:
         self.channel.sock.sendall(self.request("POST", self.path_of(kind, request_id), body))
         self.read("POST")

@@ -258,7 +258,7 @@ def switches(container: Container) -> List[str]:
     """Return the context switches of each of the gateway's threads."""
     lines = []
     for task in pathlib.Path(f"/proc/{container.process.pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it has ended just now
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             lines += (task / "status").read_text().splitlines()
     return sorted(line for line in lines
                   if "ctxt_switches" in line or line.startswith("Pid"))

@@ -17,8 +17,6 @@ import report
 
 COVER = broken_ones.cover()
 PAIRS = [(case, name) for case, names in COVER for name in sorted(names)]
-POOL = concurrent.futures.ThreadPoolExecutor(24)
-WAITING = concurrent.futures.ThreadPoolExecutor(32)  # for checks that mostly wait
 Future = concurrent.futures.Future
 STARTED: Dict[Tuple[str, str], "Future[List[report.Verdict]]"] = {}
 
@@ -33,13 +31,13 @@ def verdicts(case: broken_ones.Broken, cases: List[checks.Check]) -> List[report
     return seen
 
 
-def begin(_: concurrent.futures.Executor) -> None:
+def begin(pool: concurrent.futures.Executor, waiting: concurrent.futures.Executor) -> None:
     """Start all of them side by side; conftest.py calls this after the collection."""
     for case, name in PAIRS:
         checks.trust(case.implementation)
         cases = [one for one in broken_ones.concerned(case) if one.name == name]
         is_long = any(hasattr(one.function, "waits") for one in cases)
-        STARTED[case.name, name] = (WAITING if is_long else POOL).submit(
+        STARTED[case.name, name] = (waiting if is_long else pool).submit(
             verdicts, case, cases)
 
 

@@ -16,7 +16,6 @@ import report
 import spec
 from broken import edited_platforms, variants
 
-POOL = concurrent.futures.ThreadPoolExecutor(12)
 STARTED: Dict[str, List["concurrent.futures.Future[report.Verdict]"]] = {}
 
 
@@ -42,11 +41,11 @@ def implementation(name: str) -> kit.Implementation:
     return broken_ones.variant(name, protocol, without)
 
 
-def begin(_: concurrent.futures.Executor) -> None:
+def begin(pool: concurrent.futures.Executor, _: concurrent.futures.Executor) -> None:
     """Start all checks side by side; conftest.py calls this after the collection."""
     for name in (*variants.VARIANTS, *PLATFORMS):
         one = implementation(name)
-        STARTED[name] = [POOL.submit(checks.judge, check, one) for check in few(
+        STARTED[name] = [pool.submit(checks.judge, check, one) for check in few(
             "platform" if name in PLATFORMS else "bootstrap")
             if one.protocol in check.protocols]
 
