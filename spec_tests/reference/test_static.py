@@ -72,9 +72,9 @@ def tree_of(path: pathlib.Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-BUDGETS = {"scf_platform": 671, "fg_platform": 699, "fc_platform": 793,
+BUDGETS = {"scf_platform": 671, "fg_platform": 699, "fc_platform": 794,
            "scf_bootstrap": 287, "fg_bootstrap": 292, "fc_bootstrap": 490,
-           "emulator": 3853,
+           "emulator": 3858,
            "gateway": 1423,
            "cloud": 1540}
 
