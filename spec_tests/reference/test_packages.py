@@ -186,22 +186,22 @@ def test_fc_start_failed__closed_at_once(code: str, monkeypatch: pytest.MonkeyPa
 LISTEN = """
 import os, socket, sys
 with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as one:
-    one.bind((sys.argv[1], int(os.environ.get("FC_SERVER_PORT", 0)) + int(sys.argv[2])))
+    one.bind((sys.argv[1], int(os.environ.get("FC_SERVER_PORT", 0)) * int(sys.argv[2])))
     one.listen()
     print("listens on", one.getsockname()[1], flush=True)
     one.accept()
 """
 
 
-@pytest.mark.parametrize("host,offset,said", (
-    ("::1", "0", r"listens on \[::1\]:PORT only.*Bind 0.0.0.0"),
-    ("0.0.0.0", "1", r"listens on 0.0.0.0:PORT, not on port \d+;.*FC_SERVER"),
-    ("::1", "1", r"listens on \[::1\]:PORT, not on port \d+;.*0.0.0.0:")))
-def test_fc_start_port__elsewhere(host: str, offset: str, said: str, code: str) -> None:
+@pytest.mark.parametrize("host,factor,said", (
+    ("::1", "1", r"listens on \[::1\]:PORT only.*Bind 0.0.0.0"),
+    ("0.0.0.0", "0", r"listens on 0.0.0.0:PORT, not on port \d+;.*FC_SERVER"),
+    ("::1", "0", r"listens on \[::1\]:PORT, not on port \d+;.*0.0.0.0:")))
+def test_fc_start_port__elsewhere(host: str, factor: str, said: str, code: str) -> None:
     """Where the server does listen is named."""
     log: List[bytes] = []
     outcome = invoke(code, "fc", start_timeout_s=1, on_log=log.append,
-                     command=[sys.executable, "-IS", "-c", LISTEN, host, offset])
+                     command=[sys.executable, "-IS", "-c", LISTEN, host, factor])
     port = b"".join(log).split()[-1].decode()
     assert outcome.kind == "start-error"
     assert re.search(said.replace("PORT", port), outcome.message), outcome.message
@@ -214,8 +214,8 @@ SERVER = "#!%s\n%s" % (sys.executable, LISTEN.replace("sys.argv[1]", "'0.0.0.0'"
     ("scf", "#!/bin/sh\n: ${RUNTIME_API_ADDR:?}\n", "RUNTIME_API_ADDR.* fg"),
     ("fg", "#!/bin/sh\n: ${SCF_RUNTIME_API:?}\n", "SCF_RUNTIME_API.* scf"),
     ("fc", "#!/bin/sh\n: ${SCF_RUNTIME_API:?}\n", "SCF_RUNTIME_API.* scf"),
-    ("scf", SERVER.replace("int(sys.argv[2])", "0"), "FC_SERVER_PORT.* fc"),
-    ("fg", SERVER.replace("int(sys.argv[2])", "0").replace("FC_SERVER_", ""),
+    ("scf", SERVER.replace("int(sys.argv[2])", "1"), "FC_SERVER_PORT.* fc"),
+    ("fg", SERVER.replace("int(sys.argv[2])", "1").replace("FC_SERVER_", ""),
      r"server, on 0.0.0.0:\d+: `emulator.py fc CODE --port \d+`")))
 def test_any_init_exit__other_protocol(protocol: str, program: str, said: str,
                                        tmp_path: pathlib.Path) -> None:
