@@ -80,7 +80,8 @@ class FileProcesses:
 
     def stop(self) -> None:
         """Interrupt what still runs, and wait until it has put its things away."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        are_done = all(one.done() for one in self.verdicts.values())
+        self.pool.shutdown(wait=are_done, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()  # which conftest.py makes an interrupt
             process.join()
