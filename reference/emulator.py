@@ -25,6 +25,7 @@ or later, Linux.
 """
 from __future__ import annotations
 
+import argparse
 import atexit
 import base64
 import collections
@@ -3155,92 +3156,98 @@ SAMPLE_EVENTS = """
 
 # ---- command line: its options ----
 
-# What --help says; the options are read from it: what one takes, "fc:" where it is of
-# that protocol alone, "with --x:" what else it needs, and what holds without it.
-HELP = """
-What to do:
-  --event TEXT|@FILE|-           invoke with this event; may be repeated
-  --request 'METHOD /PATH'       fc: call the HTTP function; --event is the body
-  --header 'NAME: VALUE'         fc: with --request: a field of it; may be repeated
-  --events FILE                  invoke with each line of a file
-  --serve [[HOST:]PORT]          serve callers until a signal ($PORT or 8080)
-  --cors http://HOST[:PORT]|*    with --serve: its pages may call
-  --jsonl                        a line of stdin is a call, of stdout an outcome
-  --parallel N                   with --jsonl: so many lines at a time (1)
-  --sample-event NAME            print such an event, for --event -
-
-How:
-  --trace FILE|-                 show messages and changes; to a FILE as JSON
-  --debug                        no time limit, no freeze, one instance
-  --attach                       start nothing: you start the bootstrap yourself
-  --watch                        a new instance when a file of CODE has changed
-  --strict                       exit with 3 when the bootstrap broke a rule
-  --quiet                        no output of the function, no log lines
-  --no-pin                       use all cores: faster from two callers on
-
-The function:
-  --env NAME=VALUE               an environment variable; may be repeated
-  --env-file FILE                a file of such lines; # begins a comment
-  --handler NAME                 the handler's name
-  --name NAME                    the function's name (function)
-  --credentials FILE             a JSON object with the keys of its role
-  --port PORT                    fc: the server's; 0 = any, many instances (9000)
-  --port PORT                    scf|fg: with --attach: that of the runtime API (9000)
-  --initializer                  fc: it has the Initializer hook
-  --pre-freeze                   fc: it has the PreFreeze hook
-  --pre-stop                     fc: it has the PreStop hook
-  --freeze                       fc: it stands still between requests (default)
-  --no-freeze                    fc: it does not
-
-Limits:
-  --timeout SECONDS              of an invocation
-  --memory MB                    of an instance
-  --init-timeout SECONDS         scf|fg: of its start
-  --init-timeout SECONDS         fc: of the Initializer
-  --start-timeout SECONDS        fc: until it listens
-  --concurrency N                fc: requests in an instance
-  --max-instances N              instances at a time; 0 = disabled
-  --queue N                      events that wait for an instance
-  --queue-timeout SECONDS        of that wait
-  --idle SECONDS                 until an idle instance is stopped
-  --grace SECONDS                between SIGTERM and SIGKILL
-  --max-event BYTES              of an event
-  --max-result BYTES             of a result
-  --pre-freeze-timeout SECONDS   fc: of the PreFreeze hook
-  --pre-stop-timeout SECONDS     fc: of the PreStop hook
-  --path-bytes BYTES             fc: of a path with its query
-  --request-header-bytes BYTES   fc: of a request's header fields
-  --response-header-bytes BYTES  fc: of an answer's header fields
-"""
 MAX_PARALLEL = 10000     # each line in flight may have a thread
 FAILED, USAGE_ERROR, BROKEN_RULE, INTERRUPTED = 1, 2, 3, 130
-NUMBERS = ("N", "PORT", "SECONDS", "MB", "BYTES")
-SYNONYMS = {"-h": "--help", "--initializer-timeout": "--init-timeout"}
 
 Given = Dict[str, List[Any]]    # what each option was given, in order; last used, last
-Option = NamedTuple("Option", [
-    ("name", str), ("takes", str), ("protocols", str), ("needs", str), ("text", str),
-    ("default", str), ("setting", str)])    # the latter of Function, if it is just one
-OPTIONS = [Option(*row) for row in re.findall(
-    r"(?m)^  (--\S+) ?(.*?)  +(?:([a-z|]+): )?(?:with (--\S+): )?"
-    r"(.*?)(?: \((.*)\))?()$", HELP)]
-TAKES = dict({option.name: option.takes for option in OPTIONS},
-             **{"--help": "", "--version": ""})
-SETTINGS = {"--" + name.replace("_", "-"): name
-            for name in ("handler", "name", "port", *FC_WORDS)}
-SETTINGS["--no-freeze"] = "freeze"
 
 
-def options_of(protocol: str) -> Dict[str, Option]:
-    """Return the options that a protocol has, with their settings and the defaults of
-    limits."""
-    found = {option.name: option._replace(setting=SETTINGS.get(option.name, ""))
-             for option in OPTIONS
-             if protocol in (option.protocols or protocol).split("|")}
-    for name, limit in LIMITS[protocol].items():
-        found[limit.option] = found[limit.option]._replace(
-            setting=name, default=quantity(name.rpartition("_")[2], limit.default))
-    return found
+class Option(NamedTuple):
+    """A row of --help: what an option takes ("" = nothing, "[X]" = X or nothing), what
+    it does, what else it needs, who has it, which setting of Function it gives, what
+    holds without it. A name without a dash is the heading of the rows that follow."""
+
+    name: str
+    takes: str = ""
+    text: str = ""
+    needs: str = ""
+    protocols: Tuple[str, ...] = PROTOCOLS
+    setting: str = ""
+    default: str = ""
+
+
+FC, PULLING = ("fc",), ("scf", "fg")
+OPTIONS = (
+    Option("What to do"),
+    Option("--event", "TEXT|@FILE|-", "invoke with this event; may be repeated"),
+    Option("--request", "'METHOD /PATH'", "call the HTTP function; --event is the body",
+           "", FC),
+    Option("--header", "'NAME: VALUE'", "a field of it; may be repeated", "--request",
+           FC),
+    Option("--events", "FILE", "invoke with each line of a file"),
+    Option("--serve", "[[HOST:]PORT]", "serve callers until a signal",
+           default="$PORT or 8080"),
+    Option("--cors", "http://HOST[:PORT]|*", "its pages may call", "--serve"),
+    Option("--jsonl", "", "a line of stdin is a call, of stdout an outcome"),
+    Option("--parallel", "N", "so many lines at a time", "--jsonl", default="1"),
+    Option("--sample-event", "NAME", "print such an event, for --event -"),
+    Option("How"),
+    Option("--trace", "FILE|-", "show messages and changes; to a FILE as JSON"),
+    Option("--debug", "", "no time limit, no freeze, one instance"),
+    Option("--attach", "", "start nothing: you start the bootstrap yourself"),
+    Option("--watch", "", "a new instance when a file of CODE has changed"),
+    Option("--strict", "", "exit with 3 when the bootstrap broke a rule"),
+    Option("--quiet", "", "no output of the function, no log lines"),
+    Option("--no-pin", "", "use all cores: faster from two callers on"),
+    Option("The function"),
+    Option("--env", "NAME=VALUE", "an environment variable; may be repeated"),
+    Option("--env-file", "FILE", "a file of such lines; # begins a comment"),
+    Option("--handler", "NAME", "the handler's name", setting="handler"),
+    Option("--name", "NAME", "the function's name", setting="name", default="function"),
+    Option("--credentials", "FILE", "a JSON object with the keys of its role"),
+    Option("--port", "PORT", "the server's; 0 = any, many instances", "", FC, "port",
+           str(WORDS["port"])),
+    Option("--port", "PORT", "that of the runtime API", "--attach", PULLING, "port",
+           str(WORDS["port"])),
+    Option("--initializer", "", "it has the Initializer hook", "", FC, "initializer"),
+    Option("--pre-freeze", "", "it has the PreFreeze hook", "", FC, "pre_freeze"),
+    Option("--pre-stop", "", "it has the PreStop hook", "", FC, "pre_stop"),
+    Option("--freeze", "", "it stands still between requests", "", FC, "freeze",
+           "default"),
+    Option("--no-freeze", "", "it does not", "", FC, "freeze"),
+    Option("Limits"))
+LIMIT_TEXTS = {
+    "timeout_s": "of an invocation", "memory_mb": "of an instance",
+    "init_timeout_s": "of its start", "initializer_timeout_s": "of the Initializer",
+    "start_timeout_s": "until it listens", "concurrency": "requests in an instance",
+    "max_instances": "instances at a time; 0 = disabled",
+    "queue": "events that wait for an instance", "queue_timeout_s": "of that wait",
+    "idle_s": "until an idle instance is stopped",
+    "grace_s": "between SIGTERM and SIGKILL", "event_bytes": "of an event",
+    "result_bytes": "of a result", "pre_freeze_timeout_s": "of the PreFreeze hook",
+    "pre_stop_timeout_s": "of the PreStop hook",
+    "path_bytes": "of a path with its query",
+    "request_header_bytes": "of a request's header fields",
+    "response_header_bytes": "of an answer's header fields"}
+UNITS = {"s": "SECONDS", "mb": "MB", "bytes": "BYTES"}
+NUMBERS = ("N", "PORT", *UNITS.values())
+
+
+def options_of(*protocols: str) -> Dict[str, Option]:
+    """Return the rows that one of the protocols has, those of LIMITS at the end."""
+    rows: Dict[str, Option] = {}
+    for protocol in protocols:
+        for option in OPTIONS:
+            if protocol in option.protocols:
+                rows.setdefault(option.name, option)
+        table = LIMITS[protocol]
+        for name in filter(table.__contains__, LIMIT_TEXTS):
+            unit = name.rpartition("_")[2]
+            rows.setdefault(table[name].option, Option(
+                table[name].option, UNITS.get(unit, "N"), LIMIT_TEXTS[name], "", tuple(
+                    one for one in PROTOCOLS if name in LIMITS[one]), name,
+                quantity(unit, table[name].default)))
+    return rows
 
 
 def quantity(unit: str, value: float) -> str:
@@ -3251,62 +3258,88 @@ def quantity(unit: str, value: float) -> str:
         "as --timeout")
 
 
-def format_help(protocol: str) -> str:
-    """Return what --help says: of a protocol, or of all three."""
-    text, name = HELP, os.path.basename(sys.argv[0])
-    if protocol:
-        rows = {option.name: "\n  %-31s%s%s%s" % (
-            option.name + " " + option.takes, option.needs and "with %s: "
-            % option.needs, option.text, option.default and " (%s)" % option.default)
-            for option in options_of(protocol).values()}
-        text = re.sub(r"\n  (--\S+).*", lambda row: rows.pop(row[1], ""), HELP)
-    return ("usage: %s %s CODE [options] [-- COMMAND ARG ...]\n\n"
-            "Run a custom-runtime bootstrap on this machine. CODE is its folder, or a "
-            "ZIP.\n%s\nExit status: 0 ok, 1 an invocation failed, 2 usage, 3 with "
-            "--strict: a rule was\nbroken, 130 interrupted. The rules: SPEC.md. "
-            "Defaults: %s %s --help" % (
-                name, protocol or "|".join(PROTOCOLS), text, name, protocol or "fg"))
+class Parser(argparse.ArgumentParser):
+    """Parses the options of some protocols. Each is kept by its name, as a list of what
+    it was given; a mistake is a ValueError that says what the option takes."""
 
+    def __init__(self, *protocols: str) -> None:
+        super().__init__(
+            usage="%%(prog)s %s CODE [options] [-- COMMAND ARG ...]" % (
+                "|".join(protocols)), description="Run a custom-runtime bootstrap on "
+            "this machine. CODE is its folder, or a ZIP.", epilog="Exit status: 0 ok, "
+            "1 an invocation failed, 2 usage, 3 with --strict: a rule was broken, "
+            "130 interrupted. The rules: SPEC.md. Defaults: %%(prog)s %s --help"
+            % protocols[-1], add_help=False, allow_abbrev=False,
+            argument_default=argparse.SUPPRESS, formatter_class=lambda prog:
+            argparse.HelpFormatter(prog, max_help_position=33, width=80))
+        self.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+        group: Any = self
+        self._take(group, Option("--help"), "-h")
+        self._take(group, Option("--version"))
+        self.add_argument("--initializer-timeout", dest="--init-timeout", type=number,
+                          action="append", help=argparse.SUPPRESS)
+        self.options = options_of(*protocols)
+        for option in self.options.values():
+            if option.name.startswith("-"):
+                self._take(group, option, text=phrase(option, protocols))
+            else:
+                group = self.add_argument_group(option.name)
 
-def parse(words: Sequence[str]) -> Tuple[List[str], Given]:
-    """Return the arguments and options of a command line. Raises ValueError."""
-    arguments: List[str] = []
-    given: Given = {}
-    rest = list(words)
-    while rest:
-        name, has_value, value = rest.pop(0).partition("=")
-        name = SYNONYMS.get(name, name)
-        if name[:1] != "-":
-            arguments.append(name + has_value + value)
-            continue
-        if name not in TAKES:
+    def _take(self, group: Any, option: Option, *more: str,
+              text: str = argparse.SUPPRESS) -> None:
+        kind: Dict[str, Any] = {"action": "append", "metavar": option.takes,
+                                "type": number if option.takes in NUMBERS else str}
+        if option.takes[:1] == "[":
+            kind.update(metavar=option.takes[1:-1], nargs="?", const="")
+        elif not option.takes:
+            kind = {"action": "append_const",
+                    "const": not option.name.startswith("--no-")}
+        group.add_argument(option.name, *more, dest=option.name, help=text, **kind)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError, in our words."""
+        name, _, seen = message[len("argument "):].partition(": ")
+        seen = seen.replace("ignored explicit argument", "not")
+        raise ValueError("%s takes %s%s" % (
+            name, takes(name), ", " + seen if seen.startswith("not ") else ""))
+
+    def parse(self, words: Sequence[str]) -> Tuple[List[str], Given]:
+        """Return the arguments and options of a command line. Raises ValueError."""
+        found, unknown = self.parse_known_intermixed_args(words)
+        for word in unknown:
             import difflib  # nobody needs it who makes no mistakes
             raise ValueError("there is no option " + "; the nearest is ".join(
-                [name, *difflib.get_close_matches(name, TAKES, 1)]))
-        takes = TAKES[name]
-        if takes and not has_value and rest and not rest[0].startswith("--"):
-            has_value, value = "=", rest.pop(0)
-        if bool(takes) != bool(has_value) and takes[:1] != "[":
-            raise wrong(name, value if has_value else None)
-        given[name] = given.pop(name, []) + [
-            number(name, value) if takes in NUMBERS else
-            value if takes else not name.startswith("--no-")]
-    return arguments, given
+                [word, *difflib.get_close_matches(word, self.options, 1)]))
+        given = vars(found)
+        return given.pop("arguments", []), given
 
 
-def number(name: str, text: str) -> float:
-    """Return a number. Raises ValueError."""
+def phrase(option: Option, protocols: Sequence[str]) -> str:
+    """Return what --help says of an option."""
+    only = option.protocols[0] if len(option.protocols) < len(protocols) else ""
+    default = option.default if len(protocols) == 1 else ""
+    return "".join((only and only + ": ", option.needs and "with %s: " % option.needs,
+                    option.text, default and " (%s)" % default))
+
+
+def number(text: str) -> float:
+    """Return a number. Raises what argparse expects."""
     try:
         value = float(text)
     except ValueError:
-        raise wrong(name, text)
+        raise argparse.ArgumentTypeError("not %r" % text)
     return int(value) if value.is_integer() else value
 
 
-def wrong(name: str, value: Optional[str]) -> ValueError:
+def takes(name: str) -> str:
+    """Return what an option takes."""
+    option = options_of(*PROTOCOLS).get(name)
+    return option and option.takes or "nothing"
+
+
+def wrong(name: str, value: str) -> ValueError:
     """Return the error of an option that was given something else than it takes."""
-    return ValueError("%s takes %s%s" % (name, TAKES[name] or "nothing", "" if
-                                         value is None else ", not %r" % value))
+    return ValueError("%s takes %s, not %r" % (name, takes(name), value))
 
 
 # ---- command line: what it takes ----
@@ -3320,9 +3353,8 @@ class Command:
         if len(arguments) != 2:
             raise ValueError("too many arguments: %s" % " ".join(arguments[2:])
                              if self.code else "CODE is missing: a folder or ZIP")
-        options = options_of(self.protocol)
-        self._check(options)
-        self.settings = self._read_settings(options)
+        self._check(options_of(self.protocol))
+        self.settings = self._read_settings(options_of(self.protocol))
         self.parallel = min(MAX_PARALLEL, int(check_limit(
             "parallel", Limit(1, "--parallel"), {
                 "parallel": self.last("--parallel", 1)})))
@@ -3807,10 +3839,11 @@ def run(line: Command) -> int:
 def start(words: List[str]) -> int:
     """Answer a question about the program, or run it. Raises ValueError, OSError."""
     at = words.index("--") if "--" in words else len(words)
-    arguments, given = parse(words[:at])
+    arguments, given = Parser(*PROTOCOLS).parse(words[:at])
     said = ""
     if "--help" in given:
-        said = format_help(protocol_of(arguments) if arguments else "")
+        said = Parser(*(arguments and [protocol_of(arguments)] or PROTOCOLS)
+                      ).format_help().rstrip()
     elif "--version" in given:
         said = "emulator %s, SPEC %s" % (__version__, SPEC_VERSION)
     elif "--sample-event" in given:

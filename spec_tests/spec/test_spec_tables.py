@@ -194,12 +194,10 @@ def test_options(the_spec: spec.Spec) -> None:
     for two, and those that are more than one word."""
     table = the_spec.table("any", "option", "takes", "of", "meaning")
     assert [tuple(row.values()) for row in table.records()] == [
-        (option.name, option.takes.replace("|", "/") or "-",
-         option.protocols.replace("|", ", ") or "all",
+        (option.name, option.takes.replace("|", "/") or "-", "all" if
+         option.protocols == emulator.PROTOCOLS else ", ".join(option.protocols),
          (option.needs and f"with {option.needs}: ") + option.text)
-        for option in emulator.OPTIONS if option.name not in {
-            limit.option for limits in emulator.LIMITS.values()
-            for limit in limits.values()}]
+        for option in emulator.OPTIONS if option.name.startswith("-")]
     for protocol in RULES:
         given = {option.setting for option in emulator.options_of(protocol).values()}
         assert set(emulator.setting_names(protocol)) - given == {
