@@ -650,7 +650,7 @@ def test_any_instance_resources__lost(bootstrap: Bootstrap) -> None:
     lose(run, LOST)
     for what in ("descriptors", "threads", "processes"):
         if not any(run.process.holdings()[what] - before[what] < LOST // 2
-                   for _ in wire.looks(2.0)):
+                   for _ in wire.looks(5.0)):
             raise Mismatch(f"no more {what} after {LOST} broken connections than before",
                            f"{run.process.holdings()[what]}, not {before[what]}")
 
